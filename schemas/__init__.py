@@ -1,0 +1,21 @@
+"""The contract: what a cache is, for those who write it and those who read it. numpy, pyarrow, deltalake, obstore.
+
+Axes, everywhere in the project: B batch, S sequence, R rows (examples), N positions, E kept entries in all,
+K kept entries of a position, V vocabulary or classes, D feature width.
+"""
+
+from schemas.cache import Cache
+from schemas.errors import TeachonceError
+from schemas.spec import Feature, Fingerprint, Header, Spec
+from schemas.verify import Verified, verify
+
+__all__ = [
+    "Cache",
+    "Feature",
+    "Fingerprint",
+    "Header",
+    "Spec",
+    "TeachonceError",
+    "Verified",
+    "verify",
+]

@@ -1,0 +1,202 @@
+"""`Cache`: one version of a cache, opened for reading.
+
+Opening reads the log and the spec, never a shard. Footers (the row-group index) are fetched on first use, many at a
+time, and row groups one by one: memory is that of the row groups a caller holds.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from schemas.commits import CommitRecord, Shard, Version, latest_version, read_record, read_version
+from schemas.errors import CorruptionError, NoCacheError
+from schemas.rows import Rows
+from schemas.shard_reader import OpenFooter, open_footer, read_group, read_identities
+from schemas.shards import RowGroup, Totals
+from schemas.spec import Fingerprint, Header, Spec
+from schemas.storage import Storage
+
+SPEC_NAME = "_teachonce/spec.json"
+TOKENIZER_FOLDER = "_teachonce/tokenizer"
+REJECTS_FOLDER = "_teachonce/rejects"
+RUNS_FOLDER = "_teachonce/runs"
+_THREADS = 16
+
+
+class RowGroupRef(NamedTuple):
+    """One row group of one shard, and what its footer says of it."""
+
+    shard: Shard
+    place: int
+    group: RowGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """One version of a cache. Safe to share between threads; holds no open file."""
+
+    storage: Storage
+    header: Header
+    version: int
+    shards: tuple[Shard, ...]
+    record: CommitRecord
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], version: int | None = None) -> Self:
+        """Opens a committed version (default: the newest) in a folder or at `s3://`, `gs://`, `az://`.
+
+        Raises:
+            NoCacheError: nothing was committed there, or no such version.
+            FormatError: the cache needs a newer reader.
+            CorruptionError: log or spec are damaged.
+        """
+        storage = Storage.at(path)
+        found = read_version(storage, version)
+        header = read_header(storage)
+        if found.record.header_hash != header.to_json()["hash"]:
+            raise CorruptionError(
+                "the spec is not the one that the cache was committed with",
+                where=f"{storage.root}/{SPEC_NAME}",
+            )
+        return cls(
+            storage=storage,
+            header=header,
+            version=found.number,
+            shards=found.shards,
+            record=found.record,
+        )
+
+    @property
+    def spec(self) -> Spec:
+        return self.header.spec
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self.header.fingerprint
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over all live examples, from the log."""
+        return self.record.totals
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all live shards."""
+        return sum(shard.size_bytes for shard in self.shards)
+
+    def versions(self) -> list[tuple[int, CommitRecord]]:
+        """Number and record of every version up to this one."""
+        return [(n, read_record(self.storage, n)) for n in range(self.version + 1)]
+
+    @functools.cached_property
+    def footers(self) -> dict[str, OpenFooter]:
+        """Each live shard's checked footer, by name. Fetched at first use, in threads.
+
+        Raises:
+            CorruptionError: a shard is missing, cut short or not the one that the log means.
+        """
+        with ThreadPoolExecutor(_THREADS) as pool:
+            opened = pool.map(self.open_shard, self.shards)
+            return {shard.name: footer for shard, footer in zip(self.shards, opened, strict=True)}
+
+    def open_shard(self, shard: Shard) -> OpenFooter:
+        """One shard's footer, checked against its seal, the log and the spec.
+
+        Raises:
+            CorruptionError: a shard is missing, cut short or not the one that the log means.
+        """
+        opened = open_footer(self.storage, shard.name, size=shard.size_bytes)
+        where = f"{self.storage.root}/{shard.name}"
+        for what, expected, got in (
+            ("spec", self.spec.hash, opened.footer.spec_hash),
+            ("fingerprint", self.fingerprint.hash, opened.footer.fingerprint_hash),
+            ("rows", shard.examples, opened.footer.totals.examples),
+        ):
+            if expected != got:
+                raise CorruptionError(
+                    f"a shard's {what} is not the cache's", where=where, expected=expected, got=got
+                )
+        return opened
+
+    @functools.cached_property
+    def row_groups(self) -> tuple[RowGroupRef, ...]:
+        """Every row group, by shard name and place: the order that all others derive from."""
+        return tuple(
+            RowGroupRef(shard, place, group)
+            for shard in self.shards
+            for place, group in enumerate(self.footers[shard.name].footer.row_groups)
+        )
+
+    def read(self, ref: RowGroupRef, names: Sequence[str] | None = None) -> Rows:
+        """Fetches, checks and parses one row group: all columns of the spec, or those named.
+
+        Raises:
+            CorruptionError: naming the shard.
+        """
+        opened = self.footers[ref.shard.name]
+        return read_group(self.storage, ref.shard.name, opened, ref.place, self.spec, names=names)
+
+    def read_all(self) -> Iterator[Rows]:
+        """Every row group, one at a time."""
+        return (self.read(ref) for ref in self.row_groups)
+
+    def identities(self, shard: Shard) -> Rows:
+        """The identity columns of one shard, checked, without the rest of its bytes."""
+        return read_identities(self.storage, shard.name, self.footers[shard.name], self.spec)
+
+    def save_tokenizer(self, folder: str | os.PathLike[str]) -> Path:
+        """Copies the teacher's tokenizer to a local folder, for `AutoTokenizer.from_pretrained`.
+
+        Raises:
+            CorruptionError: a file is missing, or not the one that was stored.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in self.header.tokenizer:
+            (target / name).write_bytes(self.tokenizer_file(name))
+        return target
+
+    def tokenizer_file(self, name: str) -> bytes:
+        """One checked file of the teacher's tokenizer."""
+        where = f"{self.storage.root}/{TOKENIZER_FOLDER}/{name}"
+        try:
+            data = self.storage.read(f"{TOKENIZER_FOLDER}/{name}")
+        except FileNotFoundError as error:
+            raise CorruptionError("a tokenizer file is missing", where=where) from error
+        if hashlib.sha256(data).hexdigest() != self.header.tokenizer[name]:
+            raise CorruptionError("a tokenizer file is not the one that was stored", where=where)
+        return data
+
+
+def read_header(storage: Storage) -> Header:
+    """The header of a cache, whether or not anything was committed.
+
+    Raises:
+        NoCacheError: there is none.
+        FormatError, CorruptionError: it cannot be read by this release, or is damaged.
+    """
+    try:
+        data = storage.read(SPEC_NAME)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoCacheError("no cache is there", where=f"{storage.root}/{SPEC_NAME}") from error
+    return Header.from_bytes(data, f"{storage.root}/{SPEC_NAME}")
+
+
+def create_header(storage: Storage, header: Header, tokenizer: dict[str, bytes]) -> Header:
+    """Writes tokenizer and spec unless they are there; returns the header that the cache has."""
+    for name, data in tokenizer.items():
+        storage.put_if_absent(f"{TOKENIZER_FOLDER}/{name}", data)
+    storage.put_if_absent(SPEC_NAME, header.to_bytes())
+    return read_header(storage)
+
+
+def base_version(storage: Storage) -> Version | None:
+    """The newest version, for a run to build on; None where nothing was committed."""
+    return None if latest_version(storage) < 0 else read_version(storage)

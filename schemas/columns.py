@@ -1,0 +1,153 @@
+"""The one schema: which columns a shard has under a spec, their types, and how each is encoded on disk.
+
+A row is an example. Everything per token, position or kept entry is a list column: `docs/cache-format.md` tells what
+each means. Types are those that Delta, DuckDB, Polars, pandas, Spark and Hugging Face `datasets` share: no unsigned
+integers, no float16, no opaque blobs.
+
+Encodings decide the bytes: ids in byte planes (BYTE_STREAM_SPLIT), small codes in a dictionary, both under zstd. A
+wrong path in Arrow's `column_encoding` is ignored without a word, so `check_encodings` asserts them from the footer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import CorruptionError
+from schemas.spec import Spec
+
+ZSTD_LEVEL = 3
+
+IDENTITY_COLUMNS = ("example_id", "document_hash", "window_index", "window_count")
+"""What tells rows apart; hashed together for each row group, so that they can be read and checked alone."""
+
+_SPLIT, _DICTIONARY, _PLAIN = "BYTE_STREAM_SPLIT", "RLE_DICTIONARY", "PLAIN"
+
+
+class Column(NamedTuple):
+    """One column: its Arrow type, its encoding, and whether a row may lack it."""
+
+    name: str
+    type: pa.DataType
+    encoding: str
+    nullable: bool = False
+
+    @property
+    def path(self) -> str:
+        """The leaf's path in the Parquet schema."""
+        return f"{self.name}.list.element" if pa.types.is_list(self.type) else self.name
+
+
+def columns(spec: Spec) -> tuple[Column, ...]:
+    """The columns of a shard, in order."""
+    return (*_example_columns(spec), *_position_columns(spec), *_feature_columns(spec))
+
+
+def shard_schema(spec: Spec) -> pa.Schema:
+    """The Arrow schema of every shard of a cache."""
+    return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in columns(spec)])
+
+
+def write_options(spec: Spec) -> dict[str, Any]:
+    """Keyword arguments of `pyarrow.parquet.ParquetWriter`."""
+    every = columns(spec)
+    return {
+        "compression": "zstd",
+        "compression_level": ZSTD_LEVEL,
+        "use_dictionary": [c.path for c in every if c.encoding == _DICTIONARY],
+        "column_encoding": {c.path: c.encoding for c in every if c.encoding != _DICTIONARY},
+        "write_page_checksum": True,
+        "write_statistics": [c.path for c in every if not pa.types.is_list(c.type)],
+        "data_page_size": 2**20,
+        "dictionary_pagesize_limit": 2**20,
+    }
+
+
+def check_encodings(metadata: pq.FileMetaData, spec: Spec, where: str) -> None:
+    """Asserts from a footer that each column is encoded as the format says.
+
+    Raises:
+        CorruptionError: naming the first column that is not.
+    """
+    expected = {c.path: c.encoding for c in columns(spec)}
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(index)
+            wanted = expected.get(chunk.path_in_schema)
+            if wanted is not None and wanted not in chunk.encodings:
+                raise CorruptionError(
+                    f"column {chunk.path_in_schema} is not encoded as the format says",
+                    where=where,
+                    expected=wanted,
+                    got=", ".join(chunk.encodings),
+                )
+
+
+def check_schema(schema: pa.Schema, spec: Spec, where: str) -> None:
+    """Asserts that a shard has every column of its spec with its type; columns beyond those are ignored.
+
+    Raises:
+        CorruptionError: naming the first column that is missing or of another type.
+    """
+    for column in columns(spec):
+        index = schema.get_field_index(column.name)
+        got = schema.field(index).type if index >= 0 else "no such column"
+        if got != column.type:
+            raise CorruptionError(
+                f"column {column.name} breaks the schema",
+                where=where,
+                expected=column.type,
+                got=got,
+            )
+
+
+def _example_columns(spec: Spec) -> list[Column]:
+    optional = [
+        (spec.has_document_id, Column("document_id", pa.string(), _PLAIN, nullable=True)),
+        (spec.has_text, Column("text", pa.string(), _PLAIN, nullable=True)),
+        (spec.has_text_pair, Column("text_pair", pa.string(), _PLAIN, nullable=True)),
+        (True, Column("input_ids", pa.list_(pa.int32()), _SPLIT)),
+        (
+            spec.has_token_type_ids,
+            Column("token_type_ids", pa.list_(pa.int8()), _DICTIONARY),
+        ),
+    ]
+    return [
+        Column("example_id", pa.binary(), _PLAIN),
+        Column("document_hash", pa.binary(), _PLAIN),
+        Column("window_index", pa.int32(), _DICTIONARY),
+        Column("window_count", pa.int32(), _DICTIONARY),
+        *(column for wanted, column in optional if wanted),
+    ]
+
+
+def _position_columns(spec: Spec) -> list[Column]:
+    floats = pa.list_(pa.float32())
+    places = Column("position_index", pa.list_(pa.int32()), _SPLIT, nullable=True)
+    if spec.score != "softmax":
+        labels = Column("labels", floats, _SPLIT, nullable=True)
+        return [places, labels, Column("logits", floats, _SPLIT)]
+    return [
+        places,
+        Column("labels", pa.list_(pa.int32()), _SPLIT, nullable=True),
+        Column("num_kept", pa.list_(pa.int32()), _DICTIONARY),
+        Column("kept_ids", pa.list_(pa.int32()), _SPLIT),
+        Column("kept_codes", pa.list_(pa.int16()), _DICTIONARY),
+        Column("top_logprob", floats, _SPLIT),
+        Column("logsumexp", floats, _SPLIT),
+        Column("entropy", floats, _SPLIT),
+        Column("label_logprob", floats, _SPLIT, nullable=True),
+    ]
+
+
+def _feature_columns(spec: Spec) -> list[Column]:
+    found = []
+    for feature in spec.features:
+        if feature.dtype == "int8":
+            found.append(Column(feature.column, pa.list_(pa.int8()), _DICTIONARY))
+            found.append(Column(feature.scale_column, pa.float32(), _PLAIN))
+        else:
+            found.append(Column(feature.column, pa.list_(pa.float32()), _SPLIT))
+    return found

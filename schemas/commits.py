@@ -1,0 +1,288 @@
+"""Versions: which shards are live. The cache is a Delta table, committed by `deltalake`.
+
+One commit is one atomic change of the set of live shards. It carries `Transaction("teachonce", version)`, which makes
+it idempotent (a retried commit finds its own) and exclusive (of two runs that began at one version the second is told
+so), and a record with the number of live shards and rows and a hash over the live names *after* it: a flipped letter
+in a log line would otherwise hide a shard.
+
+Cost: 200,000 shards commit in about 1.3 s and open in 0.2 s. Log files are never cleaned up by a commit, so every
+version opens until its shards are deleted on purpose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, Self
+
+from deltalake import (
+    CommitProperties,
+    DeltaTable,
+    PostCommitHookProperties,
+    Schema,
+    Transaction,
+)
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, create_table_with_add_actions
+
+from schemas.columns import shard_schema
+from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError
+from schemas.shards import Totals, parse_name
+from schemas.spec import Spec
+from schemas.storage import Storage, plain_http_endpoint
+
+APP = "teachonce"
+NO_VERSION = -1
+"""The version of a cache in which nothing was committed yet."""
+
+_KEEP_LOGS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
+
+
+class Shard(NamedTuple):
+    """A live shard, as the log has it."""
+
+    name: str
+    size_bytes: int
+    examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRecord:
+    """What a commit says of itself and of the cache after it."""
+
+    run: str
+    header_hash: str
+    live_shards: int
+    live_rows: int
+    live_hash: str
+    totals: Totals
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    rejects: Mapping[str, int] = field(default_factory=dict)
+    """Documents that this run rejected, by reason."""
+    time_ms: int = 0
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**{**value, "totals": Totals.from_json(value["totals"])})
+
+
+class Version(NamedTuple):
+    """One committed state."""
+
+    number: int
+    shards: tuple[Shard, ...]
+    record: CommitRecord
+
+
+def names_hash(names: Iterable[str]) -> str:
+    """Hash of a set of names, in hex."""
+    return hashlib.blake2b("\n".join(sorted(names)).encode(), digest_size=16).hexdigest()
+
+
+def latest_version(storage: Storage) -> int:
+    """Number of the newest version; `NO_VERSION` where nothing was committed."""
+    try:
+        return _table(storage, None).version()
+    except NoCacheError:
+        return NO_VERSION
+
+
+def read_version(storage: Storage, number: int | None = None) -> Version:
+    """A version's shards and record, checked against each other.
+
+    Raises:
+        NoCacheError: nothing was committed there, or no such version.
+        CorruptionError: the log's live shards are not those that the commit counted.
+    """
+    table = _table(storage, number)
+    found = table.version()
+    shards = _live(table, f"{storage.root}, version {found}")
+    record = read_record(storage, found)
+    _check_live(shards, record, f"{storage.root}, version {found}")
+    return Version(found, shards, record)
+
+
+def read_record(storage: Storage, number: int) -> CommitRecord:
+    """The record inside one version's log entry.
+
+    Raises:
+        CorruptionError: there is no such entry, or none that teachonce wrote.
+    """
+    name = f"_delta_log/{number:020d}.json"
+    where = f"{storage.root}/{name}"
+    try:
+        lines = [json.loads(line) for line in storage.read(name).splitlines()]
+        infos = [line["commitInfo"] for line in lines if "commitInfo" in line]
+        value = infos[0][APP]
+        stated = value.pop("hash")
+        if stated != _record_hash(value):
+            raise CorruptionError("a commit's record does not match its own hash", where=where)
+        return CommitRecord.from_json(value)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CorruptionError(
+            "a log entry is not what teachonce committed", where=where, got=repr(error)
+        ) from error
+
+
+def commit(
+    storage: Storage,
+    spec: Spec,
+    base: Version | None,
+    added: Sequence[Shard],
+    record: CommitRecord,
+) -> int:
+    """Commits `added` on top of the version that the run began with, and returns the new version's number.
+
+    Doing it again with the same run id changes nothing and returns the same number.
+
+    Raises:
+        ConflictError: another run committed since `base`.
+        CacheError: the store refuses.
+    """
+    number = NO_VERSION + 1 if base is None else base.number + 1
+    done = _committed_by(storage, number)
+    if done is not None:
+        return _own_or_conflict(storage, done, record.run, number)
+    properties = CommitProperties(
+        custom_metadata={APP: _record_json(record)}, app_transactions=[Transaction(APP, number)]
+    )
+    try:
+        _write(storage, spec, base, [_add(shard) for shard in added], properties)
+    except DeltaError as error:
+        done = _committed_by(storage, number)
+        if done is not None:
+            return _own_or_conflict(storage, done, record.run, number)
+        raise CacheError("the commit failed", where=storage.root, got=str(error).splitlines()[0]) from error
+    return number
+
+
+def record_after(
+    base: Version | None, added: Sequence[Shard], added_totals: Totals, **fields: Any
+) -> CommitRecord:
+    """The record of a commit that adds shards to `base`."""
+    live = [*(base.shards if base else ()), *added]
+    return CommitRecord(
+        live_shards=len(live),
+        live_rows=sum(shard.examples for shard in live),
+        live_hash=names_hash(shard.name for shard in live),
+        totals=(base.record.totals if base else Totals()) + added_totals,
+        time_ms=int(time.time() * 1000),
+        **fields,
+    )
+
+
+def _write(
+    storage: Storage,
+    spec: Spec,
+    base: Version | None,
+    actions: Sequence[AddAction],
+    properties: CommitProperties,
+) -> None:
+    schema = Schema.from_arrow(shard_schema(spec))
+    if base is None:
+        create_table_with_add_actions(
+            storage.root,
+            schema,
+            list(actions),
+            mode="error",
+            storage_options=_options(),
+            commit_properties=properties,
+            post_commithook_properties=_KEEP_LOGS,
+        )
+        return
+    _table(storage, base.number).create_write_transaction(
+        list(actions),
+        "append",
+        schema,
+        commit_properties=properties,
+        post_commithook_properties=_KEEP_LOGS,
+    )
+
+
+def _committed_by(storage: Storage, number: int) -> int | None:
+    """The newest version if it is `number` or later."""
+    latest = latest_version(storage)
+    return latest if latest >= number else None
+
+
+def _own_or_conflict(storage: Storage, latest: int, run: str, number: int) -> int:
+    if read_record(storage, number).run == run:
+        return number
+    raise ConflictError(
+        "the cache has moved on since this run began",
+        where=storage.root,
+        expected=f"version {number - 1}",
+        got=f"version {latest}",
+        do="Start the run again: it computes only what is still missing",
+    )
+
+
+def _add(shard: Shard) -> AddAction:
+    stats = json.dumps({"numRecords": shard.examples})
+    now = int(time.time() * 1000)
+    return AddAction(shard.name, shard.size_bytes, {}, now, True, stats)
+
+
+def _record_json(record: CommitRecord) -> dict[str, Any]:
+    value = asdict(record)
+    return {**value, "hash": _record_hash(value)}
+
+
+def _record_hash(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _table(storage: Storage, number: int | None) -> DeltaTable:
+    try:
+        return DeltaTable(storage.root, version=number, storage_options=_options())
+    except TableNotFoundError as error:
+        raise NoCacheError(
+            "no cache is there: nothing was committed",
+            where=storage.root,
+            do="Check the path, or make one with `teachonce precompute`",
+        ) from error
+    except DeltaError as error:
+        if number is not None and latest_version(storage) < number:
+            raise NoCacheError(
+                "the cache has no such version",
+                where=storage.root,
+                expected=f"0 to {latest_version(storage)}",
+                got=number,
+            ) from error
+        raise CorruptionError(
+            "the cache's log cannot be read",
+            where=f"{storage.root}/_delta_log",
+            got=str(error).splitlines()[0],
+        ) from error
+
+
+def _live(table: DeltaTable, where: str) -> tuple[Shard, ...]:
+    actions = table.get_add_actions(flatten=True)
+    columns = (actions[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
+    shards = tuple(sorted(Shard(*row) for row in zip(*columns, strict=True)))
+    for shard in shards:
+        parse_name(shard.name)
+        if shard.examples is None:
+            raise CorruptionError("a log entry counts no rows", where=f"{where}, {shard.name}")
+    return shards
+
+
+def _check_live(shards: Sequence[Shard], record: CommitRecord, where: str) -> None:
+    got = (len(shards), sum(s.examples for s in shards), names_hash(s.name for s in shards))
+    expected = (record.live_shards, record.live_rows, record.live_hash)
+    if got != expected:
+        raise CorruptionError(
+            "the log's live shards are not those that the commit counted",
+            where=where,
+            expected=f"{expected[0]} shards, {expected[1]} rows",
+            got=f"{got[0]} shards, {got[1]} rows",
+            do="Restore _delta_log from a copy",
+        )
+
+
+def _options() -> dict[str, str]:
+    return {"allow_http": "true"} if plain_http_endpoint() else {}

@@ -1,0 +1,111 @@
+"""Every error that teachonce raises on purpose.
+
+* TeachonceError                one line: what, where, expected, got, what to do
+  + UsageError                  a wrong flag, path or model
+  + CacheError                  about a cache
+    - NoCacheError              nothing was ever committed there
+    - FormatError               written by a newer teachonce, or not a cache's spec
+    - CorruptionError           bytes that do not match their seal, schema, count or id
+    - MismatchError             the run's fingerprint or spec is not the cache's
+    - ConflictError             another run committed in the meantime
+  + CorpusError                 about the corpus
+    - TruncatedFileError        a compressed file ends inside a frame
+    - TooManyRejectsError       more documents were rejected than the run tolerates
+  + TeacherError                the teacher cannot be run as asked
+    - DriftError                a fresh teacher no longer says what the cache holds
+  + StudentError                the student does not fit the cache or the losses
+
+`ValueError` is for a bad argument of a Python call; `assert` for our own invariants.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TeachonceError(Exception):
+    """The root. `str(error)` is one line made of the parts that were given."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        got: object = None,
+        do: str | None = None,
+    ) -> None:
+        self.what, self.where, self.expected, self.got, self.do = what, where, expected, got, do
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """The message: `what: where: expected E, got G. Do.`"""
+        text = self.what if self.where is None else f"{self.what}: {self.where}"
+        found = [
+            f"{word} {value}"
+            for word, value in (("expected", self.expected), ("got", self.got))
+            if value is not None
+        ]
+        text = f"{text}: {', '.join(found)}" if found else text
+        return f"{text}. {self.do}" if self.do else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keyword arguments survive pickling, so an error crosses a worker's border whole."""
+        parts = {"where": self.where, "expected": self.expected, "got": self.got, "do": self.do}
+        return _rebuild, (type(self), self.what, parts)
+
+
+def _rebuild(kind: type[TeachonceError], what: str, parts: dict[str, Any]) -> TeachonceError:
+    return kind(what, **parts)
+
+
+class UsageError(TeachonceError):
+    """A flag, a path or a model name is wrong; nothing was done."""
+
+
+class CacheError(TeachonceError):
+    """Something is wrong with a cache."""
+
+
+class NoCacheError(CacheError):
+    """The folder holds no committed version."""
+
+
+class FormatError(CacheError):
+    """The cache's format is unknown to this reader."""
+
+
+class CorruptionError(CacheError):
+    """Bytes, schema, counts or ids are not what the log vouches for."""
+
+
+class MismatchError(CacheError):
+    """A run would mix another teacher or another spec into a cache."""
+
+
+class ConflictError(CacheError):
+    """The cache has moved on since the run began."""
+
+
+class CorpusError(TeachonceError):
+    """The corpus cannot be read as asked."""
+
+
+class TruncatedFileError(CorpusError):
+    """A compressed file ends inside a frame: its last documents are missing."""
+
+
+class TooManyRejectsError(CorpusError):
+    """The share of rejected documents is above the tolerance; nothing was committed."""
+
+
+class TeacherError(TeachonceError):
+    """The teacher cannot be opened or run as asked."""
+
+
+class DriftError(TeacherError):
+    """A fresh teacher's distributions are further from the cache's than the bound."""
+
+
+class StudentError(TeachonceError):
+    """The student does not fit the cache, or a loss does not fit the spec."""

@@ -1,0 +1,85 @@
+"""Flat ragged arrays: the shape in which everything per token, position and entry is held in memory.
+
+A list column is one flat array of values and R+1 offsets. Gathering rows costs a handful of numpy calls whatever
+the number of rows; there is no Python loop over rows anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ragged:
+    """R lists: row i is `values[offsets[i]:offsets[i + 1]]`, and null where `valid[i]` is false."""
+
+    values: Array
+    offsets: Int64[np.ndarray, " R1"]
+    valid: Bool[np.ndarray, " R"] | None = None
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " R"]:
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, index: int) -> Array:
+        """The values of one row."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def take(self, rows: Int64[np.ndarray, " M"]) -> Self:
+        """The given rows, in the given order."""
+        lengths = self.lengths[rows]
+        offsets = offsets_of(lengths)
+        values = self.values[spans(self.offsets[:-1][rows], lengths, offsets)]
+        valid = None if self.valid is None else self.valid[rows]
+        return type(self)(values=values, offsets=offsets, valid=valid)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, one part after the other."""
+        values = np.concatenate([part.values for part in parts])
+        offsets = offsets_of(np.concatenate([part.lengths for part in parts]))
+        valid = None
+        if any(part.valid is not None for part in parts):
+            valid = np.concatenate([part.validity for part in parts])
+        return cls(values=values, offsets=offsets, valid=valid)
+
+    @property
+    def validity(self) -> Bool[np.ndarray, " R"]:
+        return np.ones(len(self), np.bool_) if self.valid is None else self.valid
+
+    @classmethod
+    def of(cls, lists: Sequence[Array | None], dtype: Any) -> Self:
+        """From one array a row, `None` for null. For building inputs, not for hot paths."""
+        arrays = [np.asarray(() if row is None else row, dtype) for row in lists]
+        values = np.concatenate(arrays) if arrays else np.zeros(0, dtype)
+        valid = np.array([row is not None for row in lists], np.bool_)
+        offsets = offsets_of(np.array([len(row) for row in arrays], np.int64))
+        return cls(values=values, offsets=offsets, valid=None if valid.all() else valid)
+
+
+def offsets_of(lengths: Array) -> Int64[np.ndarray, " R1"]:
+    """Offsets `[0, l0, l0+l1, ...]` from lengths."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def spans(
+    starts: Int64[np.ndarray, " M"],
+    lengths: Int64[np.ndarray, " M"],
+    offsets: Int64[np.ndarray, " M1"],
+) -> Int64[np.ndarray, " T"]:
+    """The indices `start .. start + length` of each span, one after the other; `offsets` are those of `lengths`."""
+    indices: Array = np.arange(offsets[-1], dtype=np.int64)
+    indices += np.repeat(starts - offsets[:-1], lengths)
+    return indices

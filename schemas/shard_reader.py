@@ -1,0 +1,201 @@
+"""Reading sealed shards: fetch, check, and only then parse.
+
+The log vouches for a shard's name, the name for its footer, the footer for each row group's bytes. So everything that
+Arrow sees here has been checked first; what does not match is a `CorruptionError` that names the shard.
+
+Cost: a row group is fetched whole, also when only some of its columns are wanted. The identity columns alone are read
+by ranges, and checked by the hash of their values.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.columns import IDENTITY_COLUMNS, check_schema, shard_schema
+from schemas.errors import CorruptionError
+from schemas.rows import Rows
+from schemas.shards import FOOTER_KEY, RowGroup, ShardFooter, bytes_hash, identity_hash, parse_name
+from schemas.spec import Spec
+from schemas.storage import Storage
+
+_MAGIC = b"PAR1"
+_TAIL_BYTES = 8
+_GUESS_BYTES = 2**16
+REPAIR = "Run `teachonce verify` for the full list, and restore the cache or precompute it again"
+
+
+class OpenFooter(NamedTuple):
+    """A checked footer and the bytes it came from."""
+
+    footer: ShardFooter
+    metadata: pq.FileMetaData
+    data: bytes
+    size: int
+
+
+def open_footer(storage: Storage, name: str, *, size: int | None = None) -> OpenFooter:
+    """Fetches a shard's footer and checks it against the seal in its name.
+
+    Raises:
+        CorruptionError: the file is missing, cut short, or its footer is not the sealed one.
+    """
+    _, seal = parse_name(name)
+    where = f"{storage.root}/{name}"
+    try:
+        size = storage.size(name) if size is None else size
+        data = _footer_bytes(storage, name, size)
+    except FileNotFoundError as error:
+        raise CorruptionError("a shard is missing", where=where, do=REPAIR) from error
+    if bytes_hash(data) != seal:
+        raise CorruptionError(
+            "a shard's footer does not match the seal in its name",
+            where=where,
+            expected=seal,
+            got=bytes_hash(data),
+            do=REPAIR,
+        )
+    metadata = pq.read_metadata(pa.BufferReader(_MAGIC + data))
+    return OpenFooter(ShardFooter.from_bytes(metadata.metadata[FOOTER_KEY]), metadata, data, size)
+
+
+def _footer_bytes(storage: Storage, name: str, size: int) -> bytes:
+    """The bytes after the last row group. Their start is told by the footer, whose length is told by the tail."""
+    tail_start = max(0, size - _GUESS_BYTES)
+    tail = storage.read_range(name, tail_start, size)
+    length = int.from_bytes(tail[-_TAIL_BYTES:-4], "little") + _TAIL_BYTES
+    if tail[-4:] != _MAGIC or not _TAIL_BYTES < length <= size:
+        raise CorruptionError(
+            "a shard does not end as Parquet does", where=f"{storage.root}/{name}", do=REPAIR
+        )
+    if length <= len(tail):
+        return tail[-length:]
+    return storage.read_range(name, size - length, tail_start) + tail
+
+
+def fetch_group(storage: Storage, name: str, group: RowGroup) -> bytes:
+    """A row group's bytes, checked against the footer's hash.
+
+    Raises:
+        CorruptionError: naming the shard and the row group's place in it.
+    """
+    where = f"{storage.root}/{name}, bytes {group.start} to {group.end}"
+    try:
+        data = storage.read_range(name, group.start, group.end)
+    except FileNotFoundError as error:
+        raise CorruptionError("a shard is missing", where=where, do=REPAIR) from error
+    if bytes_hash(data) != group.hash:
+        raise CorruptionError(
+            "a row group's bytes are not those that were sealed",
+            where=where,
+            expected=group.hash,
+            got=bytes_hash(data),
+            do=REPAIR,
+        )
+    return data
+
+
+def read_group(
+    storage: Storage,
+    name: str,
+    opened: OpenFooter,
+    index: int,
+    spec: Spec,
+    *,
+    names: Sequence[str] | None = None,
+) -> Rows:
+    """Fetches, checks and parses one row group; `names` chooses columns (all bytes are checked all the same).
+
+    Raises:
+        CorruptionError: the bytes, the schema or the lists are not what was sealed.
+    """
+    group = opened.footer.row_groups[index]
+    where = f"{storage.root}/{name}, row group {index}"
+    segments = {group.start: fetch_group(storage, name, group), group_end(opened): opened.data}
+    file = pq.ParquetFile(_Segments(segments, opened.size), metadata=opened.metadata)
+    check_schema(file.schema_arrow, spec, where)
+    wanted = list(shard_schema(spec).names) if names is None else list(names)
+    rows = Rows.from_arrow(file.read_row_group(index, columns=wanted), spec, where)
+    if (len(rows), names is None and rows.num_tokens) != (
+        group.examples,
+        names is None and group.tokens,
+    ):
+        raise CorruptionError("a row group does not hold what its footer counts", where=where)
+    return rows
+
+
+def group_end(opened: OpenFooter) -> int:
+    """Where a shard's footer begins."""
+    return opened.size - len(opened.data)
+
+
+def read_identities(storage: Storage, name: str, opened: OpenFooter, spec: Spec) -> Rows:
+    """The identity columns of a whole shard, a few bytes a row, checked against the footer's hash of their values.
+
+    Raises:
+        CorruptionError: the values are not those that were sealed.
+    """
+    file = pq.ParquetFile(_Ranges(storage, name, opened.size), metadata=opened.metadata)
+    parts = []
+    for index, group in enumerate(opened.footer.row_groups):
+        where = f"{storage.root}/{name}, row group {index}"
+        try:
+            table = file.read_row_group(index, columns=list(IDENTITY_COLUMNS))
+            rows = Rows.from_arrow(table, spec, where)
+        except (OSError, pa.ArrowException) as error:
+            raise CorruptionError(
+                "a row group's ids cannot be read", where=where, got=str(error), do=REPAIR
+            ) from error
+        if identity_hash(rows) != group.ids_hash:
+            raise CorruptionError("a row group's ids are not those that were sealed", where=where, do=REPAIR)
+        parts.append(rows)
+    return Rows.concatenate(parts)
+
+
+class _Segments(io.RawIOBase):
+    """A file of which only some byte ranges are held: all that Arrow asks for when it reads one row group."""
+
+    def __init__(self, segments: Mapping[int, bytes], size: int) -> None:
+        self._segments, self._size, self._place = segments, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = base + offset
+        return self._place
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = self._size if size is None or size < 0 else min(self._size, self._place + size)
+        data = self.fetch(self._place, end)
+        self._place = end
+        return data
+
+    def fetch(self, start: int, end: int) -> bytes:
+        """The bytes of a range that lies inside one segment."""
+        for begin, data in self._segments.items():
+            if begin <= start and end <= begin + len(data):
+                return data[start - begin : end - begin]
+        raise OSError(f"bytes {start} to {end} were not fetched")
+
+
+class _Ranges(_Segments):
+    """A stored file, fetched range by range as Arrow asks."""
+
+    def __init__(self, storage: Storage, name: str, size: int) -> None:
+        super().__init__({}, size)
+        self._storage, self._name = storage, name
+
+    def fetch(self, start: int, end: int) -> bytes:
+        return self._storage.read_range(self._name, start, end)

@@ -1,0 +1,240 @@
+"""What a cache was made from and how it is kept: `Fingerprint`, `Spec`, and the `Header` that holds both on disk.
+
+Three lists decide whether a run may add to a cache. *Fingerprint* (what the teacher says) and *spec* (how that is
+kept) must be equal; *provenance* (device, library versions) is recorded with each run and may differ.
+A header lists the `required_features` that a reader must know; one that it does not know is a refusal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from schemas.errors import CorruptionError, FormatError
+from schemas.identity import canonical_json, digest
+from schemas.policies import KeepAll, KeepPolicy, max_kept, parse_keep
+
+FORMAT_VERSION = 0
+CODE_STEP_NATS = 1 / 16
+
+Task = Literal["causal-lm", "sequence-classification"]
+Score = Literal["softmax", "sigmoid", "identity"]
+Pooling = Literal["mean", "cls", "last"]
+FeatureDtype = Literal["int8", "float32"]
+Supervise = Literal["all", "assistant"]
+
+KNOWN_FEATURES = frozenset(
+    {"keep:all", "keep:top_k", "keep:top_p", "score:softmax", "score:sigmoid", "score:identity"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One pooled hidden state of an example.
+
+    `layer` is absolute: 0 is the embedding's output, n the output of the n-th block (the index into the
+    `hidden_states` of transformers); `mean` and `last` go over the tokens that are not padding.
+    """
+
+    pooling: Pooling
+    layer: int
+    width: int
+    dtype: FeatureDtype = "int8"
+
+    def __post_init__(self) -> None:
+        _refuse_unless(self.pooling in get_args(Pooling), "pooling", self.pooling)
+        _refuse_unless(self.dtype in get_args(FeatureDtype), "dtype", self.dtype)
+        _refuse_unless(self.layer >= 0, "layer", self.layer)
+        _refuse_unless(self.width >= 1, "width", self.width)
+
+    @property
+    def name(self) -> str:
+        """How users name it, for instance `mean:6`."""
+        return f"{self.pooling}:{self.layer}"
+
+    @property
+    def column(self) -> str:
+        return f"feature_{self.pooling}_{self.layer}"
+
+    @property
+    def scale_column(self) -> str:
+        return f"{self.column}_scale"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """How the teacher's answers are kept. Fixed for the life of a cache."""
+
+    task: Task
+    score: Score
+    vocab_size: int
+    """V: width of the teacher's head, padding rows included."""
+    keep: KeepPolicy
+    max_length: int
+    """Tokens of an example at most, special tokens included."""
+    stride: int = 0
+    """Tokens that a window shares with the one before it: context only, never positions."""
+    supervise: Supervise = "all"
+    temperatures: tuple[float, ...] = (1.0,)
+    """Temperatures whose `logsumexp` is stored; the first is 1."""
+    features: tuple[Feature, ...] = ()
+    label_names: tuple[str, ...] = ()
+    """Name of each class; empty for a vocabulary."""
+    has_token_type_ids: bool = False
+    has_document_id: bool = False
+    has_text: bool = False
+    has_text_pair: bool = False
+    code_step_nats: float = CODE_STEP_NATS
+
+    def __post_init__(self) -> None:
+        _refuse_unless(self.task in get_args(Task), "task", self.task)
+        _refuse_unless(self.score in get_args(Score), "score", self.score)
+        _refuse_unless(1 <= self.vocab_size < 2**31, "vocab_size", self.vocab_size)
+        _refuse_unless(self.max_length >= 2, "max_length", self.max_length)
+        _refuse_unless(0 <= self.stride < self.max_length, "stride", self.stride)
+        _refuse_unless(self.supervise in get_args(Supervise), "supervise", self.supervise)
+        _refuse_unless(self.temperatures[:1] == (1.0,), "temperatures", self.temperatures)
+        distinct = len(set(self.temperatures)) == len(self.temperatures)
+        _refuse_unless(distinct and min(self.temperatures) > 0, "temperatures", self.temperatures)
+        columns = {feature.column for feature in self.features}
+        _refuse_unless(len(columns) == len(self.features), "features", self.features)
+        whole = self.score == "softmax" or isinstance(self.keep, KeepAll)
+        _refuse_unless(whole, "keep (only softmax scores can be cut)", str(self.keep))
+        _refuse_unless(0 < self.code_step_nats <= 1, "code_step_nats", self.code_step_nats)
+
+    @property
+    def max_kept(self) -> int:
+        """K: the most entries that a position can keep."""
+        return max_kept(self.keep, self.vocab_size)
+
+    @property
+    def required_features(self) -> tuple[str, ...]:
+        """What a reader must know to read this cache rightly."""
+        return (f"keep:{str(self.keep).partition(':')[0]}", f"score:{self.score}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "keep": str(self.keep)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        features = tuple(Feature(**feature) for feature in value["features"])
+        tuples = {key: tuple(value[key]) for key in ("temperatures", "label_names")}
+        return cls(**{**value, **tuples, "features": features, "keep": parse_keep(value["keep"])})
+
+    @property
+    def hash(self) -> str:
+        """32 hex digits; part of every unit's name."""
+        return digest(canonical_json(self.to_json()), "spec").hex()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """Everything that decides what the teacher says, as hashes (hex) and names."""
+
+    weights: str
+    config: str
+    tokenizer: str
+    chat_template: str
+    dtype: str
+    remote_code: str = ""
+
+    @property
+    def hash(self) -> str:
+        return digest(canonical_json(dataclasses.asdict(self)), "fingerprint").hex()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """`_teachonce/spec.json`: created once with the cache, and never changed."""
+
+    fingerprint: Fingerprint
+    spec: Spec
+    teacher: Mapping[str, Any]
+    """For people: name, model class, parameters, layers, hidden size. Decides nothing."""
+    tokenizer: Mapping[str, str]
+    """SHA-256 of each file in `_teachonce/tokenizer/`, by name."""
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "format_version": self.format_version,
+            "required_features": list(self.spec.required_features),
+            "fingerprint": dataclasses.asdict(self.fingerprint),
+            "spec": self.spec.to_json(),
+            "teacher": dict(self.teacher),
+            "tokenizer": dict(self.tokenizer),
+        }
+        return {**body, "hash": digest(canonical_json(body), "header").hex()}
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self.to_json(), indent=2, ensure_ascii=False).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Self:
+        """Parses and checks a header.
+
+        Raises:
+            CorruptionError: the bytes are not the JSON that was written.
+            FormatError: a newer format, or a required feature that this reader does not know.
+        """
+        body, recorded = _parse(data, where)
+        _refuse_unknown(body, where)
+        if digest(canonical_json(body), "header").hex() != recorded:
+            raise CorruptionError("the spec does not match its own hash", where=where, do=_RESTORE)
+        return cls(
+            fingerprint=Fingerprint(**body["fingerprint"]),
+            spec=Spec.from_json(body["spec"]),
+            teacher=body["teacher"],
+            tokenizer=body["tokenizer"],
+            format_version=body["format_version"],
+        )
+
+
+def differences(ours: Header, theirs: Header) -> list[str]:
+    """One line for each field of fingerprint and spec in which two headers differ: `field: cache A, run B`."""
+    lines = []
+    for part in ("fingerprint", "spec"):
+        a, b = ours.to_json()[part], theirs.to_json()[part]
+        lines += [f"{part}.{key}: cache {a[key]}, run {b[key]}" for key in a if a[key] != b[key]]
+    return lines
+
+
+_RESTORE = "Restore the file from a copy; a cache whose spec is gone cannot be read"
+
+
+def _parse(data: bytes, where: str) -> tuple[dict[str, Any], str]:
+    try:
+        body = json.loads(data)
+        return body, body.pop("hash")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CorruptionError(
+            "the spec is not what was written", where=where, got=repr(error), do=_RESTORE
+        ) from error
+
+
+def _refuse_unknown(body: Mapping[str, Any], where: str) -> None:
+    version = body.get("format_version")
+    if version != FORMAT_VERSION:
+        raise FormatError(
+            "this cache has another format version",
+            where=where,
+            expected=FORMAT_VERSION,
+            got=version,
+            do="Install the teachonce release that wrote it, or a newer one",
+        )
+    unknown = sorted(set(body.get("required_features", ())) - KNOWN_FEATURES)
+    if unknown:
+        raise FormatError(
+            "this cache needs features that this reader does not know",
+            where=where,
+            got=", ".join(unknown),
+            do="Install a newer teachonce",
+        )
+
+
+def _refuse_unless(condition: bool, field: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{field} cannot be {value!r}")

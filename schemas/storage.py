@@ -1,0 +1,214 @@
+"""All of a cache's bytes go through here: a folder, `s3://`, `gs://` or `az://`, by way of `obstore`.
+
+An object appears whole or not at all. On object stores one put of finished bytes does it. On a local disk obstore
+renames but does not sync, so puts are our own there: temporary name, fsync, link or rename, fsync of the folder.
+Credentials and endpoints come from the environment, by the names that each cloud's tools use (`AWS_ACCESS_KEY_ID`,
+`AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), for obstore and Delta alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
+from obstore.store import ObjectStore, from_url
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
+from schemas.errors import CacheError, CorruptionError, UsageError
+
+_PART = ".part-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """The objects under one root. Names are relative, with `/`."""
+
+    root: str
+    """An absolute local path, or a URL without a trailing slash."""
+    store: ObjectStore | None
+    """None for a local folder, which is read and written directly."""
+
+    @classmethod
+    def at(cls, root: str | os.PathLike[str]) -> Self:
+        """Opens a root; nothing is created and nothing is read.
+
+        Raises:
+            UsageError: the URL's scheme or form is not one that obstore knows.
+        """
+        text = os.fspath(root)
+        scheme = urlsplit(text).scheme
+        if scheme in ("", "file"):
+            path = Path(unquote(urlsplit(text).path) if scheme else text).absolute()
+            return cls(root=str(path), store=None)
+        try:
+            return cls(root=text.rstrip("/"), store=from_url(text, client_options=_client_options()))
+        except (BaseError, ValueError) as error:
+            raise UsageError(
+                "this is no place for a cache",
+                where=text,
+                expected="a folder, s3://, gs:// or az://",
+                got=str(error).splitlines()[0],
+            ) from error
+
+    @property
+    def is_local(self) -> bool:
+        return self.root.startswith("/")
+
+    @property
+    def _remote(self) -> ObjectStore:
+        assert self.store is not None, self.root
+        return self.store
+
+    def read(self, name: str) -> bytes:
+        """The whole object.
+
+        Raises:
+            FileNotFoundError: there is none of that name.
+        """
+        with self._told(name):
+            if self.is_local:
+                return self._path(name).read_bytes()
+            return bytes(obstore.get(self._remote, name).bytes())
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` (exclusive) of an object.
+
+        Raises:
+            FileNotFoundError: there is none of that name.
+            CorruptionError: it is shorter than that.
+        """
+        with self._told(name):
+            if self.is_local:
+                with self._path(name).open("rb") as file:
+                    data = os.pread(file.fileno(), end - start, start)
+            else:
+                data = bytes(obstore.get_range(self._remote, name, start=start, end=end))
+        if len(data) != end - start:
+            raise CorruptionError(
+                "a file is shorter than what was written",
+                where=f"{self.root}/{name}",
+                expected=f"{end} bytes",
+                got=f"{start + len(data)}",
+            )
+        return data
+
+    def size(self, name: str) -> int:
+        """Bytes of an object.
+
+        Raises:
+            FileNotFoundError: there is none of that name.
+        """
+        with self._told(name):
+            if self.is_local:
+                return self._path(name).stat().st_size
+            return int(obstore.head(self._remote, name)["size"])
+
+    def put(self, name: str, data: bytes | memoryview) -> None:
+        """Writes an object whole and durably; one of that name is replaced."""
+        with self._told(name):
+            if self.is_local:
+                self._put_local(name, data, replace=True)
+            else:
+                obstore.put(self._remote, name, data)
+
+    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
+        """Writes an object whole and durably unless there is one of that name; whether it was written."""
+        try:
+            with self._told(name):
+                if self.is_local:
+                    self._put_local(name, data, replace=False)
+                else:
+                    obstore.put(self._remote, name, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.size(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names under a folder (or the root), sorted; parts of unfinished writes are left out."""
+        with self._told(prefix):
+            if self.is_local:
+                found = self._names_local(prefix)
+            else:
+                pages = obstore.list(self._remote, prefix or None)
+                found = [item["path"] for page in pages for item in page]
+        return sorted(name for name in found if _PART not in name)
+
+    def _names_local(self, prefix: str) -> list[str]:
+        base = Path(self.root)
+        files = (path for path in (base / prefix).rglob("*") if path.is_file())
+        return [path.relative_to(base).as_posix() for path in files]
+
+    def _path(self, name: str) -> Path:
+        return Path(self.root) / name
+
+    def _put_local(self, name: str, data: bytes | memoryview, *, replace: bool) -> None:
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}{_PART}{secrets.token_hex(4)}")
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                part.rename(path)
+            else:
+                os.link(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Errors of the store, with the place they are about."""
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, CacheError):
+            raise
+        except NotFoundError as error:
+            raise FileNotFoundError(f"{self.root}/{name}") from error
+        except AlreadyExistsError as error:
+            raise FileExistsError(f"{self.root}/{name}") from error
+        except (OSError, BaseError) as error:
+            raise CacheError(
+                "the cache's storage refuses",
+                where=f"{self.root}/{name}",
+                got=str(error).splitlines()[0],
+                do="Check the path, its permissions, free space and credentials",
+            ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _client_options() -> ClientConfig:
+    """Plain HTTP is allowed where the user's own endpoint is plain HTTP (MinIO and emulators on one host)."""
+    return {"allow_http": plain_http_endpoint()}
+
+
+def plain_http_endpoint() -> bool:
+    """Whether the environment names an endpoint without TLS."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
+    return endpoint.startswith("http://")

@@ -1,0 +1,47 @@
+"""The distribution `teachonce`, listed by name; also what Beam's `--setup_file` ships to workers.
+
+Beam installs it on workers *without* extras: a worker image holds `[pipelines]` already.
+"""
+
+from setuptools import setup
+
+TORCH = ["torch>=2.9", "transformers>=5", "tokenizers", "safetensors", "huggingface_hub"]
+
+setup(
+    name="teachonce",
+    version="0.1.0",
+    description="Knowledge distillation where the teacher runs once and students train many times",
+    python_requires=">=3.11",
+    license="Apache-2.0",
+    packages=["schemas", "pipelines", "trainer"],
+    package_data={name: ["py.typed"] for name in ("schemas", "pipelines", "trainer")},
+    py_modules=["teachonce"],
+    install_requires=[
+        "numpy>=2",
+        "pyarrow>=20",
+        "deltalake>=1.6",
+        "obstore>=0.9",
+        "rich>=14",
+        "jaxtyping>=0.3",
+    ],
+    extras_require={
+        "pipelines": ["apache-beam>=2.77", "zstandard>=0.23", *TORCH],
+        "trainer": ["accelerate>=1.1", "scikit-learn>=1.6", "pyyaml", *TORCH],
+        "dev": [
+            "beartype>=0.20",
+            "datasets",
+            "duckdb",
+            "gguf",
+            "import-linter>=2.3",
+            "matplotlib",
+            "mypy",
+            "pandas",
+            "polars",
+            "pytest",
+            "pytest-cov",
+            "ruff",
+            "uv",
+        ],
+    },
+    entry_points={"console_scripts": ["teachonce = teachonce:main"]},
+)

@@ -1,0 +1,107 @@
+"""`teachonce VERB`: one command, a verb per job. Each verb lives with its half and is imported only when asked for.
+
+A wrong flag, path or model is one line on stderr and exit status 2; any other foreseen failure one line and its own
+status. `--traceback` anywhere on the line shows where an error came from.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from schemas.errors import TeachonceError, TooManyRejectsError, UsageError
+
+
+class Verb(NamedTuple):
+    """Where a verb lives, which extra brings it, and what it does."""
+
+    module: str
+    extra: str
+    purpose: str
+
+
+VERBS = {
+    "precompute": Verb("pipelines.commands", "pipelines", "run the teacher over a corpus, into a cache"),
+    "inspect": Verb("schemas.commands", "", "show what a cache holds"),
+    "verify": Verb(
+        "schemas.commands", "", "check every byte, count and id of a cache; with --teacher, the values"
+    ),
+    "train": Verb("trainer.commands", "trainer", "distil a student from a cache"),
+    "evaluate": Verb("trainer.commands", "trainer", "measure a student on a cache's held-out part"),
+}
+
+FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    traceback = "--traceback" in arguments
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else USAGE
+    try:
+        return run(arguments[0], arguments[1:])
+    except (TeachonceError, KeyboardInterrupt) as error:
+        if traceback:
+            raise
+        print(f"teachonce {arguments[0]}: {str(error) or 'interrupted'}", file=sys.stderr)
+        return status(error)
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Runs the verb `name`.
+
+    Raises:
+        UsageError: there is no such verb, or its half is not installed.
+    """
+    if name not in VERBS:
+        raise UsageError("no such verb", expected=", ".join(VERBS), got=name, do="See `teachonce --help`")
+    verb = VERBS[name]
+    if name == "verify" and any(argument.startswith("--teacher") for argument in arguments):
+        verb = Verb("pipelines.commands", "pipelines", verb.purpose)
+    try:
+        module = importlib.import_module(verb.module)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{name} needs the package {error.name}, which is not installed",
+            do=f"pip install 'teachonce[{verb.extra}]'",
+        ) from error
+    result: int = getattr(module, name)(arguments)
+    return result
+
+
+def status(error: BaseException) -> int:
+    """The exit status that an error means."""
+    if isinstance(error, UsageError):
+        return USAGE
+    return TOO_MANY_REJECTS if isinstance(error, TooManyRejectsError) else FAILED
+
+
+def usage() -> str:
+    """The text of `teachonce --help`."""
+    verbs = "\n".join(f"  {name:<11} {verb.purpose}" for name, verb in VERBS.items())
+    return textwrap.dedent("""\
+        teachonce: the teacher runs once, students train many times.
+
+        usage: teachonce VERB [flags]
+
+        {verbs}
+
+        A first round, from text to a student:
+          teachonce precompute --corpus 'corpus/*.jsonl.zst' --teacher ./teacher --task causal-lm --cache ./cache
+          teachonce inspect ./cache
+          teachonce train --cache ./cache --student student.json --losses kl=1.0 --output_dir ./student
+          teachonce evaluate --cache ./cache --student ./student
+
+        `teachonce VERB --help` explains each verb, with examples. --traceback shows where an error came from.
+        Exit status: 0 done, 1 failed, 2 wrong flag, path or model, 3 too many documents rejected.
+        """).format(verbs=verbs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
