@@ -7,6 +7,7 @@ status. `--traceback` anywhere on the line shows where an error came from.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -42,14 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+        sys.stdout.write(usage())
         return 0 if arguments else USAGE
+    logging.basicConfig(
+        level=logging.ERROR
+    )  # libraries warn while they are imported; an error of ours is one line
     try:
         return run(arguments[0], arguments[1:])
     except (TeachonceError, KeyboardInterrupt) as error:
         if traceback:
             raise
-        print(f"teachonce {arguments[0]}: {str(error) or 'interrupted'}", file=sys.stderr)
+        sys.stderr.write(f"teachonce {arguments[0]}: {str(error) or 'interrupted'}\n")
         return status(error)
 
 

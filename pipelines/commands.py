@@ -1,0 +1,244 @@
+"""The verbs `precompute` and `verify --teacher`: flags in, one documented call, tables and exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from transformers.utils import logging as transformers_logging
+
+from pipelines.config import CorpusConfig, CorpusFormat, Device, Dtype, PrecomputeConfig, TeacherConfig
+from pipelines.report import summary_table
+from pipelines.rescore import RescoreConfig, Rescored, rescore
+from pipelines.run import precompute as run_precompute
+from schemas import Cache
+from schemas.arguments import Parser, natural, positive
+from schemas.errors import DriftError, UsageError
+from schemas.policies import parse_keep
+from schemas.spec import FeatureDtype, Score, Supervise, Task
+
+_PRECOMPUTE_HELP = """\
+Runs a Hugging Face teacher once over a corpus, and commits what it says to a cache.
+
+A second run over the same corpus computes nothing; a corpus that has grown costs what was added. With nothing new,
+nothing is committed. A run that fails commits nothing. Everything behind ` -- ` goes to Beam.
+"""
+
+_PRECOMPUTE_EXAMPLES = """\
+examples:
+  Text, a causal LM, on this machine:
+    teachonce precompute --corpus 'corpus/*.jsonl.zst' --teacher ./teacher --task causal-lm --cache ./cache
+  Labelled pairs, a classifier, two features for the students, on Flink:
+    teachonce precompute --corpus pairs.parquet --text_field premise --text_pair_field hypothesis \\
+      --label_field label --teacher ./nli --task sequence-classification --features mean:-1 cls:-1 \\
+      --cache s3://bucket/cache -- --runner=FlinkRunner --flink_master=host:8081 --parallelism=4
+
+exit status: 0 done, or nothing new; 1 failed; 2 a wrong flag, path or model; 3 too many documents rejected
+"""
+
+_VERIFY_HELP = """\
+Checks every byte, count and id of a cache; with --teacher, also scores a sample again and compares.
+
+The mean and the largest KL divergence between cache and fresh teacher are printed, in nats over kept entries and tail.
+"""
+
+_VERIFY_EXAMPLES = """\
+examples:
+  teachonce verify ./cache
+  teachonce verify ./cache --teacher ./teacher --sample 200
+"""
+
+
+def precompute(argv: Sequence[str]) -> int:
+    """`teachonce precompute`."""
+    _quiet()
+    own, beam = _split(list(argv))
+    arguments = _precompute_parser().parse_args(own)
+    try:
+        config = _config(arguments, beam)
+    except ValueError as error:
+        raise UsageError("a flag's value is refused", got=str(error)) from error
+    summary = run_precompute(config)
+    if arguments.report:
+        Path(arguments.report).write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
+    summary_table(summary, config.cache)
+    return 0
+
+
+def verify(argv: Sequence[str]) -> int:
+    """`teachonce verify CACHE --teacher DIR`."""
+    _quiet()
+    arguments = _verify_parser().parse_args(list(argv))
+    cache = Cache.open(arguments.cache, arguments.version)
+    checked = cache.verify()
+    config = RescoreConfig(
+        teacher=arguments.teacher,
+        sample=arguments.sample,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    found = rescore(cache, config)
+    _print_rescored(found, checked.examples, as_json=arguments.json)
+    if found.mean_kl_nats > arguments.max_mean_kl:
+        raise DriftError(
+            "a fresh teacher does not say what the cache holds",
+            where=arguments.cache,
+            expected=f"a mean KL of at most {arguments.max_mean_kl:g} nats",
+            got=f"{found.mean_kl_nats:.3g}",
+            do="Check that device, dtype and library versions are those of the run; see `teachonce inspect`",
+        )
+    return 0
+
+
+def _config(arguments: argparse.Namespace, beam: Sequence[str]) -> PrecomputeConfig:
+    given = {key: value for key, value in vars(arguments).items() if value is not None}
+    given |= {"files": tuple(arguments.corpus), "path": arguments.teacher}
+    if arguments.supervise is None:
+        given["supervise"] = "assistant" if arguments.messages_field or arguments.prompt_field else "all"
+    if arguments.keep:
+        given["keep"] = parse_keep(arguments.keep)
+    return PrecomputeConfig(
+        corpus=CorpusConfig(**_taken(given, CorpusConfig)),
+        teacher=TeacherConfig(**_taken(given, TeacherConfig)),
+        beam_options=tuple(beam),
+        **{k: v for k, v in _taken(given, PrecomputeConfig).items() if k not in ("corpus", "teacher")},
+    )
+
+
+def _taken(given: dict[str, Any], kind: type[Any]) -> dict[str, Any]:
+    """Those of the given values that are fields of a config; lists as tuples."""
+    own = {field.name for field in fields(kind)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in own}
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Our flags, and Beam's behind `--`."""
+    if "--" not in argv:
+        return argv, []
+    place = argv.index("--")
+    return argv[:place], argv[place + 1 :]
+
+
+def _precompute_parser() -> Parser:
+    parser = Parser(prog="teachonce precompute", description=_PRECOMPUTE_HELP, epilog=_PRECOMPUTE_EXAMPLES)
+    _add_corpus_flags(parser.add_argument_group("corpus"))
+    _add_teacher_flags(parser.add_argument_group("teacher"))
+    _add_cache_flags(parser.add_argument_group("cache"))
+    _add_run_flags(parser.add_argument_group("run"))
+    return parser
+
+
+def _add_corpus_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--corpus", nargs="+", required=True, metavar="FILES", help="paths or quoted globs")
+    formats = "jsonl, text (one document a line) or parquet; each also .gz or .zst; auto: by the name"
+    group.add_argument("--format", choices=get_args(CorpusFormat), help=formats)
+    group.add_argument("--text_field", metavar="NAME", help="field with the text (default: text)")
+    group.add_argument("--text_pair_field", metavar="NAME", help="second text, for pair tasks")
+    group.add_argument(
+        "--messages_field", metavar="NAME", help="list of {role, content}: the chat template applies"
+    )
+    group.add_argument("--prompt_field", metavar="NAME", help="prompt; with --completion_field")
+    group.add_argument("--completion_field", metavar="NAME", help="completion of the prompt")
+    group.add_argument(
+        "--label_field", metavar="NAME", help="gold label, by the teacher's names or by number"
+    )
+    ids = "the user's own id: keeps equal texts apart. Without it equal content is one document"
+    group.add_argument("--id_field", metavar="NAME", help=ids)
+    group.add_argument(
+        "--max_document_chars", type=positive, metavar="N", help="longer ones are rejected (10,000,000)"
+    )
+
+
+def _add_teacher_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--teacher", required=True, metavar="DIR", help="model folder, or hub name[@revision]")
+    group.add_argument("--task", required=True, choices=get_args(Task))
+    group.add_argument("--dtype", choices=get_args(Dtype), help="default: float32")
+    group.add_argument(
+        "--device", choices=get_args(Device), help="auto (default) takes a GPU where there is one"
+    )
+    group.add_argument("--attn_implementation", metavar="NAME", help="sdpa, eager, flash_attention_2, ...")
+    group.add_argument("--trust_remote_code", action="store_true", help="run the model's own Python code")
+    group.add_argument("--allow_pickle", action="store_true", help="open .bin weights, which can run code")
+
+
+def _add_cache_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--cache", required=True, metavar="DIR", help="folder, s3:// or gs://; made if it is not there"
+    )
+    keep = "all, top_k:K or top_p:P,k=K (default: all up to 4,096 classes, else top_p:0.99,k=64)"
+    group.add_argument("--keep", metavar="POLICY", help=keep)
+    features = "pooled hidden states: mean:L, cls:L or last:L; L counts blocks, -1 is the last"
+    group.add_argument("--features", nargs="+", metavar="F", help=features)
+    group.add_argument("--feature_dtype", choices=get_args(FeatureDtype), help="default: int8 with a scale")
+    temperatures = "temperatures that students will use; the first is 1"
+    group.add_argument("--temperatures", nargs="+", type=float, metavar="T", help=temperatures)
+    group.add_argument("--score", choices=get_args(Score), help="default: what the teacher's config says")
+    group.add_argument(
+        "--max_length", type=positive, metavar="N", help="tokens of a window (default: up to 1,024)"
+    )
+    group.add_argument(
+        "--stride", type=natural, metavar="N", help="tokens shared with the window before (default: 0)"
+    )
+    supervise = "which tokens are positions of instruction data (default: assistant)"
+    group.add_argument("--supervise", choices=get_args(Supervise), help=supervise)
+    text = "store the text too: students with another tokenizer need it"
+    group.add_argument("--keep_text", action="store_true", help=text)
+
+
+def _add_run_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--batch_tokens", type=positive, metavar="N", help="padded tokens a batch (4,096; GPU 65,536)"
+    )
+    group.add_argument(
+        "--unit_tokens", type=positive, metavar="N", help="tokens of a shard (default: 1,048,576)"
+    )
+    group.add_argument(
+        "--row_group_tokens", type=positive, metavar="N", help="tokens of a row group (default: 32,768)"
+    )
+    fraction = "share of documents that may be rejected (default: 0.001)"
+    group.add_argument("--max_reject_fraction", type=float, metavar="F", help=fraction)
+    group.add_argument("--report", metavar="FILE", help="write the run's summary as one JSON object")
+    group.add_argument(
+        "--no_progress", dest="show_progress", action="store_false", default=None, help="no progress lines"
+    )
+
+
+def _verify_parser() -> Parser:
+    parser = Parser(prog="teachonce verify", description=_VERIFY_HELP, epilog=_VERIFY_EXAMPLES)
+    parser.add_argument("cache", metavar="CACHE", help="folder, s3:// or gs://")
+    parser.add_argument(
+        "--teacher", required=True, metavar="DIR", help="model folder, or hub name[@revision]"
+    )
+    parser.add_argument("--version", type=natural, metavar="N", help="default: the newest")
+    parser.add_argument(
+        "--sample", type=positive, default=64, metavar="N", help="examples to score again (64)"
+    )
+    bound = "largest mean KL in nats (default: 0.005, ten times what the codec costs)"
+    parser.add_argument("--max_mean_kl", type=float, default=0.005, metavar="NATS", help=bound)
+    parser.add_argument("--device", choices=get_args(Device), default="auto")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own Python code")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    return parser
+
+
+def _print_rescored(found: Rescored, examples: int, *, as_json: bool) -> None:
+    if as_json:
+        values = {"examples": examples, **found.to_json()}
+        sys.stdout.write(json.dumps(values) + "\n")
+        return
+    sys.stdout.write(
+        f"whole: {examples:,} examples, every byte, count and id\n"
+        f"scored again: {found.examples:,} examples, {found.positions:,} positions\n"
+        f"KL cache to teacher: mean {found.mean_kl_nats:.3g} nats, largest {found.max_kl_nats:.3g}\n"
+    )
+
+
+def _quiet() -> None:
+    """The teacher's loading bars stay off the screen."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

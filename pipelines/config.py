@@ -1,0 +1,116 @@
+"""What a precompute run is told: one frozen value, refused at construction when it makes no sense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from schemas.policies import KeepPolicy
+from schemas.spec import FeatureDtype, Score, Supervise, Task
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+CorpusFormat = Literal["auto", "jsonl", "text", "parquet"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Which teacher, and how it is run."""
+
+    path: str
+    """A folder, or a name on the Hugging Face hub (`name@revision` pins one)."""
+    task: Task
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    """Whether weights may come from pickled `.bin` files, which can run code when opened."""
+
+    def __post_init__(self) -> None:
+        _refuse_unless(bool(self.path), "teacher", self.path)
+        _refuse_unless(self.task in get_args(Task), "task", self.task)
+        _refuse_unless(self.dtype in get_args(Dtype), "dtype", self.dtype)
+        _refuse_unless(self.device in get_args(Device), "device", self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Where the documents are, and which of their fields are what."""
+
+    files: tuple[str, ...]
+    """Paths or globs, on any filesystem that Beam knows."""
+    format: CorpusFormat = "auto"
+    """`auto` goes by the name: `.jsonl`/`.json`/`.ndjson`, `.txt`, `.parquet`, each also `.gz` or `.zst`."""
+    text_field: str = "text"
+    text_pair_field: str | None = None
+    messages_field: str | None = None
+    prompt_field: str | None = None
+    completion_field: str | None = None
+    label_field: str | None = None
+    id_field: str | None = None
+    max_document_chars: int = 10_000_000
+    """Longer documents are rejected."""
+
+    def __post_init__(self) -> None:
+        _refuse_unless(bool(self.files), "corpus", self.files)
+        _refuse_unless(self.format in get_args(CorpusFormat), "format", self.format)
+        _refuse_unless(self.max_document_chars >= 1, "max_document_chars", self.max_document_chars)
+        pair = (self.prompt_field, self.completion_field)
+        _refuse_unless(None not in pair or pair == (None, None), "prompt_field, completion_field", pair)
+        kinds = [f for f in (self.messages_field, self.prompt_field, self.text_pair_field) if f]
+        _refuse_unless(len(kinds) <= 1, "messages_field, prompt_field, text_pair_field", kinds)
+
+    @property
+    def required_fields(self) -> tuple[str, ...]:
+        """The fields that every document must have."""
+        content: tuple[str | None, ...] = (self.text_field, self.text_pair_field)
+        if self.messages_field:
+            content = (self.messages_field,)
+        elif self.prompt_field:
+            content = (self.prompt_field, self.completion_field)
+        return tuple(name for name in (*content, self.label_field, self.id_field) if name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig:
+    """One run of `teachonce precompute`."""
+
+    corpus: CorpusConfig
+    teacher: TeacherConfig
+    cache: str
+    keep: KeepPolicy | None = None
+    """None: every score up to 4,096 classes, else `top_p:0.99,k=64`."""
+    features: tuple[str, ...] = ()
+    """`pooling:layer` each, for instance `mean:-1`; negative layers count from the last."""
+    feature_dtype: FeatureDtype = "int8"
+    temperatures: tuple[float, ...] = (1.0,)
+    score: Score | None = None
+    """None: what the teacher's config says (`problem_type`)."""
+    max_length: int | None = None
+    """None: what the tokenizer and the model allow, at most 1,024 tokens."""
+    stride: int = 0
+    supervise: Supervise = "all"
+    keep_text: bool = False
+    batch_tokens: int | None = None
+    """Padded tokens of a batch; None: 4,096 on a CPU, 65,536 on an accelerator."""
+    unit_tokens: int = 2**20
+    row_group_tokens: int = 2**15
+    max_reject_fraction: float = 0.001
+    beam_options: tuple[str, ...] = ()
+    """Flags for Beam, as behind `--` on the command line."""
+    show_progress: bool = True
+
+    def __post_init__(self) -> None:
+        _refuse_unless(bool(self.cache), "cache", self.cache)
+        _refuse_unless(self.unit_tokens >= 1, "unit_tokens", self.unit_tokens)
+        _refuse_unless(self.row_group_tokens >= 1, "row_group_tokens", self.row_group_tokens)
+        _refuse_unless(0 <= self.max_reject_fraction <= 1, "max_reject_fraction", self.max_reject_fraction)
+        _refuse_unless(self.batch_tokens is None or self.batch_tokens >= 1, "batch_tokens", self.batch_tokens)
+        _refuse_unless(self.max_length is None or self.max_length >= 2, "max_length", self.max_length)
+        _refuse_unless(self.stride >= 0, "stride", self.stride)
+
+
+def _refuse_unless(condition: bool, field: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{field} cannot be {value!r}")

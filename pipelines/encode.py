@@ -1,0 +1,159 @@
+"""From a teacher's answer to rows: codes, ids and counts in flat arrays, ready for a shard.
+
+Runs beside the teacher, in numpy, a batch at a time; what a unit holds in memory is its codes, not its logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.batching import positions_of
+from pipelines.select import Selected
+from pipelines.teacher import Answer
+from pipelines.tokenise import Example
+from schemas.codec import encode_logprobs, quantise
+from schemas.ragged import Array, Ragged, offsets_of
+from schemas.rows import ColumnData, Rows
+from schemas.shards import Totals
+from schemas.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    """One batch: its rows, and what only the teacher's pass knows of them."""
+
+    rows: Rows
+    totals: Totals
+    """`kept_mass_sum`, `entropy_sum_nats` and `clamped_codes` alone; counts are taken from the rows."""
+
+
+def encode(examples: Sequence[Example], answer: Answer, spec: Spec) -> Encoded:
+    """Encodes all examples of a batch; those that are not finite must have been taken out before."""
+    counts = np.array([len(positions_of(example)) for example in examples], np.int64)
+    data = _example_columns(examples, spec)
+    totals = Totals()
+    if answer.selected is not None:
+        kept, totals = _entries(answer.selected, counts, spec)
+        data |= kept
+        data["labels"] = _labels(examples, spec)
+    else:
+        assert answer.logits is not None
+        data["logits"] = _lists(answer.logits.numpy().reshape(-1), counts * spec.vocab_size)
+        data["labels"] = Ragged.of([_values(e.label) for e in examples], np.float32)
+    data |= _features(answer, spec)
+    return Encoded(rows=Rows(spec=spec, data=data), totals=totals)
+
+
+def without(answer: Answer, keep: Array, positions_per_example: Array) -> Answer:
+    """The answer for those examples of a batch that `keep` says; the others' positions leave."""
+    places = np.repeat(keep, positions_per_example)
+    selected = None
+    if answer.selected is not None:
+        selected = Selected(*(part[places] for part in answer.selected))
+    return Answer(
+        selected=selected,
+        logits=None if answer.logits is None else answer.logits[places],
+        features=tuple(feature[keep] for feature in answer.features),
+        finite=answer.finite[keep],
+    )
+
+
+def _example_columns(examples: Sequence[Example], spec: Spec) -> dict[str, ColumnData]:
+    ids = [np.frombuffer(example.input_ids, np.int32) for example in examples]
+    data: dict[str, ColumnData] = {
+        "example_id": _hashes([example.id for example in examples]),
+        "document_hash": _hashes([example.document_hash for example in examples]),
+        "window_index": np.array([example.window_index for example in examples], np.int32),
+        "window_count": np.array([example.window_count for example in examples], np.int32),
+        "input_ids": Ragged.of(ids, np.int32),
+        "position_index": Ragged.of(
+            [None if e.position_index is None else positions_of(e) for e in examples], np.int32
+        ),
+    }
+    texts = {"document_id": spec.has_document_id, "text": spec.has_text, "text_pair": spec.has_text_pair}
+    for name in (name for name, wanted in texts.items() if wanted):
+        data[name] = np.array([getattr(example, name) for example in examples], object)
+    if spec.has_token_type_ids:
+        types = [np.frombuffer(example.token_type_ids or b"", np.int32) for example in examples]
+        data["token_type_ids"] = Ragged.of(types, np.int8)
+    return data
+
+
+def _entries(selected: Selected, counts: Array, spec: Spec) -> tuple[dict[str, ColumnData], Totals]:
+    """The columns per position and entry, from `[N, K]` arrays of which only `counts` a position are kept."""
+    num_kept = selected.counts.numpy()
+    kept = np.arange(selected.ids.shape[1]) < num_kept[:, None]
+    logprobs = selected.logprobs.numpy()
+    codes = encode_logprobs(logprobs[kept], num_kept, spec.code_step_nats)
+    per_row = _sums(num_kept, counts)
+    gold = selected.label_logprob.numpy()
+    columns: dict[str, ColumnData] = {
+        "num_kept": _lists(num_kept.astype(np.int32), counts),
+        "kept_ids": _lists(selected.ids.numpy()[kept].astype(np.int32), per_row),
+        "kept_codes": _lists(codes.codes, per_row),
+        "top_logprob": _lists(np.ascontiguousarray(logprobs[:, 0]), counts),
+        "logsumexp": _lists(selected.logsumexp.numpy().reshape(-1), counts * len(spec.temperatures)),
+        "entropy": _lists(selected.entropy.numpy(), counts),
+        "label_logprob": _unless_nan(gold, counts),
+    }
+    totals = Totals(
+        clamped_codes=codes.num_clamped,
+        kept_mass_sum=float(selected.kept_mass.sum(dtype=None)),
+        entropy_sum_nats=float(selected.entropy.sum()),
+    )
+    return columns, totals
+
+
+def _unless_nan(gold: Array, counts: Array) -> Ragged:
+    """A list a row, null where the row's positions have no gold label."""
+    offsets = offsets_of(counts)
+    valid = ~np.isnan(gold[offsets[:-1]])
+    if valid.all():
+        return Ragged(values=gold, offsets=offsets)
+    kept = np.repeat(valid, counts)
+    return Ragged(values=gold[kept], offsets=offsets_of(np.where(valid, counts, 0)), valid=valid)
+
+
+def _labels(examples: Sequence[Example], spec: Spec) -> Ragged:
+    """Classes that the corpus gave; a causal LM's are its own next tokens, and not stored again."""
+    if spec.task == "causal-lm":
+        return Ragged.of([None] * len(examples), np.int32)
+    return Ragged.of([None if e.label is None else np.array([e.label]) for e in examples], np.int32)
+
+
+def _features(answer: Answer, spec: Spec) -> dict[str, ColumnData]:
+    columns: dict[str, ColumnData] = {}
+    for feature, values in zip(spec.features, answer.features, strict=True):
+        array = values.numpy()
+        widths = np.full(len(array), feature.width, np.int64)
+        if feature.dtype == "int8":
+            codes, scale = quantise(array)
+            columns[feature.column] = _lists(codes.reshape(-1), widths)
+            columns[feature.scale_column] = scale
+        else:
+            columns[feature.column] = _lists(array.reshape(-1), widths)
+    return columns
+
+
+def _lists(values: Array, lengths: Array) -> Ragged:
+    return Ragged(values=values, offsets=offsets_of(lengths))
+
+
+def _sums(values: Array, counts: Array) -> Array:
+    """Sum of `values` over each run of `counts` of them."""
+    total = np.concatenate([[0], np.cumsum(values)])
+    offsets = offsets_of(counts)
+    sums: Array = total[offsets[1:]] - total[offsets[:-1]]
+    return sums
+
+
+def _hashes(hashes: Sequence[bytes]) -> Array:
+    return np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), -1)
+
+
+def _values(label: Any) -> Array | None:
+    return None if label is None else np.asarray(label, np.float32)

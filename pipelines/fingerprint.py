@@ -1,0 +1,274 @@
+"""Who the teacher is: the hashes of everything that decides what it says, and the spec that a run asks for.
+
+A hub name is resolved to a commit once, before the run; workers open what they find at that commit and check it
+against the fingerprint. Cost: one SHA-256 pass over the weights (about 1 GB/s), once a process.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
+from schemas.errors import TeacherError, UsageError
+from schemas.identity import canonical_json
+from schemas.policies import default_keep
+from schemas.spec import Feature, Fingerprint, Header, Score, Spec
+
+MAX_LENGTH = 1024
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTeacher:
+    """A teacher that was found: a local folder, its config and its tokenizer."""
+
+    folder: str
+    name: str
+    """What people call it: the folder's name, or the hub's with the commit."""
+    config: Any
+    tokenizer: Any
+    tokenizer_files: Mapping[str, bytes]
+
+
+def resolve(config: TeacherConfig) -> ResolvedTeacher:
+    """Finds the teacher's files, and opens its config and tokenizer.
+
+    Raises:
+        UsageError: there is no such folder or hub name.
+        TeacherError: the folder does not hold a model with a tokenizer.
+    """
+    folder, name = _locate(config.path)
+    try:
+        options = {"trust_remote_code": config.trust_remote_code, "local_files_only": True}
+        model_config = transformers.AutoConfig.from_pretrained(folder, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise TeacherError(
+            "the teacher's config or tokenizer cannot be opened",
+            where=config.path,
+            got=str(error).strip().splitlines()[0] if str(error).strip() else repr(error),
+            do="It must be a folder that AutoConfig and AutoTokenizer open",
+        ) from error
+    return ResolvedTeacher(
+        folder=folder,
+        name=name,
+        config=model_config,
+        tokenizer=tokenizer,
+        tokenizer_files=tokenizer_files(tokenizer),
+    )
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    """The files that `save_pretrained` writes, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def make_header(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Header:
+    """The header that this run asks for.
+
+    Raises:
+        UsageError: flags that do not fit the teacher.
+    """
+    files = {name: _sha256(data) for name, data in teacher.tokenizer_files.items()}
+    text_config = teacher.config.get_text_config()
+    return Header(
+        fingerprint=make_fingerprint(config.teacher, teacher.folder, files, teacher.tokenizer),
+        spec=make_spec(config, teacher),
+        teacher={
+            "name": teacher.name,
+            "architecture": (teacher.config.architectures or [type(teacher.config).__name__])[0],
+            "layers": text_config.num_hidden_layers,
+            "hidden_size": text_config.hidden_size,
+            "weight_bytes": sum(path.stat().st_size for path in _weights(teacher.folder)),
+        },
+        tokenizer=files,
+    )
+
+
+def make_fingerprint(
+    config: TeacherConfig, folder: str, tokenizer: Mapping[str, str], opened: Any
+) -> Fingerprint:
+    """Hashes of weights, config, tokenizer, chat template and remote code, and the dtype."""
+    template = opened.chat_template or ""
+    code = sorted(Path(folder).glob("*.py")) if config.trust_remote_code else []
+    return Fingerprint(
+        weights=_hash_files(tuple((str(p), *_stamp(p)) for p in _weights(folder))),
+        config=_sha256(canonical_json(_deciding_config(folder))),
+        tokenizer=_sha256(canonical_json(dict(tokenizer))),
+        chat_template=_sha256(canonical_json(template)) if template else "",
+        dtype=config.dtype,
+        remote_code=_sha256(b"".join(path.read_bytes() for path in code)) if code else "",
+    )
+
+
+def provenance(config: TeacherConfig, device: str, runner: str) -> dict[str, str]:
+    """What is recorded of a run, and may differ between runs."""
+    return {
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+        "attn_implementation": config.attn_implementation or "default",
+        "runner": runner,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "apache-beam", "teachonce")},
+    }
+
+
+def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
+    """The spec that flags and teacher's config make together.
+
+    Raises:
+        UsageError: a flag that does not fit the teacher.
+    """
+    score, corpus = score_of(config, teacher.config), config.corpus
+    vocab_size = _width(config.teacher.task, teacher.config)
+    keep = config.keep or default_keep(vocab_size)
+    pairs = corpus.text_pair_field is not None
+    try:
+        return Spec(
+            task=config.teacher.task,
+            score=score,
+            vocab_size=vocab_size,
+            keep=keep if score == "softmax" else default_keep(1),
+            max_length=config.max_length or _longest(teacher),
+            stride=config.stride,
+            supervise=config.supervise,
+            temperatures=config.temperatures,
+            features=tuple(parse_feature(text, config, teacher.config) for text in config.features),
+            label_names=_label_names(teacher.config) if config.teacher.task != "causal-lm" else (),
+            has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names,
+            has_document_id=corpus.id_field is not None,
+            has_text=config.keep_text,
+            has_text_pair=config.keep_text and pairs,
+        )
+    except ValueError as error:
+        raise UsageError("the flags make no spec", got=str(error)) from error
+
+
+def score_of(config: PrecomputeConfig, model_config: Any) -> Score:
+    """softmax, sigmoid (multi-label) or identity (regression): as asked, or as the model's config says."""
+    if config.score is not None:
+        return config.score
+    if config.teacher.task == "causal-lm":
+        return "softmax"
+    kinds: dict[str, Score] = {"multi_label_classification": "sigmoid", "regression": "identity"}
+    implied: Score = "identity" if model_config.num_labels == 1 else "softmax"
+    return kinds.get(model_config.problem_type or "", implied)
+
+
+def parse_feature(text: str, config: PrecomputeConfig, model_config: Any) -> Feature:
+    """`pooling:layer`; a negative layer counts from the last, -1.
+
+    Raises:
+        UsageError: it is none, or the teacher has no such layer.
+    """
+    pooling, _, layer_text = text.partition(":")
+    shape = model_config.get_text_config()
+    try:
+        layer = int(layer_text)
+        layer = layer + shape.num_hidden_layers + 1 if layer < 0 else layer
+        if layer > shape.num_hidden_layers:
+            raise ValueError(f"the teacher has layers 0 to {shape.num_hidden_layers}")
+        return Feature(
+            pooling=pooling,  # type: ignore[arg-type]  # refused by Feature itself
+            layer=layer,
+            width=shape.hidden_size,
+            dtype=config.feature_dtype,
+        )
+    except ValueError as error:
+        raise UsageError(
+            "--features names no feature",
+            expected="mean:L, cls:L or last:L",
+            got=f"{text!r} ({error})",
+        ) from error
+
+
+def corpus_kind(corpus: CorpusConfig) -> str:
+    """How documents become tokens: `messages`, `prompt` or `text`."""
+    if corpus.messages_field:
+        return "messages"
+    return "prompt" if corpus.prompt_field else "text"
+
+
+def _locate(path: str) -> tuple[str, str]:
+    folder = Path(path)
+    if folder.is_dir():
+        return str(folder.resolve()), folder.resolve().name
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UsageError("--teacher: no such folder", where=path)
+    name, _, revision = path.partition("@")
+    try:
+        found = Path(snapshot_download(name, revision=revision or None))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise UsageError(
+            "--teacher is neither a folder nor a model of the hub",
+            where=path,
+            got=str(error).strip().splitlines()[0],
+        ) from error
+    return str(found), f"{name}@{found.name}"
+
+
+def _width(task: str, model_config: Any) -> int:
+    width: int = model_config.get_text_config().vocab_size if task == "causal-lm" else model_config.num_labels
+    return width
+
+
+def _longest(teacher: ResolvedTeacher) -> int:
+    """What tokenizer and model allow, at most `MAX_LENGTH`."""
+    positions = getattr(teacher.config.get_text_config(), "max_position_embeddings", MAX_LENGTH)
+    return int(min(teacher.tokenizer.model_max_length, positions, MAX_LENGTH))
+
+
+def _label_names(model_config: Any) -> tuple[str, ...]:
+    return tuple(str(model_config.id2label[index]) for index in range(model_config.num_labels))
+
+
+def _deciding_config(folder: str) -> dict[str, Any]:
+    """The config as it is on disk, less what only says who wrote it."""
+    values, _ = transformers.PretrainedConfig.get_config_dict(folder, local_files_only=True)
+    ignored = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash")
+    return {key: value for key, value in values.items() if key not in ignored}
+
+
+def _weights(folder: str) -> list[Path]:
+    """The weight files that `from_pretrained` opens: safetensors where there are any."""
+    for pattern in _WEIGHTS:
+        found = sorted(Path(folder).glob(pattern))
+        if found:
+            return found
+    raise TeacherError("the teacher's folder holds no weights", where=folder, expected=" or ".join(_WEIGHTS))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of a file: the same stamp is the same content within one process."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=8)
+def _hash_files(stamped: tuple[tuple[str, int, int], ...]) -> str:
+    state = hashlib.sha256()
+    for path, _, _ in stamped:
+        state.update(Path(path).name.encode() + b"\0")
+        with Path(path).open("rb") as file:
+            state.update(hashlib.file_digest(file, "sha256").digest())
+    return state.hexdigest()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,106 @@
+"""Progress that people can read, from a job whose `run()` blocks and shows nothing.
+
+Beam's in-process runner works in this very process: the steps add to one set of numbers here, and a thread prints
+them. On other engines the numbers stay zero here, and the engine's own pages show its progress. Nothing that is
+committed or reported comes from these numbers: they serve the eye alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TextIO
+
+_PLAIN_SECONDS = 10.0
+_TERMINAL_SECONDS = 0.5
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What was done so far in this process."""
+
+    documents: int = 0
+    tokens_found: int = 0
+    """Tokens of new examples, all counted before the teacher starts."""
+    examples: int = 0
+    tokens: int = 0
+    teacher_started: float | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def reset(self) -> None:
+        """Forgets an earlier run."""
+        with self.lock:
+            self.documents = self.tokens_found = self.examples = self.tokens = 0
+            self.teacher_started = None
+
+    def add(self, *, documents: int = 0, tokens_found: int = 0, examples: int = 0, tokens: int = 0) -> None:
+        """Adds to the numbers."""
+        with self.lock:
+            self.documents += documents
+            self.tokens_found += tokens_found
+            self.examples += examples
+            self.tokens += tokens
+
+    def start_teacher(self) -> None:
+        """From now on speed and time left are known."""
+        with self.lock:
+            self.teacher_started = self.teacher_started or time.monotonic()
+
+    def line(self) -> str:
+        """One line: what, how much, how fast, how long still."""
+        if self.teacher_started is None:
+            return f"reading: {self.documents:,} documents, {self.tokens_found:,} new tokens"
+        seconds = max(time.monotonic() - self.teacher_started, 1e-9)
+        speed = self.tokens / seconds
+        share = self.tokens / self.tokens_found if self.tokens_found else 1.0
+        left = (self.tokens_found - self.tokens) / speed if speed else float("inf")
+        return (
+            f"teacher: {self.examples:,} examples, {self.tokens:,} of {self.tokens_found:,} tokens "
+            f"({share:.0%}), {speed:,.0f} tokens/s, {_duration(left)} left"
+        )
+
+
+PROGRESS = Progress()
+
+
+@contextlib.contextmanager
+def shown(enabled: bool, stream: TextIO | None = None) -> Iterator[None]:
+    """Prints `PROGRESS` to stderr while the block runs: one line that changes, or plain lines without a terminal."""
+    PROGRESS.reset()
+    stop = threading.Event()
+    out = stream or sys.stderr
+    thread = threading.Thread(target=_print_until, args=(stop, out), daemon=True)
+    if enabled:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if enabled:
+            thread.join()
+
+
+def _print_until(stop: threading.Event, out: TextIO) -> None:
+    terminal = out.isatty()
+    last = ""
+    while not stop.wait(_TERMINAL_SECONDS if terminal else _PLAIN_SECONDS):
+        line = PROGRESS.line()
+        if line != last:
+            out.write(f"\r\x1b[K{line}" if terminal else f"{line}\n")
+            out.flush()
+        last = line
+    if terminal:
+        out.write("\r\x1b[K")
+        out.flush()
+
+
+def _duration(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "unknown time"
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

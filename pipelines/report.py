@@ -1,0 +1,56 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.outcome import RunSummary
+
+
+def summary_table(summary: RunSummary, cache: str, console: Console | None = None) -> None:
+    """Prints what a run did."""
+    console = console or Console()
+    if not summary.committed:
+        console.print(
+            f"nothing new: {summary.documents:,} documents, all known; "
+            f"the teacher ran on nothing and nothing was committed ({cache})"
+        )
+    table = Table(title=f"precompute into {cache}", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in summary_lines(summary):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
+    """Name and value of each line."""
+    lines = [
+        ("documents read", f"{summary.documents:,}"),
+        ("  repeats / already cached", f"{summary.duplicates:,} / {summary.known_documents:,}"),
+        ("  new", f"{summary.new_documents:,}"),
+        ("  rejected", f"{sum(summary.rejects.values()):,}"),
+        *((f"    {reason}", f"{count:,}") for reason, count in summary.rejects.items()),
+    ]
+    totals = summary.totals
+    if totals.tokens:
+        positions = max(totals.positions, 1)
+        lines += [
+            ("examples", f"{totals.examples:,}"),
+            ("tokens", f"{totals.tokens:,}"),
+            ("padded / tokens", f"{summary.padded_tokens / totals.tokens:.3f}"),
+            ("kept entries a position", f"{totals.entries / positions:.1f}"),
+            ("kept mass", f"{totals.kept_mass_sum / positions:.4f}"),
+            ("shards", f"{summary.shards:,}"),
+            ("bytes", f"{summary.size_bytes:,}"),
+            ("bytes a token", f"{summary.size_bytes / totals.tokens:.1f}"),
+            ("teacher, tokens/s", f"{totals.tokens / max(summary.teacher_seconds, 1e-9):,.0f}"),
+            ("job, tokens/s", f"{totals.tokens / max(summary.wall_seconds, 1e-9):,.0f}"),
+            ("teacher busy", f"{summary.teacher_seconds / max(summary.wall_seconds, 1e-9):.0%}"),
+        ]
+    lines += [
+        ("seconds", f"{summary.wall_seconds:.1f}"),
+        ("version", f"{summary.version}" if summary.version >= 0 else "none"),
+    ]
+    return lines

@@ -1,0 +1,164 @@
+"""Scoring a sample of a cache again, with a fresh teacher: does the cache still say what the teacher says?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.batching import collate, plan_batches
+from pipelines.config import Device, TeacherConfig
+from pipelines.fingerprint import make_fingerprint, resolve
+from pipelines.handler import DEFAULT_BATCH_TOKENS
+from pipelines.teacher import Answer, Teacher, open_teacher
+from pipelines.tokenise import Example
+from schemas import Cache
+from schemas.errors import MismatchError
+from schemas.policies import KeepAll
+from schemas.ragged import Array
+from schemas.rows import Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescoreConfig:
+    """Which teacher scores how many examples again."""
+
+    teacher: str
+    sample: int = 64
+    device: Device = "auto"
+    trust_remote_code: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescored:
+    """How far cache and fresh teacher are apart. For sigmoid and identity scores: absolute difference of logits."""
+
+    examples: int
+    positions: int
+    mean_kl_nats: float
+    max_kl_nats: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def rescore(cache: Cache, config: RescoreConfig) -> Rescored:
+    """Draws examples (from as few row groups as hold them), scores them, and compares with what is cached.
+
+    Raises:
+        MismatchError: the teacher is not the cache's.
+        TeacherError: it cannot be opened.
+    """
+    rows = _sample(cache, config)
+    spec = cache.spec
+    teacher_config = TeacherConfig(
+        path=config.teacher,
+        task=spec.task,
+        dtype=cache.fingerprint.dtype,  # type: ignore[arg-type]  # refused by TeacherConfig itself
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    found = resolve(teacher_config)
+    fresh = make_fingerprint(teacher_config, found.folder, cache.header.tokenizer, found.tokenizer)
+    if fresh.weights != cache.fingerprint.weights:
+        raise MismatchError(
+            "--teacher is not the teacher that made this cache",
+            where=config.teacher,
+            expected=f"weights {cache.fingerprint.weights[:16]}",
+            got=fresh.weights[:16],
+        )
+    teacher = open_teacher(teacher_config, spec, found.folder)
+    distances = _distances(rows, teacher, found.tokenizer.pad_token_id or 0)
+    return Rescored(
+        examples=len(rows),
+        positions=len(distances),
+        mean_kl_nats=float(distances.mean()),
+        max_kl_nats=float(distances.max()),
+    )
+
+
+def _sample(cache: Cache, config: RescoreConfig) -> Rows:
+    random = np.random.default_rng(config.seed)
+    parts, wanted = [], config.sample
+    for place in random.permutation(len(cache.row_groups)):
+        rows = cache.read(cache.row_groups[place])
+        parts.append(rows.take(np.sort(random.permutation(len(rows))[:wanted])))
+        wanted -= len(parts[-1])
+        if not wanted:
+            break
+    return Rows.concatenate(parts)
+
+
+def _distances(rows: Rows, teacher: Teacher, pad_id: int) -> Array:
+    """One number a position, in the order of the batches."""
+    lengths = rows.input_ids.lengths.tolist()
+    found = []
+    for batch in plan_batches(lengths, DEFAULT_BATCH_TOKENS[teacher.device.type]):
+        members = rows.take(np.array(batch, np.int64))
+        collated = collate(_examples(members), rows.spec, pad_id=pad_id, multiple=1)
+        if rows.spec.score == "softmax":
+            found.append(_divergences(members, teacher.logits(collated)))
+        else:
+            found.append(_differences(members, teacher.answer(collated)))
+    return np.concatenate(found)
+
+
+def _divergences(rows: Rows, logits: Any) -> Array:
+    """KL(cache || fresh) of each position over its kept entries and one bucket for the tail, in float64."""
+    counts, ids = rows.kept_counts, torch.from_numpy(rows.kept_ids.astype(np.int64))
+    owner = np.repeat(np.arange(len(counts)), counts)
+    fresh, start = np.empty(len(ids)), 0
+    offsets = rows.kept_offsets
+    for chunk in logits:
+        end = start + len(chunk)
+        entries = slice(offsets[start], offsets[end])
+        place = torch.from_numpy(owner[entries] - start)
+        logsumexp = chunk.double().logsumexp(1)
+        picked = chunk[place.to(chunk.device), ids[entries].to(chunk.device)].double()
+        fresh[entries] = (picked - logsumexp[place.to(chunk.device)]).cpu().numpy()
+        start = end
+    cached = rows.kept_logprobs().astype(np.float64)
+    if isinstance(rows.spec.keep, KeepAll):
+        cached -= np.repeat(np.log(np.add.reduceat(np.exp(cached), offsets[:-1])), counts)
+    kept = np.add.reduceat(np.exp(cached) * (cached - fresh), offsets[:-1])
+    p = np.clip(1 - np.add.reduceat(np.exp(cached), offsets[:-1]), 0, 1)
+    q = np.clip(1 - np.add.reduceat(np.exp(fresh), offsets[:-1]), 1e-12, 1)
+    tail = np.where(p > 1e-12, p * np.log(np.maximum(p, 1e-12) / q), 0)
+    total: Array = kept + tail
+    return total
+
+
+def _differences(rows: Rows, answer: Answer) -> Array:
+    assert answer.logits is not None
+    cached = rows.ragged("logits").values.reshape(answer.logits.shape)
+    largest: Array = np.abs(cached - answer.logits.numpy()).max(axis=1)
+    return largest
+
+
+def _examples(rows: Rows) -> list[Example]:
+    """Examples as the teacher takes them, from rows."""
+    spec, stored = rows.spec, rows.ragged("position_index")
+    found = []
+    for index in range(len(rows)):
+        types = rows.ragged("token_type_ids").row(index) if spec.has_token_type_ids else None
+        found.append(
+            Example(
+                id=rows.array("example_id")[index].tobytes(),
+                document_hash=rows.array("document_hash")[index].tobytes(),
+                window_index=0,
+                window_count=1,
+                input_ids=np.ascontiguousarray(rows.input_ids.row(index)).tobytes(),
+                token_type_ids=None if types is None else types.astype(np.int32).tobytes(),
+                position_index=stored.row(index).tobytes() if stored.validity[index] else None,
+                label=None,
+                document_id=None,
+                text=None,
+                text_pair=None,
+                file="",
+                offset=0,
+            )
+        )
+    return found

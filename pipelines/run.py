@@ -1,0 +1,145 @@
+"""`precompute`: one run, from a config to a committed version."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+import schemas.errors
+from pipelines.beam_options import parse_beam_options
+from pipelines.config import PrecomputeConfig
+from pipelines.corpus import find_pieces
+from pipelines.documents import LabelMap
+from pipelines.fingerprint import make_header, provenance, resolve
+from pipelines.job import Job, build
+from pipelines.outcome import Run, RunSummary
+from pipelines.progress import shown
+from pipelines.teacher import pick_device
+from schemas.cache import RUNS_FOLDER, base_version, read_header
+from schemas.commits import NO_VERSION
+from schemas.errors import MismatchError, NoCacheError, TeachonceError
+from schemas.spec import Header, Spec, differences
+from schemas.storage import Storage
+
+_LAST_RAISED = re.compile(r"^schemas\.errors\.(?P<kind>\w+): (?P<line>.*)$", re.MULTILINE)
+
+
+def precompute(config: PrecomputeConfig) -> RunSummary:
+    """Runs the teacher over what is new in the corpus, and commits one version of the cache.
+
+    With nothing new, nothing is committed and the summary says so. Known documents are found by their content.
+
+    Raises:
+        UsageError: a path, a flag or a Beam option is wrong.
+        TeacherError: the teacher cannot be opened or run as asked.
+        MismatchError: the cache was made by another teacher, or with another spec.
+        TooManyRejectsError: too many documents were rejected; nothing was committed.
+        CorpusError: the corpus cannot be read to its end; nothing was committed.
+        ConflictError: another run committed in the meantime.
+    """
+    job, options = prepare(config)
+    with shown(config.show_progress and _in_process(options)):
+        execute(job, options)
+    data = Storage.at(job.run.root).read(f"{RUNS_FOLDER}/{job.run.id}.json")
+    return RunSummary.from_json(json.loads(data))
+
+
+def prepare(config: PrecomputeConfig) -> tuple[Job, PipelineOptions]:
+    """Everything that is decided before the pipeline: pieces, teacher, header, base version."""
+    options = parse_beam_options(config.beam_options)
+    storage = Storage.at(config.cache)
+    pieces = find_pieces(config.corpus)
+    teacher = resolve(config.teacher)
+    header = make_header(config, teacher)
+    base = base_version(storage)
+    _refuse_other(storage, header, committed=base is not None)
+    runner = options.view_as(StandardOptions).runner
+    device = pick_device(config.teacher.device).type
+    run = Run(
+        id=f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}",
+        root=storage.root,
+        base=NO_VERSION if base is None else base.number,
+        header=header,
+        teacher=config.teacher,
+        provenance=provenance(config.teacher, device, runner),
+        max_reject_fraction=config.max_reject_fraction,
+        started=time.time(),
+    )
+    shards = () if base is None else base.shards
+    return Job(
+        config=config, run=run, pieces=pieces, known_shards=shards, labels=label_map(header.spec)
+    ), options
+
+
+def execute(job: Job, options: PipelineOptions) -> None:
+    """Runs the pipeline to its end; an error that a worker raised on purpose is raised again as itself."""
+    pipeline = beam.Pipeline(options=options)
+    build(pipeline, job)
+    try:
+        with _quiet_beam():
+            pipeline.run().wait_until_finish()
+    except Exception as error:
+        raise _told(error) from error
+
+
+def _told(error: Exception) -> TeachonceError:
+    """What a worker raised on purpose, as itself: an engine hands errors on as text, with the step's name behind."""
+    text = str(error)
+    kind, line = type(error).__name__, text
+    if not isinstance(error, TeachonceError):
+        found = _LAST_RAISED.findall(text)
+        if not found:
+            return TeachonceError(
+                "the pipeline failed; nothing was committed",
+                got=text.strip().splitlines()[-1] if text.strip() else repr(error),
+                do="Run again with --traceback for the whole story",
+            )
+        kind, line = found[-1]
+    told: TeachonceError = getattr(schemas.errors, kind)(line.split(" [while running")[0])
+    return told
+
+
+def label_map(spec: Spec) -> LabelMap | None:
+    """How labels become classes; None where a task has none of its own."""
+    if spec.task == "causal-lm":
+        return None
+    ids = {name: index for index, name in enumerate(spec.label_names)}
+    return LabelMap(ids, spec.vocab_size, spec.score)
+
+
+def _refuse_other(storage: Storage, header: Header, *, committed: bool) -> None:
+    try:
+        existing = read_header(storage)
+    except NoCacheError:
+        return
+    lines = differences(existing, header)
+    if lines and committed:
+        raise MismatchError(
+            "this run would mix another teacher or spec into the cache",
+            where=storage.root,
+            got="; ".join(lines),
+            do="Use the flags that the cache was made with, or another --cache",
+        )
+
+
+def _in_process(options: PipelineOptions) -> bool:
+    return bool(options.view_as(StandardOptions).runner == "FnApiRunner")
+
+
+class _quiet_beam:  # noqa: N801  reads as a block
+    """Beam logs a worker's error with its traceback before it raises it; it is told once, at the end."""
+
+    def __enter__(self) -> None:
+        self._logger = logging.getLogger("apache_beam")
+        self._before = self._logger.level
+        if self._before == logging.NOTSET:
+            self._logger.setLevel(logging.CRITICAL)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.setLevel(self._before)

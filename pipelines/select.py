@@ -1,0 +1,141 @@
+"""From logits to kept entries: the policy applied to a chunk of positions, on the teacher's device.
+
+Ties break by id: of equal logits the lower id comes first, and is kept first. `torch.topk` promises no order among
+equal values, so ties at the cut are found and those positions sorted in full.
+
+Costs, for N positions of V logits on a CPU: one pass each for the largest of each block, for exp, for its sum and for
+the entropy's dot product; the top-k itself looks only into the k blocks with the largest maxima.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+
+from schemas.policies import KeepAll, KeepPolicy, TopP, max_kept
+
+_BLOCK = 64
+
+
+class Selected(NamedTuple):
+    """What is kept of N positions. Entries descend; those from `counts[n]` on are not kept."""
+
+    ids: Int[torch.Tensor, "N K"]
+    logprobs: Float[torch.Tensor, "N K"]
+    """Under the full softmax at T=1, in nats."""
+    counts: Int[torch.Tensor, " N"]
+    logsumexp: Float[torch.Tensor, "N T"]
+    entropy: Float[torch.Tensor, " N"]
+    """Of the full distribution, in nats."""
+    kept_mass: Float[torch.Tensor, " N"]
+    label_logprob: Float[torch.Tensor, " N"]
+
+
+def select(
+    logits: Float[torch.Tensor, "N V"],
+    labels: Int[torch.Tensor, " N"],
+    policy: KeepPolicy,
+    temperatures: tuple[float, ...] = (1.0,),
+) -> Selected:
+    """Applies a keep policy to float32 logits. A label below 0 is none: its log-probability is NaN.
+
+    A position whose logits are not all finite has a `logsumexp` or `entropy` that is not finite. `logits` are used
+    as working memory: they hold something else afterwards.
+    """
+    values, ids = top_k(logits, max_kept(policy, logits.shape[1]))
+    gold = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    extra = [_logsumexp_at(logits, values[:, :1], temperature) for temperature in temperatures[1:]]
+    logsumexp, entropy = _logsumexp_and_entropy(logits, values[:, :1])
+    logprobs = values - logsumexp[:, None]
+    return Selected(
+        ids=ids,
+        logprobs=logprobs,
+        counts=_counts(logprobs, policy),
+        logsumexp=torch.stack([logsumexp, *extra], dim=1),
+        entropy=entropy,
+        kept_mass=_kept_mass(logprobs, policy),
+        label_logprob=torch.where(labels < 0, torch.nan, gold - logsumexp),
+    )
+
+
+def top_k(
+    logits: Float[torch.Tensor, "N V"], k: int
+) -> tuple[Float[torch.Tensor, "N K"], Int[torch.Tensor, "N K"]]:
+    """The k largest logits of each position and their ids, descending; equal logits by ascending id."""
+    if k == logits.shape[1]:
+        return _sorted(logits)
+    values, ids = _unordered_top_k(logits, k)
+    ids, order = ids.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    ids = ids.gather(1, order)
+    tied = ((logits >= values[:, -1:]).sum(1) > k).nonzero()[:, 0]
+    if len(tied):
+        exact_values, exact_ids = _sorted(logits[tied])
+        values[tied], ids[tied] = exact_values[:, :k], exact_ids[:, :k]
+    return values, ids
+
+
+def _sorted(
+    logits: Float[torch.Tensor, "N V"],
+) -> tuple[Float[torch.Tensor, "N V"], Int[torch.Tensor, "N V"]]:
+    values, ids = logits.sort(dim=1, descending=True, stable=True)
+    return values, ids
+
+
+def _unordered_top_k(
+    logits: Float[torch.Tensor, "N V"], k: int
+) -> tuple[Float[torch.Tensor, "N K"], Int[torch.Tensor, "N K"]]:
+    """Exact but for ties. On a CPU by blocks: the k largest lie in the k blocks whose maxima are largest."""
+    num_blocks = logits.shape[1] // _BLOCK
+    if logits.is_cuda or num_blocks <= 4 * k:
+        values, ids = logits.topk(k, dim=1, sorted=False)
+        return values, ids
+    whole = num_blocks * _BLOCK
+    blocks = logits[:, :whole].view(len(logits), num_blocks, _BLOCK)
+    chosen = blocks.amax(2).topk(k, dim=1, sorted=False).indices
+    candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK)).flatten(1)
+    places = (chosen[:, :, None] * _BLOCK + torch.arange(_BLOCK)).flatten(1)
+    rest = torch.arange(whole, logits.shape[1]).expand(len(logits), -1)
+    candidates = torch.cat([candidates, logits[:, whole:]], dim=1)
+    values, index = candidates.topk(k, dim=1, sorted=False)
+    return values, torch.cat([places, rest], dim=1).gather(1, index)
+
+
+def _logsumexp_at(
+    logits: Float[torch.Tensor, "N V"], top: Float[torch.Tensor, "N 1"], temperature: float
+) -> Float[torch.Tensor, " N"]:
+    shifted = ((logits - top) / temperature).exp_()
+    return shifted.sum(1).log() + top[:, 0] / temperature
+
+
+def _logsumexp_and_entropy(
+    logits: Float[torch.Tensor, "N V"], top: Float[torch.Tensor, "N 1"]
+) -> tuple[Float[torch.Tensor, " N"], Float[torch.Tensor, " N"]]:
+    """With z = logit - top: logsumexp = top + log sum e^z, entropy = log sum e^z - (sum e^z z) / sum e^z."""
+    shifted = logits.sub_(top)
+    exponentials = shifted.exp()
+    total = exponentials.sum(1)
+    weighted = torch.linalg.vecdot(exponentials, shifted)
+    return top[:, 0] + total.log(), (total.log() - weighted / total).clamp(min=0)
+
+
+def _before(logprobs: Float[torch.Tensor, "N K"]) -> Float[torch.Tensor, "N K"]:
+    """Mass of the entries before each."""
+    mass = logprobs.exp()
+    return mass.cumsum(1) - mass
+
+
+def _counts(logprobs: Float[torch.Tensor, "N K"], policy: KeepPolicy) -> Int[torch.Tensor, " N"]:
+    n, k = logprobs.shape
+    if not isinstance(policy, TopP):
+        return torch.full((n,), k, dtype=torch.int64, device=logprobs.device)
+    return (_before(logprobs) < policy.p).sum(1).clamp(min=1)
+
+
+def _kept_mass(logprobs: Float[torch.Tensor, "N K"], policy: KeepPolicy) -> Float[torch.Tensor, " N"]:
+    mass = logprobs.exp()
+    if isinstance(policy, KeepAll):
+        return torch.ones_like(mass[:, 0])
+    if isinstance(policy, TopP):
+        mass = mass * (_before(logprobs) < policy.p)
+    return mass.sum(1)

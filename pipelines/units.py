@@ -1,0 +1,176 @@
+"""The work on one unit: score its examples, encode them, seal one shard, store it; return one line about it.
+
+Inside a unit the next batch is collated and the last one encoded, by one thread, while the teacher computes. Out of
+memory halves a batch until it fits; an example that does not fit alone, or whose answer is not finite, is rejected
+alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pipelines.batching import collate, plan_batches, positions_of
+from pipelines.encode import Encoded, encode, without
+from pipelines.progress import PROGRESS
+from pipelines.teacher import Answer, Batch, Teacher
+from pipelines.tokenise import Example
+from schemas.ragged import Array
+from schemas.rows import Rows
+from schemas.shards import Totals, length_histogram, seal_shard
+from schemas.storage import Storage
+
+NOT_FINITE, TOO_LARGE = "not_finite", "too_large"
+
+
+class ShardLine(NamedTuple):
+    """One line of metadata about a finished unit: all that leaves the teacher's step. Plain types only."""
+
+    unit: str
+    name: str | None
+    """None when every example of the unit was rejected."""
+    size_bytes: int
+    totals: dict[str, Any]
+    work: dict[str, Any]
+    rejects: list[tuple[str, str, int, str | None]]
+
+
+@dataclass(kw_only=True)
+class Work:
+    """Seconds and tokens that a unit took."""
+
+    tokens: int = 0
+    padded_tokens: int = 0
+    teacher_seconds: float = 0.0
+    unit_seconds: float = 0.0
+    batches: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitScorer:
+    """A teacher with where its shards go."""
+
+    teacher: Teacher
+    root: str
+    fingerprint_hash: str
+    batch_tokens: int
+    row_group_tokens: int
+    pad_id: int
+
+    def score(self, unit: str, examples: Sequence[Example]) -> ShardLine:
+        """Scores a unit and stores its shard, durably, before it returns."""
+        work, started = Work(), time.monotonic()
+        rejects: list[tuple[Example, str]] = []
+        encoded = [part for part in self._encoded(examples, work, rejects) if len(part.rows)]
+        line = self._store(unit, encoded) if encoded else ShardLine(unit, None, 0, asdict(Totals()), {}, [])
+        work.unit_seconds = time.monotonic() - started
+        written: list[tuple[str, str, int, str | None]] = [
+            (reason, e.file, e.offset, e.document_id or e.id.hex()) for e, reason in rejects
+        ]
+        return line._replace(work=asdict(work), rejects=written)
+
+    def _encoded(
+        self, examples: Sequence[Example], work: Work, rejects: list[tuple[Example, str]]
+    ) -> list[Encoded]:
+        """All batches, the encoding of each beside the next one's forward."""
+        lengths = [example.num_tokens for example in examples]
+        batches = [[examples[i] for i in batch] for batch in plan_batches(lengths, self.batch_tokens)]
+        with ThreadPoolExecutor(1) as side:
+            collated: Iterable[Future[Batch]] = _ahead(side.submit(self._collate, b) for b in batches)
+            waiting = []
+            for members, future in zip(batches, collated, strict=True):
+                for scored, answer in self._answers(members, future.result(), work):
+                    if answer is None:
+                        rejects += [(example, TOO_LARGE) for example in scored]
+                        continue
+                    waiting.append(side.submit(self._encode, scored, answer))
+                    rejects += _not_finite(scored, answer)
+                PROGRESS.add(examples=len(members), tokens=sum(e.num_tokens for e in members))
+            return [future.result() for future in waiting]
+
+    def _answers(
+        self, members: list[Example], batch: Batch, work: Work
+    ) -> Iterator[tuple[list[Example], Answer | None]]:
+        """One answer; or, where memory does not suffice, those of the halves; None for one example too large."""
+        started = time.monotonic()
+        try:
+            answer = self.teacher.answer(batch)
+        except (torch.OutOfMemoryError, MemoryError):
+            answer = None
+        work.teacher_seconds += time.monotonic() - started
+        if answer is not None:
+            work.batches += 1
+            work.tokens += int(batch.attention_mask.sum())
+            work.padded_tokens += batch.input_ids.numel()
+            yield members, answer
+            return
+        with contextlib.suppress(AssertionError, RuntimeError):
+            torch.cuda.empty_cache()
+        if len(members) == 1:
+            yield members, None
+            return
+        middle = len(members) // 2
+        for half in (members[:middle], members[middle:]):
+            yield from self._answers(half, self._collate(half), work)
+
+    def _collate(self, members: Sequence[Example]) -> Batch:
+        multiple = 8 if self.teacher.device.type == "cuda" else 1
+        return collate(members, self.teacher.spec, pad_id=self.pad_id, multiple=multiple)
+
+    def _encode(self, members: Sequence[Example], answer: Answer) -> Encoded:
+        """The rows of the members whose answers are finite."""
+        keep = answer.finite.numpy()
+        if not keep.all():
+            counts = np.array([len(positions_of(example)) for example in members])
+            members = list(itertools.compress(members, keep))
+            answer = without(answer, keep, counts)
+        if not members:
+            return Encoded(
+                rows=Rows(spec=self.teacher.spec, data={"example_id": np.zeros((0, 16))}), totals=Totals()
+            )
+        return encode(members, answer, self.teacher.spec)
+
+    def _store(self, unit: str, encoded: Sequence[Encoded]) -> ShardLine:
+        """Rows in id order, in row groups of about `row_group_tokens`, in one shard."""
+        rows = Rows.concatenate([part.rows for part in encoded])
+        order = np.array(sorted(range(len(rows)), key=rows.example_ids.__getitem__), np.int64)
+        totals = sum((part.totals for part in encoded), Totals())
+        totals = replace(totals, length_histogram=length_histogram(rows.input_ids.lengths))
+        shard = seal_shard(
+            (rows.take(group) for group in _groups(order, rows.input_ids.lengths, self.row_group_tokens)),
+            spec=self.teacher.spec,
+            fingerprint_hash=self.fingerprint_hash,
+            unit=unit,
+            totals=totals,
+        )
+        Storage.at(self.root).put(shard.name, shard.data)
+        return ShardLine(unit, shard.name, len(shard.data), asdict(shard.footer.totals), {}, [])
+
+
+def _ahead(futures: Iterator[Future[Batch]]) -> Iterator[Future[Batch]]:
+    """Submits each piece of work one step before it is asked for."""
+    previous = next(futures, None)
+    while previous is not None:
+        following = next(futures, None)
+        yield previous
+        previous = following
+
+
+def _not_finite(members: Sequence[Example], answer: Answer) -> list[tuple[Example, str]]:
+    bad = (~answer.finite).numpy()
+    return [(example, NOT_FINITE) for example in itertools.compress(members, bad)]
+
+
+def _groups(order: Array, lengths: Array, row_group_tokens: int) -> list[Array]:
+    """Cuts an order of rows into runs of about `row_group_tokens` tokens each."""
+    total = np.cumsum(lengths[order])
+    group = (total - 1) // row_group_tokens
+    return np.split(order, np.flatnonzero(np.diff(group)) + 1)

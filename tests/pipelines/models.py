@@ -1,0 +1,105 @@
+"""Tiny random models with real tokenizers: real `from_pretrained` folders, a second to make."""
+
+import functools
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+TEXT = [
+    "The teacher runs once and the students train many times.",
+    "A cache holds what the teacher said, in a dozen bytes a token.",
+    "Rows stand in id order in a shard; a shard is sealed by its name.",
+    "Nothing is lost and nothing passes silently: a reject is counted and written down.",
+]
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@functools.cache
+def byte_tokenizer(vocab_size: int = 300, *, bert: bool = False) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer; with `bert`, one that adds [CLS] and [SEP] and gives token types."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "</s>", "[CLS]", "[SEP]"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    if bert:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        )
+    names = ["input_ids", "token_type_ids", "attention_mask"] if bert else ["input_ids", "attention_mask"]
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=names,
+        model_max_length=512,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def causal_teacher(folder: Path, *, kind: str = "llama", seed: int = 0, **changes: object) -> Path:
+    """Saves a random causal LM and its tokenizer; `kind` is llama, gemma2, granite or gpt2."""
+    tokenizer = byte_tokenizer()
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "initializer_range": 0.4,
+        "tie_word_embeddings": True,
+    }
+    if kind == "gemma2":
+        shape |= {"head_dim": 16, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 16}
+    if kind == "granite":
+        shape |= {"logits_scaling": 4.0, "embedding_multiplier": 2.0}
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(kind, **(shape | changes))
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    return save(model, tokenizer, folder)
+
+
+def classifier(folder: Path, *, num_labels: int = 3, seed: int = 0, **changes: object) -> Path:
+    """Saves a random BERT for sequence classification and its tokenizer."""
+    tokenizer = byte_tokenizer(bert=True)
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        initializer_range=0.4,
+        num_labels=num_labels,
+        id2label={i: f"label{i}" for i in range(num_labels)},
+        label2id={f"label{i}": i for i in range(num_labels)},
+        **changes,
+    )
+    return save(transformers.BertForSequenceClassification(config), tokenizer, folder)
+
+
+def save(model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
