@@ -7,7 +7,7 @@ K kept entries of a position, V vocabulary or classes, D feature width.
 from schemas.cache import Cache
 from schemas.errors import TeachonceError
 from schemas.spec import Feature, Fingerprint, Header, Spec
-from schemas.verify import Verified, verify
+from schemas.verify import Verified
 
 __all__ = [
     "Cache",
@@ -17,5 +17,4 @@ __all__ = [
     "Spec",
     "TeachonceError",
     "Verified",
-    "verify",
 ]

@@ -13,15 +13,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from schemas.commits import CommitRecord, Shard, Version, latest_version, read_record, read_version
 from schemas.errors import CorruptionError, NoCacheError
 from schemas.rows import Rows
-from schemas.shard_reader import OpenFooter, open_footer, read_group, read_identities
+from schemas.shard_reader import OpenFooter, open_shard, read_group, read_identities
 from schemas.shards import RowGroup, Totals
 from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage import Storage
+from schemas.verify import Verified, verify_shards
 
 SPEC_NAME = "_teachonce/spec.json"
 TOKENIZER_FOLDER = "_teachonce/tokenizer"
@@ -49,7 +50,7 @@ class Cache:
     record: CommitRecord
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], version: int | None = None) -> Self:
+    def open(cls, path: str | os.PathLike[str], version: int | None = None) -> Cache:
         """Opens a committed version (default: the newest) in a folder or at `s3://`, `gs://`, `az://`.
 
         Raises:
@@ -58,8 +59,8 @@ class Cache:
             CorruptionError: log or spec are damaged.
         """
         storage = Storage.at(path)
-        found = read_version(storage, version)
         header = read_header(storage)
+        found = read_version(storage, version)
         if found.record.header_hash != header.to_json()["hash"]:
             raise CorruptionError(
                 "the spec is not the one that the cache was committed with",
@@ -112,18 +113,7 @@ class Cache:
         Raises:
             CorruptionError: a shard is missing, cut short or not the one that the log means.
         """
-        opened = open_footer(self.storage, shard.name, size=shard.size_bytes)
-        where = f"{self.storage.root}/{shard.name}"
-        for what, expected, got in (
-            ("spec", self.spec.hash, opened.footer.spec_hash),
-            ("fingerprint", self.fingerprint.hash, opened.footer.fingerprint_hash),
-            ("rows", shard.examples, opened.footer.totals.examples),
-        ):
-            if expected != got:
-                raise CorruptionError(
-                    f"a shard's {what} is not the cache's", where=where, expected=expected, got=got
-                )
-        return opened
+        return open_shard(self.storage, self.header, shard)
 
     @functools.cached_property
     def row_groups(self) -> tuple[RowGroupRef, ...]:
@@ -151,6 +141,16 @@ class Cache:
         """The identity columns of one shard, checked, without the rest of its bytes."""
         return read_identities(self.storage, shard.name, self.footers[shard.name], self.spec)
 
+    def verify(self) -> Verified:
+        """Checks every byte, schema, encoding, count and id of this version, and the tokenizer's files.
+
+        Raises:
+            CorruptionError: with the first thing that does not match, and how many shards are broken in all.
+        """
+        for name in self.header.tokenizer:
+            self.tokenizer_file(name)
+        return verify_shards(self.storage, self.header, self.shards, self.totals)
+
     def save_tokenizer(self, folder: str | os.PathLike[str]) -> Path:
         """Copies the teacher's tokenizer to a local folder, for `AutoTokenizer.from_pretrained`.
 
@@ -160,6 +160,7 @@ class Cache:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         for name in self.header.tokenizer:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(self.tokenizer_file(name))
         return target
 
@@ -184,8 +185,12 @@ def read_header(storage: Storage) -> Header:
     """
     try:
         data = storage.read(SPEC_NAME)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoCacheError("no cache is there", where=f"{storage.root}/{SPEC_NAME}") from error
+    except FileNotFoundError as error:
+        raise NoCacheError(
+            "no cache is there",
+            where=f"{storage.root}/{SPEC_NAME}",
+            do="Check the path, or make one with `teachonce precompute`",
+        ) from error
     return Header.from_bytes(data, f"{storage.root}/{SPEC_NAME}")
 
 

@@ -14,12 +14,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int8, Int16, Int64, Num
+from jaxtyping import Float32, Float64, Int8, Int16, Int64, Num
 
 from schemas.ragged import Array
 
 CODE_MAX = 2**15 - 1
 """Largest gap between neighbours in steps: 2,047 nats at 1/16. A larger one is clamped, and counted."""
+
+
+LEVEL_MAX = 2**31 - 1
 
 
 class Codes(NamedTuple):
@@ -34,18 +37,32 @@ def encode_logprobs(
 ) -> Codes:
     """Codes of the entries of N positions; `counts[n] >= 1` of them, descending, belong to position n.
 
-    A clamped gap leaves its own and the position's later entries *above* their true value, and at most
-    `top - CODE_MAX * step_nats`, where a probability is zero in float32.
+    A score of -inf has the largest gap. A clamped gap leaves its own and the position's later entries *above* their
+    true value, and at most `top - CODE_MAX * step_nats`, where a probability is zero in float32.
+
+    Raises:
+        ValueError: entries do not descend, one is NaN, or a top entry is not finite.
     """
     starts = np.cumsum(counts) - counts
     top = np.repeat(logprobs[starts], counts)
-    levels = np.rint((top.astype(np.float64) - logprobs) / step_nats).astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        levels = _levels((top.astype(np.float64) - logprobs) / step_nats)
     codes = np.diff(levels, prepend=0)
     codes[starts] = 0
     if codes.size and codes.min() < 0:
         raise ValueError(f"entries must descend within a position, but a gap is {codes.min()} steps")
     num_clamped = int((codes > CODE_MAX).sum())
     return Codes(np.minimum(codes, CODE_MAX).astype(np.int16), num_clamped)
+
+
+def _levels(steps: Float64[np.ndarray, " E"]) -> Int64[np.ndarray, " E"]:
+    """Distances below the top entry, rounded; so large at most that a position's levels fit int32."""
+    if np.isnan(steps).any():
+        raise ValueError(
+            "entries must be numbers, and the top one finite, but one is NaN or the top infinite"
+        )
+    levels: Array = np.rint(np.minimum(steps, LEVEL_MAX)).astype(np.int64)
+    return levels
 
 
 def decode_logprobs(
@@ -76,8 +93,14 @@ class Quantised(NamedTuple):
 
 
 def quantise(values: Float32[np.ndarray, "R D"]) -> Quantised:
-    """int8 codes with `scale = max|v| / 127` for each row; the error is at most half a scale."""
+    """int8 codes with `scale = max|v| / 127` for each row; the error is at most half a scale.
+
+    A row whose scale would be subnormal (all |v| < 2e-36) becomes zero.
+    """
     scale = np.abs(values).max(axis=1) / np.float32(127)
+    if not np.isfinite(scale).all():
+        raise ValueError("features must be finite")
+    scale = np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(0))
     safe = np.where(scale > 0, scale, np.float32(1))
     return Quantised(np.rint(values / safe[:, None]).astype(np.int8), scale.astype(np.float32))
 

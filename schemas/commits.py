@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from deltalake import (
     CommitProperties,
@@ -25,14 +25,15 @@ from deltalake import (
     Schema,
     Transaction,
 )
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from schemas.columns import shard_schema
-from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError
+from schemas.delta import open_table, storage_options
+from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError, one_line
 from schemas.shards import Totals, parse_name
 from schemas.spec import Spec
-from schemas.storage import Storage, plain_http_endpoint
+from schemas.storage import Storage
 
 APP = "teachonce"
 NO_VERSION = -1
@@ -65,7 +66,7 @@ class CommitRecord:
     time_ms: int = 0
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
+    def from_json(cls, value: Mapping[str, Any]) -> CommitRecord:
         return cls(**{**value, "totals": Totals.from_json(value["totals"])})
 
 
@@ -85,7 +86,7 @@ def names_hash(names: Iterable[str]) -> str:
 def latest_version(storage: Storage) -> int:
     """Number of the newest version; `NO_VERSION` where nothing was committed."""
     try:
-        return _table(storage, None).version()
+        return open_table(storage).version()
     except NoCacheError:
         return NO_VERSION
 
@@ -97,7 +98,7 @@ def read_version(storage: Storage, number: int | None = None) -> Version:
         NoCacheError: nothing was committed there, or no such version.
         CorruptionError: the log's live shards are not those that the commit counted.
     """
-    table = _table(storage, number)
+    table = open_table(storage, number)
     found = table.version()
     shards = _live(table, f"{storage.root}, version {found}")
     record = read_record(storage, found)
@@ -111,16 +112,15 @@ def read_record(storage: Storage, number: int) -> CommitRecord:
     Raises:
         CorruptionError: there is no such entry, or none that teachonce wrote.
     """
-    name = f"_delta_log/{number:020d}.json"
+    name = _entry_name(number)
     where = f"{storage.root}/{name}"
     try:
         lines = [json.loads(line) for line in storage.read(name).splitlines()]
         infos = [line["commitInfo"] for line in lines if "commitInfo" in line]
-        value = infos[0][APP]
-        stated = value.pop("hash")
-        if stated != _record_hash(value):
+        text, stated = infos[0][APP]["record"], infos[0][APP]["hash"]
+        if stated != _record_hash(text):
             raise CorruptionError("a commit's record does not match its own hash", where=where)
-        return CommitRecord.from_json(value)
+        return CommitRecord.from_json(json.loads(text))
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CorruptionError(
             "a log entry is not what teachonce committed", where=where, got=repr(error)
@@ -146,16 +146,20 @@ def commit(
     done = _committed_by(storage, number)
     if done is not None:
         return _own_or_conflict(storage, done, record.run, number)
+    # One attempt: Delta's own retry would put the loser of two first commits on top of the winner, as version 1.
     properties = CommitProperties(
-        custom_metadata={APP: _record_json(record)}, app_transactions=[Transaction(APP, number)]
+        custom_metadata={APP: _record_json(record)},
+        app_transactions=[Transaction(APP, number)],
+        max_commit_retries=0,
     )
     try:
         _write(storage, spec, base, [_add(shard) for shard in added], properties)
-    except DeltaError as error:
+    except (DeltaError, OSError) as error:
         done = _committed_by(storage, number)
         if done is not None:
             return _own_or_conflict(storage, done, record.run, number)
-        raise CacheError("the commit failed", where=storage.root, got=str(error).splitlines()[0]) from error
+        raise CacheError("the commit failed", where=storage.root, got=one_line(error)) from error
+    storage.make_durable(_entry_name(number))
     return number
 
 
@@ -188,12 +192,12 @@ def _write(
             schema,
             list(actions),
             mode="error",
-            storage_options=_options(),
+            storage_options=storage_options(),
             commit_properties=properties,
             post_commithook_properties=_KEEP_LOGS,
         )
         return
-    _table(storage, base.number).create_write_transaction(
+    open_table(storage, base.number).create_write_transaction(
         list(actions),
         "append",
         schema,
@@ -220,44 +224,24 @@ def _own_or_conflict(storage: Storage, latest: int, run: str, number: int) -> in
     )
 
 
+def _entry_name(number: int) -> str:
+    return f"_delta_log/{number:020d}.json"
+
+
 def _add(shard: Shard) -> AddAction:
     stats = json.dumps({"numRecords": shard.examples})
     now = int(time.time() * 1000)
     return AddAction(shard.name, shard.size_bytes, {}, now, True, stats)
 
 
-def _record_json(record: CommitRecord) -> dict[str, Any]:
-    value = asdict(record)
-    return {**value, "hash": _record_hash(value)}
+def _record_json(record: CommitRecord) -> dict[str, str]:
+    """The record as text: `deltalake` parses numbers on their way to the log, and may change a float's last bit."""
+    text = json.dumps(asdict(record), sort_keys=True, separators=(",", ":"))
+    return {"record": text, "hash": _record_hash(text)}
 
 
-def _record_hash(value: Mapping[str, Any]) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+def _record_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _table(storage: Storage, number: int | None) -> DeltaTable:
-    try:
-        return DeltaTable(storage.root, version=number, storage_options=_options())
-    except TableNotFoundError as error:
-        raise NoCacheError(
-            "no cache is there: nothing was committed",
-            where=storage.root,
-            do="Check the path, or make one with `teachonce precompute`",
-        ) from error
-    except DeltaError as error:
-        if number is not None and latest_version(storage) < number:
-            raise NoCacheError(
-                "the cache has no such version",
-                where=storage.root,
-                expected=f"0 to {latest_version(storage)}",
-                got=number,
-            ) from error
-        raise CorruptionError(
-            "the cache's log cannot be read",
-            where=f"{storage.root}/_delta_log",
-            got=str(error).splitlines()[0],
-        ) from error
 
 
 def _live(table: DeltaTable, where: str) -> tuple[Shard, ...]:
@@ -282,7 +266,3 @@ def _check_live(shards: Sequence[Shard], record: CommitRecord, where: str) -> No
             got=f"{got[0]} shards, {got[1]} rows",
             do="Restore _delta_log from a copy",
         )
-
-
-def _options() -> dict[str, str]:
-    return {"allow_http": "true"} if plain_http_endpoint() else {}

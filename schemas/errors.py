@@ -20,7 +20,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_MAX_GOT_CHARS = 300
 
 
 class TeachonceError(Exception):
@@ -57,6 +61,12 @@ class TeachonceError(Exception):
 
 def _rebuild(kind: type[TeachonceError], what: str, parts: dict[str, Any]) -> TeachonceError:
     return kind(what, **parts)
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's error says, as one line without colours, for `got=`."""
+    text = " ".join(_COLOUR.sub("", str(error)).replace("\u21b3", " ").split())
+    return text[:_MAX_GOT_CHARS] or repr(error)
 
 
 class UsageError(TeachonceError):

@@ -50,7 +50,7 @@ class TopP:
             raise ValueError(f"top_p keeps at least one entry, but got k={self.k}")
 
     def __str__(self) -> str:
-        return f"top_p:{self.p:g},k={self.k}"
+        return f"top_p:{float(self.p)!r},k={self.k}"
 
 
 KeepPolicy = KeepAll | TopK | TopP

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -18,11 +18,19 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ragged:
-    """R lists: row i is `values[offsets[i]:offsets[i + 1]]`, and null where `valid[i]` is false."""
+    """R lists: row i is `values[offsets[i]:offsets[i + 1]]`, and null (and empty) where `valid[i]` is false."""
 
     values: Array
     offsets: Int64[np.ndarray, " R1"]
     valid: Bool[np.ndarray, " R"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
+            raise ValueError(
+                f"offsets must go from 0 to {len(self.values)}, but go from {self.offsets[0]} to {self.offsets[-1]}"
+            )
+        if self.valid is not None and (filled := (self.lengths > 0) & ~self.valid).any():
+            raise ValueError(f"a null row must be empty, but row {filled.argmax()} is not")
 
     @property
     def lengths(self) -> Int64[np.ndarray, " R"]:
@@ -35,7 +43,7 @@ class Ragged:
         """The values of one row."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
-    def take(self, rows: Int64[np.ndarray, " M"]) -> Self:
+    def take(self, rows: Int64[np.ndarray, " M"]) -> Ragged:
         """The given rows, in the given order."""
         lengths = self.lengths[rows]
         offsets = offsets_of(lengths)
@@ -44,7 +52,7 @@ class Ragged:
         return type(self)(values=values, offsets=offsets, valid=valid)
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
+    def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
         """The rows of all parts, one part after the other."""
         values = np.concatenate([part.values for part in parts])
         offsets = offsets_of(np.concatenate([part.lengths for part in parts]))
@@ -58,7 +66,7 @@ class Ragged:
         return np.ones(len(self), np.bool_) if self.valid is None else self.valid
 
     @classmethod
-    def of(cls, lists: Sequence[Array | None], dtype: Any) -> Self:
+    def of(cls, lists: Sequence[Array | None], dtype: Any) -> Ragged:
         """From one array a row, `None` for null. For building inputs, not for hot paths."""
         arrays = [np.asarray(() if row is None else row, dtype) for row in lists]
         values = np.concatenate(arrays) if arrays else np.zeros(0, dtype)

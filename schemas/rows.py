@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float32, Int32, Int64
 
 from schemas.codec import decode_logprobs, dequantise
@@ -75,7 +76,10 @@ class Rows:
         return int(self.position_offsets[-1])
 
     def position_index(self) -> Int32[np.ndarray, " N"]:
-        """Which token of its example each position stands on; null is filled in: every token but the last."""
+        """Which token of its example each position stands on.
+
+        A null row means every token but the last, in order (`check` has asserted that it has so many positions).
+        """
         offsets = self.position_offsets
         implied = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
         stored = self.ragged("position_index")
@@ -107,9 +111,15 @@ class Rows:
         )
 
     def logsumexp(self, temperature: float = 1.0) -> Float32[np.ndarray, " N"]:
-        """log sum exp(logit / T) over all of V, for a temperature that the spec declares."""
-        index = self.spec.temperatures.index(temperature)
-        return self.ragged("logsumexp").values[index :: len(self.spec.temperatures)]
+        """log sum exp(logit / T) over all of V.
+
+        Raises:
+            ValueError: the spec does not declare the temperature.
+        """
+        declared = self.spec.temperatures
+        if temperature not in declared:
+            raise ValueError(f"the cache has logsumexp at temperatures {declared}, not at {temperature}")
+        return self.ragged("logsumexp").values[declared.index(temperature) :: len(declared)]
 
     def feature(self, feature: Feature) -> Float32[np.ndarray, "R D"]:
         """One pooled feature of each row."""
@@ -118,13 +128,13 @@ class Rows:
             return values
         return dequantise(values, self.array(feature.scale_column))
 
-    def take(self, rows: Int64[np.ndarray, " M"]) -> Self:
+    def take(self, rows: Int64[np.ndarray, " M"]) -> Rows:
         """The given rows, in the given order."""
         taken = {name: _take(column, rows) for name, column in self.data.items()}
         return type(self)(spec=self.spec, data=taken)
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
+    def concatenate(cls, parts: Sequence[Rows]) -> Rows:
         """The rows of all parts, one part after the other."""
         names = parts[0].data
         joined = {name: _concatenate([part.data[name] for part in parts]) for name in names}
@@ -137,7 +147,7 @@ class Rows:
         return pa.Table.from_arrays(arrays, schema=schema)
 
     @classmethod
-    def from_arrow(cls, table: pa.Table, spec: Spec, where: str) -> Self:
+    def from_arrow(cls, table: pa.Table, spec: Spec, where: str) -> Rows:
         """Rows from a table with all columns of the spec, or some; other columns are ignored.
 
         Raises:
@@ -152,28 +162,44 @@ class Rows:
         return rows
 
     def check(self, where: str) -> None:
-        """Asserts that the lists of each row fit together.
+        """Asserts that the lists of each row fit together, and that counts and ids are in range.
 
         Raises:
-            CorruptionError: naming the first column that does not.
+            CorruptionError: naming the first column that does not fit.
         """
         for name, expected in self._expected_lengths().items():
             column = self.ragged(name)
-            wrong = np.flatnonzero((column.lengths != expected) & column.validity)
-            if wrong.size:
-                raise CorruptionError(
-                    f"column {name} has a list of the wrong length",
-                    where=f"{where}, example {self.array('example_id')[wrong[0]].tobytes().hex()}",
-                    expected=int(expected[wrong[0]]),
-                    got=int(column.lengths[wrong[0]]),
-                )
-        ids = self.kept_ids if self.spec.score == "softmax" else np.zeros(0, np.int32)
-        if ids.size and not (ids.min() >= 0 and ids.max() < self.spec.vocab_size):
+            self._refuse_length(name, column.lengths, expected, column.validity, where)
+        self._check_places(where)
+        if self.spec.score == "softmax":
+            _refuse_range("num_kept", self.kept_counts, 1, self.spec.max_kept, where)
+            _refuse_range("kept_ids", self.kept_ids, 0, self.spec.vocab_size - 1, where)
+            self._check_gold(where)
+
+    def _check_places(self, where: str) -> None:
+        """A null `position_index` is every token but the last; one that is stored lies inside its example."""
+        places, tokens = self.ragged("position_index"), self.input_ids.lengths
+        positions = np.diff(self.position_offsets)
+        self._refuse_length("position_index (null)", positions, tokens - 1, ~places.validity, where)
+        ends = tokens - 1 if self.spec.task == "causal-lm" else tokens
+        outside = places.values >= np.repeat(ends, places.lengths)
+        if outside.any() or (places.values < 0).any():
+            raise CorruptionError("column position_index points outside its example", where=where)
+
+    def _check_gold(self, where: str) -> None:
+        """A gold log-probability stands wherever a label is known; a causal LM's labels are its next tokens."""
+        known = self.ragged("labels").validity | (self.spec.task == "causal-lm")
+        if (known != self.ragged("label_logprob").validity).any():
+            raise CorruptionError("column label_logprob is null where a label is known, or not", where=where)
+
+    def _refuse_length(self, name: str, lengths: Array, expected: Array, asked: Array, where: str) -> None:
+        wrong = np.flatnonzero((lengths != expected) & asked)
+        if wrong.size:
             raise CorruptionError(
-                "column kept_ids has an id outside the vocabulary",
-                where=where,
-                expected=f"0 to {self.spec.vocab_size - 1}",
-                got=f"{ids.min()} to {ids.max()}",
+                f"column {name} has a list of the wrong length",
+                where=f"{where}, example {self.array('example_id')[wrong[0]].tobytes().hex()}",
+                expected=int(expected[wrong[0]]),
+                got=int(lengths[wrong[0]]),
             )
 
     def _expected_lengths(self) -> dict[str, Array]:
@@ -193,6 +219,16 @@ class Rows:
         for feature in self.spec.features:
             expected[feature.column] = np.full(len(self), feature.width)
         return expected
+
+
+def _refuse_range(name: str, values: Array, low: int, high: int, where: str) -> None:
+    if values.size and not (values.min() >= low and values.max() <= high):
+        raise CorruptionError(
+            f"column {name} has a value out of range",
+            where=where,
+            expected=f"{low} to {high}",
+            got=f"{values.min()} to {values.max()}",
+        )
 
 
 def _take(column: ColumnData, rows: Int64[np.ndarray, " M"]) -> ColumnData:
@@ -246,7 +282,7 @@ def _rows_of_lists(array: pa.ListArray, valid: Any) -> Ragged:
 
 
 def _fixed_hashes(array: pa.BinaryArray, name: str, where: str) -> Array:
-    lengths = np.asarray(pa.compute.binary_length(array))
+    lengths = np.asarray(pc.binary_length(array))
     if not (lengths == HASH_BYTES).all():
         raise CorruptionError(f"column {name} has a hash that is not {HASH_BYTES} bytes", where=where)
     data = b"".join(array.to_pylist())

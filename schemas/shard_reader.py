@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.columns import IDENTITY_COLUMNS, check_schema, shard_schema
+from schemas.commits import Shard
 from schemas.errors import CorruptionError
 from schemas.rows import Rows
 from schemas.shards import FOOTER_KEY, RowGroup, ShardFooter, bytes_hash, identity_hash, parse_name
-from schemas.spec import Spec
+from schemas.spec import Header, Spec
 from schemas.storage import Storage
 
 _MAGIC = b"PAR1"
@@ -61,6 +62,28 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
         )
     metadata = pq.read_metadata(pa.BufferReader(_MAGIC + data))
     return OpenFooter(ShardFooter.from_bytes(metadata.metadata[FOOTER_KEY]), metadata, data, size)
+
+
+def open_shard(storage: Storage, header: Header, shard: Shard) -> OpenFooter:
+    """A live shard's footer, checked against its seal, the log and the spec.
+
+    Raises:
+        CorruptionError: a shard is missing, cut short or not the one that the log means.
+    """
+    opened = open_footer(storage, shard.name, size=shard.size_bytes)
+    footer = opened.footer
+    for what, expected, got in (
+        ("unit", parse_name(shard.name)[0], footer.unit),
+        ("spec", header.spec.hash, footer.spec_hash),
+        ("fingerprint", header.fingerprint.hash, footer.fingerprint_hash),
+        ("number of rows", shard.examples, footer.totals.examples),
+    ):
+        if expected != got:
+            where = f"{storage.root}/{shard.name}"
+            raise CorruptionError(
+                f"a shard's {what} is not the cache's", where=where, expected=expected, got=got
+            )
+    return opened
 
 
 def _footer_bytes(storage: Storage, name: str, size: int) -> bytes:

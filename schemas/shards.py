@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -75,7 +75,7 @@ class Totals:
         )
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
+    def from_json(cls, value: Mapping[str, Any]) -> Totals:
         return cls(**{**value, "length_histogram": tuple(value["length_histogram"])})
 
 
@@ -94,7 +94,7 @@ class ShardFooter:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
+    def from_bytes(cls, data: bytes) -> ShardFooter:
         value = json.loads(data)
         groups = tuple(RowGroup(**group) for group in value["row_groups"])
         return cls(**{**value, "row_groups": groups, "totals": Totals.from_json(value["totals"])})
@@ -119,15 +119,22 @@ def seal_shard(
     """Writes row groups into one sealed shard.
 
     `totals` carries what only the teacher's pass knew (kept mass, clamps); counts come from the rows themselves.
+
+    Raises:
+        ValueError: there are no rows, or a group of none.
     """
     sink = io.BytesIO()
     found: list[RowGroup] = []
     with pq.ParquetWriter(sink, shard_schema(spec), **write_options(spec)) as writer:
         for rows in groups:
+            if not len(rows):
+                raise ValueError("a row group cannot be empty")
             writer.write_table(rows.to_arrow(), row_group_size=len(rows))
             start = found[-1].end if found else 0
             with sink.getbuffer() as buffer, buffer[start:] as written:
                 found.append(_described(rows, start=start, data=written))
+        if not found:
+            raise ValueError("a shard cannot be empty")
         footer = ShardFooter(
             unit=unit,
             spec_hash=spec.hash,
@@ -137,7 +144,7 @@ def seal_shard(
         )
         writer.add_key_value_metadata({FOOTER_KEY: footer.to_bytes()})
     data = sink.getbuffer()
-    seal = bytes_hash(data[found[-1].end if found else 0 :])
+    seal = bytes_hash(data[found[-1].end :])
     return SealedShard(f"{unit}-{seal}.parquet", data, footer)
 
 

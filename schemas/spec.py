@@ -11,9 +11,10 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from pathlib import PurePosixPath
+from typing import Any, Literal, get_args
 
-from schemas.errors import CorruptionError, FormatError
+from schemas.errors import CorruptionError, FormatError, UsageError
 from schemas.identity import canonical_json, digest
 from schemas.policies import KeepAll, KeepPolicy, max_kept, parse_keep
 
@@ -119,7 +120,7 @@ class Spec:
         return {**dataclasses.asdict(self), "keep": str(self.keep)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
+    def from_json(cls, value: Mapping[str, Any]) -> Spec:
         features = tuple(Feature(**feature) for feature in value["features"])
         tuples = {key: tuple(value[key]) for key in ("temperatures", "label_names")}
         return cls(**{**value, **tuples, "features": features, "keep": parse_keep(value["keep"])})
@@ -158,6 +159,12 @@ class Header:
     """SHA-256 of each file in `_teachonce/tokenizer/`, by name."""
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        for name in self.tokenizer:
+            path = PurePosixPath(name)
+            inside = name == str(path) and path.name and not path.is_absolute() and ".." not in path.parts
+            _refuse_unless(bool(inside), "a tokenizer file's name", name)
+
     def to_json(self) -> dict[str, Any]:
         body: dict[str, Any] = {
             "format_version": self.format_version,
@@ -173,17 +180,26 @@ class Header:
         return json.dumps(self.to_json(), indent=2, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> Self:
+    def from_bytes(cls, data: bytes, where: str) -> Header:
         """Parses and checks a header.
 
         Raises:
             CorruptionError: the bytes are not the JSON that was written.
-            FormatError: a newer format, or a required feature that this reader does not know.
+            FormatError: a newer format, or a required feature, field or value that this reader does not know.
         """
         body, recorded = _parse(data, where)
         _refuse_unknown(body, where)
         if digest(canonical_json(body), "header").hex() != recorded:
             raise CorruptionError("the spec does not match its own hash", where=where, do=_RESTORE)
+        try:
+            return cls._from_body(body)
+        except (KeyError, TypeError, ValueError, UsageError) as error:
+            raise FormatError(
+                "this cache's spec says what this reader does not know", where=where, got=error, do=_NEWER
+            ) from error
+
+    @classmethod
+    def _from_body(cls, body: Mapping[str, Any]) -> Header:
         return cls(
             fingerprint=Fingerprint(**body["fingerprint"]),
             spec=Spec.from_json(body["spec"]),
@@ -202,10 +218,11 @@ def differences(ours: Header, theirs: Header) -> list[str]:
     return lines
 
 
+_NEWER = "Install the teachonce release that wrote it, or a newer one"
 _RESTORE = "Restore the file from a copy; a cache whose spec is gone cannot be read"
 
 
-def _parse(data: bytes, where: str) -> tuple[dict[str, Any], str]:
+def _parse(data: bytes, where: str) -> tuple[dict[str, Any], object]:
     try:
         body = json.loads(data)
         return body, body.pop("hash")
@@ -223,15 +240,15 @@ def _refuse_unknown(body: Mapping[str, Any], where: str) -> None:
             where=where,
             expected=FORMAT_VERSION,
             got=version,
-            do="Install the teachonce release that wrote it, or a newer one",
+            do=_NEWER,
         )
-    unknown = sorted(set(body.get("required_features", ())) - KNOWN_FEATURES)
+    unknown = sorted(set(map(str, body.get("required_features") or ())) - KNOWN_FEATURES)
     if unknown:
         raise FormatError(
             "this cache needs features that this reader does not know",
             where=where,
             got=", ".join(unknown),
-            do="Install a newer teachonce",
+            do=_NEWER,
         )
 
 

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -24,7 +24,7 @@ from obstore.store import ObjectStore, from_url
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
-from schemas.errors import CacheError, CorruptionError, UsageError
+from schemas.errors import CacheError, CorruptionError, UsageError, one_line
 
 _PART = ".part-"
 
@@ -39,17 +39,17 @@ class Storage:
     """None for a local folder, which is read and written directly."""
 
     @classmethod
-    def at(cls, root: str | os.PathLike[str]) -> Self:
+    def at(cls, root: str | os.PathLike[str]) -> Storage:
         """Opens a root; nothing is created and nothing is read.
 
         Raises:
-            UsageError: the URL's scheme or form is not one that obstore knows.
+            UsageError: the URL's scheme or form is not one that obstore knows, or a folder's name is one that
+                Delta misreads.
         """
         text = os.fspath(root)
-        scheme = urlsplit(text).scheme
+        scheme = urlsplit(text).scheme if "://" in text else ""
         if scheme in ("", "file"):
-            path = Path(unquote(urlsplit(text).path) if scheme else text).absolute()
-            return cls(root=str(path), store=None)
+            return cls(root=_local_root(unquote(urlsplit(text).path) if scheme else text), store=None)
         try:
             return cls(root=text.rstrip("/"), store=from_url(text, client_options=_client_options()))
         except (BaseError, ValueError) as error:
@@ -57,7 +57,7 @@ class Storage:
                 "this is no place for a cache",
                 where=text,
                 expected="a folder, s3://, gs:// or az://",
-                got=str(error).splitlines()[0],
+                got=one_line(error),
             ) from error
 
     @property
@@ -133,10 +133,17 @@ class Storage:
             return False
         return True
 
+    def make_durable(self, name: str) -> None:
+        """Makes sure that an object which something else wrote outlives a power failure."""
+        if self.is_local:
+            with self._told(name):
+                _sync(self._path(name))
+                _sync(self._path(name).parent)
+
     def exists(self, name: str) -> bool:
         try:
             self.size(name)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return False
         return True
 
@@ -160,7 +167,7 @@ class Storage:
 
     def _put_local(self, name: str, data: bytes | memoryview, *, replace: bool) -> None:
         path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         part = path.with_name(f"{path.name}{_PART}{secrets.token_hex(4)}")
         try:
             with part.open("wb") as file:
@@ -173,16 +180,16 @@ class Storage:
                 os.link(part, path)
         finally:
             part.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
     @contextlib.contextmanager
     def _told(self, name: str) -> Iterator[None]:
         """Errors of the store, with the place they are about."""
         try:
             yield
-        except (FileNotFoundError, FileExistsError, NotADirectoryError, CacheError):
+        except (FileNotFoundError, FileExistsError, CacheError):
             raise
-        except NotFoundError as error:
+        except (NotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(f"{self.root}/{name}") from error
         except AlreadyExistsError as error:
             raise FileExistsError(f"{self.root}/{name}") from error
@@ -190,13 +197,38 @@ class Storage:
             raise CacheError(
                 "the cache's storage refuses",
                 where=f"{self.root}/{name}",
-                got=str(error).splitlines()[0],
+                got=one_line(error),
                 do="Check the path, its permissions, free space and credentials",
             ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _local_root(text: str) -> str:
+    path = str(Path(text).absolute())
+    if unquote(path) != path:
+        raise UsageError(
+            "a cache's path cannot hold a percent escape: Delta would look elsewhere",
+            where=path,
+            do="Choose another folder",
+        )
+    return path
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, each durable in its parent."""
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise CacheError(
+            "a file stands where the cache needs a folder", where=folder, do="Choose another path"
+        )
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Syncs a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,0 +1,41 @@
+"""`Parser`: argparse for every verb, with wrong flags as `UsageError`s: one line, exit status 2.
+
+An abbreviated flag is refused, because a later release may add a flag that makes it ambiguous. `--help` keeps the line
+breaks of description and epilog, so that examples stand as they were written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from schemas.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` for a verb: takes the same keyword arguments.
+
+    `parser.parse_args(argv)` raises `UsageError` where argparse would print usage and exit.
+    """
+
+    def __init__(self, **keywords: Any) -> None:
+        keywords.setdefault("allow_abbrev", False)
+        keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**keywords)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.replace("\n", " "), do=f"See `{self.prog} --help`")
+
+
+def natural(text: str) -> int:
+    """An integer from 0, as the `type` of a flag."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """An integer from 1, as the `type` of a flag."""
+    if (number := natural(text)) == 0:
+        raise argparse.ArgumentTypeError("expected a whole number from 1, got '0'")
+    return number

@@ -1,0 +1,162 @@
+"""Spec and header: nonsense refused, any change seen, newer formats told from damage."""
+
+import dataclasses
+import json
+
+import pytest
+
+from schemas import Feature, Fingerprint, Header, Spec
+from schemas.errors import CorruptionError, FormatError, TeachonceError
+from schemas.identity import canonical_json, digest
+from schemas.policies import TopK
+from schemas.spec import differences
+from tests.synthetic import SPECS, causal_spec, header_of
+
+REFUSED = (ValueError, TypeError)
+"""`ValueError`; where types are checked, as in tests, a wrong literal is a `TypeError` before that."""
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("task", "masked-lm"), ("score", "logits"), ("vocab_size", 0), ("vocab_size", 2**31), ("max_length", 1),
+        ("stride", -1), ("stride", 32), ("supervise", "user"), ("temperatures", ()), ("temperatures", (2.0,)),
+        ("temperatures", (2.0, 1.0)), ("temperatures", (1.0, 1.0)), ("temperatures", (1.0, 0.0)),
+        ("temperatures", (1.0, -2.0)), ("features", (Feature(pooling="mean", layer=1, width=2),) * 2),
+        ("code_step_nats", 0.0), ("code_step_nats", 2.0),
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused_and_named(field, value):
+    with pytest.raises(REFUSED, match=field):
+        causal_spec(**{field: value})
+
+
+def test_only_softmax_scores_can_be_cut():
+    with pytest.raises(ValueError, match="softmax"):
+        dataclasses.replace(SPECS["sigmoid"], keep=TopK(k=2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("pooling", "max"), ("dtype", "int4"), ("layer", -1), ("width", 0)]
+)
+def test_a_feature_refuses_nonsense(field, value):
+    with pytest.raises(REFUSED, match=field):
+        Feature(**{"pooling": "mean", "layer": 1, "width": 2, field: value})
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_json_round_trip(name):
+    spec = SPECS[name]
+    again = Spec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert again == spec
+    assert again.hash == spec.hash
+    header = header_of(spec)
+    assert Header.from_bytes(header.to_bytes(), "here") == header
+
+
+def test_every_field_is_in_the_hash():
+    changes = {
+        "task": "sequence-classification", "vocab_size": 51, "keep": TopK(k=8), "max_length": 33, "stride": 1,
+        "supervise": "assistant", "temperatures": (1.0,), "features": (), "label_names": ("a",),
+        "has_token_type_ids": True, "has_document_id": True, "has_text": True, "has_text_pair": True,
+        "code_step_nats": 0.125,
+    }  # fmt: skip
+    assert set(changes) | {"score"} == {field.name for field in dataclasses.fields(Spec)}
+    hashes = {causal_spec(**{field: value}).hash for field, value in changes.items()}
+    assert len(hashes | {causal_spec().hash}) == len(changes) + 1
+
+
+def test_golden_hashes():
+    assert causal_spec().hash == "26953aa3bd6730ca03f6991202c143dc"
+    assert header_of(causal_spec()).fingerprint.hash == "56d147e09f40963dae09f002bed87dc6"
+    assert header_of(causal_spec()).to_json()["hash"] == "6594fe0c2b080725e39cf58f2c0a9ba1"
+
+
+def test_one_flipped_bit_is_never_another_spec():
+    header = header_of(causal_spec())
+    data = header.to_bytes()
+    for place in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        try:
+            assert Header.from_bytes(bytes(flipped), "here") == header, place
+        except TeachonceError as error:
+            assert "here" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"[]", b"5", b"null", b'"hash"', b"\xff", b'{"hash": 1}', b"{" * 10]
+)
+def test_what_is_no_spec_is_refused(data):
+    with pytest.raises((CorruptionError, FormatError), match="here"):
+        Header.from_bytes(data, "here")
+
+
+def resealed(**changes):
+    """A header of a later release, with its hash as it must be."""
+    body = header_of(causal_spec()).to_json() | changes
+    del body["hash"]
+    return json.dumps({**body, "hash": digest(canonical_json(body), "header").hex()}).encode()
+
+
+@pytest.mark.parametrize("version", [1, -1, "0", None, 10**6])
+def test_another_format_version_is_refused(version):
+    with pytest.raises(FormatError, match=r"format version.*expected 0"):
+        Header.from_bytes(resealed(format_version=version), "here")
+
+
+def test_an_unknown_required_feature_is_refused_by_name():
+    features = ["score:softmax", "keep:threshold", "score:rank"]
+    with pytest.raises(FormatError, match="keep:threshold, score:rank"):
+        Header.from_bytes(resealed(required_features=features), "here")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "masked-lm"},
+        {"new_field": 1},
+        {"keep": "threshold:0.1"},
+        {"features": [{"kind": "sum"}]},
+        {"stride": -1},
+    ],
+)
+def test_a_spec_that_this_reader_cannot_mean_is_a_format_error(change):
+    spec = causal_spec().to_json() | change
+    with pytest.raises(FormatError, match="does not know"):
+        Header.from_bytes(resealed(spec=spec), "here")
+
+
+@pytest.mark.parametrize("field", ["spec", "fingerprint", "teacher", "tokenizer"])
+def test_a_missing_part_is_a_format_error(field):
+    body = header_of(causal_spec()).to_json()
+    del body[field], body["hash"]
+    data = json.dumps({**body, "hash": digest(canonical_json(body), "header").hex()}).encode()
+    with pytest.raises(FormatError):
+        Header.from_bytes(data, "here")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", "", ".", "a//b", "./a"])
+def test_tokenizer_files_stay_inside_their_folder(name):
+    with pytest.raises(ValueError, match="tokenizer"):
+        dataclasses.replace(header_of(causal_spec()), tokenizer={name: "0" * 64})
+    with pytest.raises(FormatError):
+        Header.from_bytes(resealed(tokenizer={name: "0" * 64}), "here")
+
+
+def test_required_features_are_known():
+    assert causal_spec().required_features == ("keep:top_p", "score:softmax")
+    assert SPECS["regression"].required_features == ("keep:all", "score:identity")
+
+
+def test_differences_are_told_field_by_field():
+    ours = header_of(causal_spec())
+    theirs = dataclasses.replace(
+        header_of(causal_spec(stride=4)),
+        fingerprint=Fingerprint(**{**dataclasses.asdict(ours.fingerprint), "dtype": "bfloat16"}),
+    )
+    assert differences(ours, ours) == []
+    assert differences(ours, theirs) == [
+        "fingerprint.dtype: cache float32, run bfloat16",
+        "spec.stride: cache 0, run 4",
+    ]

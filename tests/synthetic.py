@@ -1,0 +1,240 @@
+"""Caches made by hand: random rows of any spec, sealed and committed, with the truth that they were coded from."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from schemas import Cache, Feature, Fingerprint, Header, Spec
+from schemas.cache import create_header
+from schemas.codec import encode_logprobs, quantise
+from schemas.commits import Shard, Version, commit, record_after
+from schemas.identity import unit_name
+from schemas.policies import KeepAll, TopK, TopP
+from schemas.ragged import Ragged, offsets_of
+from schemas.rows import Rows
+from schemas.shards import Totals, length_histogram, seal_shard
+from schemas.storage import Storage
+
+FINGERPRINT = Fingerprint(
+    weights="w" * 32, config="c" * 32, tokenizer="t" * 32, chat_template="", dtype="float32"
+)
+TOKENIZER = {
+    "model": {"type": "BPE", "vocab": {"a": 0, "\u0120b": 1, "\u00c3\u00a9": 2, "\u010a": 3}},
+    "decoder": {"type": "ByteLevel"},
+    "added_tokens": [{"id": 4, "content": "<|end|>"}],
+}
+TOKENIZER_FILES = {
+    "tokenizer.json": json.dumps(TOKENIZER).encode(),
+    "additional_chat_templates/tool.jinja": b"{{ messages }}",
+}
+WORDS = ("", "plain", "na\u00efve \u2014 \u6c34 \U0001f600", "two\nlines", "'quoted' [red]")
+
+
+class Truth(NamedTuple):
+    """Rows, and what their codes were made from."""
+
+    rows: Rows
+    logprobs: np.ndarray
+    features: dict[str, np.ndarray]
+
+
+def causal_spec(**changes) -> Spec:
+    fields = {
+        "task": "causal-lm",
+        "score": "softmax",
+        "vocab_size": 50,
+        "keep": TopP(p=0.9, k=8),
+        "max_length": 32,
+        "temperatures": (1.0, 2.0),
+        "features": (
+            Feature(pooling="mean", layer=2, width=5),
+            Feature(pooling="last", layer=0, width=3, dtype="float32"),
+        ),
+    }
+    return Spec(**{**fields, **changes})
+
+
+def class_spec(**changes) -> Spec:
+    fields = {
+        "task": "sequence-classification",
+        "score": "softmax",
+        "vocab_size": 3,
+        "keep": KeepAll(),
+        "max_length": 32,
+        "label_names": ("no", "maybe", "yes"),
+        "has_token_type_ids": True,
+        "has_document_id": True,
+        "has_text": True,
+        "has_text_pair": True,
+    }
+    return Spec(**{**fields, **changes})
+
+
+SPECS = {
+    "top_p": causal_spec(),
+    "top_k": causal_spec(keep=TopK(k=4), temperatures=(1.0,), features=()),
+    "all": causal_spec(keep=KeepAll(), vocab_size=7),
+    "texts": causal_spec(has_text=True, has_document_id=True),
+    "classes": class_spec(),
+    "sigmoid": class_spec(score="sigmoid"),
+    "regression": class_spec(score="identity", vocab_size=1, label_names=()),
+}
+
+
+def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
+    """Rows with ascending ids, ragged positions and entries, nulls and empty lists."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, spec.max_length + 1, num_rows)
+    places = _places(spec, lengths, rng)
+    counts = np.array(
+        [length - 1 if p is None else len(p) for length, p in zip(lengths, places, strict=True)]
+    )
+    data = {
+        "example_id": _hashes(sorted(rng.bytes(16) for _ in range(num_rows))),
+        "document_hash": _hashes([rng.bytes(16) for _ in range(num_rows)]),
+        "window_index": rng.integers(0, 3, num_rows).astype(np.int32),
+        "window_count": np.full(num_rows, 3, np.int32),
+        "input_ids": ragged(rng.integers(0, 50, lengths.sum()).astype(np.int32), lengths),
+        "position_index": Ragged.of(places, np.int32),
+    }
+    for name, wanted in (
+        ("document_id", spec.has_document_id),
+        ("text", spec.has_text),
+        ("text_pair", spec.has_text_pair),
+    ):
+        if wanted:
+            data[name] = np.array([rng.choice([*WORDS, None]) for _ in range(num_rows)], object)
+    if spec.has_token_type_ids:
+        data["token_type_ids"] = ragged(rng.integers(0, 2, lengths.sum()).astype(np.int8), lengths)
+    scores, logprobs = (_kept if spec.score == "softmax" else _logits)(spec, counts, rng)
+    features = {f.column: rng.normal(size=(num_rows, f.width)).astype(np.float32) for f in spec.features}
+    rows = Rows(spec=spec, data=data | scores | _features(spec, features))
+    rows.check("synthetic")
+    return Truth(rows, logprobs, features)
+
+
+def ragged(values, lengths) -> Ragged:
+    return Ragged(values=values, offsets=offsets_of(lengths))
+
+
+def unit_of(rows: Rows) -> str:
+    return unit_name(rows.example_ids, rows.spec.hash)
+
+
+def seal(rows: Rows, groups: int = 2):
+    """A sealed shard of some rows, in a few row groups."""
+    parts = np.array_split(np.arange(len(rows)), min(groups, len(rows)))
+    totals = Totals(
+        kept_mass_sum=0.9 * rows.num_positions,
+        entropy_sum_nats=1.5 * rows.num_positions,
+        length_histogram=length_histogram(rows.input_ids.lengths),
+    )
+    return seal_shard(
+        (rows.take(part) for part in parts),
+        spec=rows.spec,
+        fingerprint_hash=FINGERPRINT.hash,
+        unit=unit_of(rows),
+        totals=totals,
+    )
+
+
+def header_of(spec: Spec) -> Header:
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in TOKENIZER_FILES.items()}
+    return Header(fingerprint=FINGERPRINT, spec=spec, teacher={"name": "synthetic"}, tokenizer=hashes)
+
+
+def begin(path, spec: Spec) -> Storage:
+    """A cache with a header, and nothing committed."""
+    storage = Storage.at(path)
+    create_header(storage, header_of(spec), TOKENIZER_FILES)
+    return storage
+
+
+def add(storage: Storage, base: Version | None, parts: list[Rows], run: str = "run", **fields) -> int:
+    """Stores each part as a shard, and commits them as one version."""
+    sealed = [seal(rows) for rows in parts]
+    for shard in sealed:
+        storage.put(shard.name, shard.data)
+    spec = parts[0].spec
+    shards = [Shard(s.name, len(s.data), s.footer.totals.examples) for s in sealed]
+    totals = sum((shard.footer.totals for shard in sealed), Totals())
+    fields = {"header_hash": header_of(spec).to_json()["hash"], **fields}
+    return commit(storage, spec, base, shards, record_after(base, shards, totals, run=run, **fields))
+
+
+def make_cache(
+    path: Path, spec: Spec | None = None, num_rows: int = 24, num_shards: int = 2, seed: int = 0
+) -> Cache:
+    """A committed cache of one version."""
+    rows = random_rows(spec or causal_spec(), num_rows, seed).rows
+    parts = [rows.take(part) for part in np.array_split(np.arange(num_rows), num_shards)]
+    add(begin(path, rows.spec), None, parts)
+    return Cache.open(path)
+
+
+def _hashes(hashes: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
+
+
+def _places(spec: Spec, lengths, rng) -> list:
+    if spec.task == "sequence-classification":
+        return [np.zeros(1, np.int32)] * len(lengths)
+    return [
+        None if rng.random() < 0.5 else np.flatnonzero(rng.random(length - 1) < 0.6).astype(np.int32)
+        for length in lengths
+    ]
+
+
+def _kept(spec: Spec, counts, rng):
+    total = counts.sum()
+    every = isinstance(spec.keep, KeepAll)
+    kept = np.full(total, spec.vocab_size) if every else rng.integers(1, spec.max_kept + 1, total)
+    ids = [rng.permutation(spec.vocab_size)[:k] for k in kept]
+    scores = [np.sort(np.log(rng.dirichlet(np.ones(k)) * rng.uniform(0.5, 1)))[::-1] for k in kept]
+    logprobs = np.concatenate([*scores, np.zeros(0)]).astype(np.float32)
+    codes = encode_logprobs(logprobs, kept, spec.code_step_nats).codes
+    per_row = np.diff(offsets_of(kept)[offsets_of(counts)])
+    floats = lambda width=1: ragged(rng.normal(size=total * width).astype(np.float32), counts * width)  # noqa: E731
+    data = {
+        "labels": _labels(spec, len(counts), rng),
+        "num_kept": ragged(kept.astype(np.int32), counts),
+        "kept_ids": ragged(np.concatenate([*ids, np.zeros(0)]).astype(np.int32), per_row),
+        "kept_codes": ragged(codes, per_row),
+        "top_logprob": ragged(logprobs[offsets_of(kept)[:-1]], counts),
+        "logsumexp": floats(len(spec.temperatures)),
+        "entropy": ragged(rng.exponential(size=total).astype(np.float32), counts),
+    }
+    valid = data["labels"].validity | (spec.task == "causal-lm")
+    gold = [rng.normal(size=n).astype(np.float32) if v else None for n, v in zip(counts, valid, strict=True)]
+    data["label_logprob"] = Ragged.of(gold, np.float32)
+    return data, logprobs
+
+
+def _labels(spec: Spec, num_rows: int, rng) -> Ragged:
+    if spec.task == "causal-lm":
+        return Ragged.of([None] * num_rows, np.int32)
+    given = [None if rng.random() < 0.3 else rng.integers(0, spec.vocab_size, 1) for _ in range(num_rows)]
+    return Ragged.of(given, np.int32)
+
+
+def _logits(spec: Spec, counts, rng):
+    widths = counts * spec.vocab_size
+    labels = [None if rng.random() < 0.3 else rng.integers(0, 2, width) for width in widths]
+    logits = rng.normal(size=widths.sum()).astype(np.float32)
+    return {"labels": Ragged.of(labels, np.float32), "logits": ragged(logits, widths)}, logits
+
+
+def _features(spec: Spec, values):
+    data = {}
+    for feature in spec.features:
+        array = values[feature.column]
+        widths = np.full(len(array), feature.width)
+        if feature.dtype == "int8":
+            codes, scale = quantise(array)
+            data[feature.column], data[feature.scale_column] = ragged(codes.reshape(-1), widths), scale
+        else:
+            data[feature.column] = ragged(array.reshape(-1), widths)
+    return data
