@@ -1,0 +1,27 @@
+"""READS. A cache becomes students: stream, losses, students, evaluation. torch and transformers; never Beam.
+
+From Python:
+
+```python
+from trainer import StudentArguments, TrainConfig, train
+
+train(
+    TrainConfig(cache="cache", student="student.json", losses=["kl=1.0", "ce=0.5"]),
+    StudentArguments(output_dir="student", num_train_epochs=3),
+)
+```
+"""
+
+from trainer.arguments import StudentArguments
+from trainer.evaluation import EvaluateConfig, Evaluated, evaluate
+from trainer.training import TrainConfig, Trained, train
+
+__all__ = [
+    "EvaluateConfig",
+    "Evaluated",
+    "StudentArguments",
+    "TrainConfig",
+    "Trained",
+    "evaluate",
+    "train",
+]

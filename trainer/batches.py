@@ -1,0 +1,210 @@
+"""Rows of a cache become a batch of tensors: padded tokens, and flat positions with flat kept entries.
+
+Everything that only depends on the teacher (temperature, tail, negentropy) is computed here, on the CPU, in the
+loader's thread; the training step gathers and subtracts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from schemas.ragged import Array
+from schemas.rows import Rows
+from schemas.spec import Feature
+from trainer.losses import NO_LABEL, DenseTargets, SparseTargets, distribution, soften
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B examples, padded to S tokens on the right, and their N positions, row by row."""
+
+    input_ids: Int64[Tensor, "B S"]
+    attention_mask: Int64[Tensor, "B S"]
+    token_type_ids: Int64[Tensor, "B S"] | None
+    row: Int64[Tensor, " N"]
+    """Which of the B rows each position stands in."""
+    token: Int64[Tensor, " N"]
+    """Which of the S tokens each position stands on."""
+    targets: SparseTargets | DenseTargets
+    features: tuple[Float[Tensor, "B _"], ...]
+    counts: Int64[Tensor, 3]
+    """Positions, labelled positions and rows that count; all 0 in a weightless batch. On the CPU."""
+    entry_offsets: Array
+    """Where each position's kept entries begin, `[N + 1]`. On the CPU, for cutting without waiting for a GPU."""
+    beyond: float
+    """Teacher's mass on ids that the student does not have, summed over the positions."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.attention_mask.sum())
+
+    @property
+    def model_inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments of the student's forward."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; from pinned memory the copies do not wait."""
+        moved: Batch = _map(self, lambda tensor: tensor.to(device, non_blocking=True), but=("counts",))
+        return moved
+
+    def pin(self) -> Batch:
+        """The same batch in page-locked memory."""
+        pinned: Batch = _map(self, lambda tensor: tensor.pin_memory(), but=("counts",))
+        return pinned
+
+    def weightless(self) -> Batch:
+        """The same batch, counting for nothing: what a rank computes when it has no batch in an epoch's last step."""
+        return replace(self, counts=torch.zeros_like(self.counts), beyond=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collation:
+    """How rows become batches for one student and one set of losses."""
+
+    student_vocab: int
+    """V of the student's head; teacher's entries beyond it go to the tail."""
+    pad_id: int
+    temperature: float = 1.0
+    features: tuple[Feature, ...] = ()
+    """Features that the losses need; others are not decoded."""
+    pass_token_types: bool = True
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, but got {self.temperature}")
+        if self.student_vocab < 1 or self.pad_id < 0:
+            raise ValueError(f"no vocabulary: size {self.student_vocab}, padding id {self.pad_id}")
+
+    def batch(self, rows: Rows) -> Batch:
+        """The batch of these rows, in their order."""
+        offsets = rows.position_offsets
+        row = np.repeat(np.arange(len(rows)), np.diff(offsets))
+        token = rows.position_index().astype(np.int64)
+        targets, entry_offsets, beyond = self._targets(rows, row, token)
+        types = None
+        if self.pass_token_types and rows.spec.has_token_type_ids:
+            types = _padded(rows, "token_type_ids", 0)
+        ids = _padded(rows, "input_ids", self.pad_id)
+        return Batch(
+            input_ids=ids,
+            attention_mask=_mask(rows, ids.shape[1]),
+            token_type_ids=types,
+            row=torch.from_numpy(row),
+            token=torch.from_numpy(token),
+            targets=targets,
+            features=tuple(torch.from_numpy(rows.feature(feature).copy()) for feature in self.features),
+            counts=torch.tensor([len(row), _num_labelled(targets), len(rows)]),
+            entry_offsets=entry_offsets,
+            beyond=beyond,
+        )
+
+    def _targets(
+        self, rows: Rows, row: Array, token: Array
+    ) -> tuple[SparseTargets | DenseTargets, Array, float]:
+        if rows.spec.score != "softmax":
+            return dense_targets(rows, row), np.zeros(len(row) + 1, np.int64), 0.0
+        gold = next_tokens(rows, row, token) if rows.spec.task == "causal-lm" else class_labels(rows, row)
+        return self._sparse_targets(rows, gold)
+
+    def _sparse_targets(self, rows: Rows, gold: Array) -> tuple[SparseTargets, Array, float]:
+        counts = rows.kept_counts.astype(np.int64)
+        ids, logprobs = rows.kept_ids, rows.kept_logprobs()
+        position = np.repeat(np.arange(len(counts)), counts)
+        beyond = 0.0
+        if self.student_vocab < rows.spec.vocab_size:
+            fits = ids < self.student_vocab
+            beyond = float(np.exp(logprobs[~fits]).sum())
+            ids, logprobs, position = ids[fits], logprobs[fits], position[fits]
+            counts = np.bincount(position, minlength=len(counts))
+        whole = torch.from_numpy(counts == min(self.student_vocab, rows.spec.vocab_size))
+        where = torch.from_numpy(position)
+        logsumexp = torch.from_numpy(np.ascontiguousarray(rows.logsumexp()))
+        plain = torch.from_numpy(logprobs)
+        softened = soften(plain, where, logsumexp, self._logsumexp(rows), self.temperature)
+        probs, tail, negentropy = distribution(softened, where, whole)
+        targets = SparseTargets(
+            ids=torch.from_numpy(ids.astype(np.int64)),
+            position=where,
+            probs=probs,
+            logits=plain + logsumexp[where],
+            tail=tail,
+            negentropy=negentropy,
+            gold=torch.from_numpy(gold),
+        )
+        return targets, np.concatenate([[0], np.cumsum(counts)]), beyond
+
+    def _logsumexp(self, rows: Rows) -> Tensor | None:
+        """The normaliser at the temperature, where the cache declares it."""
+        if self.temperature not in rows.spec.temperatures:
+            return None
+        return torch.from_numpy(np.ascontiguousarray(rows.logsumexp(self.temperature)))
+
+
+def next_tokens(rows: Rows, row: Array, token: Array) -> Array:
+    """int64 [N]: the token after each position, which a causal LM predicts there."""
+    places = rows.input_ids.offsets[:-1][row] + token + 1
+    gold: Array = rows.input_ids.values[places].astype(np.int64)
+    return gold
+
+
+def class_labels(rows: Rows, row: Array) -> Array:
+    """int64 [N]: the gold class of each position; `NO_LABEL` in rows without."""
+    labels = rows.ragged("labels")
+    gold = np.full(len(row), NO_LABEL, np.int64)
+    gold[labels.validity[row]] = labels.values
+    return gold
+
+
+def dense_targets(rows: Rows, row: Array) -> DenseTargets:
+    """Logits and labels `[N, V]` of a sigmoid or identity teacher."""
+    shape = (len(row), rows.spec.vocab_size)
+    labels = rows.ragged("labels")
+    labelled = labels.validity[row]
+    gold = np.zeros(shape, np.float32)
+    gold[labelled] = labels.values.reshape(-1, shape[1])
+    return DenseTargets(
+        logits=torch.from_numpy(rows.ragged("logits").values.reshape(shape).copy()),
+        gold=torch.from_numpy(gold),
+        labelled=torch.from_numpy(labelled),
+    )
+
+
+def _num_labelled(targets: SparseTargets | DenseTargets) -> int:
+    labelled = targets.labelled if isinstance(targets, DenseTargets) else targets.gold != NO_LABEL
+    return int(labelled.sum())
+
+
+def _padded(rows: Rows, name: str, padding: int) -> Int64[Tensor, "B S"]:
+    column = rows.ragged(name)
+    padded = np.full((len(rows), int(column.lengths.max())), padding, np.int64)
+    padded[np.arange(padded.shape[1]) < column.lengths[:, None]] = column.values
+    return torch.from_numpy(padded)
+
+
+def _mask(rows: Rows, length: int) -> Int64[Tensor, "B S"]:
+    return torch.from_numpy((np.arange(length) < rows.input_ids.lengths[:, None]).astype(np.int64))
+
+
+def _map(value: Any, change: Any, but: tuple[str, ...] = ()) -> Any:
+    """A frozen dataclass with `change` applied to each tensor in it, however deep, except in the fields named."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_map(item, change) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in fields(value) if field.name not in but]
+        return replace(value, **{name: _map(getattr(value, name), change) for name in names})
+    return value

@@ -1,0 +1,117 @@
+"""Parsing shared by the verbs: dataclasses become flags, a YAML or JSON file gives defaults, errors are one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml  # type: ignore[import-untyped]
+from transformers import HfArgumentParser
+
+from schemas.errors import UsageError, one_line
+
+HELP_ALL = "--help_all"
+
+
+class Parser(HfArgumentParser):  # type: ignore[misc]
+    """`HfArgumentParser` whose every error is a `UsageError`, with defaults from a file before the flags."""
+
+    def __init__(
+        self, kinds: Sequence[type], *, description: str, examples: str, shown: Iterable[str] = ()
+    ) -> None:
+        first, *others = kinds
+        names = " ".join(f"--{f.name} {f.name.upper()}" for f in dataclasses.fields(first) if _required(f))
+        super().__init__(
+            list(kinds),
+            usage=f"teachonce {description.split(maxsplit=1)[0]} [FILE.yaml] {names} [flags]",
+            description=description.partition(" ")[2],
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._hidden = {f.name for kind in others for f in dataclasses.fields(kind)} - set(shown)
+        if others:
+            self.add_argument(
+                HELP_ALL, action="store_true", help="also show every other flag of transformers"
+            )
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse would print with its usage."""
+        raise UsageError(message, do="See --help")
+
+    def format_help(self) -> str:
+        """The help without the flags that only `--help_all` shows."""
+        if HELP_ALL not in sys.argv:
+            for action in self._actions:
+                if action.dest in self._hidden:
+                    action.help = argparse.SUPPRESS
+        text: str = super().format_help()
+        return text
+
+    def values(self, argv: Sequence[str]) -> list[Any]:
+        """One value of each dataclass from `[FILE] flags`; flags win over the file.
+
+        Raises:
+            UsageError: an unknown flag or key, a wrong value, or a file that cannot be read.
+        """
+        arguments = list(argv)
+        if HELP_ALL in arguments:
+            arguments = ["--help"]
+        if arguments and not arguments[0].startswith("-"):
+            self._use_file(arguments.pop(0))
+        namespace, unknown = self.parse_known_args(arguments)
+        if unknown:
+            raise UsageError("there is no such flag", got=" ".join(unknown), do="See --help")
+        values = vars(namespace)
+        return [self._build(kind, values) for kind in self.dataclass_types]
+
+    def _build(self, kind: Any, values: Mapping[str, Any]) -> Any:
+        names = [field.name for field in dataclasses.fields(kind) if field.init]
+        try:
+            return kind(**{name: values[name] for name in names})
+        except (ValueError, TypeError, ImportError) as error:
+            got = one_line(error).rstrip(".")
+            raise UsageError("a flag has a value that cannot be", got=got, do="See --help") from error
+
+    def _use_file(self, path: str) -> None:
+        """Takes a file's keys as defaults; what a flag requires may stand there."""
+        actions = {action.dest: action for action in self._actions}
+        for key, value in read_file(path).items():
+            action = actions.get(key)
+            if action is None or key in ("help", "help_all"):
+                raise UsageError("there is no such key", where=path, got=key, do="See --help")
+            action.required = False
+            action.default = _default(value)
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """The keys of a YAML or JSON file.
+
+    Raises:
+        UsageError: it is not there, or holds no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        found = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError("the file of flags cannot be read", where=path, got=one_line(error)) from error
+    if not isinstance(found, dict):
+        raise UsageError("a file of flags holds `flag: value` lines", where=path, got=type(found).__name__)
+    return found
+
+
+def _default(value: Any) -> Any:
+    """As argparse would have it: scalars as text, so that a flag's own type reads them; `{kl: 1}` as `[kl=1]`."""
+    if isinstance(value, dict):
+        return [f"{key}={item}" for key, item in value.items()]
+    return value if value is None or isinstance(value, list) else str(value)
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing

@@ -1,0 +1,103 @@
+"""The verbs `train` and `evaluate`: flags to values, values to the calls of the same names."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+
+from transformers.utils import logging
+
+from trainer.arguments import StudentArguments
+from trainer.cli import Parser
+from trainer.evaluation import EvaluateConfig
+from trainer.evaluation import evaluate as run_evaluate
+from trainer.report import show
+from trainer.training import TrainConfig
+from trainer.training import train as run_train
+
+_SHOWN = (
+    "output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "bf16",
+    "seed",
+    "logging_steps",
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "load_best_model_at_end",
+    "resume_from_checkpoint",
+    "report_to",
+)
+
+_TRAIN_EXAMPLES = textwrap.dedent("""\
+    examples:
+      a student from scratch, by the teacher's distribution and a little of the corpus itself:
+        teachonce train --cache ./cache --student student.json --losses kl=1.0 ce=0.1 \\
+          --output_dir ./student --num_train_epochs 3 --per_device_train_batch_size 32 --bf16
+
+      the teacher with half of its layers, settings from a file, one of them overruled, resumed where it stopped:
+        teachonce train run.yaml --learning_rate 1e-4 --resume_from_checkpoint last
+      where run.yaml holds
+        cache: s3://bucket/cache
+        student: shrink:layers=6
+        teacher: ./teacher
+        losses: {kl: 1.0, feature: 0.1}
+        temperature: 2.0
+        output_dir: ./student
+
+    With several GPUs: torchrun --nproc_per_node 4 -m teachonce train ...
+    """)
+
+_EVALUATE_EXAMPLES = textwrap.dedent("""\
+    examples:
+      a student on the documents that its training held out:
+        teachonce evaluate --cache ./cache --student ./student
+
+      beside the teacher, with speeds of both, for a program to read:
+        teachonce evaluate --cache ./cache --student ./student --teacher ./teacher --json
+    """)
+
+
+def train(argv: list[str]) -> int:
+    """`teachonce train`: returns the exit status."""
+    parser = Parser(
+        [TrainConfig, StudentArguments],
+        description="train Distils a student from a cache, with no teacher in memory.",
+        examples=_TRAIN_EXAMPLES,
+        shown=_SHOWN,
+    )
+    config, arguments = parser.values(argv)
+    trained = run_train(config, arguments)
+    if arguments.process_index == 0:
+        sys.stderr.write(f"{trained.steps} steps; the student is in {trained.output_dir}\n")
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """`teachonce evaluate`: returns the exit status."""
+    parser = Parser(
+        [EvaluateConfig],
+        description="evaluate Measures a student on a cache's held-out part.",
+        examples=_EVALUATE_EXAMPLES,
+    )
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    (config,) = parser.values(argv)
+    as_json = "--json" in argv
+    if as_json:
+        logging.disable_progress_bar()
+    evaluated = run_evaluate(config)
+    if as_json:
+        sys.stdout.write(json.dumps(evaluated.to_json(), indent=2) + "\n")
+    else:
+        show(evaluated)
+    return 0

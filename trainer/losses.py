@@ -1,0 +1,207 @@
+"""The losses, as pure functions from a student's logits and a teacher's kept entries to nats (or squares) a position.
+
+Softmax teachers are sparse: `[N, V]` is never built for the teacher. What is not kept of it is one *tail bucket*, the
+mass of all other ids together. A position whose kept entries are the whole vocabulary has no tail; there the entries,
+rounded by the codec, are renormalised. With K = V every loss equals its dense textbook form (a test says so).
+
+Sigmoid and identity teachers have few classes; they are dense `[N, V]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+NO_LABEL = -100
+"""The gold label of a position that has none."""
+
+_TINY = 1e-30
+"""Smallest mass, relative to the largest entry, that a student's tail is taken to have: its logarithm stays finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseTargets:
+    """What a softmax teacher and the corpus say of N positions, at one temperature."""
+
+    ids: Int64[Tensor, " E"]
+    position: Int64[Tensor, " E"]
+    """Which of the N positions each entry belongs to; ascending."""
+    probs: Float[Tensor, " E"]
+    """Probabilities at the temperature; with the tail they sum to 1 for each position."""
+    logits: Float[Tensor, " E"]
+    """The teacher's own logits (temperature 1)."""
+    tail: Float[Tensor, " N"]
+    """Probability of all ids that are not kept; exactly 0 where every id is."""
+    negentropy: Float[Tensor, " N"]
+    """Sum of p log p over kept entries and tail, in nats."""
+    gold: Int64[Tensor, " N"]
+    """The corpus's own label, or `NO_LABEL`."""
+
+    def chunk(self, first: int, last: int, entries: slice) -> SparseTargets:
+        """Positions `first` to `last`, whose entries are those of the slice."""
+        return SparseTargets(
+            ids=self.ids[entries],
+            position=self.position[entries] - first,
+            probs=self.probs[entries],
+            logits=self.logits[entries],
+            tail=self.tail[first:last],
+            negentropy=self.negentropy[first:last],
+            gold=self.gold[first:last],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseTargets:
+    """What a sigmoid or identity teacher and the corpus say of N positions."""
+
+    logits: Float[Tensor, "N V"]
+    gold: Float[Tensor, "N V"]
+    """Multi-hot labels or values; 0 where there are none."""
+    labelled: Bool[Tensor, " N"]
+
+
+def segment_sum(
+    values: Float[Tensor, " E"], position: Int64[Tensor, " E"], num_positions: int
+) -> Float[Tensor, " N"]:
+    """Sum of the entries of each position."""
+    return values.new_zeros(num_positions).index_add(0, position, values)
+
+
+def soften(
+    logprobs: Float[Tensor, " E"],
+    position: Int64[Tensor, " E"],
+    logsumexp: Float[Tensor, " N"],
+    logsumexp_t: Float[Tensor, " N"] | None,
+    temperature: float,
+) -> Float[Tensor, " E"]:
+    """Log-probabilities at T: `(logprob + lse_1) / T - lse_T`, for kept entries under the full softmax.
+
+    Without `logsumexp_t` the result lacks its normaliser, which serves positions that are kept whole only.
+    """
+    if temperature == 1:
+        return logprobs
+    scaled = (logprobs + logsumexp[position]) / temperature
+    return scaled if logsumexp_t is None else scaled - logsumexp_t[position]
+
+
+def distribution(
+    logprobs: Float[Tensor, " E"],
+    position: Int64[Tensor, " E"],
+    whole: Bool[Tensor, " N"],
+) -> tuple[Float[Tensor, " E"], Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Probabilities, tail and negentropy (nats) of N positions from kept log-probabilities.
+
+    The tail is `max(0, 1 - sum p)`. Entries are divided by their sum where that is above 1 (rounding), and where
+    `whole` says that every id is kept.
+    """
+    num_positions = len(whole)
+    top = logprobs.new_full((num_positions,), -torch.inf)
+    top = top.scatter_reduce(0, position, logprobs, "amax")
+    shift = torch.where(whole & top.isfinite(), top, 0)
+    probs = (logprobs - shift[position]).exp()
+    mass = segment_sum(probs, position, num_positions)
+    divisor = torch.where(whole & (mass > 0), mass, mass.clamp_min(1))
+    probs = probs / divisor[position]
+    kept = mass / divisor
+    tail = torch.where(whole, 0, (1 - kept).clamp_min(0))
+    negentropy = segment_sum(torch.xlogy(probs, probs), position, num_positions) + torch.xlogy(tail, tail)
+    return probs, tail, negentropy
+
+
+def kl_divergence(
+    logits: Float[Tensor, "N V"], targets: SparseTargets, temperature: float
+) -> Float[Tensor, " N"]:
+    """KL(teacher || student) of each position in nats, times T squared (arXiv:1503.02531, section 2.1).
+
+    `sum p_i (log p_i - log q_i) + p_tail (log p_tail - log q_tail)`, with the student's `q` at the same temperature
+    and `q_tail` the mass that it gives to all other ids.
+    """
+    scaled = logits if temperature == 1 else logits / temperature
+    cross: Tensor = _SparseCrossEntropy.apply(scaled, targets)  # type: ignore[no-untyped-call]
+    return (targets.negentropy + cross) * temperature**2
+
+
+class _SparseCrossEntropy(torch.autograd.Function):
+    """`-(sum p_i log q_i + p_tail log q_tail)` with `q = softmax(logits)`.
+
+    The tail's mass is summed over the tail itself, not taken as `1 - sum q_i`: a student that is nearly sure keeps an
+    exact gradient. One `[N, V]` buffer holds first the exponentials and then the gradient: with M the teacher's mass,
+    `dL/dz = M q - p` on kept entries and `M q - p_tail q / q_tail` on the tail.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Float[Tensor, "N V"], targets: SparseTargets) -> Float[Tensor, " N"]:
+        ids, position = targets.ids, targets.position
+        probs, tail = targets.probs.to(logits.dtype), targets.tail.to(logits.dtype)
+        top = logits.amax(-1, keepdim=True)
+        buffer = (logits - top).exp_()
+        kept = buffer[position, ids]
+        buffer[position, ids] = 0
+        tail_sum = buffer.sum(-1).clamp_min(_TINY)
+        total = segment_sum(kept, position, len(tail)) + torch.where(tail > 0, tail_sum, buffer.sum(-1))
+        log_total = total.log()
+        log_kept = logits[position, ids] - top[position, 0] - log_total[position]
+        mass = segment_sum(probs, position, len(tail)) + tail
+        if ctx.needs_input_grad[0]:
+            buffer *= (mass / total - tail / tail_sum)[:, None]
+            buffer[position, ids] = kept * (mass / total)[position] - probs
+            ctx.save_for_backward(buffer)
+        log_tail = torch.where(tail > 0, tail_sum.log() - log_total, 0)
+        return -segment_sum(probs * log_kept, position, len(tail)) - tail * log_tail
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, " N"]) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return grad[:, None] * gradient, None
+
+
+def cross_entropy(logits: Float[Tensor, "N V"], gold: Int64[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """-log q(gold) in nats; 0 where there is no label."""
+    return F.cross_entropy(logits, gold, reduction="none", ignore_index=NO_LABEL)
+
+
+def squared_error(logits: Float[Tensor, "N V"], targets: SparseTargets) -> Float[Tensor, " N"]:
+    """Mean over a position's kept entries of (teacher's logit - student's logit) squared (arXiv:2105.08919)."""
+    difference = logits[targets.position, targets.ids] - targets.logits
+    counts = torch.bincount(targets.position, minlength=len(targets.tail)).clamp_min(1)
+    return segment_sum(difference.square(), targets.position, len(targets.tail)) / counts
+
+
+def binary_kl_divergence(
+    logits: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"], temperature: float
+) -> Float[Tensor, " N"]:
+    """Sum over the classes of a multi-label teacher of the KL between two Bernoullis, in nats, times T squared."""
+    z, t = logits / temperature, teacher / temperature
+    p = t.sigmoid()
+    on = p * (F.logsigmoid(t) - F.logsigmoid(z))
+    off = (1 - p) * (F.logsigmoid(-t) - F.logsigmoid(-z))
+    return (on + off).sum(-1) * temperature**2
+
+
+def binary_cross_entropy(
+    logits: Float[Tensor, "N V"], gold: Float[Tensor, "N V"], labelled: Bool[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """Mean over classes of the binary cross entropy in nats; 0 where there is no label."""
+    each = F.binary_cross_entropy_with_logits(logits, gold, reduction="none").mean(-1)
+    return torch.where(labelled, each, 0)
+
+
+def mean_squared_error(
+    values: Float[Tensor, "N V"], wanted: Float[Tensor, "N V"], counted: Bool[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """Mean over the values of a position of the squared difference; 0 where it does not count."""
+    return torch.where(counted, (values - wanted).square().mean(-1), 0)
+
+
+def feature_distance(
+    ours: Float[Tensor, "B D"], theirs: Float[Tensor, "B D"], kind: str
+) -> Float[Tensor, " B"]:
+    """Distance of pooled features: `mse` (mean over D) or `cosine` (1 - cos, as DistilBERT: arXiv:1910.01108)."""
+    if kind == "mse":
+        return (ours - theirs).square().mean(-1)
+    return 1 - F.cosine_similarity(ours, theirs, dim=-1)

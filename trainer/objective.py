@@ -1,0 +1,161 @@
+"""Which losses a run has, with what weights, and whether a cache can serve them.
+
+Written on the command line as `--losses kl=1.0 ce=0.5`. The total is the weighted sum; every term is logged, also one
+of weight 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from schemas.errors import StudentError, UsageError
+from schemas.policies import KeepAll
+from schemas.spec import Spec
+from trainer.losses import (
+    DenseTargets,
+    SparseTargets,
+    binary_cross_entropy,
+    binary_kl_divergence,
+    cross_entropy,
+    kl_divergence,
+    mean_squared_error,
+    squared_error,
+)
+
+LossName = Literal["kl", "ce", "mse_logits", "feature"]
+FeatureLoss = Literal["mse", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A weighted sum of losses.
+
+    * `kl`: forward KL from teacher to student, with a tail bucket, at `temperature`, times its square
+    * `ce`: cross entropy with the corpus's own labels (mean squared error where the teacher regresses)
+    * `mse_logits`: squared difference of the logits, over kept entries
+    * `feature`: distance of pooled hidden states, mean over the cache's features
+    """
+
+    weights: Mapping[LossName, float]
+    temperature: float = 1.0
+    feature_loss: FeatureLoss = "mse"
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ValueError("an objective needs at least one loss")
+        _check_names(self.weights, self.feature_loss)
+        for name, weight in self.weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"the weight of {name} must be finite and not negative, but got {weight}")
+        if not any(self.weights.values()):
+            raise ValueError("at least one loss needs a weight above 0")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be above 0, but got {self.temperature}")
+
+    @classmethod
+    def parse(cls, losses: Sequence[str], temperature: float = 1.0, feature_loss: str = "mse") -> Objective:
+        """From `["kl=1.0", "ce=0.5"]`.
+
+        Raises:
+            UsageError: naming what is wrong.
+        """
+        try:
+            pairs = [_parse(text) for text in losses]
+            weights = dict(pairs)
+            if len(weights) != len(pairs):
+                raise ValueError(f"a loss is named twice in {' '.join(losses)}")
+            _check_names(weights, feature_loss)
+            return cls(weights=weights, temperature=temperature, feature_loss=feature_loss)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UsageError("the losses are not as they should be", got=str(error)) from error
+
+    @property
+    def head_losses(self) -> tuple[LossName, ...]:
+        """Those that need the student's logits."""
+        return tuple(name for name in self.weights if name != "feature")
+
+    @property
+    def uses_features(self) -> bool:
+        return "feature" in self.weights
+
+    def check(self, spec: Spec) -> None:
+        """Whether a cache of this spec can serve the losses.
+
+        Raises:
+            StudentError: naming the loss and what to do.
+        """
+        if self.uses_features and not spec.features:
+            raise StudentError(
+                "the feature loss needs features, and the cache holds none",
+                do="Precompute a cache with --features, for instance --features mean:-1",
+            )
+        if "kl" in self.weights and spec.score == "identity":
+            raise StudentError(
+                "a regression teacher gives values, not a distribution: kl has no meaning",
+                do="Use --losses mse_logits=1.0",
+            )
+        known = self.temperature in spec.temperatures or isinstance(spec.keep, KeepAll)
+        if "kl" in self.weights and not known:
+            raise StudentError(
+                "the cache cannot serve this temperature",
+                expected="one of " + ", ".join(f"{t:g}" for t in spec.temperatures),
+                got=f"{self.temperature:g}",
+                do=f"Precompute a cache with --temperatures 1 {self.temperature:g}, or with --keep all",
+            )
+
+
+def _check_names(losses: Iterable[str], feature_loss: str) -> None:
+    for name in losses:
+        if name not in get_args(LossName):
+            raise ValueError(f"no such loss: {name!r}; there are {', '.join(get_args(LossName))}")
+    if feature_loss not in get_args(FeatureLoss):
+        raise ValueError(f"feature_loss must be mse or cosine, but got {feature_loss!r}")
+
+
+def _parse(text: str) -> tuple[str, float]:
+    name, equals, weight = text.partition("=")
+    try:
+        return name, float(weight) if equals else 1.0
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not NAME=WEIGHT") from error
+
+
+def position_losses(
+    names: Sequence[LossName],
+    logits: Float[Tensor, "N V"],
+    targets: SparseTargets | DenseTargets,
+    *,
+    temperature: float,
+    score: str,
+) -> Float[Tensor, "T N"]:
+    """Each named loss at each position, from a student's logits in float32."""
+    if isinstance(targets, SparseTargets):
+        found = [_sparse(name, logits, targets, temperature) for name in names]
+    else:
+        found = [_dense(name, logits, targets, temperature, score) for name in names]
+    return torch.stack(found)
+
+
+def _sparse(name: LossName, logits: Tensor, targets: SparseTargets, temperature: float) -> Tensor:
+    if name == "kl":
+        return kl_divergence(logits, targets, temperature)
+    if name == "ce":
+        return cross_entropy(logits, targets.gold)
+    return squared_error(logits, targets)
+
+
+def _dense(name: LossName, logits: Tensor, targets: DenseTargets, temperature: float, score: str) -> Tensor:
+    if name == "kl":
+        return binary_kl_divergence(logits, targets.logits, temperature)
+    if name == "mse_logits":
+        return mean_squared_error(logits, targets.logits, torch.ones_like(targets.labelled))
+    if score == "identity":
+        return mean_squared_error(logits, targets.gold, targets.labelled)
+    return binary_cross_entropy(logits, targets.gold, targets.labelled)
