@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +16,7 @@ from pipelines.config import CorpusConfig, CorpusFormat, Device, Dtype, Precompu
 from pipelines.report import summary_table
 from pipelines.rescore import RescoreConfig, Rescored, rescore
 from pipelines.run import precompute as run_precompute
-from schemas import Cache
+from schemas import Cache, Verified
 from schemas.arguments import Parser, natural, positive
 from schemas.errors import DriftError, UsageError
 from schemas.policies import parse_keep
@@ -63,6 +63,8 @@ def precompute(argv: Sequence[str]) -> int:
         config = _config(arguments, beam)
     except ValueError as error:
         raise UsageError("a flag's value is refused", got=str(error)) from error
+    if arguments.report and not Path(arguments.report).absolute().parent.is_dir():
+        raise UsageError("--report: no such folder", where=arguments.report)
     summary = run_precompute(config)
     if arguments.report:
         Path(arguments.report).write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -83,7 +85,7 @@ def verify(argv: Sequence[str]) -> int:
         trust_remote_code=arguments.trust_remote_code,
     )
     found = rescore(cache, config)
-    _print_rescored(found, checked.examples, as_json=arguments.json)
+    _print_rescored(found, cache, checked, as_json=arguments.json)
     if found.mean_kl_nats > arguments.max_mean_kl:
         raise DriftError(
             "a fresh teacher does not say what the cache holds",
@@ -226,13 +228,13 @@ def _verify_parser() -> Parser:
     return parser
 
 
-def _print_rescored(found: Rescored, examples: int, *, as_json: bool) -> None:
+def _print_rescored(found: Rescored, cache: Cache, checked: Verified, *, as_json: bool) -> None:
     if as_json:
-        values = {"examples": examples, **found.to_json()}
-        sys.stdout.write(json.dumps(values) + "\n")
+        whole = {"path": cache.storage.root, "version": cache.version, **asdict(checked)}
+        sys.stdout.write(json.dumps({**whole, "scored_again": found.to_json()}, indent=2) + "\n")
         return
     sys.stdout.write(
-        f"whole: {examples:,} examples, every byte, count and id\n"
+        f"whole: {checked.examples:,} examples, every byte, count and id\n"
         f"scored again: {found.examples:,} examples, {found.positions:,} positions\n"
         f"KL cache to teacher: mean {found.mean_kl_nats:.3g} nats, largest {found.max_kl_nats:.3g}\n"
     )

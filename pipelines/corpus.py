@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,6 +49,7 @@ class Record(NamedTuple):
     value: bytes | dict[str, Any]
 
 
+@runtime_checkable
 class _Frame(Protocol):
     """A decompressor of one frame: what `zlib` and `zstandard` have in common."""
 
@@ -152,8 +153,8 @@ def _lines_of_piece(file: IO[bytes], piece: Piece) -> Iterator[Record]:
 
 
 def _decompressed(file: IO[bytes], path: str) -> Iterator[bytes]:
-    """The chunks of all frames, one after the other."""
-    frame: _Frame | None = None
+    """The chunks of all frames, one after the other. A file of no bytes has not even one frame: it was cut."""
+    frame: _Frame | None = _new_frame(path)
     while chunk := file.read(_CHUNK_BYTES):
         while chunk:
             frame = frame or _new_frame(path)
@@ -183,6 +184,18 @@ def _parquet_records(file: IO[bytes], piece: Piece, columns: Iterable[str]) -> I
     row = 0
     for group in range(parquet.num_row_groups):
         for batch in parquet.iter_batches(row_groups=[group], columns=present):
-            for value in batch.to_pylist():
+            for value in _row_values(batch):
                 yield Record(row, value)
                 row += 1
+
+
+def _row_values(batch: pa.RecordBatch) -> Iterator[bytes | dict[str, Any]]:
+    """Each row as a dict; one with a string that is not UTF-8 as that string's bytes, to be rejected alone."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            yield error.object
+            return
+        for index in range(len(batch)):
+            yield from _row_values(batch.slice(index, 1))

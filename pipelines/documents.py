@@ -7,13 +7,14 @@ its source and its reason, never its text.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pipelines.config import CorpusConfig
 from pipelines.corpus import Record
 from schemas.identity import document_hash
+
+_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 Label = int | float | tuple[float, ...] | None
 
@@ -93,9 +94,8 @@ def parse(
 def record_id(record: Record, corpus: CorpusConfig) -> str | None:
     """The id of a record that may be broken, for its reject."""
     try:
-        value = record.value if isinstance(record.value, dict) else json.loads(record.value)
-        return None if corpus.id_field is None else str(value[corpus.id_field])
-    except (ValueError, KeyError, TypeError):
+        return _key(_fields(record, corpus, "jsonl"), corpus)
+    except RejectedError:
         return None
 
 
@@ -110,7 +110,7 @@ def _fields(record: Record, corpus: CorpusConfig, kind: str) -> Mapping[str, Any
         return {corpus.text_field: text.removesuffix("\r")}
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RejectedError(NOT_JSON) from None
     if not isinstance(value, dict):
         raise RejectedError(NOT_JSON)
@@ -204,4 +204,5 @@ def _multi_hot(value: Any, labels: LabelMap) -> tuple[float, ...]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that float32 holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _FLOAT32_MAX

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
@@ -22,10 +22,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
-from schemas.errors import TeacherError, UsageError
+from schemas.errors import UsageError
 from schemas.identity import canonical_json
-from schemas.policies import default_keep
-from schemas.spec import Feature, Fingerprint, Header, Score, Spec
+from schemas.policies import KeepAll, default_keep
+from schemas.spec import Feature, Fingerprint, Header, Pooling, Score, Spec
 
 MAX_LENGTH = 1024
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -47,8 +47,7 @@ def resolve(config: TeacherConfig) -> ResolvedTeacher:
     """Finds the teacher's files, and opens its config and tokenizer.
 
     Raises:
-        UsageError: there is no such folder or hub name.
-        TeacherError: the folder does not hold a model with a tokenizer.
+        UsageError: there is no such folder or hub name, or it does not hold a model with a tokenizer.
     """
     folder, name = _locate(config.path)
     try:
@@ -56,7 +55,7 @@ def resolve(config: TeacherConfig) -> ResolvedTeacher:
         model_config = transformers.AutoConfig.from_pretrained(folder, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise TeacherError(
+        raise UsageError(
             "the teacher's config or tokenizer cannot be opened",
             where=config.path,
             got=str(error).strip().splitlines()[0] if str(error).strip() else repr(error),
@@ -137,15 +136,17 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     """
     score, corpus = score_of(config, teacher.config), config.corpus
     vocab_size = _width(config.teacher.task, teacher.config)
-    keep = config.keep or default_keep(vocab_size)
+    keep = config.keep or (default_keep(vocab_size) if score == "softmax" else KeepAll())
     pairs = corpus.text_pair_field is not None
+    max_length = config.max_length or _longest(teacher)
+    _refuse_cramped(max_length, config, teacher.tokenizer)
     try:
         return Spec(
             task=config.teacher.task,
             score=score,
             vocab_size=vocab_size,
-            keep=keep if score == "softmax" else default_keep(1),
-            max_length=config.max_length or _longest(teacher),
+            keep=keep,
+            max_length=max_length,
             stride=config.stride,
             supervise=config.supervise,
             temperatures=config.temperatures,
@@ -158,6 +159,19 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
         )
     except ValueError as error:
         raise UsageError("the flags make no spec", got=str(error)) from error
+
+
+def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any) -> None:
+    """A window must have room for a token of its own beside its special tokens and those of the window before."""
+    special = 0
+    if corpus_kind(config.corpus) != "messages":
+        special = tokenizer.num_special_tokens_to_add(pair=config.corpus.text_pair_field is not None)
+    if max_length - special - config.stride < 1:
+        raise UsageError(
+            "--max_length leaves no room for text",
+            expected=f"more than {special} special tokens and a stride of {config.stride}",
+            got=max_length,
+        )
 
 
 def score_of(config: PrecomputeConfig, model_config: Any) -> Score:
@@ -180,12 +194,14 @@ def parse_feature(text: str, config: PrecomputeConfig, model_config: Any) -> Fea
     pooling, _, layer_text = text.partition(":")
     shape = model_config.get_text_config()
     try:
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"no such pooling: {pooling}")
         layer = int(layer_text)
         layer = layer + shape.num_hidden_layers + 1 if layer < 0 else layer
         if layer > shape.num_hidden_layers:
             raise ValueError(f"the teacher has layers 0 to {shape.num_hidden_layers}")
         return Feature(
-            pooling=pooling,  # type: ignore[arg-type]  # refused by Feature itself
+            pooling=pooling,  # type: ignore[arg-type]  # checked above
             layer=layer,
             width=shape.hidden_size,
             dtype=config.feature_dtype,
@@ -251,7 +267,7 @@ def _weights(folder: str) -> list[Path]:
         found = sorted(Path(folder).glob(pattern))
         if found:
             return found
-    raise TeacherError("the teacher's folder holds no weights", where=folder, expected=" or ".join(_WEIGHTS))
+    raise UsageError("the teacher's folder holds no weights", where=folder, expected=" or ".join(_WEIGHTS))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

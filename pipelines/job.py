@@ -174,6 +174,8 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
         tokens = sum(example.num_tokens for example in examples)
         PROGRESS.add(tokens_found=tokens)
         yield TaggedOutput(COUNTS, ("tokens", tokens))
+        if any(self._tokeniser.is_cut(document, example) for example in examples):
+            yield TaggedOutput(COUNTS, ("truncated_pairs", 1))
         yield from (tuple(example) for example in examples)
 
 
@@ -237,5 +239,5 @@ def _place(reject: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(reject[1:3])
 
 
-def _tagged(work: beam.DoFn) -> beam.ParDo:
+def _tagged(work: beam.DoFn) -> beam.PTransform:
     return beam.ParDo(work).with_outputs(COUNTS, REJECTS, main="main")

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from pipelines.config import TeacherConfig
 from pipelines.fingerprint import resolve
@@ -71,7 +71,7 @@ class RunSummary:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
+    def from_json(cls, value: Mapping[str, Any]) -> RunSummary:
         return cls(**{**value, "totals": Totals.from_json(value["totals"])})
 
 
@@ -99,7 +99,7 @@ def check_rejects(run: Run, counts: Mapping[str, int], lines: Sequence[RejectLin
 def finish(
     run: Run, lines: Iterable[ShardLine], counts: Mapping[str, int], rejects: Sequence[RejectLine]
 ) -> RunSummary:
-    """Commits a run's shards as one version (or nothing, when nothing is new), and leaves its summary.
+    """Leaves the run's summary, and commits its shards as one version (or nothing, when nothing is new) last of all.
 
     Raises:
         TooManyRejectsError: with what the teacher could not score, the tolerance is passed.
@@ -118,10 +118,11 @@ def finish(
         Shard(line.name, line.size_bytes, line.totals["examples"]) for line in chosen if line.name is not None
     ]
     totals = sum((Totals.from_json(line.totals) for line in chosen), Totals())
-    version = _commit(run, shards, totals, counts) if shards else run.base
-    summary = _summary(run, chosen, counts, totals, version)
+    summary = _summary(run, chosen, counts, totals, run.base + bool(shards))
     data = json.dumps(summary.to_json(), indent=2).encode() + b"\n"
     Storage.at(run.root).put(f"{RUNS_FOLDER}/{run.id}.json", data)
+    if shards:
+        _commit(run, shards, totals, counts)
     return summary
 
 
@@ -151,7 +152,7 @@ def _one_a_unit(lines: Iterable[ShardLine]) -> list[ShardLine]:
     return list(chosen.values())
 
 
-def _commit(run: Run, shards: Sequence[Shard], totals: Totals, counts: Mapping[str, int]) -> int:
+def _commit(run: Run, shards: Sequence[Shard], totals: Totals, counts: Mapping[str, int]) -> None:
     storage = Storage.at(run.root)
     if run.base == NO_VERSION:
         _create(run, storage)
@@ -165,7 +166,7 @@ def _commit(run: Run, shards: Sequence[Shard], totals: Totals, counts: Mapping[s
         provenance=run.provenance,
         rejects=rejects_of(counts),
     )
-    return commit(storage, run.header.spec, base, shards, record)
+    commit(storage, run.header.spec, base, shards, record)
 
 
 def _create(run: Run, storage: Storage) -> None:
@@ -199,7 +200,7 @@ def _summary(
         shards=sum(line.name is not None for line in lines),
         size_bytes=sum(line.size_bytes for line in lines),
         padded_tokens=sum(line.work.get("padded_tokens", 0) for line in lines),
-        teacher_seconds=sum(line.work.get("teacher_seconds", 0.0) for line in lines),
+        teacher_seconds=sum((line.work.get("teacher_seconds", 0.0) for line in lines), 0.0),
         wall_seconds=time.time() - run.started,
         provenance=run.provenance,
     )

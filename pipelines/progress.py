@@ -29,7 +29,7 @@ class Progress:
     examples: int = 0
     tokens: int = 0
     teacher_started: float | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: contextlib.AbstractContextManager[bool] = field(default_factory=threading.Lock)
 
     def reset(self) -> None:
         """Forgets an earlier run."""

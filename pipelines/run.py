@@ -58,7 +58,7 @@ def prepare(config: PrecomputeConfig) -> tuple[Job, PipelineOptions]:
     teacher = resolve(config.teacher)
     header = make_header(config, teacher)
     base = base_version(storage)
-    _refuse_other(storage, header, committed=base is not None)
+    _refuse_other(storage, header)
     runner = options.view_as(StandardOptions).runner
     device = pick_device(config.teacher.device).type
     run = Run(
@@ -113,13 +113,12 @@ def label_map(spec: Spec) -> LabelMap | None:
     return LabelMap(ids, spec.vocab_size, spec.score)
 
 
-def _refuse_other(storage: Storage, header: Header, *, committed: bool) -> None:
+def _refuse_other(storage: Storage, header: Header) -> None:
     try:
         existing = read_header(storage)
     except NoCacheError:
         return
-    lines = differences(existing, header)
-    if lines and committed:
+    if lines := differences(existing, header):
         raise MismatchError(
             "this run would mix another teacher or spec into the cache",
             where=storage.root,

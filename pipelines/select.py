@@ -7,14 +7,17 @@ Costs, for N positions of V logits on a CPU: one pass each for the largest of ea
 the entropy's dot product; the top-k itself looks only into the k blocks with the largest maxima.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from schemas.policies import KeepAll, KeepPolicy, TopP, max_kept
 
 _BLOCK = 64
+_CACHED_BYTES = 2**22
+"""On a CPU, logits are gone over in pieces that stay in the core's cache between the passes."""
 
 
 class Selected(NamedTuple):
@@ -39,9 +42,28 @@ def select(
 ) -> Selected:
     """Applies a keep policy to float32 logits. A label below 0 is none: its log-probability is NaN.
 
-    A position whose logits are not all finite has a `logsumexp` or `entropy` that is not finite. `logits` are used
-    as working memory: they hold something else afterwards.
+    A position whose logits are not all finite has a `logsumexp`, `entropy` or log-probability that is not finite.
+    `logits` are used as working memory: they hold something else afterwards.
     """
+    size = len(logits) if logits.is_cuda else max(1, _CACHED_BYTES // (4 * logits.shape[1]))
+    parts = [
+        _select(rows, gold, policy, temperatures)
+        for rows, gold in zip(torch.split(logits, size), torch.split(labels, size), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else concatenate(parts)
+
+
+def concatenate(parts: Sequence[Selected]) -> Selected:
+    """The positions of all parts, one part after the other."""
+    return Selected(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _select(
+    logits: Float[torch.Tensor, "n V"],
+    labels: Int[torch.Tensor, " n"],
+    policy: KeepPolicy,
+    temperatures: tuple[float, ...],
+) -> Selected:
     values, ids = top_k(logits, max_kept(policy, logits.shape[1]))
     gold = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
     extra = [_logsumexp_at(logits, values[:, :1], temperature) for temperature in temperatures[1:]]
@@ -64,14 +86,14 @@ def top_k(
     """The k largest logits of each position and their ids, descending; equal logits by ascending id."""
     if k == logits.shape[1]:
         return _sorted(logits)
-    values, ids = _unordered_top_k(logits, k)
+    values, ids, tied = _unordered_top_k(logits, k)
     ids, order = ids.sort(dim=1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
     ids = ids.gather(1, order)
-    tied = ((logits >= values[:, -1:]).sum(1) > k).nonzero()[:, 0]
-    if len(tied):
-        exact_values, exact_ids = _sorted(logits[tied])
-        values[tied], ids[tied] = exact_values[:, :k], exact_ids[:, :k]
+    rows = tied.nonzero()[:, 0]
+    if len(rows):
+        exact_values, exact_ids = _sorted(logits[rows])
+        values[rows], ids[rows] = exact_values[:, :k], exact_ids[:, :k]
     return values, ids
 
 
@@ -84,21 +106,28 @@ def _sorted(
 
 def _unordered_top_k(
     logits: Float[torch.Tensor, "N V"], k: int
-) -> tuple[Float[torch.Tensor, "N K"], Int[torch.Tensor, "N K"]]:
-    """Exact but for ties. On a CPU by blocks: the k largest lie in the k blocks whose maxima are largest."""
+) -> tuple[Float[torch.Tensor, "N K"], Int[torch.Tensor, "N K"], Bool[torch.Tensor, " N"]]:
+    """Values, ids, and where more than k logits reach the smallest of them, so that the choice was not forced.
+
+    On a CPU by blocks: the k largest lie in the k blocks with the largest maxima, and a tie at the cut shows in the
+    maxima or among those blocks' entries. So one pass over V is enough.
+    """
     num_blocks = logits.shape[1] // _BLOCK
     if logits.is_cuda or num_blocks <= 4 * k:
         values, ids = logits.topk(k, dim=1, sorted=False)
-        return values, ids
+        return values, ids, (logits >= values.amin(1, keepdim=True)).sum(1) > k
     whole = num_blocks * _BLOCK
     blocks = logits[:, :whole].view(len(logits), num_blocks, _BLOCK)
-    chosen = blocks.amax(2).topk(k, dim=1, sorted=False).indices
+    maxima = blocks.amax(2)
+    chosen = maxima.topk(k, dim=1, sorted=False).indices
     candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK)).flatten(1)
     places = (chosen[:, :, None] * _BLOCK + torch.arange(_BLOCK)).flatten(1)
     rest = torch.arange(whole, logits.shape[1]).expand(len(logits), -1)
     candidates = torch.cat([candidates, logits[:, whole:]], dim=1)
     values, index = candidates.topk(k, dim=1, sorted=False)
-    return values, torch.cat([places, rest], dim=1).gather(1, index)
+    cut = values.amin(1, keepdim=True)
+    tied = ((maxima >= cut).sum(1) > k) | ((candidates >= cut).sum(1) > k)
+    return values, torch.cat([places, rest], dim=1).gather(1, index), tied
 
 
 def _logsumexp_at(

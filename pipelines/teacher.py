@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 
 from pipelines.config import TeacherConfig
 from pipelines.heads import Head, compare_with_forward
-from pipelines.select import Selected, select
+from pipelines.select import Selected, concatenate, select
 from schemas.errors import TeacherError, UsageError
 from schemas.spec import Feature, Spec
 
@@ -22,8 +23,8 @@ _AUTO = {
     "causal-lm": transformers.AutoModelForCausalLM,
     "sequence-classification": transformers.AutoModelForSequenceClassification,
 }
-_CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**29}
-"""Bytes of float32 logits at a time: what fits the last cache on a CPU, and keeps an accelerator busy."""
+_CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
+"""Bytes of float32 logits at a time: enough positions for a fast matrix product, few enough for the memory."""
 
 
 class Batch(NamedTuple):
@@ -126,7 +127,7 @@ class Teacher:
                 self._logits(torch.split(given, size)), torch.split(labels, size), strict=True
             )
         ]
-        return Selected(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return concatenate(parts)
 
     def _logits(self, chunks: tuple[torch.Tensor, ...]) -> Iterator[torch.Tensor]:
         for chunk in chunks:
@@ -141,16 +142,24 @@ def open_teacher(config: TeacherConfig, spec: Spec, path: str) -> Teacher:
     """
     device = pick_device(config.device)
     try:
-        model = _AUTO[config.task].from_pretrained(
+        model, loaded = _AUTO[config.task].from_pretrained(
             path,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=None if config.allow_pickle else True,
             local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise TeacherError("the teacher cannot be opened", where=path, got=_first_line(error)) from error
+    if loaded["missing_keys"]:
+        raise TeacherError(
+            "the teacher's files lack weights, which would be random",
+            where=path,
+            got=", ".join(sorted(loaded["missing_keys"])[:3]),
+            do=f"Is the model one for {config.task}?",
+        )
     model = model.eval().requires_grad_(False).to(device)
     head = Head.of(model) if config.task == "causal-lm" else None
     if head is not None:

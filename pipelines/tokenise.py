@@ -107,6 +107,13 @@ class Tokeniser:
             options |= {"truncation": "longest_first", "max_length": self.spec.max_length}
         return _tokens(self.tokenizer(document.text, document.pair, **options))
 
+    def is_cut(self, document: Document, example: Example) -> bool:
+        """Whether a pair lost tokens to `max_length`: pairs have one window, the longer text is cut."""
+        if self.kind != "text" or document.pair is None or example.num_tokens < self.spec.max_length:
+            return False
+        whole = self.tokenizer(document.text, document.pair, verbose=False)["input_ids"]
+        return len(whole) > self.spec.max_length
+
     def _prompt(self, prompt: str, completion: str) -> Tokens:
         text = prompt + completion + (self.tokenizer.eos_token or "")
         encoded = self.tokenizer(
@@ -174,12 +181,17 @@ class Tokeniser:
 
 
 def windows(tokens: Tokens, max_length: int, stride: int) -> list[Window]:
-    """Windows of a causal LM's document that predict something: every supervised token once, where it has context."""
-    prefix, _ = _edges(tokens)
+    """Windows of a causal LM's document that predict something: every supervised token once, where it has context.
+
+    Special tokens before the text stand in every window, those after it only in the last: they end the document.
+    """
+    prefix, suffix = _edges(tokens)
     body = _body_length(tokens, max_length)
     found = []
     for start in _starts(tokens, body, stride):
         index = _window_tokens(tokens, start, body)
+        if prefix + start + body < len(tokens.ids) - suffix:
+            index = index[: len(index) - suffix]
         first_new = prefix + (stride if start else 0)
         targets = np.arange(max(first_new, 1), len(index), dtype=np.int32)
         targets = targets[tokens.supervised[index[targets]]]

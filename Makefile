@@ -1,0 +1,54 @@
+# What people and CI both run. Every target makes the environment first if it is missing or stale.
+
+SHELL := bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help venv demo test check bench lock clean
+
+help:
+	@echo "make demo   the whole path on what the repository ships: corpus, teacher, cache, three students, a table"
+	@echo "make test   the tests, with coverage"
+	@echo "make check  ruff, mypy, import-linter"
+	@echo "make bench  the benchmarks, as ratios"
+	@echo "make venv   the environment alone; the others make it by themselves"
+	@echo "make lock   compile requirements.lock again from setup.py"
+
+venv: $(VENV)/.stamp
+
+# The environment is whole when the stamp is there: the lock's packages, and this project beside them.
+$(VENV)/.stamp: requirements.lock setup.py
+	@command -v $(PYTHON) >/dev/null || { echo "teachonce needs $(PYTHON): say make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: venv
+	$(BIN)/python examples/demo.py
+
+test: venv
+	$(BIN)/python -m pytest tests --cov --cov-report=term:skip-covered
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: venv
+	$(BIN)/python benchmarks/precompute.py
+	$(BIN)/python benchmarks/train.py
+
+lock: venv
+	$(BIN)/uv pip compile --quiet setup.py --all-extras --python-version 3.11 -c constraints.txt \
+	  --no-annotate --no-header -o requirements.lock
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*

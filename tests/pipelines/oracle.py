@@ -1,0 +1,98 @@
+"""The truth about a cached row: a plain forward of the whole sequence, written as in a textbook, without our code."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import transformers
+
+HALF_STEP = 1 / 32
+ROUNDING = 5e-5
+"""Nats by which two orders of the same float32 sums may differ here."""
+
+
+class Truth(NamedTuple):
+    """Of one sequence, per position of the model: float64 logits, and the hidden states of every layer."""
+
+    logits: np.ndarray
+    hidden: list[np.ndarray]
+
+
+class Oracle:
+    """A model as `from_pretrained` opens it."""
+
+    def __init__(self, folder, *, auto=transformers.AutoModelForCausalLM, dtype=torch.float32):
+        self.model = auto.from_pretrained(folder, dtype=dtype).eval()
+
+    @torch.inference_mode()
+    def truth(self, row: dict) -> Truth:
+        ids = torch.from_numpy(row["input_ids"].astype(np.int64))[None]
+        inputs = {"input_ids": ids}
+        if "token_type_ids" in row:
+            inputs["token_type_ids"] = torch.from_numpy(row["token_type_ids"].astype(np.int64))[None]
+        output = self.model(**inputs, output_hidden_states=True)
+        logits = output.logits[0]
+        if self.model.dtype != torch.float32:
+            weight = self.model.get_output_embeddings().weight.float()
+            logits = output.hidden_states[-1][0].float() @ weight.T
+        return Truth(logits.double().numpy(), [state[0].float().numpy() for state in output.hidden_states])
+
+
+def check_row(row: dict, truth: Truth, spec, *, rounding: float = ROUNDING) -> int:
+    """Asserts all that a softmax row says of its positions; returns how many ids stand where rounding put them."""
+    logits = truth.logits[row["positions"]]
+    offsets, swapped = row["kept_offsets"], 0
+    for n, scores in enumerate(logits):
+        kept = slice(offsets[n], offsets[n + 1])
+        swapped += check_kept(row["kept_ids"][kept], row["logprobs"][kept], scores, spec, rounding)
+    shape = (len(logits), len(spec.temperatures))
+    expected = np.stack([logsumexp(logits / t) for t in spec.temperatures], axis=1)
+    np.testing.assert_allclose(row["logsumexp"].reshape(shape), expected, rtol=1e-6, atol=rounding)
+    logprobs = logits - logsumexp(logits)[:, None]
+    entropy = -(np.exp(logprobs) * logprobs).sum(1)
+    np.testing.assert_allclose(row["entropy"], entropy, rtol=1e-4, atol=rounding)
+    return swapped
+
+
+def check_labels(row: dict, truth: Truth, labels, *, rounding: float = ROUNDING) -> None:
+    logits = truth.logits[row["positions"]]
+    expected = logits[np.arange(len(logits)), labels] - logsumexp(logits)
+    np.testing.assert_allclose(row["label_logprob"], expected, rtol=1e-6, atol=rounding)
+
+
+def check_kept(ids, logprobs, scores, spec, rounding: float) -> int:
+    """Kept entries of one position against all its scores: ids, how many, and log-probabilities."""
+    order = np.argsort(-scores, kind="stable")
+    exact = scores - logsumexp(scores[None])
+    assert np.abs(scores[ids] - scores[order[: len(ids)]]).max() <= rounding
+    assert len(set(ids.tolist())) == len(ids)
+    assert np.abs(logprobs - exact[ids]).max() <= HALF_STEP + rounding
+    assert logprobs[0] == np.float32(logprobs[0])
+    assert abs(logprobs[0] - exact[ids[0]]) <= rounding, "the top entry is not rounded to a step"
+    check_count(len(ids), np.exp(exact[order]), spec, rounding)
+    return int((ids != order[: len(ids)]).sum())
+
+
+def check_count(count: int, descending, spec, rounding: float) -> None:
+    if not hasattr(spec.keep, "p"):
+        assert count == spec.max_kept
+        return
+    mass = np.cumsum(descending)
+    assert count == spec.max_kept or mass[count - 1] >= spec.keep.p - rounding
+    assert count == 1 or mass[count - 2] < spec.keep.p + rounding
+
+
+def check_features(row: dict, truth: Truth, spec, *, rounding: float = ROUNDING) -> None:
+    for feature in spec.features:
+        states = truth.hidden[feature.layer]
+        exact = {"mean": states.mean(0), "cls": states[0], "last": states[-1]}[feature.pooling]
+        scale = row[feature.scale_column] if feature.dtype == "int8" else 0.0
+        if feature.dtype == "int8":
+            np.testing.assert_allclose(scale, np.abs(exact).max() / 127, rtol=1e-3)
+        bound = scale / 2 + rounding * max(1.0, np.abs(exact).max())
+        assert np.abs(row[feature.name] - exact).max() <= bound
+
+
+def logsumexp(scores):
+    top = scores.max(1)
+    return top + np.log(np.exp(scores - top[:, None]).sum(1))

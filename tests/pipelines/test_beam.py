@@ -1,0 +1,155 @@
+"""Beam only wires: outputs never cross a stage, bundles may run twice, and a wrong option is an error."""
+
+import json
+from collections.abc import Iterable
+from typing import get_type_hints
+
+import apache_beam as beam
+import pytest
+from apache_beam.ml.inference.base import RunInference
+from apache_beam.options.pipeline_options import SetupOptions, StandardOptions
+from apache_beam.pipeline import PipelineVisitor
+
+from pipelines import job as job_module
+from pipelines.beam_options import parse_beam_options
+from pipelines.handler import TeacherHandler
+from pipelines.job import build, commit_run, members
+from pipelines.outcome import RunSummary
+from pipelines.run import prepare
+from pipelines.tokenise import Example
+from pipelines.units import ShardLine
+from schemas import Cache
+from schemas.errors import TeachonceError, UsageError
+from tests.pipelines.helpers import config, read, run
+
+
+def test_bundles_that_run_twice_give_the_same_rows_each_once(tmp_path, corpus, teacher, whole):
+    twice = run(
+        corpus, teacher, tmp_path / "c", beam_options=("--direct_runner_bundle_repeat=2",), unit_tokens=400
+    )
+    cache, once = whole
+    assert read(tmp_path / "c").keys() == read(cache).keys()
+    assert Cache.open(tmp_path / "c").verify().examples == once.totals.examples
+    assert (twice.documents, twice.new_documents, twice.totals.tokens) == (24, 24, once.totals.tokens)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--direct_num_workers=2", "--direct_running_mode=multi_threading"),
+        ("--runner=FnApiRunner", "--no_such_thing=1"),
+        ("--runner", "DaskRunner"),
+        ("--runner=apache_beam.runners.dask.dask_runner.DaskRunner",),
+        ("--direct_num_workers=many",),
+        ("--direct_num_worker=2",),
+        ("--cache=elsewhere",),
+        ("stray",),
+        ("--runner",),
+    ],
+)
+def test_options_of_beam_are_known_or_refused(flags):
+    if flags[0].startswith("--direct_num_workers=2"):
+        assert parse_beam_options(flags).get_all_options()["direct_num_workers"] == 2
+        return
+    with pytest.raises(UsageError) as caught:
+        parse_beam_options(flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_option_gets_a_suggestion_and_dask_its_reason():
+    with pytest.raises(UsageError, match="Did you mean --direct_num_workers"):
+        parse_beam_options(("--direct_num_worker=2",))
+    with pytest.raises(UsageError, match="DaskRunner is refused: got .* loses elements of grouped data"):
+        parse_beam_options(("--runner=DaskRunner",))
+
+
+def test_the_default_engine_is_pinned_and_no_main_session_is_pickled():
+    options = parse_beam_options(())
+    assert options.view_as(StandardOptions).runner == "FnApiRunner"
+    for flags in ((), ("--save_main_session",)):
+        assert parse_beam_options(flags).view_as(SetupOptions).save_main_session is False
+    flink = parse_beam_options(("--runner=FlinkRunner", "--flink_master=host:8081", "--parallelism=4"))
+    assert flink.get_all_options()["flink_master"] == "host:8081"
+
+
+class Steps(PipelineVisitor):
+    """Every leaf transform, in the order of the graph."""
+
+    def __init__(self):
+        self.found = []
+
+    def visit_transform(self, node):
+        self.found.append(node)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory, corpus, teacher):
+    job, options = prepare(config(corpus, teacher, tmp_path_factory.mktemp("graph") / "c"))
+    pipeline = beam.Pipeline(options=options)
+    build(pipeline, job)
+    steps = Steps()
+    pipeline.visit(steps)
+    return pipeline, steps.found
+
+
+def test_the_teachers_output_goes_to_the_commit_and_nowhere_else(graph):
+    _, steps = graph
+    inference = [step for step in steps if step.full_label.startswith("ask the teacher")]
+    found, edge = set(), {output for step in inference for output in step.outputs.values()}
+    while edge:
+        readers = [step for step in steps if edge & set(step.main_inputs.values())]
+        found |= {step.full_label.split("/")[0] for step in readers}
+        edge = {output for step in readers for output in step.outputs.values()}
+    assert found == {"gather lines", "commit"}
+    assert get_type_hints(TeacherHandler.run_inference)["return"] == Iterable[ShardLine]
+
+
+def test_what_leaves_the_teachers_step_does_not_grow_with_its_tokens(tmp_path, corpus, teacher, monkeypatch):
+    finish, sizes = job_module.finish, []
+
+    def weighed(run, lines, *rest):
+        sizes.append([len(json.dumps(line)) for line in lines])
+        return finish(run, lines, *rest)
+
+    monkeypatch.setattr(job_module, "finish", weighed)
+    for unit_tokens in (300, 10**6):
+        run(corpus, teacher, tmp_path / str(unit_tokens), unit_tokens=unit_tokens)
+    small, whole = sizes
+    assert (len(small) > 3, len(whole)) == (True, 1)
+    assert max(small + whole) < 1000
+
+
+def test_the_graph_has_one_inference_no_batching_and_nothing_from_main(graph):
+    pipeline, steps = graph
+    assert sum(isinstance(step.transform, RunInference) for step in steps) <= 1
+    assert not [step.full_label for step in steps if "BatchElements" in step.full_label]
+    proto = pipeline.to_runner_api()
+    payloads = b"".join(t.spec.payload for t in proto.components.transforms.values())
+    assert b"__main__" not in payloads
+    assert b"ShardLine" not in payloads or b"pipelines.units" in payloads
+
+
+def test_a_units_members_are_sorted_and_each_id_once():
+    def example(key, index=0):
+        return Example(key, b"d", index, 1, b"\0" * 8, None, None, None, None, None, None, "f", 0)
+
+    unit = (3, [tuple(example(key)) for key in (b"c", b"a", b"b", b"a", b"c")])
+    assert [e.id for e in members(unit)] == [b"a", b"b", b"c"]
+
+
+def test_the_last_step_takes_lines_as_an_engine_hands_them_on(tmp_path, corpus, teacher):
+    """Beam's coders return named tuples as plain ones, and tuples inside as lists or tuples."""
+    job, _ = prepare(config(corpus, teacher, tmp_path / "c"))
+    found = commit_run([], job.run, {"documents": 3, "known_documents": 3}, [])
+    assert isinstance(found, RunSummary)
+    assert (found.committed, found.version, found.known_documents) == (False, -1, 3)
+
+
+def test_an_error_of_an_engine_is_told_in_one_line(corpus, teacher, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("something\nwith lines")
+
+    monkeypatch.setattr(job_module, "pass_gate", fail)
+    with pytest.raises(TeachonceError, match="the pipeline failed; nothing was committed") as caught:
+        run(corpus, teacher, tmp_path / "c")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,95 @@
+"""Instruction data: what the student is to learn is supervised, and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipelines.documents import RejectedError
+from tests.pipelines.models import byte_tokenizer
+from tests.pipelines.test_windows import document, tokeniser
+
+TALK = [
+    {"role": "user", "content": "What is a cache?"},
+    {"role": "assistant", "content": "What the teacher said: na\u00efve \U0001f600."},
+    {"role": "user", "content": "And a shard?"},
+    {"role": "assistant", "content": "A file."},
+]
+
+
+def supervised(maker, made):
+    """The targets of all windows of a document, as text."""
+    found = []
+    for example in maker.examples(made):
+        ids = np.frombuffer(example.input_ids, np.int32)
+        places = np.arange(len(ids) - 1)
+        if example.position_index is not None:
+            places = np.frombuffer(example.position_index, np.int32)
+        found += ids[places + 1].tolist()
+    return maker.tokenizer.decode(found, skip_special_tokens=False)
+
+
+def talk(messages):
+    return document(json.dumps(messages))
+
+
+@pytest.mark.parametrize("length", [400, 23])
+@pytest.mark.parametrize("stride", [0, 3])
+def test_only_the_assistants_turns_are_supervised_with_their_ends(length, stride):
+    maker = tokeniser("messages", supervise="assistant", max_length=length, stride=stride)
+    expected = "".join(m["content"] + "</s>" for m in TALK if m["role"] == "assistant")
+    found = supervised(maker, talk(TALK))
+    if length == 400 or stride:
+        assert found == expected
+    else:
+        assert len(found) <= len(expected), "a window's first token has no context"
+
+
+def test_all_is_every_token_but_the_first():
+    maker = tokeniser("messages", supervise="all", max_length=400)
+    whole = maker.tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert supervised(maker, talk(TALK)) == whole[1:]
+
+
+def test_a_talk_without_an_assistant_has_nothing_to_learn():
+    maker = tokeniser("messages", supervise="assistant", max_length=400)
+    with pytest.raises(RejectedError, match="nothing_supervised"):
+        list(maker.examples(talk(TALK[:1])))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no') }}",
+        "{% for m in messages %}{{ m.content }}{% if loop.last %}END{% endif %}{% endfor %}",
+        "{{ messages[0].nothing.nothing }}",
+        "{% for m in messages %}",
+    ],
+)
+def test_a_template_that_fails_or_rewrites_earlier_turns_rejects_the_document(template):
+    tokenizer = byte_tokenizer.__wrapped__()
+    tokenizer.chat_template = template
+    maker = tokeniser("messages", supervise="assistant", max_length=400, tokenizer=tokenizer)
+    with pytest.raises(RejectedError, match="chat_template"):
+        list(maker.examples(talk(TALK)))
+
+
+def test_a_completion_is_supervised_with_the_end_of_text_and_its_prompt_is_not():
+    made = document("Say what a cache is: ", "A dozen bytes a token.")
+    maker = tokeniser("prompt", supervise="assistant", max_length=400)
+    assert supervised(maker, made) == "A dozen bytes a token.</s>"
+    whole = tokeniser("prompt", supervise="all", max_length=400)
+    assert supervised(whole, made) == "ay what a cache is: A dozen bytes a token.</s>"
+
+
+def test_a_token_that_begins_in_the_prompt_belongs_to_the_prompt():
+    maker = tokeniser("prompt", supervise="assistant", max_length=400)
+    whole = maker.tokenizer.tokenize("the teacher")
+    cut = next(
+        i
+        for i in range(1, len("the teacher"))
+        if maker.tokenizer.tokenize("the teacher"[:i]) + maker.tokenizer.tokenize("the teacher"[i:]) != whole
+    )
+    found = supervised(maker, document("the teacher"[:cut], "the teacher"[cut:]))
+    assert "the teacher</s>".endswith(found)
+    assert len(found) < len("the teacher"[cut:] + "</s>")

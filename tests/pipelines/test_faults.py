@@ -1,0 +1,206 @@
+"""No commit after a failure: whatever stage fails, the cache opens as before, and the next run makes it whole."""
+
+import errno
+import json
+import shutil
+
+import pytest
+
+from pipelines import handler, job, outcome
+from schemas import Cache, commits
+from schemas.errors import (
+    CacheError,
+    ConflictError,
+    CorruptionError,
+    MismatchError,
+    NoCacheError,
+    TeachonceError,
+    TooManyRejectsError,
+    TruncatedFileError,
+)
+from schemas.storage import Storage
+from tests.pipelines import models
+from tests.pipelines.helpers import compress, documents, read, run, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """The session's 24 documents and 6 new ones."""
+    return write_jsonl(tmp_path_factory.mktemp("more") / "more.jsonl", documents(30))
+
+
+@pytest.fixture
+def copy(tmp_path, whole):
+    return shutil.copytree(whole[0], tmp_path / "copy")
+
+
+def full_disk(monkeypatch, part):
+    """A store that refuses every object whose name holds `part`, as a full disk does."""
+    put_local = Storage._put_local
+
+    def refuse(self, name, data, *, replace):
+        if part in name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put_local(self, name, data, replace=replace)
+
+    monkeypatch.setattr(Storage, "_put_local", refuse)
+
+
+def fail(*_, **__):
+    raise RuntimeError("a fault")
+
+
+def in_the_corpus(monkeypatch, corpus):
+    path = compress(corpus, ".gz")
+    path.write_bytes(path.read_bytes()[:-20])
+    return path, TruncatedFileError, path.name
+
+
+def at_the_gate(monkeypatch, corpus):
+    corpus.write_bytes(corpus.read_bytes() + b"{}\n{}\n")
+    return corpus, TooManyRejectsError, "2 of 32 documents"
+
+
+def when_the_teacher_opens(monkeypatch, corpus):
+    monkeypatch.setattr(handler, "open_teacher", fail)
+    return corpus, TeachonceError, "a fault"
+
+
+def when_the_shard_is_stored(monkeypatch, corpus):
+    full_disk(monkeypatch, ".parquet")
+    return corpus, CacheError, "No space left on device"
+
+
+def when_the_summary_is_stored(monkeypatch, corpus):
+    full_disk(monkeypatch, "_teachonce/runs")
+    return corpus, CacheError, "No space left on device"
+
+
+def in_the_last_step(monkeypatch, corpus):
+    monkeypatch.setattr(outcome, "record_after", fail)
+    return corpus, TeachonceError, "a fault"
+
+
+def in_the_commit(monkeypatch, corpus):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(commits, "_write", refuse)
+    return corpus, CacheError, "No space left on device"
+
+
+STAGES = [
+    in_the_corpus,
+    at_the_gate,
+    when_the_teacher_opens,
+    when_the_shard_is_stored,
+    when_the_summary_is_stored,
+    in_the_last_step,
+    in_the_commit,
+]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_fails_leaves_the_cache_as_it_was(copy, tmp_path, more, teacher, monkeypatch, stage):
+    before = read(copy)
+    corpus, kind, words = stage(monkeypatch, shutil.copy(more, tmp_path / "more.jsonl"))
+    with pytest.raises(kind, match=words) as caught:
+        run(corpus, teacher, copy)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    opened = Cache.open(copy)
+    assert opened.version == 0
+    assert read(opened).keys() == before.keys()
+    opened.verify()
+
+
+@pytest.mark.parametrize("stage", [when_the_shard_is_stored, when_the_summary_is_stored, in_the_commit])
+def test_a_first_run_that_fails_leaves_no_cache_and_the_next_makes_it_whole(
+    tmp_path, corpus, teacher, whole, monkeypatch, stage
+):
+    file, kind, words = stage(monkeypatch, corpus)
+    with pytest.raises(kind, match=words):
+        run(file, teacher, tmp_path / "c")
+    with pytest.raises(NoCacheError):
+        Cache.open(tmp_path / "c")
+    monkeypatch.undo()
+    assert run(corpus, teacher, tmp_path / "c").version == 0
+    assert read(tmp_path / "c").keys() == read(whole[0]).keys()
+    Cache.open(tmp_path / "c").verify()
+
+
+def test_of_two_runs_that_began_at_one_version_the_second_is_told(copy, more, teacher, monkeypatch):
+    finish = outcome.finish
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(job, "finish", finish)
+        run(more, teacher, copy)
+        return finish(*arguments)
+
+    monkeypatch.setattr(job, "finish", meanwhile)
+    with pytest.raises(ConflictError, match="expected version 0, got version 1"):
+        run(more, teacher, copy)
+    assert Cache.open(copy).version == 1
+    assert run(more, teacher, copy).committed is False
+
+
+def test_a_commit_step_that_runs_twice_commits_once(copy, more, teacher, monkeypatch):
+    """What an engine does that loses a worker after its work was done."""
+    finish = outcome.finish
+    monkeypatch.setattr(job, "finish", lambda *arguments: (finish(*arguments), finish(*arguments))[1])
+    summary = run(more, teacher, copy)
+    assert (summary.version, summary.committed, Cache.open(copy).version) == (1, True, 1)
+    assert Cache.open(copy).verify().examples == len(read(copy))
+
+
+def test_a_unit_that_was_sealed_twice_enters_once(copy, more, teacher, monkeypatch):
+    finish = outcome.finish
+    monkeypatch.setattr(job, "finish", lambda run, lines, *rest: finish(run, [*lines, *lines[::-1]], *rest))
+    summary = run(more, teacher, copy, unit_tokens=60)
+    assert summary.shards > 1
+    Cache.open(copy).verify()
+
+
+def test_a_header_of_another_run_that_never_committed_is_refused_before_the_teacher(
+    tmp_path, corpus, teacher, monkeypatch
+):
+    in_the_commit(monkeypatch, corpus)
+    with pytest.raises(CacheError):
+        run(corpus, teacher, tmp_path / "c")
+    monkeypatch.undo()
+    monkeypatch.setattr(handler, "open_teacher", fail)
+    with pytest.raises(MismatchError, match=r"spec\.max_length: cache 24, run 30"):
+        run(corpus, teacher, tmp_path / "c", max_length=30)
+
+
+def test_another_teacher_that_begins_the_same_new_cache_is_refused_at_the_commit(
+    tmp_path, corpus, teacher, monkeypatch
+):
+    other = models.causal_teacher(tmp_path / "other", seed=3)
+    finish = outcome.finish
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(job, "finish", finish)
+        run(corpus, other, tmp_path / "c")
+        return finish(*arguments)
+
+    monkeypatch.setattr(job, "finish", meanwhile)
+    with pytest.raises(MismatchError, match="another run has begun this cache"):
+        run(corpus, teacher, tmp_path / "c")
+    assert Cache.open(tmp_path / "c").verify().examples > 0
+
+
+def test_a_cache_whose_ids_are_damaged_stops_the_run(copy, more, teacher):
+    shard = next(copy.glob("*.parquet"))
+    data = bytearray(shard.read_bytes())
+    data[4 : len(data) // 2] = b"\0" * len(data[4 : len(data) // 2])
+    shard.write_bytes(data)
+    with pytest.raises(CorruptionError, match=shard.name):
+        run(more, teacher, copy)
+    assert Cache.open(copy).version == 0
+
+
+def test_a_runs_summary_stays_in_the_cache(whole):
+    cache, summary = whole
+    stored = json.loads((cache / "_teachonce" / "runs" / f"{summary.run}.json").read_text())
+    assert type(summary).from_json(stored) == summary

@@ -1,0 +1,144 @@
+"""Progress and the closing table: plain for logs, one changing line for a terminal, true in both."""
+
+import contextlib
+import io
+import os
+import time
+import tty
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from pipelines import progress
+from pipelines.progress import PROGRESS, Progress, shown
+from pipelines.report import summary_lines, summary_table
+from tests.pipelines.helpers import run
+
+INF = float("inf")
+
+
+@contextlib.contextmanager
+def screen(tmp_path, *, terminal):
+    """A real stream, of a pseudo-terminal or of a file, and a function that tells all that was written to it."""
+    if not terminal:
+        file = tmp_path / "log"
+        with file.open("w") as stream:
+            yield stream, file.read_text
+        return
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    with os.fdopen(master, "rb", buffering=0) as shown_to_people, os.fdopen(slave, "w") as stream:
+        yield stream, lambda: shown_to_people.read(2**16).decode()
+
+
+def test_a_line_tells_what_how_much_how_fast_and_how_long(monkeypatch):
+    state = Progress()
+    state.add(documents=1200, tokens_found=90_000)
+    assert state.line() == "reading: 1,200 documents, 90,000 new tokens"
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
+    state.start_teacher()
+    assert state.line() == "teacher: 0 examples, 0 of 90,000 tokens (0%), 0 tokens/s, unknown time left"
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 110.0)
+    state.start_teacher()
+    state.add(examples=10, tokens=30_000)
+    assert state.line() == "teacher: 10 examples, 30,000 of 90,000 tokens (33%), 3,000 tokens/s, 0:20 left"
+    state.reset()
+    assert state.line() == "reading: 0 documents, 0 new tokens"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0:00"),
+        (59.6, "1:00"),
+        (61.0, "1:01"),
+        (3600.0, "1:00:00"),
+        (7325.0, "2:02:05"),
+        (INF, "unknown time"),
+    ],
+)
+def test_a_duration_is_read_at_a_glance(seconds, text):
+    assert progress._duration(seconds) == text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_lines_are_rewritten_on_a_terminal_and_plain_elsewhere(tmp_path, monkeypatch, terminal):
+    monkeypatch.setattr(progress, "_TERMINAL_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.01)
+    with screen(tmp_path, terminal=terminal) as (stream, told):
+        with shown(True, stream):
+            for _ in range(3):
+                PROGRESS.add(documents=1)
+                time.sleep(0.05)
+        written = told()
+    assert "reading: 1 documents" in written
+    if terminal:
+        assert "\n" not in written
+        assert written.endswith("\r\x1b[K"), "the line is gone when the table comes"
+        return
+    assert "\r" not in written
+    assert "\x1b" not in written
+    assert len(written.splitlines()) == len(set(written.splitlines())), (
+        "a line that did not change stays unsaid"
+    )
+
+
+def test_nothing_is_shown_where_nothing_is_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.01)
+    with screen(tmp_path, terminal=False) as (stream, told):
+        with shown(False, stream):
+            time.sleep(0.03)
+        assert told() == ""
+
+
+def test_a_block_that_fails_stops_the_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.01)
+    with screen(tmp_path, terminal=False) as (stream, told):
+        with pytest.raises(KeyError), shown(True, stream):
+            raise KeyError
+        length = len(told())
+        PROGRESS.add(documents=5)
+        time.sleep(0.05)
+        assert len(told()) == length
+
+
+def test_a_run_ends_at_all_of_its_tokens(tmp_path, corpus, teacher, whole):
+    run(corpus, teacher, tmp_path / "c")
+    totals = whole[1].totals
+    assert (PROGRESS.documents, PROGRESS.examples) == (24, totals.examples)
+    assert PROGRESS.tokens == PROGRESS.tokens_found == totals.tokens
+    assert "(100%)" in PROGRESS.line()
+
+
+def table(summary):
+    console = Console(file=io.StringIO(), width=200)
+    summary_table(summary, "./cache", console)
+    return console.file.getvalue()
+
+
+def test_the_table_tells_a_run(whole):
+    summary = replace(whole[1], rejects={"not_json": 1200, "empty": 3})
+    text = table(summary)
+    assert "nothing new" not in text
+    for words in (
+        "precompute into ./cache",
+        "documents read",
+        "1,203",
+        "not_json",
+        "kept mass",
+        "bytes a token",
+    ):
+        assert words in text
+    lines = dict(summary_lines(summary))
+    assert lines["examples"] == f"{summary.totals.examples:,}"
+    assert lines["kept mass"] == "1.0000"
+    assert lines["version"] == "0"
+
+
+def test_the_table_says_when_nothing_was_new(whole):
+    nothing = replace(whole[1], committed=False, version=-1, totals=type(whole[1].totals)())
+    text = table(nothing)
+    assert "nothing new: 24 documents, all known" in text
+    assert dict(summary_lines(nothing))["version"] == "none"
+    assert "tokens" not in dict(summary_lines(nothing))
