@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -154,7 +155,9 @@ def write(path: Path, rows: Iterator[dict[str, str]]) -> None:
 
 
 def pip(package: str, target: str) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, package]
+    """By pip, or by uv in an environment that uv made, which has no pip."""
+    tool = ["pip"] if find_spec("pip") else ["uv", "pip"]
+    command = [sys.executable, "-m", *tool, "install", "--quiet", "--no-deps", "--target", target, package]
     subprocess.run(command, check=True)
 
 

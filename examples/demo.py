@@ -37,12 +37,13 @@ EVAL_FRACTION = "0.05"
 
 TRAINING = {
     "eval_fraction": EVAL_FRACTION,
-    "max_steps": "300",
     "per_device_train_batch_size": "16",
-    "learning_rate": "3e-3",
+    "lr_scheduler_type": "linear",
+    "warmup_steps": "0.1",
+    "weight_decay": "0",
     "logging_steps": "10",
     "eval_strategy": "steps",
-    "eval_steps": "100",
+    "eval_steps": "50",
     "save_strategy": "no",
     "seed": "1",
 }
@@ -53,6 +54,8 @@ class Student(NamedTuple):
 
     name: str
     flags: tuple[str, ...]
+    steps: int
+    learning_rate: str
     color: str
 
 
@@ -97,22 +100,20 @@ def parse_arguments() -> argparse.Namespace:
 
 def students(teacher: str) -> list[Student]:
     scratch = ("--student", relative("student.json"))
+    shrunk = ("--student", "shrink:layers=3", "--teacher", teacher)
     # A term of weight 0 is only logged, so that the curves compare.
     return [
-        Student("kl", (*scratch, "--losses", "kl=1", "ce=0"), "tab:blue"),
-        Student("ce", (*scratch, "--losses", "ce=1", "kl=0"), "tab:orange"),
-        Student(
-            "shrink",
-            ("--student", "shrink:layers=3", "--teacher", teacher, "--losses", "kl=1", "ce=0"),
-            "tab:green",
-        ),
+        Student("kl", (*scratch, "--losses", "kl=1", "ce=0"), 300, "3e-3", "tab:blue"),
+        Student("ce", (*scratch, "--losses", "ce=1", "kl=0"), 300, "3e-3", "tab:orange"),
+        Student("shrink", (*shrunk, "--losses", "kl=1", "ce=0"), 100, "1e-3", "tab:green"),
     ]
 
 
 def distil(student: Student, cache: Path, folder: Path) -> Result:
     """Trains and evaluates one student."""
     out, report = folder / student.name, folder / f"{student.name}.json"
-    settings = [part for key, value in TRAINING.items() for part in (f"--{key}", value)]
+    own = {"max_steps": str(student.steps), "learning_rate": student.learning_rate}
+    settings = [part for key, value in (own | TRAINING).items() for part in (f"--{key}", value)]
     started = time.monotonic()
     run(
         "train",

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from schemas.policies import KeepAll, KeepPolicy, TopP, max_kept
 
 _BLOCK = 64
-_CACHED_BYTES = 2**22
+_CACHED_BYTES = 2**21
 """On a CPU, logits are gone over in pieces that stay in the core's cache between the passes."""
 
 

@@ -130,8 +130,13 @@ class Teacher:
         return concatenate(parts)
 
     def _logits(self, chunks: tuple[torch.Tensor, ...]) -> Iterator[torch.Tensor]:
+        """float32 logits of each chunk; those of a head stand in one buffer, and are gone when the next are asked."""
+        if self.head is None:
+            yield from (chunk.float() for chunk in chunks)
+            return
+        buffer = torch.empty(max(map(len, chunks)), self.spec.vocab_size, device=self.device)
         for chunk in chunks:
-            yield chunk.float() if self.head is None else self.head.logits(chunk)
+            yield self.head.logits(chunk, out=buffer[: len(chunk)])
 
 
 def open_teacher(config: TeacherConfig, spec: Spec, path: str) -> Teacher:

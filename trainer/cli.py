@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +34,9 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
             allow_abbrev=False,
         )
         self._hidden = {f.name for kind in others for f in dataclasses.fields(kind)} - set(shown)
+        self._shows_all = False
+        # What was not told is left to the dataclass: argparse has its own idea of some defaults.
+        self._untold = {action.dest: action.default for action in self._actions}
         if others:
             self.add_argument(
                 HELP_ALL, action="store_true", help="also show every other flag of transformers"
@@ -46,7 +48,7 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
 
     def format_help(self) -> str:
         """The help without the flags that only `--help_all` shows."""
-        if HELP_ALL not in sys.argv:
+        if not self._shows_all:
             for action in self._actions:
                 if action.dest in self._hidden:
                     action.help = argparse.SUPPRESS
@@ -61,7 +63,7 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
         """
         arguments = list(argv)
         if HELP_ALL in arguments:
-            arguments = ["--help"]
+            self._shows_all, arguments = True, ["--help"]
         if arguments and not arguments[0].startswith("-"):
             self._use_file(arguments.pop(0))
         namespace, unknown = self.parse_known_args(arguments)
@@ -71,9 +73,13 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
         return [self._build(kind, values) for kind in self.dataclass_types]
 
     def _build(self, kind: Any, values: Mapping[str, Any]) -> Any:
-        names = [field.name for field in dataclasses.fields(kind) if field.init]
+        said = {
+            field.name: values[field.name]
+            for field in dataclasses.fields(kind)
+            if field.init and values[field.name] != self._untold[field.name]
+        }
         try:
-            return kind(**{name: values[name] for name in names})
+            return kind(**said)
         except (ValueError, TypeError, ImportError) as error:
             got = one_line(error).rstrip(".")
             raise UsageError("a flag has a value that cannot be", got=got, do="See --help") from error

@@ -1,6 +1,7 @@
 """Corpora as real files, runs as people start them, and rows of a cache by example."""
 
 import gzip
+import itertools
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -46,7 +47,7 @@ def compress(path: Path, suffix: str, *, frames: int = 1) -> Path:
     one = gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor().compress
     ends = [len(data) * i // frames for i in range(frames + 1)]
     target = path.with_name(path.name + suffix)
-    target.write_bytes(b"".join(one(data[a:b]) for a, b in zip(ends, ends[1:], strict=False)))
+    target.write_bytes(b"".join(one(data[a:b]) for a, b in itertools.pairwise(ends)))
     return target
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM  # noqa: F401
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 TEXT = [

@@ -59,7 +59,7 @@ def test_options_of_beam_are_known_or_refused(flags):
 def test_a_misspelt_option_gets_a_suggestion_and_dask_its_reason():
     with pytest.raises(UsageError, match="Did you mean --direct_num_workers"):
         parse_beam_options(("--direct_num_worker=2",))
-    with pytest.raises(UsageError, match="DaskRunner is refused: got .* loses elements of grouped data"):
+    with pytest.raises(UsageError, match=r"DaskRunner is refused: got .* loses elements of grouped data"):
         parse_beam_options(("--runner=DaskRunner",))
 
 
@@ -92,12 +92,17 @@ def graph(tmp_path_factory, corpus, teacher):
     return pipeline, steps.found
 
 
+def read_by(step):
+    """Main and side inputs of a step."""
+    return {*step.main_inputs.values(), *(side.pvalue for side in step.side_inputs)}
+
+
 def test_the_teachers_output_goes_to_the_commit_and_nowhere_else(graph):
     _, steps = graph
     inference = [step for step in steps if step.full_label.startswith("ask the teacher")]
     found, edge = set(), {output for step in inference for output in step.outputs.values()}
     while edge:
-        readers = [step for step in steps if edge & set(step.main_inputs.values())]
+        readers = [step for step in steps if edge & read_by(step)]
         found |= {step.full_label.split("/")[0] for step in readers}
         edge = {output for step in readers for output in step.outputs.values()}
     assert found == {"gather lines", "commit"}

@@ -84,12 +84,8 @@ def test_a_completion_is_supervised_with_the_end_of_text_and_its_prompt_is_not()
 
 def test_a_token_that_begins_in_the_prompt_belongs_to_the_prompt():
     maker = tokeniser("prompt", supervise="assistant", max_length=400)
-    whole = maker.tokenizer.tokenize("the teacher")
-    cut = next(
-        i
-        for i in range(1, len("the teacher"))
-        if maker.tokenizer.tokenize("the teacher"[:i]) + maker.tokenizer.tokenize("the teacher"[i:]) != whole
-    )
-    found = supervised(maker, document("the teacher"[:cut], "the teacher"[cut:]))
-    assert "the teacher</s>".endswith(found)
-    assert len(found) < len("the teacher"[cut:] + "</s>")
+    text, tokens = "the teacher", byte_tokenizer().tokenize
+    cut = next(i for i in range(1, len(text)) if tokens(text[:i]) + tokens(text[i:]) != tokens(text))
+    found = supervised(maker, document(text[:cut], text[cut:]))
+    assert (text + "</s>").endswith(found)
+    assert len(found) < len(text[cut:] + "</s>")

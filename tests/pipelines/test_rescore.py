@@ -47,7 +47,7 @@ def perturbed(folder, teacher, scale):
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += scale * torch.randn_like(weight)
+            weight.add_(scale * torch.randn_like(weight))
     return models.save(model, transformers.AutoTokenizer.from_pretrained(teacher), folder)
 
 

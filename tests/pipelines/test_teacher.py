@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from pipelines import handler, teacher as teacher_module
+from pipelines import handler
+from pipelines import teacher as teacher_module
 from pipelines.config import TeacherConfig
 from pipelines.fingerprint import make_header, resolve
 from pipelines.heads import Head, multiplier_of

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from schemas import Cache
 from schemas.policies import KeepAll, TopK, TopP
@@ -79,7 +80,7 @@ def test_a_bfloat16_teachers_head_is_applied_in_float32(tmp_path, few):
 def test_equal_logits_at_and_across_the_cut_keep_the_lower_ids(tmp_path, few):
     """Rows of zeros in the head: exactly equal logits whatever the order of the sums."""
     teacher = models.causal_teacher(tmp_path / "teacher", tie_word_embeddings=False)
-    model = models.AutoModelForCausalLM.from_pretrained(teacher)
+    model = transformers.AutoModelForCausalLM.from_pretrained(teacher)
     tied = [0, *range(20, 290)]
     with torch.no_grad():
         model.lm_head.weight[tied] = 0

@@ -1,5 +1,6 @@
 """Windows: over any document, length and stride each token that has context is a target exactly once."""
 
+import itertools
 import random
 
 import numpy as np
@@ -28,7 +29,7 @@ def targets(found):
 
 
 def with_context(length, prefix, suffix, max_length, stride):
-    """The tokens that must be targets, from the words of the law: each where it is new, if something stands before it."""
+    """The tokens that must be targets, by the words of the law: each where it is new, if something is before it."""
     body = max_length - prefix - suffix
     expected = []
     for place in range(length):
@@ -77,7 +78,7 @@ def test_windows_are_stretches_that_cover_the_document_and_share_the_stride():
             body = window.tokens[(window.tokens >= prefix) & (window.tokens < prefix + length)]
             assert body.tolist() == list(range(body[0], body[-1] + 1))
             bodies.append(body)
-        for before, after in zip(bodies, bodies[1:], strict=False):
+        for before, after in itertools.pairwise(bodies):
             assert before[-1] - after[0] + 1 == stride
         covered = {t for body in bodies for t in body.tolist()}
         lost = set(range(prefix, prefix + length)) - covered

@@ -1,0 +1,52 @@
+"""On a CUDA device: the same rows as on a CPU, and a bfloat16 head whose products are float32."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.heads import Head
+from pipelines.select import top_k
+from schemas.policies import TopP
+from tests.pipelines.helpers import read, run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_head_gives_float32_products(dtype):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(128, 256).to(dtype), torch.randn(4096, 256).to(dtype)
+    head = Head(weight.cuda(), None, 0.5, 30.0)
+    logits = head.logits(hidden.cuda())
+    exact = 30 * torch.tanh(0.5 * (hidden.double() @ weight.double().T) / 30)
+    assert logits.dtype == torch.float32
+    np.testing.assert_allclose(logits.cpu(), exact, atol=1e-4)
+    rounded = (hidden.cuda() @ weight.cuda().T).float().cpu()
+    assert (rounded / 2 - logits.cpu()).abs().max() > 1e-2, "a rounded product would have been seen"
+
+
+def test_ties_break_by_id_on_a_device_too():
+    torch.manual_seed(0)
+    logits = (torch.randn(64, 5000) * 2).round()
+    _, ids = top_k(logits.cuda(), 64)
+    expected = np.argsort(-logits.numpy(), axis=1, kind="stable")[:, :64]
+    assert ids.cpu().numpy().tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cache_from_a_device_is_the_cache_from_the_cpu(tmp_path, corpus, teacher, dtype):
+    flags = {"dtype": dtype, "keep": TopP(p=0.9, k=32), "temperatures": (1.0, 2.0), "features": ("mean:-1",)}
+    run(corpus, teacher, tmp_path / "cpu", device="cpu", **flags)
+    summary = run(corpus, teacher, tmp_path / "cuda", device="cuda", **flags)
+    assert summary.provenance["device"] == "cuda"
+    ours, theirs = read(tmp_path / "cuda"), read(tmp_path / "cpu")
+    assert ours.keys() == theirs.keys()
+    tolerance = 2e-3 if dtype == "float32" else 0.2
+    for key, row in ours.items():
+        np.testing.assert_array_equal(row["input_ids"], theirs[key]["input_ids"])
+        for name in ("logsumexp", "entropy", "label_logprob", "top_logprob"):
+            np.testing.assert_allclose(row[name], theirs[key][name], atol=tolerance)
+        np.testing.assert_allclose(row["mean:2"], theirs[key]["mean:2"], atol=10 * tolerance)
