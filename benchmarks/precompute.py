@@ -118,7 +118,8 @@ def paragraphs(path: str) -> Iterator[str]:
     seen = set()
     for piece in find_pieces(CorpusConfig(files=(path,))):
         for record in read_piece(piece, ["text"]):
-            for line in json.loads(bytes(record.value))["text"].splitlines():
+            document = record.value if isinstance(record.value, dict) else json.loads(record.value)
+            for line in document["text"].splitlines():
                 if len(line.split()) >= 2 and line not in seen:
                     seen.add(line)
                     yield line

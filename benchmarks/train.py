@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,23 +54,17 @@ def main() -> None:
         print(
             f"{arguments.steps} steps of {arguments.batch_size} rows, {tokens:,} tokens, {arguments.threads} threads"
         )
-        seconds: dict[str, list[float]] = {"cache": [], "memory": []}
+        cached, memory = [], []
         for turn in range(arguments.turns + 1):
-            for name in seconds:
-                took = (
-                    from_cache(cache, arguments, folder)
-                    if name == "cache"
-                    else from_memory(batches, arguments, folder)
-                )
-                seconds[name] += [took] if turn else []
-        for name, taken in seconds.items():
-            print(
-                f"{name:<7}{min(taken) / arguments.steps * 1000:8.1f} ms a step at best   {[f'{s:.1f}' for s in taken]} s"
-            )
-        ratios = [a / b for a, b in zip(seconds["cache"], seconds["memory"], strict=True)]
-        print(
-            f"cache / memory   {sorted(ratios)[len(ratios) // 2]:.3f} (median of {len(ratios)})   (aim: at most 1.10)"
-        )
+            pair = (from_cache(cache, arguments, folder), from_memory(batches, arguments, folder))
+            if turn:
+                cached.append(pair[0])
+                memory.append(pair[1])
+        for name, taken in (("cache", cached), ("memory", memory)):
+            each = ", ".join(f"{seconds / arguments.steps * 1000:.0f}" for seconds in taken)
+            print(f"{name:<7} ms a step: {each}")
+        ratio = statistics.median(a / b for a, b in zip(cached, memory, strict=True))
+        print(f"cache / memory   {ratio:.3f}, the median of {len(cached)} pairs   (aim: at most 1.10)")
 
 
 def parse_arguments() -> argparse.Namespace:
