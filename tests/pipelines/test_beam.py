@@ -17,17 +17,25 @@ from pipelines.job import build, commit_run, members
 from pipelines.outcome import RunSummary
 from pipelines.run import prepare
 from pipelines.tokenise import Example
-from pipelines.units import ShardLine
+from pipelines.units import ShardLine, UnitScorer
 from schemas import Cache
 from schemas.errors import TeachonceError, UsageError
 from tests.pipelines.helpers import config, read, run
 
 
-def test_bundles_that_run_twice_give_the_same_rows_each_once(tmp_path, corpus, teacher, whole):
+def test_bundles_that_run_twice_give_the_same_rows_each_once(tmp_path, corpus, teacher, whole, monkeypatch):
+    score, scored = UnitScorer.score, []
+
+    def counted(self, unit, examples):
+        scored.append(unit)
+        return score(self, unit, examples)
+
+    monkeypatch.setattr(UnitScorer, "score", counted)
     twice = run(
         corpus, teacher, tmp_path / "c", beam_options=("--direct_runner_bundle_repeat=2",), unit_tokens=400
     )
     cache, once = whole
+    assert len(scored) > len(set(scored)) == twice.shards
     assert read(tmp_path / "c").keys() == read(cache).keys()
     assert Cache.open(tmp_path / "c").verify().examples == once.totals.examples
     assert (twice.documents, twice.new_documents, twice.totals.tokens) == (24, 24, once.totals.tokens)

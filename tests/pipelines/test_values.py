@@ -5,6 +5,8 @@ import pytest
 import torch
 import transformers
 
+from pipelines import select as select_module
+from pipelines import teacher as teacher_module
 from schemas import Cache
 from schemas.policies import KeepAll, TopK, TopP
 from tests.pipelines import models
@@ -96,9 +98,13 @@ def test_equal_logits_at_and_across_the_cut_keep_the_lower_ids(tmp_path, few):
             assert ids[above:].tolist() == tied[: 24 - above]
 
 
-def test_rows_are_the_same_for_any_units_batches_and_row_groups(tmp_path, corpus, teacher, whole):
+def test_rows_are_the_same_for_any_units_batches_chunks_and_row_groups(
+    tmp_path, corpus, teacher, whole, monkeypatch
+):
     cache, summary = whole
     assert summary.shards > 2
+    monkeypatch.setitem(teacher_module._CHUNK_BYTES, "cpu", 4 * 300 * 7)
+    monkeypatch.setattr(select_module, "_CACHED_BYTES", 4 * 300 * 3)
     run(corpus, teacher, tmp_path / "c", unit_tokens=10**6, batch_tokens=1, row_group_tokens=10**6)
     first, second = read(cache), read(tmp_path / "c")
     assert len(Cache.open(tmp_path / "c").row_groups) == 1 < len(Cache.open(cache).row_groups)
