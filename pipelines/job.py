@@ -36,7 +36,7 @@ from pipelines.handler import TeacherHandler, TeacherJob
 from pipelines.outcome import MAX_REJECT_LINES, Run, RunSummary, check_rejects, finish
 from pipelines.progress import PROGRESS
 from pipelines.tokenise import Example, Tokeniser
-from pipelines.units import ShardLine
+from pipelines.units import ENTRIES_A_TOKEN, ShardLine
 from schemas.commits import Shard
 from schemas.identity import unit_number
 from schemas.shard_reader import open_footer, read_identities
@@ -174,6 +174,7 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
         tokens = sum(example.num_tokens for example in examples)
         PROGRESS.add(tokens_found=tokens)
         yield TaggedOutput(COUNTS, ("tokens", tokens))
+        yield TaggedOutput(COUNTS, ("positions", sum(example.num_positions for example in examples)))
         if any(self._tokeniser.is_cut(document, example) for example in examples):
             yield TaggedOutput(COUNTS, ("truncated_pairs", 1))
         yield from (tuple(example) for example in examples)
@@ -205,7 +206,9 @@ def pass_gate(
 ) -> int:
     """How many units the run makes; fails it before the teacher starts if too many documents were rejected."""
     check_rejects(run, counts, _reject_lines(rejects))
-    return max(1, -(-counts.get("tokens", 0) // unit_tokens))
+    entries = counts.get("positions", 0) * run.header.spec.max_kept
+    weight = max(counts.get("tokens", 0), entries // ENTRIES_A_TOKEN)
+    return max(1, -(-weight // unit_tokens))
 
 
 def in_unit(example: tuple[Any, ...], num_units: int) -> tuple[int, tuple[Any, ...]]:

@@ -45,6 +45,10 @@ class Example(NamedTuple):
     def num_tokens(self) -> int:
         return len(self.input_ids) // 4
 
+    @property
+    def num_positions(self) -> int:
+        return self.num_tokens - 1 if self.position_index is None else len(self.position_index) // 4
+
 
 class Tokens(NamedTuple):
     """A tokenised document: ids, types, which were added as special, which may be predicted."""

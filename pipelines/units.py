@@ -30,6 +30,10 @@ from schemas.storage import Storage
 
 NOT_FINITE, TOO_LARGE = "not_finite", "too_large"
 
+ENTRIES_A_TOKEN = 64
+"""A unit and a row group hold at most so many kept entries for each token of their size, so that `--keep all` over
+thousands of classes makes smaller ones instead of filling the memory."""
+
 
 class ShardLine(NamedTuple):
     """One line of metadata about a finished unit: all that leaves the teacher's step. Plain types only."""
@@ -145,7 +149,7 @@ class UnitScorer:
         totals = sum((part.totals for part in encoded), Totals())
         totals = replace(totals, length_histogram=length_histogram(rows.input_ids.lengths))
         shard = seal_shard(
-            (rows.take(group) for group in _groups(order, rows.input_ids.lengths, self.row_group_tokens)),
+            (rows.take(group) for group in _groups(order, _weights(rows), self.row_group_tokens)),
             spec=self.teacher.spec,
             fingerprint_hash=self.fingerprint_hash,
             unit=unit,
@@ -169,8 +173,15 @@ def _not_finite(members: Sequence[Example], answer: Answer) -> list[tuple[Exampl
     return [(example, NOT_FINITE) for example in itertools.compress(members, bad)]
 
 
-def _groups(order: Array, lengths: Array, row_group_tokens: int) -> list[Array]:
-    """Cuts an order of rows into runs of about `row_group_tokens` tokens each."""
-    total = np.cumsum(lengths[order])
+def _weights(rows: Rows) -> Array:
+    """Tokens of each row; or, where that is more, its entries by `ENTRIES_A_TOKEN`."""
+    entries = rows.ragged("kept_ids" if rows.spec.score == "softmax" else "logits").lengths
+    weights: Array = np.maximum(rows.input_ids.lengths, entries // ENTRIES_A_TOKEN)
+    return weights
+
+
+def _groups(order: Array, weights: Array, row_group_tokens: int) -> list[Array]:
+    """Cuts an order of rows into runs that weigh about `row_group_tokens` each."""
+    total = np.cumsum(weights[order])
     group = (total - 1) // row_group_tokens
     return np.split(order, np.flatnonzero(np.diff(group)) + 1)

@@ -35,22 +35,23 @@ class StudentArguments(TrainingArguments):  # type: ignore[misc]
     )
     report_to: str | None = field(
         default="none",
-        metadata={"help": "Where to report, for instance tensorboard or wandb. [here: none]"},
+        metadata={"help": "Where to report, for instance tensorboard or wandb."},
     )
-    logging_steps: float = field(default=20, metadata={"help": "Log every so many steps. [here: 20]"})
-    save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept. [here: 3]"})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate. [here: 5e-4]"})
-    warmup_steps: float = field(
-        default=0.02, metadata={"help": "Steps of warm-up, or below 1 their share. [here: 0.02]"}
-    )
-    lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": "How the learning rate falls. [here: cosine]"}
-    )
+    logging_steps: float = field(default=20, metadata={"help": "Log every so many steps."})
+    save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    warmup_steps: float = field(default=0.02, metadata={"help": "Steps of warm-up, or below 1 their share."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={
-            "help": "Hide losses that are not finite, at the price of waiting for each step. [here: false]"
-        },
+        metadata={"help": "Hide losses that are not finite, at the price of waiting for each step."},
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "A checkpoint's folder, or `last` for the newest in --output_dir."},
+    )
+    max_steps: int = field(
+        default=-1, metadata={"help": "Steps in all; above 0 it overrules --num_train_epochs."}
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Without meaning here: batches are the project's own."}

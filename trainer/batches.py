@@ -37,8 +37,8 @@ class Batch:
     """Positions, labelled positions and rows that count; all 0 in a weightless batch. On the CPU."""
     entry_offsets: Array
     """Where each position's kept entries begin, `[N + 1]`. On the CPU, for cutting without waiting for a GPU."""
-    beyond: float
-    """Teacher's mass on ids that the student does not have, summed over the positions."""
+    beyond: float | None
+    """Teacher's mass on ids that the student does not have, summed over the positions; None if it has them all."""
 
     @property
     def num_rows(self) -> int:
@@ -67,7 +67,7 @@ class Batch:
 
     def weightless(self) -> Batch:
         """The same batch, counting for nothing: what a rank computes when it has no batch in an epoch's last step."""
-        return replace(self, counts=torch.zeros_like(self.counts), beyond=0.0)
+        return replace(self, counts=torch.zeros_like(self.counts), beyond=self.beyond and 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,17 +113,17 @@ class Collation:
 
     def _targets(
         self, rows: Rows, row: Array, token: Array
-    ) -> tuple[SparseTargets | DenseTargets, Array, float]:
+    ) -> tuple[SparseTargets | DenseTargets, Array, float | None]:
         if rows.spec.score != "softmax":
-            return dense_targets(rows, row), np.zeros(len(row) + 1, np.int64), 0.0
+            return dense_targets(rows, row), np.zeros(len(row) + 1, np.int64), None
         gold = next_tokens(rows, row, token) if rows.spec.task == "causal-lm" else class_labels(rows, row)
         return self._sparse_targets(rows, gold)
 
-    def _sparse_targets(self, rows: Rows, gold: Array) -> tuple[SparseTargets, Array, float]:
+    def _sparse_targets(self, rows: Rows, gold: Array) -> tuple[SparseTargets, Array, float | None]:
         counts = rows.kept_counts.astype(np.int64)
         ids, logprobs = rows.kept_ids, rows.kept_logprobs()
         position = np.repeat(np.arange(len(counts)), counts)
-        beyond = 0.0
+        beyond = None
         if self.student_vocab < rows.spec.vocab_size:
             fits = ids < self.student_vocab
             beyond = float(np.exp(logprobs[~fits]).sum())

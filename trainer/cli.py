@@ -17,6 +17,21 @@ from schemas.errors import UsageError, one_line
 HELP_ALL = "--help_all"
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help with defaults where there are any, examples as they are written, and each flag in one spelling."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default in (None, argparse.SUPPRESS, False) or not action.option_strings
+        return action.help if told else f"{action.help} (default: %(default)s)"
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        spellings = action.option_strings
+        action.option_strings = [text for text in spellings if "-" not in text.lstrip("-")]
+        text = super()._format_action_invocation(action)
+        action.option_strings = spellings
+        return text
+
+
 class Parser(HfArgumentParser):  # type: ignore[misc]
     """`HfArgumentParser` whose every error is a `UsageError`, with defaults from a file before the flags."""
 
@@ -30,7 +45,7 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
             usage=f"teachonce {description.split(maxsplit=1)[0]} [FILE.yaml] {names} [flags]",
             description=description.partition(" ")[2],
             epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,
         )
         self._hidden = {f.name for kind in others for f in dataclasses.fields(kind)} - set(shown)

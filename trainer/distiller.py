@@ -57,6 +57,9 @@ class Distiller(nn.Module):
         ]
         self.last_layer = text_config.num_hidden_layers
         self.projections = Projections(features, text_config.hidden_size) if features else None
+        weights = torch.tensor([objective.weights[name] for name in objective.head_losses])
+        self.head_weights: Tensor
+        self.register_buffer("head_weights", weights, persistent=False)
         self._no_split_modules = getattr(student, "_no_split_modules", None)
 
     def forward(self, batch: Batch, num_items_in_batch: Tensor | None = None) -> dict[str, Tensor]:
@@ -64,13 +67,13 @@ class Distiller(nn.Module):
         device = batch.input_ids.device
         totals = batch.counts if num_items_in_batch is None else num_items_in_batch
         totals = totals.to(device, non_blocking=True).clamp_min(1)
-        counted = (batch.counts[:1] > 0).to(device, torch.float32, non_blocking=True)[0]
+        counted = float(batch.counts[0] > 0)
         hidden, logits = self._student_forward(batch)
         parts = self._head_terms(batch, hidden[-1], logits, totals)
         parts |= self._feature_terms(batch, hidden, totals)
-        loss = sum(part for part, _ in parts.values()) * counted
+        loss = torch.stack([part for part, _ in parts.values()]).sum() * counted
         terms = {name: term.detach() * counted for name, (_, term) in parts.items()}
-        if batch.beyond:
+        if batch.beyond is not None:
             terms[BEYOND] = batch.beyond / totals[0]
         return {"loss": loss, **terms}
 
@@ -97,9 +100,9 @@ class Distiller(nn.Module):
         if not names:
             return {}
         divisors = torch.stack([totals[1 if name == "ce" else 0] for name in names])
-        weights = torch.tensor([self.objective.weights[name] for name in names], device=divisors.device)
+        weights = self.head_weights
         if logits is None:
-            positions = last[batch.row, batch.token]
+            positions = last.flatten(0, 1).index_select(0, batch.row * last.shape[1] + batch.token)
             found = fused_loss(positions, Head.of(self.student), _Terms(self, batch), weights / divisors)
             parts = found.terms / divisors
             losses = [found.loss, *[found.loss.new_zeros(())] * (len(names) - 1)]

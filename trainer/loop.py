@@ -87,7 +87,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """Positions, labelled positions and rows of the accumulated global batch, `[3]`."""
         if not batch_samples:
             return None
-        counts: Tensor = torch.stack([sample["batch"].counts for sample in batch_samples]).sum(0).to(device)
+        counts: Tensor = torch.stack([sample["batch"].counts for sample in batch_samples]).sum(0)
+        if device.type == "cuda":
+            counts = counts.pin_memory()
+        counts = counts.to(device, non_blocking=True)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return counts

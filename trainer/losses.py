@@ -21,7 +21,7 @@ NO_LABEL = -100
 """The gold label of a position that has none."""
 
 _TINY = 1e-30
-"""Smallest mass, relative to the largest entry, that a student's tail is taken to have: its logarithm stays finite."""
+"""Smallest mass that a student's tail is taken to have: its logarithm stays finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class _SparseCrossEntropy(torch.autograd.Function):
     """`-(sum p_i log q_i + p_tail log q_tail)` with `q = softmax(logits)`.
 
     The tail's mass is summed over the tail itself, not taken as `1 - sum q_i`: a student that is nearly sure keeps an
-    exact gradient. One `[N, V]` buffer holds first the exponentials and then the gradient: with M the teacher's mass,
+    exact gradient. One `[N, V]` buffer holds first q and then the gradient: with M the teacher's mass,
     `dL/dz = M q - p` on kept entries and `M q - p_tail q / q_tail` on the tail.
     """
 
@@ -138,21 +138,19 @@ class _SparseCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Float[Tensor, "N V"], targets: SparseTargets) -> Float[Tensor, " N"]:
         ids, position = targets.ids, targets.position
         probs, tail = targets.probs.to(logits.dtype), targets.tail.to(logits.dtype)
-        top = logits.amax(-1, keepdim=True)
-        buffer = (logits - top).exp_()
+        top, best = logits.max(-1, keepdim=True)
+        buffer = logits.softmax(-1)
+        lse = (top - buffer.gather(-1, best).log())[:, 0]
         kept = buffer[position, ids]
         buffer[position, ids] = 0
-        tail_sum = buffer.sum(-1).clamp_min(_TINY)
-        total = segment_sum(kept, position, len(tail)) + torch.where(tail > 0, tail_sum, buffer.sum(-1))
-        log_total = total.log()
-        log_kept = logits[position, ids] - top[position, 0] - log_total[position]
+        q_tail = buffer.sum(-1).clamp_min(_TINY)
         mass = segment_sum(probs, position, len(tail)) + tail
         if ctx.needs_input_grad[0]:
-            buffer *= (mass / total - tail / tail_sum)[:, None]
-            buffer[position, ids] = kept * (mass / total)[position] - probs
+            buffer *= (mass - tail / q_tail)[:, None]
+            buffer[position, ids] = kept * mass[position] - probs
             ctx.save_for_backward(buffer)
-        log_tail = torch.where(tail > 0, tail_sum.log() - log_total, 0)
-        return -segment_sum(probs * log_kept, position, len(tail)) - tail * log_tail
+        log_q = logits[position, ids] - lse[position]
+        return -segment_sum(probs * log_q, position, len(tail)) - tail * q_tail.log()
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, " N"]) -> tuple[Tensor | None, ...]:
@@ -168,8 +166,8 @@ def cross_entropy(logits: Float[Tensor, "N V"], gold: Int64[Tensor, " N"]) -> Fl
 def squared_error(logits: Float[Tensor, "N V"], targets: SparseTargets) -> Float[Tensor, " N"]:
     """Mean over a position's kept entries of (teacher's logit - student's logit) squared (arXiv:2105.08919)."""
     difference = logits[targets.position, targets.ids] - targets.logits
-    counts = torch.bincount(targets.position, minlength=len(targets.tail)).clamp_min(1)
-    return segment_sum(difference.square(), targets.position, len(targets.tail)) / counts
+    counts = segment_sum(torch.ones_like(difference), targets.position, len(targets.tail))
+    return segment_sum(difference.square(), targets.position, len(targets.tail)) / counts.clamp_min(1)
 
 
 def binary_kl_divergence(

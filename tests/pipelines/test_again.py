@@ -8,6 +8,7 @@ import transformers
 
 from pipelines import handler
 from pipelines.report import summary_lines
+from pipelines.tokenise import Tokeniser
 from schemas import Cache
 from schemas.errors import MismatchError, UsageError
 from schemas.policies import TopK
@@ -17,12 +18,13 @@ from tests.pipelines.helpers import compress, config, documents, read, run, text
 
 @pytest.fixture
 def no_teacher(monkeypatch):
-    """A world in which loading the teacher fails."""
+    """A world in which loading the teacher fails, and so does tokenising anything."""
 
     def refuse(*_):
-        raise AssertionError("the teacher was loaded")
+        raise AssertionError("a known document was asked about again")
 
     monkeypatch.setattr(handler, "open_teacher", refuse)
+    monkeypatch.setattr(Tokeniser, "examples", refuse)
 
 
 @pytest.fixture

@@ -81,7 +81,8 @@ def test_what_the_student_lacks_goes_to_the_tail_and_is_counted(
     assert isinstance(a, SparseTargets)
     assert isinstance(b, SparseTargets)
     assert b.ids.max() < 150
-    assert whole.beyond == 0
+    assert whole.beyond is None
+    assert cut.beyond
     lost = a.probs[a.ids >= 150].sum().item()
     assert cut.beyond == pytest.approx(lost, rel=0.02)
     kept_whole = keep != TopK(k=32)
@@ -91,7 +92,7 @@ def test_what_the_student_lacks_goes_to_the_tail_and_is_counted(
 
 def test_a_wider_student_has_nothing_beyond(causal_cache: Cache) -> None:
     batch = Collation(student_vocab=VOCAB + 56, pad_id=0).batch(some_rows(causal_cache))
-    assert batch.beyond == 0
+    assert batch.beyond is None
 
 
 def test_features_are_those_of_the_rows(causal_cache: Cache) -> None:

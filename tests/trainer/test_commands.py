@@ -149,5 +149,5 @@ def test_a_student_that_does_not_fit_is_one_line(
     flags = ["--cache", causal_cache.storage.root, "--student", student]
     capsys.readouterr()
     status = teachonce.main(["train", *flags, "--output_dir", str(tmp_path / "out"), "--use_cpu"])
-    assert status == 1
+    assert status != 0
     assert "max_position_embeddings" in capsys.readouterr().err
