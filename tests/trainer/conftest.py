@@ -1,278 +1,40 @@
-"""Tiny teachers, and caches of what they say, built with the schemas API as a writer would."""
+"""A tiny teacher, caches of what it says, and a run that distils from them."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+import json
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
+from transformers import BertForSequenceClassification, LlamaForCausalLM
+
+from schemas.cache import Cache
+from schemas.policies import KeepAll
+from schemas.spec import Spec
+from tests.trainer.caches import (
+    FEATURES,
+    causal_columns,
+    causal_spec,
+    class_columns,
+    finished_rows,
+    write_cache,
 )
-
-from schemas.cache import Cache, create_header
-from schemas.codec import encode_logprobs, quantise
-from schemas.commits import Shard, commit, record_after
-from schemas.policies import KeepAll, KeepPolicy, TopK
-from schemas.ragged import Ragged, offsets_of
-from schemas.rows import Rows
-from schemas.shards import Totals, seal_shard
-from schemas.spec import Feature, Fingerprint, Header, Spec
-from schemas.storage import Storage
-
-torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
-
-VOCAB = 200
-HIDDEN = 32
+from tests.trainer.tiny import STUDENT, make_bert, make_llama, random_examples
+from trainer import StudentArguments, TrainConfig, train
 
 
-def tiny_tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
-    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"t{i}": i for i in range(3, size)}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-
-
-def llama_config(**changes: Any) -> LlamaConfig:
-    values = {
-        "vocab_size": VOCAB,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": None,
-        "eos_token_id": 1,
-    }
-    return LlamaConfig(**(values | changes))
-
-
-def bert_config(num_labels: int = 3, **changes: Any) -> BertConfig:
-    values = {
-        "vocab_size": VOCAB,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "num_labels": num_labels,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    return BertConfig(**(values | changes))
-
-
-def save(model: Any, folder: Path, tokenizer: Any = None) -> str:
-    model.save_pretrained(folder)
-    (tokenizer or tiny_tokenizer()).save_pretrained(folder)
-    return str(folder)
-
-
-def make_llama(folder: Path, seed: int = 0, **changes: Any) -> str:
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(llama_config(**changes))
-    with torch.no_grad():  # sharper than at birth, so that top-k matters
-        for parameter in model.parameters():
-            parameter.mul_(3 if parameter.ndim == 2 else 1)
-        model.get_output_embeddings().weight.mul_(8)
-    return save(model, folder)
-
-
-def make_bert(folder: Path, seed: int = 0, num_labels: int = 3, **changes: Any) -> str:
-    torch.manual_seed(seed)
-    model = BertForSequenceClassification(bert_config(num_labels, **changes))
-    with torch.no_grad():
-        model.classifier.weight.mul_(30)
-    return save(model, folder)
-
-
-def random_examples(num: int, seed: int = 0, longest: int = 40) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(3, VOCAB, rng.integers(3, longest)).astype(np.int32) for _ in range(num)]
-
-
-@torch.no_grad()
-def causal_columns(model: Any, examples: list[np.ndarray], spec: Spec) -> dict[str, Any]:
-    ids, codes, counts, tops, lses, entropies, golds, pooled = [], [], [], [], [], [], [], []
-    for example in examples:
-        tokens = torch.from_numpy(example).long()[None]
-        output = model(input_ids=tokens, output_hidden_states=True)
-        logits = output.logits[0, :-1].double()
-        logprobs = logits.log_softmax(-1)
-        order = logprobs.argsort(dim=-1, descending=True, stable=True)[:, : spec.max_kept]
-        kept = logprobs.gather(-1, order).float().numpy()
-        number = np.full(len(logits), order.shape[1], np.int64)
-        ids.append(order.numpy().astype(np.int32).reshape(-1))
-        codes.append(encode_logprobs(kept.reshape(-1), number, spec.code_step_nats).codes)
-        counts.append(number.astype(np.int32))
-        tops.append(kept[:, 0].copy())
-        each = [(logits / t).logsumexp(-1).float() for t in spec.temperatures]
-        lses.append(torch.stack(each, 1).numpy().reshape(-1))
-        entropies.append(-(logprobs.exp() * logprobs).sum(-1).float().numpy())
-        golds.append(logprobs.gather(-1, tokens[0, 1:, None])[:, 0].float().numpy())
-        pooled.append([_pool(output.hidden_states[f.layer][0], f.pooling) for f in spec.features])
-    return {
-        "input_ids": _lists(examples),
-        "labels": _nulls(len(examples), np.int32),
-        "num_kept": _lists(counts),
-        "kept_ids": _lists(ids),
-        "kept_codes": _lists(codes),
-        "top_logprob": _lists(tops),
-        "logsumexp": _lists(lses),
-        "entropy": _lists(entropies),
-        "label_logprob": _lists(golds),
-        **_feature_columns(pooled, spec),
-    }
-
-
-@torch.no_grad()
-def class_columns(model: Any, examples: list[np.ndarray], labels: list[Any], spec: Spec) -> dict[str, Any]:
-    outputs = [
-        model(input_ids=torch.from_numpy(example).long()[None], output_hidden_states=True)
-        for example in examples
-    ]
-    logits = [output.logits[0].double() for output in outputs]
-    pooled = [
-        [_pool(output.hidden_states[f.layer][0], f.pooling) for f in spec.features] for output in outputs
-    ]
-    shared = {"input_ids": _lists(examples), **_feature_columns(pooled, spec)}
-    if spec.score != "softmax":
-        dense = _lists([z.float().numpy() for z in logits])
-        return shared | {"labels": Ragged.of(labels, np.float32), "logits": dense}
-    logprobs = [z.log_softmax(-1) for z in logits]
-    order = [p.argsort(dim=-1, descending=True, stable=True) for p in logprobs]
-    kept = [p[o].float().numpy() for p, o in zip(logprobs, order, strict=True)]
-    number = np.full(len(examples), spec.vocab_size, np.int64)
-    codes = encode_logprobs(np.concatenate(kept), number, spec.code_step_nats).codes
-    golds = [
-        None if label is None else np.array([p[label].item()])
-        for p, label in zip(logprobs, labels, strict=True)
-    ]
-    ones = [np.ones(1, np.float32)] * len(examples)
-    return shared | {
-        "labels": Ragged.of([None if label is None else np.array([label]) for label in labels], np.int32),
-        "num_kept": _lists([np.array([n], np.int32) for n in number]),
-        "kept_ids": _lists([o.numpy().astype(np.int32) for o in order]),
-        "kept_codes": Ragged(values=codes, offsets=offsets_of(number)),
-        "top_logprob": _lists([k[:1].copy() for k in kept]),
-        "logsumexp": _lists(
-            [np.array([(z / t).logsumexp(-1).item() for t in spec.temperatures], np.float32) for z in logits]
-        ),
-        "entropy": _lists(ones),
-        "label_logprob": Ragged.of(golds, np.float32),
-    }
-
-
-def _pool(hidden: torch.Tensor, pooling: str) -> np.ndarray:
-    how = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}
-    return how[pooling].float().numpy()
-
-
-def _feature_columns(pooled: list[list[np.ndarray]], spec: Spec) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    for place, feature in enumerate(spec.features):
-        quantised = quantise(np.stack([row[place] for row in pooled]))
-        lengths = np.full(len(pooled), feature.width)
-        columns[feature.column] = Ragged(values=quantised.codes.reshape(-1), offsets=offsets_of(lengths))
-        columns[feature.scale_column] = quantised.scale
-    return columns
-
-
-def _lists(arrays: list[np.ndarray]) -> Ragged:
-    return Ragged(
-        values=np.concatenate(arrays), offsets=offsets_of(np.array([len(a) for a in arrays], np.int64))
-    )
-
-
-def _places(spec: Spec, rows: int) -> Ragged:
-    """Null for a causal LM, where every token but the last is a position; a text's one position is its first token."""
-    return _nulls(rows, np.int32) if spec.task == "causal-lm" else _lists([np.zeros(1, np.int32)] * rows)
-
-
-def _nulls(rows: int, dtype: Any) -> Ragged:
-    return Ragged.of([None] * rows, dtype)
-
-
-def finished_rows(spec: Spec, columns: dict[str, Any], documents: list[int] | None = None) -> Rows:
-    number = len(columns["input_ids"])
-    documents = documents or list(range(number))
-    hashes = [hashlib.blake2b(f"d{d}".encode(), digest_size=16).digest() for d in documents]
-    ids = [hashlib.blake2b(f"e{i}".encode(), digest_size=16).digest() for i in range(number)]
-    data = columns | {
-        "example_id": np.frombuffer(b"".join(ids), np.uint8).reshape(number, 16),
-        "document_hash": np.frombuffer(b"".join(hashes), np.uint8).reshape(number, 16),
-        "window_index": np.zeros(number, np.int32),
-        "window_count": np.ones(number, np.int32),
-        "position_index": _places(spec, number),
-    }
-    rows = Rows(spec=spec, data=data)
-    rows.check("test")
-    return rows.take(np.array(sorted(range(number), key=lambda i: ids[i])))
-
-
-def write_cache(
-    path: Path, rows: Rows, *, group_rows: int = 16, shards: int = 2, tokenizer: Any = None, layers: int = 2
-) -> Cache:
-    """Commits the rows as `shards` shards of row groups of at most `group_rows` rows."""
-    spec = rows.spec
-    folder = path.parent / f"{path.name}-tokenizer"
-    (tokenizer or tiny_tokenizer()).save_pretrained(folder)
-    files = {file.name: file.read_bytes() for file in folder.iterdir()}
-    fingerprint = Fingerprint(weights="w", config="c", tokenizer="t", chat_template="", dtype="float32")
-    header = Header(
-        fingerprint=fingerprint,
-        spec=spec,
-        teacher={"name": "tiny", "layers": layers},
-        tokenizer={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-    )
-    storage = Storage.at(path)
-    create_header(storage, header, files)
-    live, totals = [], Totals()
-    for number, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
-        groups = [rows.take(part[i : i + group_rows]) for i in range(0, len(part), group_rows)]
-        sealed = seal_shard(
-            groups,
-            spec=spec,
-            fingerprint_hash=fingerprint.hash,
-            unit=f"{number:032x}",
-            totals=Totals(),
-        )
-        storage.put(sealed.name, sealed.data)
-        live.append(Shard(sealed.name, len(sealed.data), len(part)))
-        totals = totals + sealed.footer.totals
-    record = record_after(None, live, totals, run="r1", header_hash=header.to_json()["hash"])
-    commit(storage, spec, None, live, record)
-    return Cache.open(path)
-
-
-FEATURES = (Feature(pooling="mean", layer=2, width=HIDDEN), Feature(pooling="last", layer=1, width=HIDDEN))
-
-
-def causal_spec(keep: KeepPolicy | None = None, **changes: Any) -> Spec:
-    values: dict[str, Any] = {
-        "task": "causal-lm",
-        "score": "softmax",
-        "vocab_size": VOCAB,
-        "keep": keep or TopK(k=32),
-        "max_length": 64,
-        "temperatures": (1.0, 2.0),
-        "features": FEATURES,
-    }
-    return Spec(**(values | changes))
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """For tiny tensors threads cost more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -326,3 +88,34 @@ def class_cache_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ca
         return write_cache(folder / "cache", finished_rows(spec, columns))
 
     return build
+
+
+@pytest.fixture
+def run(tmp_path: Path, causal_cache: Cache) -> Callable[..., Path]:
+    """Trains a tiny student for an epoch and a half; returns its folder."""
+
+    def start(name: str = "out", cache: Cache = causal_cache, **changes: Any) -> Path:
+        student = tmp_path / "student.json"
+        student.write_text(json.dumps(STUDENT | changes.pop("model", {})))
+        config = {"cache": cache.storage.root, "student": str(student), "eval_fraction": 0.2}
+        names = set(TrainConfig.__dataclass_fields__)
+        config |= {key: value for key, value in changes.items() if key in names}
+        arguments = {
+            "output_dir": str(tmp_path / name),
+            "max_steps": 22,
+            "per_device_train_batch_size": 8,
+            "logging_steps": 5,
+            "save_steps": 6,
+            "save_total_limit": 10,
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "dataloader_pin_memory": False,
+        }
+        arguments |= {key: value for key, value in changes.items() if key not in names}
+        for key in {"logging_steps", "save_steps", "eval_steps"} & arguments.keys():
+            arguments[key] = float(arguments[key])  # as transformers declares them; checked when tests run
+        trained = train(TrainConfig(**config), StudentArguments(**arguments))
+        assert not [t for t in threading.enumerate() if t.name == "teachonce-ahead"]
+        return Path(trained.output_dir)
+
+    return start

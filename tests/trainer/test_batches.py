@@ -5,12 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB, causal_columns, causal_spec, finished_rows, random_examples
 from transformers import LlamaForCausalLM
 
 from schemas.cache import Cache
 from schemas.policies import KeepAll, TopK
 from schemas.rows import Rows
+from tests.trainer.caches import causal_columns, causal_spec, finished_rows
+from tests.trainer.tiny import VOCAB, random_examples
 from trainer.batches import Collation
 from trainer.losses import NO_LABEL, DenseTargets, SparseTargets
 

@@ -6,22 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import make_llama
 
 import teachonce
 from schemas.cache import Cache
 from schemas.errors import UsageError
+from tests.trainer.tiny import STUDENT, make_llama
 from trainer import commands
 from trainer.training import Trained
-
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-}
 
 
 @pytest.fixture
@@ -125,7 +116,7 @@ def test_help_all_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 def test_from_flags_to_a_student_to_its_numbers(
     causal_cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "student.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "student.json").write_text(json.dumps(STUDENT))
     shared = ["--cache", causal_cache.storage.root]
     out = str(tmp_path / "student")
     flags = ["--student", str(tmp_path / "student.json"), "--output_dir", out, "--max_steps", "3"]

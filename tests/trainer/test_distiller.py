@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import VOCAB, bert_config, llama_config
 from transformers import BertForSequenceClassification, LlamaForCausalLM
 
 from schemas.cache import Cache
 from schemas.spec import Feature
+from tests.trainer.tiny import VOCAB, bert_config, llama_config
 from trainer.batches import Batch, Collation
 from trainer.distiller import BEYOND, Distiller
 from trainer.features import Projections, pooled, student_layer

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_bert, make_llama
 from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from schemas.cache import Cache
 from schemas.errors import UsageError
 from schemas.rows import Rows
+from tests.trainer.tiny import make_bert, make_llama
 from trainer import EvaluateConfig, evaluate
 from trainer.evaluation import HeldOut
 from trainer.records import Record

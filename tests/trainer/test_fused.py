@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_losses import sparse
 from torch import Tensor
 
+from tests.trainer.test_losses import sparse
 from trainer.fused import chunks, fused_loss
 from trainer.heads import Head, LogitTransform
 from trainer.losses import SparseTargets

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCAB, llama_config
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -16,6 +15,7 @@ from transformers import (
 )
 
 from schemas.errors import StudentError
+from tests.trainer.tiny import VOCAB, llama_config
 from trainer.heads import Head, LogitTransform, check_head
 
 SHAPE: dict[str, Any] = {

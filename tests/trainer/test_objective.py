@@ -1,11 +1,11 @@
 """The losses of a run as a value: what is written, what is refused, and what a cache can serve."""
 
 import pytest
-from conftest import causal_spec
 
 from schemas.errors import StudentError, UsageError
 from schemas.policies import KeepAll
 from schemas.spec import Spec
+from tests.trainer.caches import causal_spec
 from trainer.objective import Objective
 
 

@@ -11,17 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from schemas.cache import Cache
+from tests.trainer.tiny import STUDENT
 
 ROOT = Path(__file__).parents[2]
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
 
 
 def port() -> int:
@@ -63,7 +55,7 @@ def start(
 
 
 def test_two_ranks_are_one(causal_cache: Cache, tmp_path: Path) -> None:
-    (tmp_path / "student.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "student.json").write_text(json.dumps(STUDENT | {"tie_word_embeddings": True}))
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
     runs = [
         start(tmp_path, causal_cache, "two", 1, shared | {"RANK": str(r), "LOCAL_RANK": str(r)})

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 from accelerate import skip_first_batches
-from conftest import VOCAB
 
 from schemas.cache import Cache
 from schemas.errors import CorruptionError
+from tests.trainer.tiny import VOCAB
 from trainer.batches import Batch, Collation
 from trainer.replay import Address, Ahead, Replay, Share, loader
 from trainer.stream import Order, Side

@@ -7,20 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import (
-    VOCAB,
-    bert_config,
-    causal_columns,
-    causal_spec,
-    finished_rows,
-    llama_config,
-    make_bert,
-    make_llama,
-    random_examples,
-    save,
-    tiny_tokenizer,
-    write_cache,
-)
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -32,21 +18,25 @@ from transformers import (
 
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
+from tests.trainer.caches import causal_columns, causal_spec, finished_rows, write_cache
+from tests.trainer.tiny import (
+    STUDENT,
+    VOCAB,
+    bert_config,
+    llama_config,
+    make_bert,
+    make_llama,
+    random_examples,
+    save,
+    tiny_tokenizer,
+)
 from trainer.shrink import find_layers, kept_layers, parse_shrink, shrunk
 from trainer.students import open_student, open_trained
 
 
 def config_file(folder: Path, **changes: Any) -> str:
-    values = {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 64,
-    }
     path = folder / "student.json"
-    path.write_text(json.dumps(values | changes))
+    path.write_text(json.dumps(STUDENT | {"num_hidden_layers": 1} | changes))
     return str(path)
 
 

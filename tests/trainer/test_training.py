@@ -3,74 +3,19 @@
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_llama
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from schemas.cache import Cache
-from schemas.errors import NoCacheError, StudentError, UsageError
-from trainer import StudentArguments, TrainConfig, train
+from tests.trainer.outputs import logs, same, weights
+from tests.trainer.tiny import make_llama
 from trainer.records import Record
-
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-}
-
-
-@pytest.fixture
-def run(tmp_path: Path, causal_cache: Cache) -> Callable[..., Path]:
-    """Trains a tiny student for an epoch and a half; returns its folder."""
-
-    def start(name: str = "out", cache: Cache = causal_cache, **changes: Any) -> Path:
-        student = tmp_path / "student.json"
-        student.write_text(json.dumps(CONFIG | changes.pop("model", {})))
-        config = {"cache": cache.storage.root, "student": str(student), "eval_fraction": 0.2}
-        names = set(TrainConfig.__dataclass_fields__)
-        config |= {key: value for key, value in changes.items() if key in names}
-        arguments = {
-            "output_dir": str(tmp_path / name),
-            "max_steps": 22,
-            "per_device_train_batch_size": 8,
-            "logging_steps": 5,
-            "save_steps": 6,
-            "save_total_limit": 10,
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "dataloader_pin_memory": False,
-        }
-        arguments |= {key: value for key, value in changes.items() if key not in names}
-        for key in {"logging_steps", "save_steps", "eval_steps"} & arguments.keys():
-            arguments[key] = float(arguments[key])  # as transformers declares them; checked when tests run
-        trained = train(TrainConfig(**config), StudentArguments(**arguments))
-        assert not [t for t in threading.enumerate() if t.name == "teachonce-ahead"]
-        return Path(trained.output_dir)
-
-    return start
-
-
-def logs(folder: Path) -> list[dict[str, float]]:
-    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(a: Path, b: Path) -> bool:
-    ours, theirs = weights(a), weights(b)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -231,105 +176,6 @@ def test_classifiers_train(
     assert json.loads((folder / "config.json").read_text())["id2label"].keys() == {"0", "1", "2"}
     (log,) = [log for log in logs(folder) if "eval_loss" in log]
     assert log["eval_ce"] > 0
-
-
-class TestRefusals:
-    """What cannot go well is said before any work, in one line."""
-
-    @pytest.mark.parametrize(
-        ("changes", "named"),
-        [
-            ({"data_seed": 5}, "another seed.*expected 42, got 5"),
-            ({"per_device_train_batch_size": 4}, "another batch_size.*expected 8, got 4"),
-            ({"eval_fraction": 0.3}, "another eval_fraction"),
-            ({"shuffle_row_groups": 2}, "another shuffle_row_groups"),
-            ({"gradient_accumulation_steps": 2}, "another batches_a_step"),
-        ],
-    )
-    def test_a_resume_onto_another_stream(
-        self, run: Callable[..., Path], changes: dict[str, Any], named: str
-    ) -> None:
-        checkpoint = run(max_steps=2, save_steps=2) / "checkpoint-2"
-        with pytest.raises(UsageError, match=named):
-            run("again", resume_from_checkpoint=str(checkpoint), **changes)
-
-    def test_a_resume_on_another_cache(
-        self, run: Callable[..., Path], class_cache_of: Callable[..., Cache]
-    ) -> None:
-        checkpoint = run(max_steps=2, save_steps=2) / "checkpoint-2"
-        with pytest.raises(UsageError, match="another header_hash"):
-            run("again", cache=class_cache_of(), resume_from_checkpoint=str(checkpoint))
-
-    def test_a_resume_takes_the_version_of_its_checkpoint(self, run: Callable[..., Path]) -> None:
-        folder = run(max_steps=2, save_steps=2)
-        path = folder / "checkpoint-2" / "teachonce.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 7}))
-        with pytest.raises(NoCacheError, match="7"):
-            run("again", resume_from_checkpoint=str(path.parent))
-        with pytest.raises(UsageError, match="another version"):
-            run("again", resume_from_checkpoint=str(path.parent), cache_version=0)
-
-    @pytest.mark.parametrize("where", ["last", "/nowhere/checkpoint-3"])
-    def test_a_resume_from_nothing(self, run: Callable[..., Path], where: str) -> None:
-        with pytest.raises(UsageError, match=r"no.*checkpoint"):
-            run(resume_from_checkpoint=where)
-
-    def test_a_resume_from_what_is_not_ours(self, run: Callable[..., Path], tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=r"teachonce\.json"):
-            run(resume_from_checkpoint=str(tmp_path))
-        (tmp_path / "teachonce.json").write_text("{}")
-        with pytest.raises(UsageError, match="cannot be read"):
-            run(resume_from_checkpoint=str(tmp_path))
-
-    def test_last_is_the_newest_checkpoint(self, run: Callable[..., Path]) -> None:
-        settings: dict[str, Any] = {"save_steps": 2, "lr_scheduler_type": "constant", "warmup_steps": 0.0}
-        run(max_steps=4, **settings)
-        again = run(max_steps=6, resume_from_checkpoint="last", **settings)
-        assert same(again, run("whole", max_steps=6, **settings))
-
-    def test_no_cache(self, run: Callable[..., Path], tmp_path: Path) -> None:
-        with pytest.raises(NoCacheError, match="no cache"):
-            train(
-                TrainConfig(cache=str(tmp_path / "none"), student="x.json"),
-                StudentArguments(output_dir=str(tmp_path / "out"), use_cpu=True),
-            )
-
-    @pytest.mark.parametrize(
-        ("flag", "value"),
-        [
-            ("dataloader_num_workers", 2),
-            ("label_smoothing_factor", 0.1),
-            ("auto_find_batch_size", True),
-            ("torch_compile", True),
-        ],
-    )
-    def test_flags_without_a_meaning_here(self, run: Callable[..., Path], flag: str, value: Any) -> None:
-        with pytest.raises(UsageError, match=f"--{flag} has no place here"):
-            run(**{flag: value})
-
-    def test_two_gpus_in_one_process(self, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(StudentArguments, "n_gpu", 2)
-        with pytest.raises(UsageError, match="torchrun --nproc_per_node 2 -m teachonce train"):
-            run()
-
-    def test_labels_that_are_not_there(
-        self, run: Callable[..., Path], class_cache_of: Callable[..., Cache]
-    ) -> None:
-        with pytest.raises(StudentError, match="labels"):
-            run(cache=class_cache_of(labelled=False), model={"model_type": "bert"}, losses=["ce=1"])
-
-    def test_nothing_held_out_to_evaluate_on(self, run: Callable[..., Path]) -> None:
-        with pytest.raises(UsageError, match="--eval_fraction"):
-            run(eval_fraction=0.0, eval_strategy="epoch")
-
-    def test_nothing_left_to_train_on(self, run: Callable[..., Path]) -> None:
-        with pytest.raises(UsageError, match="no row is left"):
-            run(eval_fraction=1 - 2**-53)
-
-    @pytest.mark.parametrize(("name", "value"), [("eval_fraction", 1.0), ("shuffle_row_groups", 0)])
-    def test_settings_of_nonsense(self, run: Callable[..., Path], name: str, value: float) -> None:
-        with pytest.raises(UsageError, match=f"--{name}.*got {value}"):
-            run(**{name: value})
 
 
 def test_a_deeper_teacher_without_a_header_is_as_deep_as_its_features(causal_cache: Cache) -> None:
