@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from schemas.errors import TeachonceError, TooManyRejectsError, UsageError
+from schemas.errors import NoCacheError, StudentError, TeachonceError, TooManyRejectsError, UsageError
 
 
 class Verb(NamedTuple):
@@ -81,7 +81,7 @@ def run(name: str, arguments: list[str]) -> int:
 
 def status(error: BaseException) -> int:
     """The exit status that an error means."""
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | NoCacheError | StudentError):
         return USAGE
     return TOO_MANY_REJECTS if isinstance(error, TooManyRejectsError) else FAILED
 

@@ -6,6 +6,7 @@ its source and its reason, never its text.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ def _fields(record: Record, corpus: CorpusConfig, kind: str) -> Mapping[str, Any
     if isinstance(record.value, dict):
         return record.value
     try:
-        text = record.value.decode("utf-8")
+        text = record.value.removeprefix(codecs.BOM_UTF8 if record.offset == 0 else b"").decode("utf-8")
     except UnicodeDecodeError:
         raise RejectedError(INVALID_UTF8) from None
     if kind == "text":

@@ -139,6 +139,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     keep = config.keep or (default_keep(vocab_size) if score == "softmax" else KeepAll())
     pairs = corpus.text_pair_field is not None
     max_length = config.max_length or _longest(teacher)
+    _refuse_meaningless(config)
     _refuse_cramped(max_length, config, teacher.tokenizer)
     try:
         return Spec(
@@ -159,6 +160,13 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
         )
     except ValueError as error:
         raise UsageError("the flags make no spec", got=str(error)) from error
+
+
+def _refuse_meaningless(config: PrecomputeConfig) -> None:
+    """Flags that a causal LM has no use for are refused, not ignored."""
+    given = {"--label_field": config.corpus.label_field, "--text_pair_field": config.corpus.text_pair_field}
+    for flag in (name for name, value in given.items() if value and config.teacher.task == "causal-lm"):
+        raise UsageError(f"{flag} has no meaning for causal-lm", do="Leave it out, or say another --task")
 
 
 def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any) -> None:

@@ -108,9 +108,11 @@ def finish(
     chosen = _one_a_unit(lines)
     rejects = [*rejects, *(reject for line in chosen for reject in line.rejects)]
     counts = dict(counts)
-    for line in chosen:
-        for reason, *_ in line.rejects:
-            counts[f"reject:{reason}"] = counts.get(f"reject:{reason}", 0) + 1
+    unscored = {
+        tuple(reject[:3]) for line in chosen for reject in line.rejects
+    }  # windows of one document count once
+    for reason, *_ in unscored:
+        counts[f"reject:{reason}"] = counts.get(f"reject:{reason}", 0) + 1
     check_rejects(run, counts, rejects)
     if rejects:
         write_rejects(run, rejects)

@@ -130,13 +130,15 @@ class Teacher:
         return concatenate(parts)
 
     def _logits(self, chunks: tuple[torch.Tensor, ...]) -> Iterator[torch.Tensor]:
-        """float32 logits of each chunk; those of a head stand in one buffer, and are gone when the next are asked."""
+        """float32 logits of each chunk; on a CPU they share one buffer, and are gone when the next are asked for."""
         if self.head is None:
             yield from (chunk.float() for chunk in chunks)
             return
-        buffer = torch.empty(max(map(len, chunks)), self.spec.vocab_size, device=self.device)
+        buffer = None
+        if self.device.type == "cpu":
+            buffer = torch.empty(max(map(len, chunks)), self.spec.vocab_size)
         for chunk in chunks:
-            yield self.head.logits(chunk, out=buffer[: len(chunk)])
+            yield self.head.logits(chunk, out=None if buffer is None else buffer[: len(chunk)])
 
 
 def open_teacher(config: TeacherConfig, spec: Spec, path: str) -> Teacher:

@@ -107,7 +107,9 @@ class UnitScorer:
         started = time.monotonic()
         try:
             answer = self.teacher.answer(batch)
-        except (torch.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             answer = None
         work.teacher_seconds += time.monotonic() - started
         if answer is not None:
@@ -157,6 +159,12 @@ class UnitScorer:
         )
         Storage.at(self.root).put(shard.name, shard.data)
         return ShardLine(unit, shard.name, len(shard.data), asdict(shard.footer.totals), {}, [])
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory: on a CPU its allocator raises a plain `RuntimeError`."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _ahead(futures: Iterator[Future[Batch]]) -> Iterator[Future[Batch]]:
