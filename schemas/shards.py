@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from schemas.columns import IDENTITY_COLUMNS, shard_schema, write_options
+from schemas.columns import IDENTITY_COLUMNS, check_encodings, shard_schema, write_options
 from schemas.errors import CorruptionError
 from schemas.rows import Rows
 from schemas.spec import FORMAT_VERSION, Spec
@@ -144,8 +144,9 @@ def seal_shard(
         )
         writer.add_key_value_metadata({FOOTER_KEY: footer.to_bytes()})
     data = sink.getbuffer()
-    seal = bytes_hash(data[found[-1].end :])
-    return SealedShard(f"{unit}-{seal}.parquet", data, footer)
+    name = f"{unit}-{bytes_hash(data[found[-1].end :])}.parquet"
+    check_encodings(pq.read_metadata(sink), spec, name)
+    return SealedShard(name, data, footer)
 
 
 def _described(rows: Rows, *, start: int, data: memoryview) -> RowGroup:

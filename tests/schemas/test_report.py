@@ -228,7 +228,7 @@ def test_help_teaches_with_two_examples(verb, capsys):
     ],
 )
 def test_a_wrong_flag_is_one_line_and_status_2(argv, kind, capsys):
-    assert teachonce.main(argv) == (2 if kind is UsageError else 1)
+    assert teachonce.main(argv) == (2 if kind in (UsageError, NoCacheError) else 1)
     printed = capsys.readouterr()
     assert printed.out == ""
     assert re.fullmatch(rf"teachonce {argv[0]}: .+\n", printed.err)
