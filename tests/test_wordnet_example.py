@@ -25,7 +25,7 @@ from trainer.stream import Side
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDENTS = ("kl+feature", "ce", "scratch")
-SMALL = ["--glosses", "2000", "--steps", "60", "--student_steps", "60", "--threads", "1"]
+SMALL = ["--glosses", "1200", "--steps", "50", "--student_steps", "40", "--threads", "1"]
 
 OPENS_PLAIN = """
 import json, sys
@@ -187,7 +187,7 @@ def test_a_split_goes_by_the_hash_of_text_and_label():
     glosses = many(2_000)
     sides = split(glosses, class_names(glosses))
     assert sorted([*sides.training, *sides.held_out]) == sorted(glosses)
-    assert 0.07 < len(sides.held_out) / len(glosses) < 0.13
+    assert 0.12 < len(sides.held_out) / len(glosses) < 0.18
     for gloss in sides.held_out:
         assert is_held_out(document_hash({"text": gloss.text}, label=int(gloss.label[-1])), EVAL_FRACTION)
 
