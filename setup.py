@@ -12,7 +12,6 @@ setup(
     version="0.1.0",
     description="Knowledge distillation where the teacher runs once and students train many times",
     python_requires=">=3.11",
-    license="Apache-2.0",
     packages=["schemas", "pipelines", "trainer"],
     package_data={name: ["py.typed"] for name in ("schemas", "pipelines", "trainer")},
     py_modules=["teachonce"],

@@ -104,7 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_flags(parser)
     parser.add_argument("--folder", type=Path, default=ROOT / "demo-wordnet", help="default: demo-wordnet")
-    parser.add_argument("--student_steps", type=int, default=700, metavar="N", help="of each student (700)")
+    parser.add_argument("--student_steps", type=int, default=640, metavar="N", help="of each student (640)")
     arguments = parser.parse_args()
     check_flags(parser, arguments)
     return arguments

@@ -25,7 +25,7 @@ from trainer.stream import Side
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDENTS = ("kl+feature", "ce", "scratch")
-SMALL = ["--glosses", "1200", "--steps", "50", "--student_steps", "40", "--threads", "1"]
+SMALL = ["--glosses", "1200", "--steps", "80", "--student_steps", "60", "--threads", "1"]
 
 OPENS_PLAIN = """
 import json, sys
