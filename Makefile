@@ -1,7 +1,8 @@
 # What people and CI both run. Every target makes the environment first if it is missing or stale.
 
 SHELL := bash
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The interpreter that .venv is made from is never .venv's own, also where that is activated.
+PYTHON ?= $(shell PATH="$${PATH//$(CURDIR)\/.venv\/bin:/}"; command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.8

@@ -5,7 +5,7 @@ from scratch with the teacher's distributions (KL), the same start, steps and or
 (CE), and three of the teacher's own six layers (shrink). The KL student must beat the CE student on held-out text that
 neither students nor teacher saw; if it does not, the demo says so and fails.
 
-Takes about two minutes on two cores. Everything lies in `demo/`, which is made anew.
+Takes two to three minutes on two cores. Everything lies in `demo/`, which is made anew.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def students(teacher: str) -> list[Student]:
     shrunk = ("--student", "shrink:layers=3", "--teacher", teacher)
     # A term of weight 0 is only logged, so that the curves compare.
     return [
-        Student("kl", (*scratch, "--losses", "kl=1", "ce=0"), 300, "3e-3", "tab:blue"),
-        Student("ce", (*scratch, "--losses", "ce=1", "kl=0"), 300, "3e-3", "tab:orange"),
+        Student("kl", (*scratch, "--losses", "kl=1", "ce=0"), 200, "3e-3", "tab:blue"),
+        Student("ce", (*scratch, "--losses", "ce=1", "kl=0"), 200, "3e-3", "tab:orange"),
         Student("shrink", (*shrunk, "--losses", "kl=1", "ce=0"), 100, "1e-3", "tab:green"),
     ]
 
