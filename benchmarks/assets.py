@@ -21,7 +21,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -164,10 +163,9 @@ def write(path: Path, rows: Iterator[dict[str, str]]) -> None:
 
 
 def pip(package: str, target: str) -> None:
-    """By pip, or by uv in an environment that uv made, which has no pip."""
-    tool = ["pip"] if find_spec("pip") else ["uv", "pip"]
-    command = [sys.executable, "-m", *tool, "install", "--quiet", "--no-deps", "--target", target, package]
-    subprocess.run(command, check=True)
+    """By uv, which made this environment: it has no pip."""
+    install = ["uv", "pip", "install", "--quiet", "--no-deps", "--target", target, package]
+    subprocess.run([sys.executable, "-m", *install], check=True)
 
 
 @contextmanager
