@@ -103,7 +103,7 @@ def usage() -> str:
           teachonce evaluate --cache ./cache --student ./student
 
         `teachonce VERB --help` explains each verb, with examples. --traceback shows where an error came from.
-        Exit status: 0 done, 1 failed, 2 wrong flag, path or model, 3 too many documents rejected.
+        Exit status: 0 done, 1 failed, 2 wrong flag, path or model, 3 too many documents rejected, 4 out of time.
         """).format(verbs=verbs)
 
 

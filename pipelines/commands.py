@@ -22,6 +22,9 @@ from schemas.errors import DriftError, UsageError
 from schemas.policies import parse_keep
 from schemas.spec import FeatureDtype, Score, Supervise, Task
 
+OUT_OF_TIME = 4
+"""Exit status of a run that `--max_hours` ended."""
+
 _PRECOMPUTE_HELP = """\
 Runs a Hugging Face teacher once over a corpus, and commits what it says to a cache.
 
@@ -38,7 +41,8 @@ examples:
       --label_field label --teacher ./nli --task sequence-classification --features mean:-1 cls:-1 \\
       --cache s3://bucket/cache -- --runner=FlinkRunner --flink_master=host:8081 --parallelism=4
 
-exit status: 0 done, or nothing new; 1 failed; 2 a wrong flag, path or model; 3 too many documents rejected
+exit status: 0 done, or nothing new; 1 failed; 2 a wrong flag, path or model; 3 too many documents rejected;
+4 out of time (--max_hours): what is finished is committed, and the same run started again goes on
 """
 
 _VERIFY_HELP = """\
@@ -69,7 +73,7 @@ def precompute(argv: Sequence[str]) -> int:
     if arguments.report:
         Path(arguments.report).write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
     summary_table(summary, config.cache)
-    return 0
+    return OUT_OF_TIME if summary.postponed_examples else 0
 
 
 def verify(argv: Sequence[str]) -> int:
@@ -204,10 +208,26 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
     )
     fraction = "share of documents that may be rejected (default: 0.001)"
     group.add_argument("--max_reject_fraction", type=float, metavar="F", help=fraction)
+    _add_nightly_flags(group)
     group.add_argument("--report", metavar="FILE", help="write the run's summary as one JSON object")
     group.add_argument(
         "--no_progress", dest="show_progress", action="store_false", default=None, help="no progress lines"
     )
+
+
+def _add_nightly_flags(group: argparse._ArgumentGroup) -> None:
+    prune = "rows leave whose document is not in the corpus"
+    group.add_argument("--prune", action="store_true", default=None, help=prune)
+    fraction = "share of the cache's rows that --prune may remove; above it the run fails (default: 0.05)"
+    group.add_argument("--max_prune_fraction", type=float, metavar="F", help=fraction)
+    replace = "old rows leave of documents that have the same --id_field value and other content"
+    group.add_argument("--replace", action="store_true", default=None, help=replace)
+    retry = "try again what the teacher could not score before"
+    group.add_argument("--retry_rejects", action="store_true", default=None, help=retry)
+    hours = "begin no unit after so long; commit what is finished (exit status 4)"
+    group.add_argument("--max_hours", type=float, metavar="H", help=hours)
+    drift = "largest mean KL, in nats, to the cache when device or libraries are others (default: 0.005)"
+    group.add_argument("--max_drift_kl", type=float, metavar="NATS", help=drift)
 
 
 def _verify_parser() -> Parser:

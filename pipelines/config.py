@@ -97,6 +97,18 @@ class PrecomputeConfig:
     unit_tokens: int = 2**20
     row_group_tokens: int = 2**15
     max_reject_fraction: float = 0.001
+    prune: bool = False
+    """Whether rows leave whose document is not in the corpus."""
+    max_prune_fraction: float = 0.05
+    """Of the cache's rows; above it the run is refused."""
+    replace: bool = False
+    """Whether the old rows leave of documents that stand in the corpus with the same id and other content."""
+    retry_rejects: bool = False
+    """Whether to try again what the teacher could not score before."""
+    max_hours: float | None = None
+    """After so long no new unit is begun, and what is finished is committed."""
+    max_drift_kl: float = 0.005
+    """Largest mean KL, in nats, between cache and teacher on another device or other library versions."""
     beam_options: tuple[str, ...] = ()
     """Flags for Beam, as behind `--` on the command line."""
     show_progress: bool = True
@@ -109,6 +121,10 @@ class PrecomputeConfig:
         _refuse_unless(self.batch_tokens is None or self.batch_tokens >= 1, "batch_tokens", self.batch_tokens)
         _refuse_unless(self.max_length is None or self.max_length >= 2, "max_length", self.max_length)
         _refuse_unless(self.stride >= 0, "stride", self.stride)
+        _refuse_unless(0 <= self.max_prune_fraction <= 1, "max_prune_fraction", self.max_prune_fraction)
+        _refuse_unless(not self.replace or self.corpus.id_field is not None, "replace without id_field", True)
+        _refuse_unless(self.max_hours is None or self.max_hours > 0, "max_hours", self.max_hours)
+        _refuse_unless(self.max_drift_kl >= 0, "max_drift_kl", self.max_drift_kl)
 
 
 def _refuse_unless(condition: bool, field: str, value: object) -> None:

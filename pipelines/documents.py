@@ -62,10 +62,18 @@ class LabelMap(NamedTuple):
 class RejectedError(Exception):
     """Carries the reason out of the checks below; never leaves this module's callers."""
 
+    def __init__(self, reason: str, digest: bytes | None = None) -> None:
+        super().__init__(reason)
+        self.digest = digest
+        """The document's hash, where it is known all the same."""
+
 
 NOT_JSON, INVALID_UTF8 = "not_json", "invalid_utf8"
 FIELD_MISSING, NOT_A_STRING, EMPTY = "field_missing", "not_a_string", "empty"
 UNKNOWN_LABEL, TOO_LONG = "unknown_label", "too_long"
+
+DAMAGED = (NOT_JSON, INVALID_UTF8)
+"""Reasons that leave open which document a record was."""
 
 
 def is_blank(record: Record) -> bool:
@@ -83,12 +91,12 @@ def parse(
     """
     fields = _fields(record, corpus, kind)
     text, pair, content = _content(fields, corpus)
-    if len(text) + len(pair or "") > corpus.max_document_chars:
-        raise RejectedError(TOO_LONG)
     key = _key(fields, corpus)
     label = _label(fields, corpus, labels)
     stored = list(label) if isinstance(label, tuple) else label
     digest = document_hash(content, key=key or "", label=stored)
+    if len(text) + len(pair or "") > corpus.max_document_chars:
+        raise RejectedError(TOO_LONG, digest)
     return Document(digest, key, text, pair, label, source.file, source.offset)
 
 

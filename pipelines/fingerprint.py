@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -114,18 +111,6 @@ def make_fingerprint(
         dtype=config.dtype,
         remote_code=_sha256(b"".join(path.read_bytes() for path in code)) if code else "",
     )
-
-
-def provenance(config: TeacherConfig, device: str, runner: str) -> dict[str, str]:
-    """What is recorded of a run, and may differ between runs."""
-    return {
-        "device": device,
-        "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
-        "attn_implementation": config.attn_implementation or "default",
-        "runner": runner,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "apache-beam", "teachonce")},
-    }
 
 
 def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:

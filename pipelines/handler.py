@@ -6,6 +6,7 @@ line a unit: no kept entry ever crosses a stage.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +16,18 @@ from apache_beam.ml.inference.base import ModelHandler
 from pipelines.config import TeacherConfig
 from pipelines.fingerprint import make_fingerprint, resolve
 from pipelines.progress import PROGRESS
+from pipelines.provenance import teacher_provenance
+from pipelines.rescore import DEFAULT_BATCH_TOKENS, check_drift
 from pipelines.teacher import open_teacher
 from pipelines.tokenise import Example
-from pipelines.units import ShardLine, UnitScorer
+from pipelines.units import ShardLine, UnitScorer, no_shard
+from schemas import Cache
+from schemas.commits import NO_VERSION
 from schemas.errors import MismatchError
+from schemas.history import take_lease
 from schemas.identity import unit_name
 from schemas.spec import Header
-
-DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}
+from schemas.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +37,14 @@ class TeacherJob:
     config: TeacherConfig
     header: Header
     root: str
+    run: str
+    base: int
+    """The version that the run began with."""
     batch_tokens: int | None
     row_group_tokens: int
+    deadline: float | None = None
+    """Seconds since the epoch after which no unit is begun."""
+    max_drift_kl: float = 0.005
 
 
 class LazyScorer:
@@ -42,14 +53,19 @@ class LazyScorer:
     def __init__(self, job: TeacherJob) -> None:
         self._job = job
         self._scorer: UnitScorer | None = None
+        self._provenance: dict[str, str] = {}
 
     def score(self, examples: Sequence[Example]) -> ShardLine:
-        """Scores one unit."""
-        if self._scorer is None:
-            self._scorer = open_scorer(self._job)
-        PROGRESS.start_teacher()
+        """Scores one unit; or leaves it for another run, when the time is over."""
         name = unit_name((example.id for example in examples), self._job.header.spec.hash)
-        return self._scorer.score(name, examples)
+        if self._job.deadline is not None and time.time() >= self._job.deadline:
+            return no_shard(name, postponed_examples=len(examples))
+        if self._scorer is None:
+            self._scorer, self._provenance = open_scorer(self._job)
+        PROGRESS.start_teacher()
+        line = self._scorer.score(name, examples)
+        take_lease(Storage.at(self._job.root), self._job.run)
+        return line._replace(work={**line.work, "provenance": self._provenance})
 
 
 class TeacherHandler(ModelHandler[Example, ShardLine, LazyScorer]):  # type: ignore[misc]
@@ -77,11 +93,12 @@ class TeacherHandler(ModelHandler[Example, ShardLine, LazyScorer]):  # type: ign
         return "teachonce"
 
 
-def open_scorer(job: TeacherJob) -> UnitScorer:
-    """Opens the teacher and checks that it is the one the run was started for.
+def open_scorer(job: TeacherJob) -> tuple[UnitScorer, dict[str, str]]:
+    """Opens the teacher and checks that it is the one the run was started for; with it, how it is run here.
 
     Raises:
         MismatchError: this worker found another teacher under the same name.
+        DriftError: here the teacher does not say what the cache holds.
     """
     found = resolve(job.config)
     fingerprint = make_fingerprint(job.config, found.folder, job.header.tokenizer, found.tokenizer)
@@ -93,11 +110,16 @@ def open_scorer(job: TeacherJob) -> UnitScorer:
             got=fingerprint.hash,
         )
     teacher = open_teacher(job.config, job.header.spec, found.folder)
-    return UnitScorer(
+    here = teacher_provenance(job.config, teacher.device.type)
+    if job.base != NO_VERSION:
+        cache = Cache.open(job.root, job.base)
+        check_drift(cache, teacher, here, found.tokenizer.pad_token_id or 0, job.max_drift_kl)
+    scorer = UnitScorer(
         teacher=teacher,
         root=job.root,
-        fingerprint_hash=fingerprint.hash,
+        header=job.header,
         batch_tokens=job.batch_tokens or DEFAULT_BATCH_TOKENS[teacher.device.type],
         row_group_tokens=job.row_group_tokens,
         pad_id=found.tokenizer.pad_token_id or 0,
     )
+    return scorer, here

@@ -10,37 +10,30 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipelines.config import TeacherConfig
 from pipelines.fingerprint import resolve
+from pipelines.gate import RejectLine, Run, check_rejects, rejects_of, write_rejects
 from pipelines.units import ShardLine
-from schemas.cache import REJECTS_FOLDER, RUNS_FOLDER, create_header
+from schemas.cache import RUNS_FOLDER, create_header
 from schemas.commits import NO_VERSION, Shard, Version, commit, read_version, record_after
-from schemas.errors import MismatchError, TooManyRejectsError
+from schemas.errors import MismatchError
+from schemas.memory import Unscored, write_unscored
 from schemas.shards import Totals
 from schemas.spec import Header, differences
 from schemas.storage import Storage
 
-MAX_REJECT_LINES = 10_000
-"""Written lines for each reason; the counts beside them are full."""
-
-RejectLine = tuple[str, str, int, str | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What every step knows of the run. Plain values: it is pickled."""
-
-    id: str
-    root: str
-    base: int
-    """The version that the run began with; `NO_VERSION` for a new cache."""
-    header: Header
-    teacher: TeacherConfig
-    provenance: Mapping[str, str]
-    max_reject_fraction: float
-    started: float
+_COUNTED = (
+    "documents",
+    "blank_lines",
+    "duplicates",
+    "known_documents",
+    "new_documents",
+    "adopted_documents",
+    "remembered_documents",
+    "forgotten_documents",
+    "truncated_pairs",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +49,27 @@ class RunSummary:
     duplicates: int
     known_documents: int
     new_documents: int
+    adopted_documents: int
+    """Finished by a run that crashed, and now found whole."""
+    remembered_documents: int
+    """Not tried again: the teacher could not score them before."""
+    forgotten_documents: int
+    """Kept out: they were forgotten on request."""
     truncated_pairs: int
     rejects: Mapping[str, int]
     totals: Totals
-    """Of this run's shards."""
+    """Of what the teacher computed in this run."""
     shards: int
+    """Added by this run: computed, adopted or rewritten."""
     size_bytes: int
     padded_tokens: int
+    adopted_examples: int
+    pruned_examples: int
+    replaced_examples: int
+    postponed_examples: int
+    """Left for the next run, by `--max_hours`."""
+    prune_withheld: int
+    """Damaged records that could be any document; while there are any, nothing is pruned."""
     teacher_seconds: float
     wall_seconds: float
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -73,27 +80,6 @@ class RunSummary:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunSummary:
         return cls(**{**value, "totals": Totals.from_json(value["totals"])})
-
-
-def check_rejects(run: Run, counts: Mapping[str, int], lines: Sequence[RejectLine]) -> None:
-    """Fails the run, with its rejects written, when more documents were rejected than it tolerates.
-
-    Raises:
-        TooManyRejectsError: naming the commonest reason and the file.
-    """
-    rejects = rejects_of(counts)
-    documents, total = counts.get("documents", 0), sum(rejects.values())
-    if total <= run.max_reject_fraction * documents:
-        return
-    name = write_rejects(run, lines)
-    reason = max(rejects, key=lambda key: rejects[key])
-    raise TooManyRejectsError(
-        f"{total:,} of {documents:,} documents are rejected, most as {reason}; nothing was committed",
-        where=f"{run.root}/{name}",
-        expected=f"at most {run.max_reject_fraction:.2%}",
-        got=f"{total / documents:.2%}",
-        do="Mend the corpus or the field flags, or raise --max_reject_fraction",
-    )
 
 
 def finish(
@@ -116,34 +102,46 @@ def finish(
     check_rejects(run, counts, rejects)
     if rejects:
         write_rejects(run, rejects)
-    shards = [
-        Shard(line.name, line.size_bytes, line.totals["examples"]) for line in chosen if line.name is not None
-    ]
-    totals = sum((Totals.from_json(line.totals) for line in chosen), Totals())
-    summary = _summary(run, chosen, counts, totals, run.base + bool(shards))
+    storage = Storage.at(run.root)
+    write_unscored(storage, (Unscored(*one) for line in chosen for one in line.unscored))
+    change = change_of(chosen)
+    provenance = merged(run.provenance, (line.work.get("provenance", {}) for line in chosen))
+    summary = _summary(run, chosen, counts, provenance, run.base + bool(change.added or change.removed))
     data = json.dumps(summary.to_json(), indent=2).encode() + b"\n"
-    Storage.at(run.root).put(f"{RUNS_FOLDER}/{run.id}.json", data)
-    if shards:
-        _commit(run, shards, totals, counts)
+    storage.put(f"{RUNS_FOLDER}/{run.id}.json", data)
+    if summary.committed:
+        _commit(run, change, provenance, counts)
     return summary
 
 
-def rejects_of(counts: Mapping[str, int]) -> dict[str, int]:
-    """Rejected documents by reason, from a run's counts."""
-    return {k.removeprefix("reject:"): n for k, n in sorted(counts.items()) if k.startswith("reject:")}
+class Change(NamedTuple):
+    """What a set of lines makes of a version."""
+
+    added: list[Shard]
+    removed: list[str]
+    totals: Totals
 
 
-def write_rejects(run: Run, lines: Sequence[RejectLine]) -> str:
-    """Writes at most `MAX_REJECT_LINES` a reason, in the corpus's order; returns the file's name."""
-    written: dict[str, int] = {}
-    out = []
-    for reason, file, offset, document in sorted(lines, key=lambda line: (*line[:3], line[3] or "")):
-        written[reason] = written.get(reason, 0) + 1
-        if written[reason] <= MAX_REJECT_LINES:
-            out.append(json.dumps({"reason": reason, "file": file, "offset": offset, "id": document}))
-    name = f"{REJECTS_FOLDER}/{run.id}.jsonl"
-    Storage.at(run.root).put(name, ("\n".join(out) + "\n").encode())
-    return name
+def change_of(lines: Sequence[ShardLine]) -> Change:
+    """The shards that come and go, and what the cache's totals gain."""
+    added = [
+        Shard(line.name, line.size_bytes, line.totals["examples"]) for line in lines if line.name is not None
+    ]
+    totals = sum((Totals.from_json(line.totals) for line in lines), Totals())
+    removed: list[str] = []
+    for name, old in (line.replaces for line in lines if line.replaces is not None):
+        removed.append(name)
+        totals += -Totals.from_json(old)
+    return Change(added, removed, totals)
+
+
+def merged(first: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """One provenance of all workers: where they differ, each value once."""
+    found: dict[str, set[str]] = {}
+    for one in others:
+        for key, value in one.items():
+            found.setdefault(key, set()).add(value)
+    return {**first, **{key: " + ".join(sorted(values)) for key, values in found.items()}}
 
 
 def _one_a_unit(lines: Iterable[ShardLine]) -> list[ShardLine]:
@@ -154,21 +152,29 @@ def _one_a_unit(lines: Iterable[ShardLine]) -> list[ShardLine]:
     return list(chosen.values())
 
 
-def _commit(run: Run, shards: Sequence[Shard], totals: Totals, counts: Mapping[str, int]) -> None:
+def _commit(run: Run, change: Change, provenance: Mapping[str, str], counts: Mapping[str, int]) -> None:
     storage = Storage.at(run.root)
     if run.base == NO_VERSION:
         _create(run, storage)
     base: Version | None = None if run.base == NO_VERSION else read_version(storage, run.base)
-    record = record_after(
-        base,
-        shards,
-        totals,
-        run=run.id,
-        header_hash=run.header.to_json()["hash"],
-        provenance=run.provenance,
-        rejects=rejects_of(counts),
+    commit_change(
+        storage, run.header, base, change, run=run.id, provenance=provenance, rejects=rejects_of(counts)
     )
-    commit(storage, run.header.spec, base, shards, record)
+
+
+def commit_change(
+    storage: Storage, header: Header, base: Version | None, change: Change, **fields: Any
+) -> int:
+    """Commits one change on top of `base`; `fields` are of the commit's record. Returns the new version's number.
+
+    Raises:
+        ConflictError: another run committed since `base`.
+    """
+    gone = set(change.removed)
+    removed = [shard for shard in (base.shards if base else ()) if shard.name in gone]
+    hashed = {"header_hash": header.to_json()["hash"], **fields}
+    record = record_after(base, change.added, change.totals, removed, **hashed)
+    return commit(storage, header.spec, base, change.added, record, removed=removed)
 
 
 def _create(run: Run, storage: Storage) -> None:
@@ -185,24 +191,30 @@ def _create(run: Run, storage: Storage) -> None:
 
 
 def _summary(
-    run: Run, lines: Sequence[ShardLine], counts: Mapping[str, int], totals: Totals, version: int
+    run: Run,
+    lines: Sequence[ShardLine],
+    counts: Mapping[str, int],
+    provenance: Mapping[str, str],
+    version: int,
 ) -> RunSummary:
+    computed = [line for line in lines if line.work.get("tokens")]
+    moved = {
+        name: sum(line.work.get(name, 0) for line in lines)
+        for name in ("adopted_examples", "pruned_examples", "replaced_examples", "postponed_examples")
+    }
     return RunSummary(
         run=run.id,
         version=version,
         committed=version != run.base,
-        documents=counts.get("documents", 0),
-        blank_lines=counts.get("blank_lines", 0),
-        duplicates=counts.get("duplicates", 0),
-        known_documents=counts.get("known_documents", 0),
-        new_documents=counts.get("new_documents", 0),
-        truncated_pairs=counts.get("truncated_pairs", 0),
+        **{name: counts.get(name, 0) for name in _COUNTED},
+        **moved,
+        prune_withheld=counts.get("unidentified", 0),
         rejects=rejects_of(counts),
-        totals=totals,
+        totals=sum((Totals.from_json(line.totals) for line in computed), Totals()),
         shards=sum(line.name is not None for line in lines),
         size_bytes=sum(line.size_bytes for line in lines),
         padded_tokens=sum(line.work.get("padded_tokens", 0) for line in lines),
         teacher_seconds=sum((line.work.get("teacher_seconds", 0.0) for line in lines), 0.0),
         wall_seconds=time.time() - run.started,
-        provenance=run.provenance,
+        provenance=provenance,
     )

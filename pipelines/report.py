@@ -11,7 +11,11 @@ from pipelines.outcome import RunSummary
 def summary_table(summary: RunSummary, cache: str, console: Console | None = None) -> None:
     """Prints what a run did."""
     console = console or Console()
-    if not summary.committed:
+    if summary.postponed_examples:
+        console.print(
+            f"out of time: {summary.postponed_examples:,} examples are left; start the same run again ({cache})"
+        )
+    elif not summary.committed:
         console.print(
             f"nothing new: {summary.documents:,} documents, all known; "
             f"the teacher ran on nothing and nothing was committed ({cache})"
@@ -24,12 +28,27 @@ def summary_table(summary: RunSummary, cache: str, console: Console | None = Non
     console.print(table)
 
 
+def _seldom(summary: RunSummary) -> list[tuple[str, int]]:
+    """What most nights have none of."""
+    return [
+        ("  finished by a run that crashed", summary.adopted_documents),
+        ("  not scored before, not tried again", summary.remembered_documents),
+        ("  kept out: forgotten", summary.forgotten_documents),
+        ("examples adopted", summary.adopted_examples),
+        ("examples pruned", summary.pruned_examples),
+        ("examples replaced", summary.replaced_examples),
+        ("examples postponed", summary.postponed_examples),
+        ("damaged records; nothing was pruned", summary.prune_withheld),
+    ]
+
+
 def summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
     """Name and value of each line."""
     lines = [
         ("documents read", f"{summary.documents:,}"),
         ("  repeats / already cached", f"{summary.duplicates:,} / {summary.known_documents:,}"),
         ("  new", f"{summary.new_documents:,}"),
+        *((name, f"{count:,}") for name, count in _seldom(summary) if count),
         ("  rejected", f"{sum(summary.rejects.values()):,}"),
         *((f"    {reason}", f"{count:,}") for reason, count in summary.rejects.items()),
     ]

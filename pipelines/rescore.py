@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,14 +12,17 @@ import torch
 from pipelines.batching import collate, plan_batches
 from pipelines.config import Device, TeacherConfig
 from pipelines.fingerprint import make_fingerprint, resolve
-from pipelines.handler import DEFAULT_BATCH_TOKENS
 from pipelines.teacher import Answer, Teacher, open_teacher
 from pipelines.tokenise import Example
 from schemas import Cache
-from schemas.errors import MismatchError
+from schemas.errors import DriftError, MismatchError
 from schemas.policies import KeepAll
 from schemas.ragged import Array
 from schemas.rows import Rows
+
+DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}
+DRIFT_SAMPLE = 64
+"""Examples that are scored again when the teacher is run otherwise than before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ def rescore(cache: Cache, config: RescoreConfig) -> Rescored:
         MismatchError: the teacher is not the cache's.
         TeacherError: it cannot be opened.
     """
-    rows = _sample(cache, config)
+    rows = _sample(cache, config.sample, config.seed)
     spec = cache.spec
     teacher_config = TeacherConfig(
         path=config.teacher,
@@ -71,7 +75,36 @@ def rescore(cache: Cache, config: RescoreConfig) -> Rescored:
             got=fresh.weights[:16],
         )
     teacher = open_teacher(teacher_config, spec, found.folder)
-    distances = _distances(rows, teacher, found.tokenizer.pad_token_id or 0)
+    return compare(rows, teacher, found.tokenizer.pad_token_id or 0)
+
+
+def check_drift(
+    cache: Cache, teacher: Teacher, provenance: Mapping[str, str], pad_id: int, max_drift_kl: float
+) -> None:
+    """Where this teacher is run otherwise than the cache's last one, scores a sample again.
+
+    Raises:
+        DriftError: the mean KL is above `max_drift_kl` nats.
+    """
+    before = cache.record.provenance
+    changed = sorted(k for k, value in provenance.items() if value not in str(before.get(k)).split(" + "))
+    if not changed or not cache.shards:
+        return
+    found = compare(_sample(cache, DRIFT_SAMPLE, seed=0), teacher, pad_id)
+    if found.mean_kl_nats > max_drift_kl:
+        told = ", ".join(f"{key}: {before.get(key)} -> {provenance[key]}" for key in changed)
+        raise DriftError(
+            f"the teacher is run otherwise than before ({told}), and no longer says what the cache holds",
+            where=cache.storage.root,
+            expected=f"a mean KL of at most {max_drift_kl:g} nats over {found.examples} examples",
+            got=f"{found.mean_kl_nats:.3g}",
+            do="Run as before, begin another cache, or raise --max_drift_kl",
+        )
+
+
+def compare(rows: Rows, teacher: Teacher, pad_id: int) -> Rescored:
+    """How far cached rows and an open teacher are apart."""
+    distances = _distances(rows, teacher, pad_id)
     return Rescored(
         examples=len(rows),
         positions=len(distances),
@@ -80,9 +113,9 @@ def rescore(cache: Cache, config: RescoreConfig) -> Rescored:
     )
 
 
-def _sample(cache: Cache, config: RescoreConfig) -> Rows:
-    random = np.random.default_rng(config.seed)
-    parts, wanted = [], config.sample
+def _sample(cache: Cache, wanted: int, seed: int) -> Rows:
+    random = np.random.default_rng(seed)
+    parts = []
     for place in random.permutation(len(cache.row_groups)):
         rows = cache.read(cache.row_groups[place])
         parts.append(rows.take(np.sort(random.permutation(len(rows))[:wanted])))

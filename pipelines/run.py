@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -16,14 +17,18 @@ from pipelines.beam_options import parse_beam_options
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus import find_pieces
 from pipelines.documents import LabelMap
-from pipelines.fingerprint import make_header, provenance, resolve
+from pipelines.fingerprint import make_header, resolve
+from pipelines.gate import Run
 from pipelines.job import Job, build
-from pipelines.outcome import Run, RunSummary
+from pipelines.outcome import RunSummary
 from pipelines.progress import shown
+from pipelines.provenance import job_provenance
 from pipelines.teacher import pick_device
 from schemas.cache import RUNS_FOLDER, base_version, read_header
 from schemas.commits import NO_VERSION
-from schemas.errors import MismatchError, NoCacheError, TeachonceError
+from schemas.errors import CacheError, ConflictError, MismatchError, NoCacheError, TeachonceError
+from schemas.history import end_lease, orphans, take_lease
+from schemas.memory import FORGOTTEN_FOLDER, UNSCORED_FOLDER, remembered_names
 from schemas.spec import Header, Spec, differences
 from schemas.storage import Storage
 
@@ -41,13 +46,30 @@ def precompute(config: PrecomputeConfig) -> RunSummary:
         MismatchError: the cache was made by another teacher, or with another spec.
         TooManyRejectsError: too many documents were rejected; nothing was committed.
         CorpusError: the corpus cannot be read to its end; nothing was committed.
+        ConflictError: other runs committed in the meantime, twice.
+    """
+    try:
+        return run_once(config)
+    except ConflictError:
+        return run_once(config)  # what this run has finished is an orphan now, and adopted less what is live
+
+
+def run_once(config: PrecomputeConfig) -> RunSummary:
+    """One attempt.
+
+    Raises:
         ConflictError: another run committed in the meantime.
     """
     job, options = prepare(config)
-    with shown(config.show_progress and _in_process(options)):
-        execute(job, options)
-    data = Storage.at(job.run.root).read(f"{RUNS_FOLDER}/{job.run.id}.json")
-    return RunSummary.from_json(json.loads(data))
+    storage = Storage.at(job.run.root)
+    try:
+        with shown(config.show_progress and _in_process(options)):
+            execute(job, options)
+        data = storage.read(f"{RUNS_FOLDER}/{job.run.id}.json")
+        return RunSummary.from_json(json.loads(data))
+    finally:
+        with contextlib.suppress(CacheError):
+            end_lease(storage, job.run.id)
 
 
 def prepare(config: PrecomputeConfig) -> tuple[Job, PipelineOptions]:
@@ -60,21 +82,32 @@ def prepare(config: PrecomputeConfig) -> tuple[Job, PipelineOptions]:
     base = base_version(storage)
     _refuse_other(storage, header)
     runner = options.view_as(StandardOptions).runner
-    device = pick_device(config.teacher.device).type
+    pick_device(config.teacher.device)
     run = Run(
         id=f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}",
         root=storage.root,
         base=NO_VERSION if base is None else base.number,
         header=header,
         teacher=config.teacher,
-        provenance=provenance(config.teacher, device, runner),
+        provenance=job_provenance(runner),
         max_reject_fraction=config.max_reject_fraction,
         started=time.time(),
+        max_prune_fraction=config.max_prune_fraction,
+        live_rows=0 if base is None else base.record.live_rows,
+        may_leave=config.prune or config.replace,
+        forgotten=remembered_names(storage, FORGOTTEN_FOLDER),
     )
-    shards = () if base is None else base.shards
-    return Job(
-        config=config, run=run, pieces=pieces, known_shards=shards, labels=label_map(header.spec)
-    ), options
+    take_lease(storage, run.id)
+    job = Job(
+        config=config,
+        run=run,
+        pieces=pieces,
+        labels=label_map(header.spec),
+        live=() if base is None else base.shards,
+        orphans=orphans(storage, base),
+        unscored=() if config.retry_rejects else remembered_names(storage, UNSCORED_FOLDER),
+    )
+    return job, options
 
 
 def execute(job: Job, options: PipelineOptions) -> None:

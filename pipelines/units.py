@@ -23,16 +23,13 @@ from pipelines.encode import Encoded, encode, without
 from pipelines.progress import PROGRESS
 from pipelines.teacher import Answer, Batch, Teacher
 from pipelines.tokenise import Example
-from schemas.ragged import Array
+from schemas.rewrite import seal_rows
 from schemas.rows import Rows
-from schemas.shards import Totals, length_histogram, seal_shard
+from schemas.shards import SealedShard, Totals, length_histogram
+from schemas.spec import Header
 from schemas.storage import Storage
 
 NOT_FINITE, TOO_LARGE = "not_finite", "too_large"
-
-ENTRIES_A_TOKEN = 64
-"""A unit and a row group hold at most so many kept entries for each token of their size, so that `--keep all` over
-thousands of classes makes smaller ones instead of filling the memory."""
 
 
 class ShardLine(NamedTuple):
@@ -45,6 +42,10 @@ class ShardLine(NamedTuple):
     totals: dict[str, Any]
     work: dict[str, Any]
     rejects: list[tuple[str, str, int, str | None]]
+    unscored: list[tuple[bytes, int, int, str]]
+    """Windows that the teacher could not score."""
+    replaces: tuple[str, dict[str, Any]] | None = None
+    """A live shard that leaves with this line, and its totals."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +65,7 @@ class UnitScorer:
 
     teacher: Teacher
     root: str
-    fingerprint_hash: str
+    header: Header
     batch_tokens: int
     row_group_tokens: int
     pad_id: int
@@ -74,12 +75,13 @@ class UnitScorer:
         work, started = Work(), time.monotonic()
         rejects: list[tuple[Example, str]] = []
         encoded = [part for part in self._encoded(examples, work, rejects) if len(part.rows)]
-        line = self._store(unit, encoded) if encoded else ShardLine(unit, None, 0, asdict(Totals()), {}, [])
+        line = self._store(unit, encoded) if encoded else no_shard(unit)
         work.unit_seconds = time.monotonic() - started
         written: list[tuple[str, str, int, str | None]] = [
             (reason, e.file, e.offset, e.document_id or e.id.hex()) for e, reason in rejects
         ]
-        return line._replace(work=asdict(work), rejects=written)
+        unscored = [(e.document_hash, e.window_index, e.window_count, reason) for e, reason in rejects]
+        return line._replace(work=asdict(work), rejects=written, unscored=unscored)
 
     def _encoded(
         self, examples: Sequence[Example], work: Work, rejects: list[tuple[Example, str]]
@@ -147,18 +149,22 @@ class UnitScorer:
     def _store(self, unit: str, encoded: Sequence[Encoded]) -> ShardLine:
         """Rows in id order, in row groups of about `row_group_tokens`, in one shard."""
         rows = Rows.concatenate([part.rows for part in encoded])
-        order = np.array(sorted(range(len(rows)), key=rows.example_ids.__getitem__), np.int64)
         totals = sum((part.totals for part in encoded), Totals())
         totals = replace(totals, length_histogram=length_histogram(rows.input_ids.lengths))
-        shard = seal_shard(
-            (rows.take(group) for group in _groups(order, _weights(rows), self.row_group_tokens)),
-            spec=self.teacher.spec,
-            fingerprint_hash=self.fingerprint_hash,
-            unit=unit,
-            totals=totals,
-        )
+        shard = seal_rows(rows, self.header, self.row_group_tokens, unit=unit, totals=totals)
         Storage.at(self.root).put(shard.name, shard.data)
-        return ShardLine(unit, shard.name, len(shard.data), asdict(shard.footer.totals), {}, [])
+        return line_of(shard)
+
+
+def line_of(shard: SealedShard) -> ShardLine:
+    """The line about a shard that was stored."""
+    footer = shard.footer
+    return ShardLine(footer.unit, shard.name, len(shard.data), asdict(footer.totals), {}, [], [])
+
+
+def no_shard(unit: str, **work: Any) -> ShardLine:
+    """The line about a unit of which nothing was stored."""
+    return ShardLine(unit, None, 0, asdict(Totals()), work, [], [])
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -179,17 +185,3 @@ def _ahead(futures: Iterator[Future[Batch]]) -> Iterator[Future[Batch]]:
 def _not_finite(members: Sequence[Example], answer: Answer) -> list[tuple[Example, str]]:
     bad = (~answer.finite).numpy()
     return [(example, NOT_FINITE) for example in itertools.compress(members, bad)]
-
-
-def _weights(rows: Rows) -> Array:
-    """Tokens of each row; or, where that is more, its entries by `ENTRIES_A_TOKEN`."""
-    entries = rows.ragged("kept_ids" if rows.spec.score == "softmax" else "logits").lengths
-    weights: Array = np.maximum(rows.input_ids.lengths, entries // ENTRIES_A_TOKEN)
-    return weights
-
-
-def _groups(order: Array, weights: Array, row_group_tokens: int) -> list[Array]:
-    """Cuts an order of rows into runs that weigh about `row_group_tokens` each."""
-    total = np.cumsum(weights[order])
-    group = (total - 1) // row_group_tokens
-    return np.split(order, np.flatnonzero(np.diff(group)) + 1)

@@ -20,9 +20,6 @@ from schemas.spec import Spec
 
 ZSTD_LEVEL = 3
 
-IDENTITY_COLUMNS = ("example_id", "document_hash", "window_index", "window_count")
-"""What tells rows apart; hashed together for each row group, so that they can be read and checked alone."""
-
 _SPLIT, _DICTIONARY, _PLAIN = "BYTE_STREAM_SPLIT", "RLE_DICTIONARY", "PLAIN"
 
 
@@ -38,6 +35,12 @@ class Column(NamedTuple):
     def path(self) -> str:
         """The leaf's path in the Parquet schema."""
         return f"{self.name}.list.element" if pa.types.is_list(self.type) else self.name
+
+
+def identity_columns(spec: Spec) -> tuple[str, ...]:
+    """What tells rows apart; hashed together for each row group, so that they can be read and checked alone."""
+    key = ("document_id",) if spec.has_document_id else ()
+    return ("example_id", "document_hash", "window_index", "window_count", *key)
 
 
 def columns(spec: Spec) -> tuple[Column, ...]:

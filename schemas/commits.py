@@ -26,7 +26,7 @@ from deltalake import (
     Transaction,
 )
 from deltalake.exceptions import DeltaError
-from deltalake.transaction import AddAction, create_table_with_add_actions
+from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from schemas.columns import shard_schema
 from schemas.delta import open_table, storage_options
@@ -59,6 +59,8 @@ class CommitRecord:
     live_shards: int
     live_rows: int
     live_hash: str
+    added_hash: str
+    """Over the names that this commit added."""
     totals: Totals
     provenance: Mapping[str, Any] = field(default_factory=dict)
     rejects: Mapping[str, int] = field(default_factory=dict)
@@ -112,15 +114,28 @@ def read_record(storage: Storage, number: int) -> CommitRecord:
     Raises:
         CorruptionError: there is no such entry, or none that teachonce wrote.
     """
+    return read_entry(storage, number)[0]
+
+
+def read_entry(storage: Storage, number: int) -> tuple[CommitRecord, list[str]]:
+    """The record inside one version's log entry, and the names that it added, checked against the record.
+
+    Raises:
+        CorruptionError: there is no such entry, or none that teachonce wrote.
+    """
     name = _entry_name(number)
     where = f"{storage.root}/{name}"
     try:
         lines = [json.loads(line) for line in storage.read(name).splitlines()]
         infos = [line["commitInfo"] for line in lines if "commitInfo" in line]
         text, stated = infos[0][APP]["record"], infos[0][APP]["hash"]
+        record = CommitRecord.from_json(json.loads(text))
+        added = [line["add"]["path"] for line in lines if "add" in line]
         if stated != _record_hash(text):
             raise CorruptionError("a commit's record does not match its own hash", where=where)
-        return CommitRecord.from_json(json.loads(text))
+        if record.added_hash != names_hash(added):
+            raise CorruptionError("a log entry does not add the shards that its commit did", where=where)
+        return record, added
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CorruptionError(
             "a log entry is not what teachonce committed", where=where, got=repr(error)
@@ -133,8 +148,10 @@ def commit(
     base: Version | None,
     added: Sequence[Shard],
     record: CommitRecord,
+    *,
+    removed: Sequence[Shard] = (),
 ) -> int:
-    """Commits `added` on top of the version that the run began with, and returns the new version's number.
+    """Adds and removes shards on top of the version that the run began with, and returns the new version's number.
 
     Doing it again with the same run id changes nothing and returns the same number.
 
@@ -153,7 +170,8 @@ def commit(
         max_commit_retries=0,
     )
     try:
-        _write(storage, spec, base, [_add(shard) for shard in added], properties)
+        actions: list[AddAction | RemoveAction] = [*map(_add, added), *map(_remove, removed)]
+        _write(storage, spec, base, actions, properties)
     except (DeltaError, OSError) as error:
         done = _committed_by(storage, number)
         if done is not None:
@@ -164,15 +182,21 @@ def commit(
 
 
 def record_after(
-    base: Version | None, added: Sequence[Shard], added_totals: Totals, **fields: Any
+    base: Version | None,
+    added: Sequence[Shard],
+    change: Totals,
+    removed: Sequence[Shard] = (),
+    **fields: Any,
 ) -> CommitRecord:
-    """The record of a commit that adds shards to `base`."""
-    live = [*(base.shards if base else ()), *added]
+    """The record of a commit that adds shards to `base` and removes some; `change` is what the totals gain."""
+    gone = set(removed)
+    live = [*(shard for shard in (base.shards if base else ()) if shard not in gone), *added]
     return CommitRecord(
         live_shards=len(live),
         live_rows=sum(shard.examples for shard in live),
         live_hash=names_hash(shard.name for shard in live),
-        totals=(base.record.totals if base else Totals()) + added_totals,
+        added_hash=names_hash(shard.name for shard in added),
+        totals=(base.record.totals if base else Totals()) + change,
         time_ms=int(time.time() * 1000),
         **fields,
     )
@@ -182,7 +206,7 @@ def _write(
     storage: Storage,
     spec: Spec,
     base: Version | None,
-    actions: Sequence[AddAction],
+    actions: Sequence[AddAction | RemoveAction],
     properties: CommitProperties,
 ) -> None:
     schema = Schema.from_arrow(shard_schema(spec))
@@ -190,7 +214,7 @@ def _write(
         create_table_with_add_actions(
             storage.root,
             schema,
-            list(actions),
+            [action for action in actions if isinstance(action, AddAction)],
             mode="error",
             storage_options=storage_options(),
             commit_properties=properties,
@@ -232,6 +256,10 @@ def _add(shard: Shard) -> AddAction:
     stats = json.dumps({"numRecords": shard.examples})
     now = int(time.time() * 1000)
     return AddAction(shard.name, shard.size_bytes, {}, now, True, stats)
+
+
+def _remove(shard: Shard) -> RemoveAction:
+    return RemoveAction(shard.name, True, int(time.time() * 1000), size=shard.size_bytes)
 
 
 def _record_json(record: CommitRecord) -> dict[str, str]:

@@ -11,6 +11,7 @@
   + CorpusError                 about the corpus
     - TruncatedFileError        a compressed file ends inside a frame
     - TooManyRejectsError       more documents were rejected than the run tolerates
+    - TooManyMissingError       more rows would be pruned than the run tolerates
   + TeacherError                the teacher cannot be run as asked
     - DriftError                a fresh teacher no longer says what the cache holds
   + StudentError                the student does not fit the cache or the losses
@@ -107,6 +108,10 @@ class TruncatedFileError(CorpusError):
 
 class TooManyRejectsError(CorpusError):
     """The share of rejected documents is above the tolerance; nothing was committed."""
+
+
+class TooManyMissingError(CorpusError):
+    """So many of the cache's documents are missing in the corpus that it is rather the corpus that is not whole."""
 
 
 class TeacherError(TeachonceError):

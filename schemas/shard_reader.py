@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.columns import IDENTITY_COLUMNS, check_schema, shard_schema
+from schemas.columns import check_schema, identity_columns, shard_schema
 from schemas.commits import Shard
 from schemas.errors import CorruptionError
 from schemas.rows import Rows
@@ -167,7 +167,7 @@ def read_identities(storage: Storage, name: str, opened: OpenFooter, spec: Spec)
     for index, group in enumerate(opened.footer.row_groups):
         where = f"{storage.root}/{name}, row group {index}"
         try:
-            table = file.read_row_group(index, columns=list(IDENTITY_COLUMNS))
+            table = file.read_row_group(index, columns=list(identity_columns(spec)))
             rows = Rows.from_arrow(table, spec, where)
         except (OSError, pa.ArrowException) as error:
             raise CorruptionError(

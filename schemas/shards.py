@@ -14,15 +14,16 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from schemas.columns import IDENTITY_COLUMNS, check_encodings, shard_schema, write_options
+from schemas.columns import check_encodings, identity_columns, shard_schema, write_options
 from schemas.errors import CorruptionError
+from schemas.identity import canonical_json
 from schemas.rows import Rows
 from schemas.spec import FORMAT_VERSION, Spec
 
@@ -73,6 +74,10 @@ class Totals:
             entropy_sum_nats=self.entropy_sum_nats + other.entropy_sum_nats,
             length_histogram=tuple(a + b for a, b in pairs),
         )
+
+    def __neg__(self) -> Totals:
+        negative = {field.name: -getattr(self, field.name) for field in fields(self)[:-1]}
+        return Totals(**negative, length_histogram=tuple(-count for count in self.length_histogram))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Totals:
@@ -180,10 +185,12 @@ def length_histogram(lengths: Int64[np.ndarray, " R"]) -> tuple[int, ...]:
 
 
 def identity_hash(rows: Rows) -> str:
-    """Hash of the identity columns' values, in order."""
+    """Hash of the identity columns' values, in order; texts as one JSON list."""
     state = hashlib.blake2b(digest_size=16)
-    for name in IDENTITY_COLUMNS:
-        state.update(np.ascontiguousarray(rows.array(name)).data)
+    for name in identity_columns(rows.spec):
+        values = rows.array(name)
+        is_text = values.dtype == object
+        state.update(canonical_json(values.tolist()) if is_text else np.ascontiguousarray(values).data)
     return state.hexdigest()
 
 

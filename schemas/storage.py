@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 from schemas.errors import CacheError, CorruptionError, UsageError, one_line
 
 _PART = ".part-"
+
+
+class StoredFile(NamedTuple):
+    """One object, its size and when it was written (seconds since the epoch, by the store's clock)."""
+
+    name: str
+    size_bytes: int
+    modified: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +165,38 @@ class Storage:
                 found = [item["path"] for page in pages for item in page]
         return sorted(name for name in found if _PART not in name)
 
+    def files(self) -> list[StoredFile]:
+        """The objects directly under the root, and parts of unfinished writes there, sorted by name."""
+        with self._told(""):
+            if self.is_local:
+                found = self._files_local()
+            else:
+                items = obstore.list_with_delimiter(self._remote)["objects"]
+                found = [StoredFile(i["path"], i["size"], i["last_modified"].timestamp()) for i in items]
+        return sorted(found)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Deletes objects for good; those that are not there are passed over."""
+        with self._told(names[0] if names else ""):
+            if not self.is_local:
+                obstore.delete(self._remote, list(names))
+                return
+            for name in names:
+                self._path(name).unlink(missing_ok=True)
+            for folder in {self._path(name).parent for name in names}:
+                _sync(folder)
+
     def _names_local(self, prefix: str) -> list[str]:
         base = Path(self.root)
         files = (path for path in (base / prefix).rglob("*") if path.is_file())
         return [path.relative_to(base).as_posix() for path in files]
+
+    def _files_local(self) -> list[StoredFile]:
+        if not Path(self.root).is_dir():
+            return []
+        with os.scandir(self.root) as entries:
+            stats = ((entry.name, entry.stat()) for entry in entries if entry.is_file())
+            return [StoredFile(name, stat.st_size, stat.st_mtime) for name, stat in stats]
 
     def _path(self, name: str) -> Path:
         return Path(self.root) / name

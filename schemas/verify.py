@@ -39,7 +39,7 @@ class Verified:
     bytes: int
 
 
-class _Checked(NamedTuple):
+class Checked(NamedTuple):
     """What is left of a whole shard for the checks across shards."""
 
     ids: Array
@@ -58,7 +58,7 @@ def verify_shards(storage: Storage, header: Header, shards: Sequence[Shard], tot
     faults = [result for result in results if isinstance(result, TeachonceError)]
     if faults:
         raise CorruptionError(f"{len(faults)} of {len(shards)} shards are broken; the first: {faults[0]}")
-    checked = [result for result in results if isinstance(result, _Checked)]
+    checked = [result for result in results if isinstance(result, Checked)]
     _check_distinct([one.ids for one in checked], storage.root)
     _check_totals(totals, sum((one.totals for one in checked), Totals()), storage.root)
     return Verified(
@@ -70,14 +70,19 @@ def verify_shards(storage: Storage, header: Header, shards: Sequence[Shard], tot
     )
 
 
-def _try_check(storage: Storage, header: Header, shard: Shard) -> _Checked | TeachonceError:
+def _try_check(storage: Storage, header: Header, shard: Shard) -> Checked | TeachonceError:
     try:
-        return _check_shard(storage, header, shard)
+        return check_shard(storage, header, shard)
     except TeachonceError as error:
         return error
 
 
-def _check_shard(storage: Storage, header: Header, shard: Shard) -> _Checked:
+def check_shard(storage: Storage, header: Header, shard: Shard) -> Checked:
+    """Checks every byte, schema, encoding and count of one shard.
+
+    Raises:
+        CorruptionError: with the first thing that does not match.
+    """
     opened = open_shard(storage, header, shard)
     where = f"{storage.root}/{shard.name}"
     check_encodings(opened.metadata, header.spec, where)
@@ -90,7 +95,7 @@ def _check_shard(storage: Storage, header: Header, shard: Shard) -> _Checked:
     joined = np.concatenate(ids)
     if not _ascends(joined):
         raise CorruptionError("example ids do not ascend", where=where, do=REPAIR)
-    return _Checked(joined, len(ids), opened.footer.totals)
+    return Checked(joined, len(ids), opened.footer.totals)
 
 
 def _check_counts(opened: OpenFooter, where: str) -> None:

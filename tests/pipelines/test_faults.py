@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from pipelines import handler, job, outcome
+from pipelines.run import run_once
 from schemas import Cache, commits
 from schemas.errors import (
     CacheError,
@@ -20,7 +21,7 @@ from schemas.errors import (
 )
 from schemas.storage import Storage
 from tests.pipelines import models
-from tests.pipelines.helpers import compress, documents, read, run, write_jsonl
+from tests.pipelines.helpers import compress, config, documents, read, run, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -129,19 +130,55 @@ def test_a_first_run_that_fails_leaves_no_cache_and_the_next_makes_it_whole(
     Cache.open(tmp_path / "c").verify()
 
 
-def test_of_two_runs_that_began_at_one_version_the_second_is_told(copy, more, teacher, monkeypatch):
-    finish = outcome.finish
+def runs_meanwhile(monkeypatch, *runs):
+    """Before each of the next commits, another whole run."""
+    finish, waiting = outcome.finish, list(runs)
 
     def meanwhile(*arguments):
-        monkeypatch.setattr(job, "finish", finish)
-        run(more, teacher, copy)
+        if waiting:
+            monkeypatch.setattr(job, "finish", finish)
+            waiting.pop(0)()
+            monkeypatch.setattr(job, "finish", meanwhile)
         return finish(*arguments)
 
     monkeypatch.setattr(job, "finish", meanwhile)
+
+
+def test_of_two_runs_that_began_at_one_version_the_second_is_told(copy, more, teacher, monkeypatch):
+    runs_meanwhile(monkeypatch, lambda: run(more, teacher, copy))
     with pytest.raises(ConflictError, match="expected version 0, got version 1"):
-        run(more, teacher, copy)
+        run_once(config(more, teacher, copy))
     assert Cache.open(copy).version == 1
     assert run(more, teacher, copy).committed is False
+
+
+def test_the_second_of_two_runs_starts_again_by_itself_and_adopts_its_own_shards_less_what_is_live(
+    tmp_path, copy, teacher, monkeypatch
+):
+    part = write_jsonl(tmp_path / "part.jsonl", documents(27))
+    every = write_jsonl(tmp_path / "every.jsonl", documents(40))
+    runs_meanwhile(monkeypatch, lambda: run(part, teacher, copy))
+    scored = handler.UnitScorer.score
+    asked = []
+    monkeypatch.setattr(
+        handler.UnitScorer,
+        "score",
+        lambda self, unit, members: asked.append(unit) or scored(self, unit, members),
+    )
+    summary = run(every, teacher, copy, unit_tokens=2000)
+    assert (summary.version, summary.adopted_documents, summary.new_documents) == (2, 13, 0)
+    assert summary.totals.examples == 0 < summary.adopted_examples
+    assert len(asked) == 2  # once by each run: nothing was scored again
+    assert Cache.open(copy).verify().examples == len(read(copy))
+    assert run(every, teacher, copy).committed is False
+
+
+def test_a_run_that_is_overtaken_twice_fails(tmp_path, copy, more, teacher, monkeypatch):
+    others = [write_jsonl(tmp_path / f"{n}.jsonl", documents(n)) for n in (25, 26)]
+    runs_meanwhile(monkeypatch, *(lambda file=file: run(file, teacher, copy) for file in others))
+    with pytest.raises(ConflictError, match="expected version 1, got version 2"):
+        run(more, teacher, copy)
+    assert Cache.open(copy).verify().examples == len(read(copy))
 
 
 def test_a_commit_step_that_runs_twice_commits_once(copy, more, teacher, monkeypatch):

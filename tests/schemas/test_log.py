@@ -53,7 +53,7 @@ def test_a_removed_log_line_is_seen(own_cache):
     adds = [line for line in lines if line.startswith('{"add"')]
     assert len(adds) == 2
     log.write_text("".join(line for line in lines if line != adds[0]))
-    with pytest.raises(CorruptionError, match="expected 2 shards, 24 rows, got 1 shards, 12 rows"):
+    with pytest.raises(CorruptionError, match="does not add the shards that its commit did"):
         Cache.open(own_cache.storage.root)
     log.write_text("".join(line for line in lines if "commitInfo" not in line))
     with pytest.raises(CorruptionError, match="not what teachonce committed"):

@@ -1,0 +1,110 @@
+"""What a run tolerates: how many documents may be rejected, and how many rows may leave. Rejects are written here.
+
+Both are checked twice at most: once the corpus has been read, before the teacher starts, and at the end, with what the
+teacher could not score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pipelines.config import TeacherConfig
+from schemas.cache import REJECTS_FOLDER
+from schemas.errors import TooManyMissingError, TooManyRejectsError
+from schemas.spec import Header
+from schemas.storage import Storage
+
+MAX_REJECT_LINES = 10_000
+"""Written lines for each reason; the counts beside them are full."""
+
+RejectLine = tuple[str, str, int, str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every step knows of the run. Plain values: it is pickled."""
+
+    id: str
+    root: str
+    base: int
+    """The version that the run began with; `NO_VERSION` for a new cache."""
+    header: Header
+    teacher: TeacherConfig
+    provenance: Mapping[str, str]
+    max_reject_fraction: float
+    started: float
+    max_prune_fraction: float = 1.0
+    live_rows: int = 0
+    """Of the version that the run began with."""
+    may_leave: bool = False
+    """Whether live rows may leave: then more must be known of them."""
+    forgotten: tuple[str, ...] = ()
+    """Files of the cache's list of what may not come back."""
+
+
+class Gate(NamedTuple):
+    """What is known once the corpus has been read, and before the teacher starts."""
+
+    num_units: int
+    prune_withheld: bool
+    """Some records are so damaged that they could be any document: nothing is pruned tonight."""
+
+
+def check_rejects(run: Run, counts: Mapping[str, int], lines: Sequence[RejectLine]) -> None:
+    """Fails the run, with its rejects written, when more documents were rejected than it tolerates.
+
+    Raises:
+        TooManyRejectsError: naming the commonest reason and the file.
+    """
+    rejects = rejects_of(counts)
+    documents, total = counts.get("documents", 0), sum(rejects.values())
+    if total <= run.max_reject_fraction * documents:
+        return
+    name = write_rejects(run, lines)
+    reason = max(rejects, key=lambda key: rejects[key])
+    raise TooManyRejectsError(
+        f"{total:,} of {documents:,} documents are rejected, most as {reason}; nothing was committed",
+        where=f"{run.root}/{name}",
+        expected=f"at most {run.max_reject_fraction:.2%}",
+        got=f"{total / documents:.2%}",
+        do="Mend the corpus or the field flags, or raise --max_reject_fraction",
+    )
+
+
+def check_missing(run: Run, counts: Mapping[str, int]) -> None:
+    """Fails the run when more rows would be pruned than it tolerates.
+
+    Raises:
+        TooManyMissingError: with both numbers.
+    """
+    pruned = counts.get("pruned_rows", 0)
+    if pruned <= run.max_prune_fraction * run.live_rows:
+        return
+    raise TooManyMissingError(
+        f"--prune would remove {pruned:,} of {run.live_rows:,} rows; nothing was committed",
+        where=run.root,
+        expected=f"at most {run.max_prune_fraction:.2%}",
+        got=f"{pruned / run.live_rows:.2%}",
+        do="Check that --corpus names all of the corpus, or raise --max_prune_fraction",
+    )
+
+
+def rejects_of(counts: Mapping[str, int]) -> dict[str, int]:
+    """Rejected documents by reason, from a run's counts."""
+    return {k.removeprefix("reject:"): n for k, n in sorted(counts.items()) if k.startswith("reject:")}
+
+
+def write_rejects(run: Run, lines: Sequence[RejectLine]) -> str:
+    """Writes at most `MAX_REJECT_LINES` a reason, in the corpus's order; returns the file's name."""
+    written: dict[str, int] = {}
+    out = []
+    for reason, file, offset, document in sorted(lines, key=lambda line: (*line[:3], line[3] or "")):
+        written[reason] = written.get(reason, 0) + 1
+        if written[reason] <= MAX_REJECT_LINES:
+            out.append(json.dumps({"reason": reason, "file": file, "offset": offset, "id": document}))
+    name = f"{REJECTS_FOLDER}/{run.id}.jsonl"
+    Storage.at(run.root).put(name, ("\n".join(out) + "\n").encode())
+    return name

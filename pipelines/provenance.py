@@ -1,0 +1,29 @@
+"""How a run was done: device, attention, library versions. Recorded with each run, and free to differ."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+import torch
+
+from pipelines.config import TeacherConfig
+
+
+def job_provenance(runner: str) -> dict[str, str]:
+    """What is recorded of a run beside how its teacher is run; it decides nothing."""
+    return {
+        "runner": runner,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("apache-beam", "teachonce")},
+    }
+
+
+def teacher_provenance(config: TeacherConfig, device: str) -> dict[str, str]:
+    """How this worker runs the teacher: it may differ between runs, and then a sample is scored again."""
+    return {
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+        "attn_implementation": config.attn_implementation or "default",
+        **{name: version(name) for name in ("torch", "transformers")},
+    }

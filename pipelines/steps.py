@@ -1,0 +1,171 @@
+"""The steps that read: pieces to documents, documents to what is still to be done, and that to examples.
+
+Each is a thin `DoFn` over a plain function elsewhere; beside its main output it gives counts and rejects. Values
+between steps are tuples of plain types, which Beam encodes without pickling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.pvalue import TaggedOutput
+
+from pipelines.config import PrecomputeConfig
+from pipelines.corpus import Piece, Record, read_piece
+from pipelines.documents import (
+    DAMAGED,
+    Document,
+    LabelMap,
+    Reject,
+    RejectedError,
+    Source,
+    is_blank,
+    parse,
+    record_id,
+)
+from pipelines.fingerprint import corpus_kind, resolve
+from pipelines.gate import Run
+from pipelines.known import Stored, decide
+from pipelines.progress import PROGRESS
+from pipelines.tokenise import Tokeniser
+from schemas.memory import Forgotten, read_forgotten
+from schemas.storage import Storage
+
+COUNTS, REJECTS, SEEN, ADOPTED, MISSING = "counts", "rejects", "seen", "adopted", "missing"
+MAIN = "main"
+FOUND, REJECTED = "found", "rejected"
+
+
+class ReadDocuments(beam.DoFn):  # type: ignore[misc]
+    """Piece -> (hash, document); counts and rejects beside, and which documents were seen at all."""
+
+    def __init__(self, config: PrecomputeConfig, run: Run, labels: LabelMap | None) -> None:
+        self._config, self._run, self._labels = config, run, labels
+        self._corpus = config.corpus
+        self._forgotten = Forgotten()
+
+    def setup(self) -> None:
+        self._forgotten = read_forgotten(Storage.at(self._run.root), self._run.forgotten)
+
+    def process(self, piece: Piece) -> Iterator[Any]:
+        piece = Piece(*piece)
+        counts = {"documents": 0, "blank_lines": 0, "forgotten_documents": 0, "unidentified": 0}
+        for record in read_piece(piece, self._corpus.required_fields):
+            if is_blank(record):
+                counts["blank_lines"] += 1
+                continue
+            counts["documents"] += 1
+            PROGRESS.add(documents=1)
+            yield from self._outputs(record, piece, counts)
+        for item in counts.items():
+            yield TaggedOutput(COUNTS, item)
+
+    def _outputs(self, record: Record, piece: Piece, counts: dict[str, int]) -> Iterator[Any]:
+        source = Source(piece.path, record.offset)
+        try:
+            document = parse(record, source, self._corpus, self._labels, piece.format)
+        except RejectedError as error:
+            yield from self._rejected(record, error, source, counts)
+            return
+        if self._forgotten.has(document.hash) or (document.key and self._forgotten.has(document.key)):
+            counts["forgotten_documents"] += 1
+            return
+        yield document.hash, tuple(document)
+        if self._run.may_leave and document.key is not None:
+            yield TaggedOutput(SEEN, (document.key, FOUND))
+
+    def _rejected(
+        self, record: Record, error: RejectedError, source: Source, counts: dict[str, int]
+    ) -> Iterator[Any]:
+        key = record_id(record, self._corpus)
+        yield from rejected(Reject(str(error), *source, key))
+        if not self._run.may_leave:
+            return
+        if self._corpus.id_field is None:
+            counts["unidentified"] += str(error) in DAMAGED
+            key = error.digest.hex() if error.digest else None
+        else:
+            counts["unidentified"] += key is None
+        if key is not None:
+            yield TaggedOutput(SEEN, (key, REJECTED))
+
+
+class DropKnown(beam.DoFn):  # type: ignore[misc]
+    """(hash, documents and what is stored of them) -> one document with the windows that need no teacher."""
+
+    def process(self, element: tuple[bytes, dict[str, Iterable[Any]]]) -> Iterator[Any]:
+        found = [Document(*document) for document in element[1]["found"]]
+        decision = decide(found, [Stored(*stored) for stored in element[1]["stored"]])
+        for one in decision.adopted:
+            yield TaggedOutput(ADOPTED, (one.shard, one.example_id))
+        for one in decision.missing:
+            key = element[0].hex() if one.document_id is None else one.document_id
+            yield TaggedOutput(MISSING, (key, (one.shard, one.example_id)))
+        if decision.outcome is not None:
+            yield TaggedOutput(COUNTS, ("duplicates", len(found) - 1))
+            yield TaggedOutput(COUNTS, (decision.outcome, 1))
+        if decision.document is not None:
+            yield tuple(decision.document), decision.known
+
+
+class Tokenise(beam.DoFn):  # type: ignore[misc]
+    """(document, windows that need no teacher) -> examples; counts and rejects beside."""
+
+    def __init__(self, config: PrecomputeConfig, run: Run) -> None:
+        self._config, self._run = config, run
+        self._tokeniser: Tokeniser | None = None
+        self._forgotten = Forgotten()
+
+    def setup(self) -> None:
+        teacher = resolve(self._config.teacher)
+        header = self._run.header
+        self._tokeniser = Tokeniser.of(
+            teacher.tokenizer, header.spec, corpus_kind(self._config.corpus), header.fingerprint.tokenizer
+        )
+        self._forgotten = read_forgotten(Storage.at(self._run.root), self._run.forgotten)
+
+    def process(self, element: tuple[tuple[Any, ...], list[int]]) -> Iterator[Any]:
+        document, known = Document(*element[0]), element[1]
+        assert self._tokeniser is not None
+        try:
+            found = self._tokeniser.examples(document, known)
+            examples = [example for example in found if not self._forgotten.has(example.id)]
+        except RejectedError as error:
+            yield from rejected(Reject(str(error), document.file, document.offset, document.key))
+            return
+        tokens = sum(example.num_tokens for example in examples)
+        PROGRESS.add(tokens_found=tokens)
+        yield TaggedOutput(COUNTS, ("tokens", tokens))
+        yield TaggedOutput(COUNTS, ("positions", sum(example.num_positions for example in examples)))
+        if any(self._tokeniser.is_cut(document, example) for example in examples):
+            yield TaggedOutput(COUNTS, ("truncated_pairs", 1))
+        yield from (tuple(example) for example in examples)
+
+
+def leaving(
+    element: tuple[str, dict[str, Iterable[Any]]], *, prune: bool, replace: bool
+) -> Iterator[tuple[str, tuple[bytes, bool]]]:
+    """(shard, (example id, whether it is pruned)) of rows that leave.
+
+    A row whose id stands in the corpus with other content is replaced. One whose document is nowhere is pruned, but
+    not if the document was rejected tonight.
+    """
+    seen = set(element[1]["seen"])
+    pruned = FOUND not in seen
+    if (pruned and (not prune or REJECTED in seen)) or (not pruned and not (replace or prune)):
+        return
+    for shard, example in element[1]["missing"]:
+        yield shard, (example, pruned)
+
+
+def rejected(reject: Reject) -> Iterator[TaggedOutput]:
+    """A reject, and its count."""
+    yield TaggedOutput(REJECTS, tuple(reject))
+    yield TaggedOutput(COUNTS, (f"reject:{reject.reason}", 1))
+
+
+def tagged(work: beam.DoFn, *tags: str) -> beam.PTransform:
+    """A step with counts and other outputs beside its main one."""
+    return beam.ParDo(work).with_outputs(COUNTS, *tags, main=MAIN)
