@@ -163,17 +163,32 @@ def _commit(run: Run, change: Change, provenance: Mapping[str, str], counts: Map
 
 
 def commit_change(
-    storage: Storage, header: Header, base: Version | None, change: Change, **fields: Any
+    storage: Storage,
+    header: Header,
+    base: Version | None,
+    change: Change,
+    *,
+    provenance: Mapping[str, str],
+    **fields: Any,
 ) -> int:
     """Commits one change on top of `base`; `fields` are of the commit's record. Returns the new version's number.
+
+    What `provenance` leaves open stays as it was in `base`: a commit that asks no teacher says nothing of one.
 
     Raises:
         ConflictError: another run committed since `base`.
     """
     gone = set(change.removed)
     removed = [shard for shard in (base.shards if base else ()) if shard.name in gone]
-    hashed = {"header_hash": header.to_json()["hash"], **fields}
-    record = record_after(base, change.added, change.totals, removed, **hashed)
+    record = record_after(
+        base,
+        change.added,
+        change.totals,
+        removed,
+        header_hash=header.to_json()["hash"],
+        provenance={**(base.record.provenance if base else {}), **provenance},
+        **fields,
+    )
     return commit(storage, header.spec, base, change.added, record, removed=removed)
 
 

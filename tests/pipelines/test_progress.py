@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import select
 import time
 import tty
 from dataclasses import replace
@@ -29,7 +30,13 @@ def screen(tmp_path, *, terminal):
     master, slave = os.openpty()
     tty.setraw(slave)
     with os.fdopen(master, "rb", buffering=0) as shown_to_people, os.fdopen(slave, "w") as stream:
-        yield stream, lambda: shown_to_people.read(2**16).decode()
+        yield stream, lambda: b"".join(_until_silence(shown_to_people)).decode()
+
+
+def _until_silence(stream):
+    """What a terminal has to say; it may come in pieces."""
+    while select.select([stream], [], [], 1.0)[0]:
+        yield stream.read(2**16)
 
 
 def test_a_line_tells_what_how_much_how_fast_and_how_long(monkeypatch):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import corpus as corpus_module
-from pipelines import handler, job, outcome
+from pipelines import gate, handler, job
 from schemas import Cache
 from schemas.errors import NoCacheError, TooManyRejectsError
 from tests.pipelines.helpers import compress, documents, read, rejects, run, write_jsonl, write_parquet
@@ -112,7 +112,7 @@ def test_the_tolerance_is_a_share_of_the_documents_read_repeats_included(tmp_pat
 
 
 def test_at_most_so_many_lines_a_reason_are_written_and_all_are_counted(tmp_path, teacher, monkeypatch):
-    monkeypatch.setattr(outcome, "MAX_REJECT_LINES", 5)
+    monkeypatch.setattr(gate, "MAX_REJECT_LINES", 5)
     monkeypatch.setattr(job, "MAX_REJECT_LINES", 5)
     bad = [{"no": i} for i in range(30)] + [b"{"] * 3
     corpus = write_jsonl(tmp_path / "c.jsonl", bad + documents(3))
