@@ -24,6 +24,7 @@ setup(
         "jaxtyping>=0.3",
     ],
     extras_require={
+        "gcs": ["apache-beam[gcp]>=2.77"],
         "pipelines": ["apache-beam>=2.77", "zstandard>=0.23", *TORCH],
         "trainer": ["accelerate>=1.1", "scikit-learn>=1.6", "pyyaml", *TORCH],
         "dev": [

@@ -6,7 +6,12 @@ import argparse
 import difflib
 from collections.abc import Iterator, Sequence
 
-from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+)
 from apache_beam.options.pipeline_options import _BeamArgumentParser as BeamParser
 from apache_beam.runners.portability import flink_runner, portable_runner, prism_runner, spark_runner
 
@@ -45,6 +50,12 @@ def parse_beam_options(flags: Sequence[str]) -> PipelineOptions:
     if reason:
         raise UsageError(
             f"{runner} is refused", got=reason, do="Use FnApiRunner, PrismRunner, Flink or Dataflow"
+        )
+    if options.view_as(GoogleCloudOptions).template_location:
+        raise UsageError(
+            "--template_location is refused",
+            got="a template holds one night's list of files and the version that the cache had then",
+            do="Schedule the command itself",
         )
     options.view_as(StandardOptions).runner = runner
     options.view_as(SetupOptions).save_main_session = False

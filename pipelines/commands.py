@@ -206,6 +206,9 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--row_group_tokens", type=positive, metavar="N", help="tokens of a row group (default: 32,768)"
     )
+    hint = "machines of the teacher's step, on Dataflow: 'type:nvidia-l4;count:1;...'"
+    group.add_argument("--accelerator", metavar="TYPE", help=hint)
+    group.add_argument("--min_ram", metavar="SIZE", help="memory of those machines, for instance 64GB")
     fraction = "share of documents that may be rejected (default: 0.001)"
     group.add_argument("--max_reject_fraction", type=float, metavar="F", help=fraction)
     _add_nightly_flags(group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,6 +12,9 @@ from schemas.spec import FeatureDtype, Score, Supervise, Task
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 CorpusFormat = Literal["auto", "jsonl", "text", "parquet"]
+
+_ACCELERATOR = re.compile(r"type:[a-z0-9-]+;count:[1-9][0-9]*(;[a-z0-9_-]+(:[a-z0-9._-]+)?)*")
+_RAM = re.compile(r"[1-9][0-9]*(\.[0-9]+)?[KMGTP]i?B")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,11 @@ class PrecomputeConfig:
     """Padded tokens of a batch; None: 4,096 on a CPU, 65,536 on an accelerator."""
     unit_tokens: int = 2**20
     row_group_tokens: int = 2**15
+    accelerator: str | None = None
+    """Accelerator of the machines that run the teacher, on engines that give each step its own machines (Dataflow):
+    `type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver`."""
+    min_ram: str | None = None
+    """Memory of those machines, for instance `64GB`."""
     max_reject_fraction: float = 0.001
     prune: bool = False
     """Whether rows leave whose document is not in the corpus."""
@@ -125,6 +134,12 @@ class PrecomputeConfig:
         _refuse_unless(not self.replace or self.corpus.id_field is not None, "replace without id_field", True)
         _refuse_unless(self.max_hours is None or self.max_hours > 0, "max_hours", self.max_hours)
         _refuse_unless(self.max_drift_kl >= 0, "max_drift_kl", self.max_drift_kl)
+        _refuse_unless(_matches(_ACCELERATOR, self.accelerator), "accelerator", self.accelerator)
+        _refuse_unless(_matches(_RAM, self.min_ram), "min_ram", self.min_ram)
+
+
+def _matches(pattern: re.Pattern[str], value: str | None) -> bool:
+    return value is None or pattern.fullmatch(value) is not None
 
 
 def _refuse_unless(condition: bool, field: str, value: object) -> None:

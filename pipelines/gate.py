@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pipelines.config import TeacherConfig
+from pipelines.versions import shared_versions
 from schemas.cache import REJECTS_FOLDER
 from schemas.errors import TooManyMissingError, TooManyRejectsError
 from schemas.spec import Header
@@ -43,6 +44,8 @@ class Run:
     """Whether live rows may leave: then more must be known of them."""
     forgotten: tuple[str, ...] = ()
     """Files of the cache's list of what may not come back."""
+    versions: Mapping[str, str] = field(default_factory=shared_versions)
+    """What every worker must have too."""
 
 
 class Gate(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler
@@ -21,6 +21,7 @@ from pipelines.rescore import DEFAULT_BATCH_TOKENS, check_drift
 from pipelines.teacher import open_teacher
 from pipelines.tokenise import Example
 from pipelines.units import ShardLine, UnitScorer, no_shard
+from pipelines.versions import check_versions, shared_versions
 from schemas import Cache
 from schemas.commits import NO_VERSION
 from schemas.errors import MismatchError
@@ -45,6 +46,8 @@ class TeacherJob:
     deadline: float | None = None
     """Seconds since the epoch after which no unit is begun."""
     max_drift_kl: float = 0.005
+    versions: Mapping[str, str] = field(default_factory=shared_versions)
+    """Those of the process that started the run."""
 
 
 class LazyScorer:
@@ -76,6 +79,7 @@ class TeacherHandler(ModelHandler[Example, ShardLine, LazyScorer]):  # type: ign
         self._job = job
 
     def load_model(self) -> LazyScorer:
+        check_versions(self._job.versions)
         return LazyScorer(self._job)
 
     def run_inference(

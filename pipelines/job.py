@@ -98,6 +98,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     rejects = AsIter(
         (parsed[REJECTS], examples[REJECTS]) | "gather rejects" >> beam.Flatten() | FewPerReason()
     )
+    hints = teacher_hints(config)
     once = pipeline | "once" >> beam.Create([None])
     gate = AsSingleton(
         once | "keep the tolerances" >> beam.Map(pass_gate, run, config.unit_tokens, counts, rejects)
@@ -106,8 +107,9 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         examples.main
         | "assign units" >> beam.Map(in_unit, gate)
         | "group units" >> beam.GroupByKey()
-        | "unpack units" >> beam.Map(members)
-        | "ask the teacher" >> RunInference(TeacherHandler(teacher_job(job)).with_no_batching())
+        | "unpack units" >> beam.Map(members).with_resource_hints(**hints)
+        | "ask the teacher"
+        >> RunInference(TeacherHandler(teacher_job(job)).with_no_batching()).with_resource_hints(**hints)
     )
     adopted = (
         new[ADOPTED]
@@ -140,7 +142,15 @@ def teacher_job(job: Job) -> TeacherJob:
         row_group_tokens=config.row_group_tokens,
         deadline=None if config.max_hours is None else run.started + config.max_hours * 3600,
         max_drift_kl=config.max_drift_kl,
+        versions=run.versions,
     )
+
+
+def teacher_hints(config: PrecomputeConfig) -> dict[str, str]:
+    """Resource hints of the teacher's step. Its units are unpacked under the same hints: steps whose hints differ
+    run on different machines, and a whole unit would be shuffled once more between them."""
+    asked = {"accelerator": config.accelerator, "min_ram": config.min_ram}
+    return {name: value for name, value in asked.items() if value}
 
 
 class ReadStored(beam.PTransform):  # type: ignore[misc]

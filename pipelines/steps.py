@@ -30,6 +30,7 @@ from pipelines.gate import Run
 from pipelines.known import Stored, decide
 from pipelines.progress import PROGRESS
 from pipelines.tokenise import Tokeniser
+from pipelines.versions import check_versions
 from schemas.memory import Forgotten, read_forgotten
 from schemas.storage import Storage
 
@@ -119,6 +120,7 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
         self._forgotten = Forgotten()
 
     def setup(self) -> None:
+        check_versions(self._run.versions)
         teacher = resolve(self._config.teacher)
         header = self._run.header
         self._tokeniser = Tokeniser.of(

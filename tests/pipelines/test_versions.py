@@ -1,0 +1,46 @@
+"""Workers of another build than the one that started the run are refused, in one line."""
+
+import dataclasses
+
+import apache_beam as beam
+import pytest
+
+from pipelines import job as job_module
+from pipelines.handler import TeacherHandler
+from pipelines.job import build
+from pipelines.run import execute, prepare
+from pipelines.versions import check_versions, shared_versions
+from schemas.errors import TeacherError
+from tests.pipelines.helpers import config
+
+
+def changed(job, **run):
+    return dataclasses.replace(job, run=dataclasses.replace(job.run, **run))
+
+
+@pytest.mark.parametrize("name", ["teachonce", "apache-beam", "code"])
+def test_a_worker_of_another_build_says_so_in_one_line(name, corpus, teacher, tmp_path):
+    job, options = prepare(config(corpus, teacher, tmp_path / "c"))
+    job = changed(job, versions={**shared_versions(), name: "0.0.1"})
+    with pytest.raises(TeacherError, match=rf"expected {name} 0\.0\.1, got {name} ") as caught:
+        execute(job, options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "c" / "_delta_log").exists()
+
+
+def test_the_teachers_own_step_asks_too(corpus, teacher, tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(job_module, "TeacherHandler", lambda job: built.append(job) or TeacherHandler(job))
+    job, options = prepare(config(corpus, teacher, tmp_path / "c"))
+    for versions in (shared_versions(), {"teachonce": "9"}):
+        build(beam.Pipeline(options=options), changed(job, versions=versions))
+    same, other = built
+    TeacherHandler(same).load_model()
+    with pytest.raises(TeacherError, match="worker has other versions"):
+        TeacherHandler(other).load_model()
+
+
+def test_every_difference_is_named_also_one_that_this_build_does_not_know():
+    check_versions(shared_versions())
+    with pytest.raises(TeacherError, match=r"expected teachonce 9, shape 2, got teachonce .*, shape None"):
+        check_versions({**shared_versions(), "teachonce": "9", "shape": "2"})
