@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from schemas.commits import CommitRecord, Shard, Version, latest_version, read_record, read_version
 from schemas.errors import CorruptionError, NoCacheError
+from schemas.memory import read_memory
 from schemas.rows import Rows
 from schemas.shard_reader import OpenFooter, open_shard, read_group, read_identities
 from schemas.shards import RowGroup, Totals
@@ -93,8 +94,14 @@ class Cache:
         return sum(shard.size_bytes for shard in self.shards)
 
     def versions(self) -> list[tuple[int, CommitRecord]]:
-        """Number and record of every version up to this one."""
-        return [(n, read_record(self.storage, n)) for n in range(self.version + 1)]
+        """Number and record of every version up to this one.
+
+        Raises:
+            CorruptionError: a log entry is damaged or missing.
+        """
+        numbers = range(self.version + 1)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(zip(numbers, pool.map(lambda n: read_record(self.storage, n), numbers), strict=True))
 
     @functools.cached_property
     def footers(self) -> dict[str, OpenFooter]:
@@ -142,11 +149,14 @@ class Cache:
         return read_identities(self.storage, shard.name, self.footers[shard.name], self.spec)
 
     def verify(self) -> Verified:
-        """Checks every byte, schema, encoding, count and id of this version, and the tokenizer's files.
+        """Checks every byte, schema, encoding, count and id of this version; and the log up to it, the tokenizer
+        and what the cache remembers.
 
         Raises:
             CorruptionError: with the first thing that does not match, and how many shards are broken in all.
         """
+        self.versions()
+        read_memory(self.storage)
         for name in self.header.tokenizer:
             self.tokenizer_file(name)
         return verify_shards(self.storage, self.header, self.shards, self.totals)

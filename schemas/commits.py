@@ -29,7 +29,7 @@ from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from schemas.columns import shard_schema
-from schemas.delta import open_table, storage_options
+from schemas.delta import bear_witness, entry_name, log_errors, open_table, storage_options
 from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError, one_line
 from schemas.shards import Totals, parse_name
 from schemas.spec import Spec
@@ -39,6 +39,7 @@ APP = "teachonce"
 NO_VERSION = -1
 """The version of a cache in which nothing was committed yet."""
 
+_SHARD_COLUMNS = ("path", "size_bytes", "num_records")
 _KEEP_LOGS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
@@ -102,7 +103,7 @@ def read_version(storage: Storage, number: int | None = None) -> Version:
     """
     table = open_table(storage, number)
     found = table.version()
-    shards = _live(table, f"{storage.root}, version {found}")
+    shards = _live(storage, table, f"{storage.root}, version {found}")
     record = read_record(storage, found)
     _check_live(shards, record, f"{storage.root}, version {found}")
     return Version(found, shards, record)
@@ -123,7 +124,7 @@ def read_entry(storage: Storage, number: int) -> tuple[CommitRecord, list[str]]:
     Raises:
         CorruptionError: there is no such entry, or none that teachonce wrote.
     """
-    name = _entry_name(number)
+    name = entry_name(number)
     where = f"{storage.root}/{name}"
     try:
         lines = [json.loads(line) for line in storage.read(name).splitlines()]
@@ -131,6 +132,8 @@ def read_entry(storage: Storage, number: int) -> tuple[CommitRecord, list[str]]:
         text, stated = infos[0][APP]["record"], infos[0][APP]["hash"]
         record = CommitRecord.from_json(json.loads(text))
         added = [line["add"]["path"] for line in lines if "add" in line]
+        if [line["txn"]["version"] for line in lines if "txn" in line] != [number]:
+            raise CorruptionError("a log entry is not that of its version", where=where)
         if stated != _record_hash(text):
             raise CorruptionError("a commit's record does not match its own hash", where=where)
         if record.added_hash != names_hash(added):
@@ -177,7 +180,8 @@ def commit(
         if done is not None:
             return _own_or_conflict(storage, done, record.run, number)
         raise CacheError("the commit failed", where=storage.root, got=one_line(error)) from error
-    storage.make_durable(_entry_name(number))
+    storage.make_durable(entry_name(number))
+    bear_witness(storage, number)
     return number
 
 
@@ -238,6 +242,7 @@ def _committed_by(storage: Storage, number: int) -> int | None:
 
 def _own_or_conflict(storage: Storage, latest: int, run: str, number: int) -> int:
     if read_record(storage, number).run == run:
+        bear_witness(storage, number)
         return number
     raise ConflictError(
         "the cache has moved on since this run began",
@@ -246,10 +251,6 @@ def _own_or_conflict(storage: Storage, latest: int, run: str, number: int) -> in
         got=f"version {latest}",
         do="Start the run again: it computes only what is still missing",
     )
-
-
-def _entry_name(number: int) -> str:
-    return f"_delta_log/{number:020d}.json"
 
 
 def _add(shard: Shard) -> AddAction:
@@ -272,15 +273,15 @@ def _record_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _live(table: DeltaTable, where: str) -> tuple[Shard, ...]:
-    actions = table.get_add_actions(flatten=True)
-    columns = (actions[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
-    shards = tuple(sorted(Shard(*row) for row in zip(*columns, strict=True)))
-    for shard in shards:
-        parse_name(shard.name)
-        if shard.examples is None:
-            raise CorruptionError("a log entry counts no rows", where=f"{where}, {shard.name}")
-    return shards
+def _live(storage: Storage, table: DeltaTable, where: str) -> tuple[Shard, ...]:
+    with log_errors(storage):
+        actions = table.get_add_actions(flatten=True)
+    known = [actions[name].to_pylist() for name in _SHARD_COLUMNS if name in actions.schema.names]
+    for row in zip(*known, strict=True):
+        parse_name(row[0])
+        if None in row or len(row) < len(_SHARD_COLUMNS):
+            raise CorruptionError("a log entry counts no rows", where=f"{where}, {row[0]}")
+    return tuple(sorted(Shard(*row) for row in zip(*known, strict=True)))
 
 
 def _check_live(shards: Sequence[Shard], record: CommitRecord, where: str) -> None:

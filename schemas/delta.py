@@ -1,6 +1,14 @@
-"""Opening a cache's Delta table, with whatever `deltalake` raises told as errors of ours."""
+"""Opening a cache's Delta table, with whatever `deltalake` raises told as errors of ours.
+
+A log that has lost its newest entry is the log of the version before: nothing in it tells of the loss. So each commit
+leaves a *witness* beside the log, an empty file named by its version, and the newest version is only taken for it where
+there is no witness of a later one. Cost: one look at a name whenever the newest version is opened.
+"""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -8,42 +16,94 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from schemas.errors import CacheError, CorruptionError, NoCacheError, one_line
 from schemas.storage import Storage, plain_http_endpoint
 
+WITNESS_FOLDER = "_teachonce/commits"
+_PANIC = "PanicException"
+"""What a panic in Rust becomes, for instance on a damaged checkpoint: no `Exception`, and of no public class."""
+
 
 def open_table(storage: Storage, number: int | None = None) -> DeltaTable:
     """The table at a version, by default the newest.
 
     Raises:
         NoCacheError: nothing was committed there, or no such version.
-        CorruptionError: the log is damaged.
+        CorruptionError: the log is damaged, or has lost its newest entry.
         CacheError: the store refuses.
     """
     if number is not None and number < 0:
         raise _no_such_version(storage, number)
     try:
-        return DeltaTable(storage.root, version=number, storage_options=storage_options())
+        with log_errors(storage):
+            table = DeltaTable(storage.root, version=number, storage_options=storage_options())
     except TableNotFoundError as error:
+        _refuse_lost_entry(storage, 0)
         raise NoCacheError(
             "no cache is there: nothing was committed",
             where=storage.root,
             do="Check the path, or make one with `teachonce precompute`",
         ) from error
-    except DeltaError as error:
+    except CorruptionError as error:
         if number is not None and open_table(storage).version() < number:
             raise _no_such_version(storage, number) from error
-        where = f"{storage.root}/_delta_log"
-        raise CorruptionError("the cache's log cannot be read", where=where, got=one_line(error)) from error
+        raise
+    if number is None:
+        _refuse_lost_entry(storage, table.version() + 1)
+    return table
+
+
+@contextlib.contextmanager
+def log_errors(storage: Storage) -> Iterator[None]:
+    """What `deltalake` raises while it reads a log, as errors of ours; but that there is no table stays as it is."""
+    where = f"{storage.root}/_delta_log"
+    try:
+        yield
+    except TableNotFoundError:
+        raise
     except OSError as error:
         raise CacheError(
             "the cache's log cannot be reached",
-            where=f"{storage.root}/_delta_log",
+            where=where,
             got=one_line(error),
             do="Check the path, its permissions and credentials",
         ) from error
+    except BaseException as error:
+        if isinstance(error, DeltaError) or type(error).__name__ == _PANIC:
+            raise CorruptionError(
+                "the cache's log cannot be read", where=where, got=one_line(error)
+            ) from error
+        raise
+
+
+def entry_name(number: int) -> str:
+    """Where a version's log entry stands."""
+    return f"_delta_log/{number:020d}.json"
+
+
+def bear_witness(storage: Storage, number: int) -> None:
+    """Says beside the log that a version was committed.
+
+    A refusal is passed over: the version is committed, and without its witness only the loss of that entry is not seen.
+    """
+    with contextlib.suppress(CacheError):
+        storage.put_if_absent(_witness_name(number), b"")
 
 
 def storage_options() -> dict[str, str]:
     """What `deltalake` is told beyond the environment."""
     return {"allow_http": "true"} if plain_http_endpoint() else {}
+
+
+def _refuse_lost_entry(storage: Storage, following: int) -> None:
+    """The entry is looked for too: another run may have committed since the log was read."""
+    if storage.exists(_witness_name(following)) and not storage.exists(entry_name(following)):
+        raise CorruptionError(
+            "the log has lost its newest entries",
+            where=f"{storage.root}/{entry_name(following)}",
+            do="Restore _delta_log from a copy",
+        )
+
+
+def _witness_name(number: int) -> str:
+    return f"{WITNESS_FOLDER}/{number:020d}"
 
 
 def _no_such_version(storage: Storage, number: int) -> NoCacheError:

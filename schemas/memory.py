@@ -87,6 +87,17 @@ def read_forgotten(storage: Storage, names: Sequence[str]) -> Forgotten:
     )
 
 
+def read_memory(storage: Storage) -> None:
+    """Reads every file of the cache's memory.
+
+    Raises:
+        CorruptionError: one is not what was written.
+    """
+    for name in remembered_names(storage, UNSCORED_FOLDER):
+        read_unscored(storage, name)
+    read_forgotten(storage, remembered_names(storage, FORGOTTEN_FOLDER))
+
+
 def _salted(salt: bytes, item: bytes | str) -> bytes:
     """Keyed BLAKE2b; a text and bytes are never the same item."""
     data = b"id:" + item.encode() if isinstance(item, str) else b"hash:" + item

@@ -1,0 +1,102 @@
+"""A small cache with a past, and everything that a reader takes from it."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from deltalake import DeltaTable
+
+from schemas import Cache
+from schemas.cache import base_version, read_header
+from schemas.commits import Shard, commit, record_after
+from schemas.errors import TeachonceError
+from schemas.memory import (
+    FORGOTTEN_FOLDER,
+    UNSCORED_FOLDER,
+    Unscored,
+    read_forgotten,
+    read_unscored,
+    remembered_names,
+    write_forgotten,
+    write_unscored,
+)
+from schemas.policies import TopK
+from schemas.rewrite import copy_rows
+from tests.synthetic import add, begin, causal_spec, header_of, random_rows
+
+SPEC = causal_spec(keep=TopK(k=2), max_length=8, temperatures=(1.0,), features=(), has_document_id=True)
+
+
+def make_battered(path: Path, seed: int = 0, *, checkpoint: bool = True) -> Path:
+    """Three versions: two shards, one more, and one of them rewritten without a third of its rows."""
+    rows = random_rows(SPEC, 15, seed).rows
+    storage = begin(path, SPEC)
+    parts = [rows.take(part) for part in np.array_split(np.arange(15), 3)]
+    add(storage, None, parts[:2], run="first", rejects={"blank": 1})
+    add(storage, base_version(storage), parts[2:], run="second")
+    if checkpoint:
+        DeltaTable(str(path)).create_checkpoint()
+    rewrite_one(path)
+    write_unscored(storage, [Unscored(b"u" * 16, 0, 2, "not_finite"), Unscored(b"v" * 16, 1, 2, "too_large")])
+    write_forgotten(storage, ["somebody", b"f" * 16])
+    return path
+
+
+def rewrite_one(path: Path) -> None:
+    """Commits a version in which one live shard is replaced by a copy of two thirds of its rows."""
+    cache = Cache.open(path)
+    old = cache.shards[0]
+    sealed = copy_rows(
+        cache.storage, read_header(cache.storage), [old], lambda rows: np.arange(len(rows)) % 3 > 0, 100
+    )
+    cache.storage.put(sealed.name, sealed.data)
+    new = Shard(sealed.name, len(sealed.data), sealed.footer.totals.examples)
+    change = sealed.footer.totals + -cache.footers[old.name].footer.totals
+    base = base_version(cache.storage)
+    record = record_after(
+        base, [new], change, [old], run="third", header_hash=header_of(SPEC).to_json()["hash"]
+    )
+    commit(cache.storage, SPEC, base, [new], record, removed=[old])
+
+
+def everything(path: Path, version: int | None = None) -> tuple:
+    """All that a reader, a trainer or a run takes from a version, as one comparable value."""
+    cache = Cache.open(path, version)
+    storage = cache.storage
+    unscored = [read_unscored(storage, name) for name in remembered_names(storage, UNSCORED_FOLDER)]
+    return (
+        (cache.version, cache.header, cache.shards, cache.record, cache.totals, cache.size_bytes),
+        cache.versions(),
+        [_digest(rows) for rows in cache.read_all()],
+        [_digest(cache.identities(shard)) for shard in cache.shards],
+        [cache.tokenizer_file(name) for name in cache.header.tokenizer],
+        unscored,
+        read_forgotten(storage, remembered_names(storage, FORGOTTEN_FOLDER)),
+    )
+
+
+def outcome(act, *arguments):
+    """What it gives, or the error of ours that it raises. Any other error is a bug, and passes."""
+    try:
+        return act(*arguments)
+    except TeachonceError as error:
+        return error
+
+
+def verified(path: Path, version: int | None = None):
+    """As `teachonce verify` does."""
+    return Cache.open(path, version).verify()
+
+
+def _digest(rows) -> str:
+    """Hash of every decoded value."""
+    state = hashlib.blake2b()
+    for name, column in rows.data.items():
+        values = column if isinstance(column, np.ndarray) else column.values
+        state.update(name.encode())
+        state.update(repr(values.tolist()).encode() if values.dtype == object else values.tobytes())
+        if not isinstance(column, np.ndarray):
+            state.update(column.offsets.tobytes() + column.validity.tobytes())
+    if "kept_codes" in rows.data:
+        state.update(rows.kept_logprobs().tobytes() + rows.position_index().tobytes())
+    return state.hexdigest()
