@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from schemas.policies import KeepPolicy
+from schemas.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
 from schemas.spec import FeatureDtype, Score, Supervise, Task
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -94,8 +95,8 @@ class PrecomputeConfig:
     keep_text: bool = False
     batch_tokens: int | None = None
     """Padded tokens of a batch; None: 4,096 on a CPU, 65,536 on an accelerator."""
-    unit_tokens: int = 2**20
-    row_group_tokens: int = 2**15
+    unit_tokens: int = UNIT_TOKENS
+    row_group_tokens: int = ROW_GROUP_TOKENS
     max_reject_fraction: float = 0.001
     prune: bool = False
     """Whether rows leave whose document is not in the corpus."""
