@@ -28,8 +28,15 @@ VERBS = {
     "precompute": Verb("pipelines.commands", "pipelines", "run the teacher over a corpus, into a cache"),
     "inspect": Verb("schemas.commands", "", "show what a cache holds"),
     "verify": Verb(
-        "schemas.commands", "", "check every byte, count and id of a cache; with --teacher, the values"
+        "schemas.commands", "", "check every byte, count and id; with --teacher, the values; or --repair"
     ),
+    "compact": Verb(
+        "pipelines.upkeep_commands", "pipelines", "merge the small shards of many runs into full ones"
+    ),
+    "forget": Verb(
+        "pipelines.upkeep_commands", "pipelines", "erase documents or examples, and keep them out"
+    ),
+    "vacuum": Verb("schemas.upkeep_commands", "", "delete what no kept version needs"),
     "train": Verb("trainer.commands", "trainer", "distil a student from a cache"),
     "evaluate": Verb("trainer.commands", "trainer", "measure a student on a cache's held-out part"),
 }

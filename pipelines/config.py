@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from schemas.policies import KeepPolicy
+from schemas.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
 from schemas.spec import FeatureDtype, Score, Supervise, Task
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -98,8 +99,8 @@ class PrecomputeConfig:
     keep_text: bool = False
     batch_tokens: int | None = None
     """Padded tokens of a batch; None: 4,096 on a CPU, 65,536 on an accelerator."""
-    unit_tokens: int = 2**20
-    row_group_tokens: int = 2**15
+    unit_tokens: int = UNIT_TOKENS
+    row_group_tokens: int = ROW_GROUP_TOKENS
     accelerator: str | None = None
     """Accelerator of the machines that run the teacher, on engines that give each step its own machines (Dataflow):
     `type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver`."""

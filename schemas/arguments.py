@@ -7,9 +7,12 @@ breaks of description and epilog, so that examples stand as they were written.
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any, NoReturn
 
 from schemas.errors import UsageError
+
+_UNIT_SECONDS = {"d": 86_400.0, "h": 3_600.0}
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,6 +35,14 @@ def natural(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
     return int(text)
+
+
+def duration(text: str) -> float:
+    """Seconds, from days or hours as `7d` or `12h`, as the `type` of a flag."""
+    match = re.fullmatch(r"([0-9]+)([dh])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected days or hours, as 7d or 12h, got {text!r}")
+    return int(match[1]) * _UNIT_SECONDS[match[2]]
 
 
 def positive(text: str) -> int:

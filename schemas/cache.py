@@ -6,6 +6,7 @@ time, and row groups one by one: memory is that of the row groups a caller holds
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -119,8 +120,10 @@ class Cache:
 
         Raises:
             CorruptionError: a shard is missing, cut short or not the one that the log means.
+            NoCacheError: it is missing because this version is an old one that was given up.
         """
-        return open_shard(self.storage, self.header, shard)
+        with self._told_if_gone(shard):
+            return open_shard(self.storage, self.header, shard)
 
     @functools.cached_property
     def row_groups(self) -> tuple[RowGroupRef, ...]:
@@ -138,7 +141,8 @@ class Cache:
             CorruptionError: naming the shard.
         """
         opened = self.footers[ref.shard.name]
-        return read_group(self.storage, ref.shard.name, opened, ref.place, self.spec, names=names)
+        with self._told_if_gone(ref.shard):
+            return read_group(self.storage, ref.shard.name, opened, ref.place, self.spec, names=names)
 
     def read_all(self) -> Iterator[Rows]:
         """Every row group, one at a time."""
@@ -154,12 +158,48 @@ class Cache:
 
         Raises:
             CorruptionError: with the first thing that does not match, and how many shards are broken in all.
+            NoCacheError: this is an old version of which shards were deleted on purpose.
+        """
+        self.check_tokenizer()
+        there = {file.name for file in self.storage.files()}
+        missing = [shard for shard in self.shards if shard.name not in there]
+        if missing and (given_up := self._given_up(missing[0])):
+            raise given_up
+        return verify_shards(self.storage, self.header, self.shards, self.totals)
+
+    def check_tokenizer(self) -> None:
+        """Checks every file of the teacher's tokenizer.
+
+        Raises:
+            CorruptionError: one is missing, or not the one that was stored.
         """
         self.versions()
         read_memory(self.storage)
         for name in self.header.tokenizer:
             self.tokenizer_file(name)
-        return verify_shards(self.storage, self.header, self.shards, self.totals)
+
+    @contextlib.contextmanager
+    def _told_if_gone(self, shard: Shard) -> Iterator[None]:
+        """What is missing in an old version was deleted on purpose: that is no damage."""
+        try:
+            yield
+        except CorruptionError as error:
+            if given_up := self._given_up(shard):
+                raise given_up from error
+            raise
+
+    def _given_up(self, shard: Shard) -> NoCacheError | None:
+        """The error to raise when a shard is missing that the newest version does not need either."""
+        if self.storage.exists(shard.name) or latest_version(self.storage) <= self.version:
+            return None
+        newest = read_version(self.storage)
+        if shard.name in {live.name for live in newest.shards}:
+            return None
+        return NoCacheError(
+            f"version {self.version} can no longer be read: shards of it were deleted, by `vacuum` or `forget`",
+            where=f"{self.storage.root}/{shard.name}",
+            do=f"Open the newest version, {newest.number}",
+        )
 
     def save_tokenizer(self, folder: str | os.PathLike[str]) -> Path:
         """Copies the teacher's tokenizer to a local folder, for `AutoTokenizer.from_pretrained`.

@@ -13,7 +13,10 @@ from rich.table import Table
 
 from schemas.arguments import Parser, natural
 from schemas.cache import Cache
+from schemas.errors import UsageError
+from schemas.repairing import repair
 from schemas.report import describe, describe_rows
+from schemas.upkeep_commands import print_repaired
 
 _INSPECT_HELP = """\
 Shows what a cache holds: teacher, policy, counts, bytes a token by column, kept mass, rejects, versions.
@@ -34,6 +37,10 @@ Checks every byte, schema, count and id of a cache: all seals, from the log down
 
 A cache that is not whole is exit status 1 and one line that names the first broken shard and tells how many are.
 With --teacher DIR a sample is scored again as well, and compared: see `teachonce verify --teacher DIR --help`.
+
+--repair commits a version without the shards that are broken or missing, and says what was lost; the next precompute
+computes those examples again, and only those. Rows that stand in the cache twice leave but for one. With nothing
+broken, nothing is committed. The log, the spec and the tokenizer's files can only be restored from a copy.
 """
 
 _VERIFY_EXAMPLES = """\
@@ -42,6 +49,8 @@ examples:
     teachonce verify ./cache
   The values too, against a fresh teacher on 200 examples (needs the extra [pipelines]):
     teachonce verify ./cache --teacher ./teacher --sample 200
+  After a disk lost a file: drop what is broken, then start the nightly run again
+    teachonce verify ./cache --repair
 """
 
 
@@ -67,7 +76,14 @@ def inspect(argv: Sequence[str]) -> int:
 def verify(argv: Sequence[str]) -> int:
     """`teachonce verify CACHE`."""
     parser = _parser("verify", _VERIFY_HELP, _VERIFY_EXAMPLES)
+    repairs = "commit a version without what is broken"
+    parser.add_argument("--repair", action="store_true", help=repairs)
     arguments = parser.parse_args(list(argv))
+    if arguments.repair:
+        if arguments.version is not None:
+            raise UsageError("--repair mends the newest version: it takes no --version")
+        print_repaired(repair(arguments.cache), as_json=arguments.json)
+        return 0
     cache = Cache.open(arguments.cache, arguments.version)
     found = cache.verify()
     if arguments.json:

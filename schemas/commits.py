@@ -81,6 +81,14 @@ class Version(NamedTuple):
     record: CommitRecord
 
 
+class Entry(NamedTuple):
+    """One version's log entry: its record, and the names that it adds and removes."""
+
+    record: CommitRecord
+    added: list[str]
+    removed: list[str]
+
+
 def names_hash(names: Iterable[str]) -> str:
     """Hash of a set of names, in hex."""
     return hashlib.blake2b("\n".join(sorted(names)).encode(), digest_size=16).hexdigest()
@@ -115,11 +123,11 @@ def read_record(storage: Storage, number: int) -> CommitRecord:
     Raises:
         CorruptionError: there is no such entry, or none that teachonce wrote.
     """
-    return read_entry(storage, number)[0]
+    return read_entry(storage, number).record
 
 
-def read_entry(storage: Storage, number: int) -> tuple[CommitRecord, list[str]]:
-    """The record inside one version's log entry, and the names that it added, checked against the record.
+def read_entry(storage: Storage, number: int) -> Entry:
+    """One version's log entry; the names that it adds are checked against its record.
 
     Raises:
         CorruptionError: there is no such entry, or none that teachonce wrote.
@@ -138,10 +146,14 @@ def read_entry(storage: Storage, number: int) -> tuple[CommitRecord, list[str]]:
             raise CorruptionError("a commit's record does not match its own hash", where=where)
         if record.added_hash != names_hash(added):
             raise CorruptionError("a log entry does not add the shards that its commit did", where=where)
-        return record, added
+        removed = [line["remove"]["path"] for line in lines if "remove" in line]
+        return Entry(record, added, removed)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CorruptionError(
-            "a log entry is not what teachonce committed", where=where, got=repr(error)
+            "a log entry is not what teachonce committed",
+            where=where,
+            got=repr(error),
+            do="Restore _delta_log from a copy",
         ) from error
 
 

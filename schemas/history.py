@@ -10,9 +10,11 @@ Cost: one listing; and, where the folder holds a shard that is not live, one sma
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-from schemas.commits import NO_VERSION, Shard, Version, read_entry
+from schemas.commits import NO_VERSION, Entry, Shard, Version, read_entry
 from schemas.errors import CorruptionError
 from schemas.shards import parse_name
 from schemas.storage import Storage, StoredFile
@@ -29,15 +31,53 @@ def orphans(storage: Storage, base: Version | None) -> list[StoredFile]:
     strangers = [file for file in storage.files() if is_shard(file.name) and file.name not in live]
     if not strangers or base is None:
         return strangers
-    known = added_names(storage, base.number)
+    known = added_names(read_entries(storage, base.number))
     return [file for file in strangers if file.name not in known]
 
 
-def added_names(storage: Storage, number: int) -> set[str]:
-    """Every shard that a version up to `number` ever added."""
+def read_entries(storage: Storage, number: int) -> list[Entry]:
+    """The log entries of all versions up to `number`, in order.
+
+    Raises:
+        CorruptionError: one is missing or damaged.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
-        entries = pool.map(lambda n: read_entry(storage, n)[1], range(NO_VERSION + 1, number + 1))
-        return {name for names in entries for name in names}
+        return list(pool.map(lambda n: read_entry(storage, n), range(NO_VERSION + 1, number + 1)))
+
+
+def added_names(entries: Iterable[Entry]) -> set[str]:
+    """Every shard that some version ever added."""
+    return {name for entry in entries for name in entry.added}
+
+
+def unreadable_versions(entries: Iterable[Entry], present: Iterable[str]) -> list[int]:
+    """Versions that need a shard which is not among the files that are there."""
+    there, missing, found = frozenset(present), set[str](), []
+    for number, entry in enumerate(entries):
+        missing.difference_update(entry.removed)
+        missing.update(name for name in entry.added if name not in there)
+        if missing:
+            found.append(number)
+    return found
+
+
+def left_at(entries: Iterable[Entry]) -> dict[str, float]:
+    """When each shard that was ever removed last left, in seconds since the epoch."""
+    return {name: entry.record.time_ms / 1000 for entry in entries for name in entry.removed}
+
+
+class Origin(NamedTuple):
+    """The version, and the run, that a shard came with."""
+
+    version: int
+    run: str
+
+
+def origins(entries: Sequence[Entry]) -> dict[str, Origin]:
+    """Where each shard last came from."""
+    return {
+        name: Origin(number, entry.record.run) for number, entry in enumerate(entries) for name in entry.added
+    }
 
 
 def is_shard(name: str) -> bool:
@@ -66,9 +106,16 @@ def end_lease(storage: Storage, run: str) -> None:
 
 def living_runs(storage: Storage) -> list[str]:
     """Runs that have not ended, and gave a sign of life within `LEASE_SECONDS`."""
-    names = storage.names(LEASES_FOLDER)
-    signs = ((name, _sign(storage, name)) for name in names)
-    return [name.rpartition("/")[2] for name, at in signs if time.time() - at < LEASE_SECONDS]
+    return [run for run, at in _leases(storage) if time.time() - at < LEASE_SECONDS]
+
+
+def dead_runs(storage: Storage) -> list[str]:
+    """Runs that left a lease, and gave no sign of life for `LEASE_SECONDS`."""
+    return [run for run, at in _leases(storage) if time.time() - at >= LEASE_SECONDS]
+
+
+def _leases(storage: Storage) -> list[tuple[str, float]]:
+    return [(name.rpartition("/")[2], _sign(storage, name)) for name in storage.names(LEASES_FOLDER)]
 
 
 def _sign(storage: Storage, name: str) -> float:

@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import pyarrow.parquet as pq
 from jaxtyping import Bool
 
 from schemas.codec import CODE_MAX
 from schemas.commits import Shard
-from schemas.identity import unit_name
+from schemas.errors import CorruptionError
+from schemas.identity import unit_name, unit_number
 from schemas.ragged import Array
 from schemas.rows import Rows
 from schemas.shard_reader import OpenFooter, open_shard, read_group, read_identities
@@ -27,6 +29,8 @@ from schemas.storage import Storage
 ENTRIES_A_TOKEN = 64
 """A unit and a row group hold at most so many kept entries for each token of their size, so that `--keep all` over
 thousands of classes makes smaller ones instead of filling the memory."""
+UNIT_TOKENS, ROW_GROUP_TOKENS = 2**20, 2**15
+"""Tokens of a shard and of a row group, where nothing else is said."""
 
 Chosen = Callable[[Rows], Bool[np.ndarray, " R"]]
 """Which rows of a row group are copied, by their identity columns."""
@@ -42,6 +46,60 @@ def copy_rows(
     """
     parts = [part for shard in shards for part in _chosen_rows(storage, header, shard, chosen)]
     return seal_rows(Rows.concatenate(parts), header, row_group_tokens) if parts else None
+
+
+def copy_range(
+    storage: Storage,
+    header: Header,
+    shards: Sequence[Shard],
+    *,
+    unit: int,
+    num_units: int,
+    row_group_tokens: int,
+) -> SealedShard | None:
+    """A new sealed shard, not yet stored, of the rows of some shards that fall into one of equal ranges of id space.
+
+    Raises:
+        CorruptionError: a source is missing or damaged, or an id stands in two of them.
+    """
+    parts = [
+        rows
+        for shard in shards
+        for rows in _rows_in_range(storage, header, shard, unit, num_units)
+        if len(rows)
+    ]
+    if not parts:
+        return None
+    rows = Rows.concatenate(parts)
+    if len(set(rows.example_ids)) < len(rows):
+        raise CorruptionError(
+            "example ids stand in the cache more than once",
+            where=storage.root,
+            do="Run `teachonce verify --repair` first",
+        )
+    return seal_rows(rows, header, row_group_tokens)
+
+
+def units_of(metadata: pq.FileMetaData, place: int, num_units: int) -> range:
+    """The ranges of id space that one row group's ids may fall into, by the statistics in a checked footer."""
+    group = metadata.row_group(place)
+    columns = (group.column(index) for index in range(group.num_columns))
+    found = next(column.statistics for column in columns if column.path_in_schema == "example_id")
+    if found is None or not found.has_min_max:
+        return range(num_units)
+    return range(unit_number(found.min, num_units), unit_number(found.max, num_units) + 1)
+
+
+def _rows_in_range(
+    storage: Storage, header: Header, shard: Shard, unit: int, num_units: int
+) -> Iterator[Rows]:
+    """Of each row group that the range overlaps, the rows in it."""
+    opened = open_shard(storage, header, shard)
+    for place in range(len(opened.footer.row_groups)):
+        if unit in units_of(opened.metadata, place, num_units):
+            rows = _read(storage, header, shard, opened, place)
+            units = [unit_number(example, num_units) for example in rows.example_ids]
+            yield rows.take(np.flatnonzero(np.array(units) == unit))
 
 
 def seal_rows(

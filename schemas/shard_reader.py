@@ -27,7 +27,7 @@ from schemas.storage import Storage
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8
 _GUESS_BYTES = 2**16
-REPAIR = "Run `teachonce verify` for the full list, and restore the cache or precompute it again"
+REPAIR = "Restore the file from a copy; or run `teachonce verify --repair` and then precompute again"
 
 
 class OpenFooter(NamedTuple):

@@ -175,6 +175,13 @@ class Storage:
                 found = [StoredFile(i["path"], i["size"], i["last_modified"].timestamp()) for i in items]
         return sorted(found)
 
+    def parts(self) -> list[StoredFile]:
+        """Parts of unfinished writes, wherever they stand; object stores have none."""
+        with self._told(""):
+            names = [name for name in self._names_local("") if _PART in name] if self.is_local else []
+            found = [(name, self._path(name).stat()) for name in names]
+        return sorted(StoredFile(name, stat.st_size, stat.st_mtime) for name, stat in found)
+
     def delete(self, names: Sequence[str]) -> None:
         """Deletes objects for good; those that are not there are passed over."""
         with self._told(names[0] if names else ""):

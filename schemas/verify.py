@@ -53,14 +53,13 @@ def verify_shards(storage: Storage, header: Header, shards: Sequence[Shard], tot
     Raises:
         CorruptionError: with the first thing that does not match, and how many shards are broken in all.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        results = list(pool.map(lambda shard: _try_check(storage, header, shard), shards))
+    results = try_shards(storage, header, shards)
     faults = [result for result in results if isinstance(result, TeachonceError)]
     if faults:
         raise CorruptionError(f"{len(faults)} of {len(shards)} shards are broken; the first: {faults[0]}")
     checked = [result for result in results if isinstance(result, Checked)]
     _check_distinct([one.ids for one in checked], storage.root)
-    _check_totals(totals, sum((one.totals for one in checked), Totals()), storage.root)
+    check_totals(totals, sum((one.totals for one in checked), Totals()), storage.root)
     return Verified(
         shards=len(shards),
         row_groups=sum(one.row_groups for one in checked),
@@ -68,6 +67,12 @@ def verify_shards(storage: Storage, header: Header, shards: Sequence[Shard], tot
         tokens=totals.tokens,
         bytes=sum(shard.size_bytes for shard in shards),
     )
+
+
+def try_shards(storage: Storage, header: Header, shards: Sequence[Shard]) -> list[Checked | TeachonceError]:
+    """What the check of each shard gives, or the error that it raises."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda shard: _try_check(storage, header, shard), shards))
 
 
 def _try_check(storage: Storage, header: Header, shard: Shard) -> Checked | TeachonceError:
@@ -143,13 +148,26 @@ def _check_distinct(ids: Sequence[Array], where: str) -> None:
     every = np.concatenate([np.zeros((0, 16), np.uint8), *ids])
     high, low = every.view(">u8").T
     if not _ascends(every[np.lexsort([low, high])]):
-        raise CorruptionError("example ids stand in the cache more than once", where=where)
+        raise CorruptionError(
+            "example ids stand in the cache more than once",
+            where=where,
+            do="Run `teachonce verify --repair`: the repeats leave",
+        )
 
 
-def _check_totals(logged: Totals, counted: Totals, where: str) -> None:
+def check_totals(logged: Totals, counted: Totals, where: str) -> None:
+    """Checks the log's integers against those of its shards.
+
+    Raises:
+        CorruptionError: with the first that differs.
+    """
     for name in _EXACT:
         expected, got = getattr(logged, name), getattr(counted, name)
         if expected != got:
             raise CorruptionError(
-                f"the log's {name} are not those of its shards", where=where, expected=expected, got=got
+                f"the log's {name} are not those of its shards",
+                where=where,
+                expected=expected,
+                got=got,
+                do="Run `teachonce verify --repair`: they are counted again",
             )

@@ -27,8 +27,32 @@ WRITTEN = [
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 EXPORTED = {
-    schemas: {"Cache", "Feature", "Fingerprint", "Header", "Spec", "TeachonceError", "Verified"},
-    pipelines: {"CorpusConfig", "PrecomputeConfig", "RunSummary", "TeacherConfig", "precompute"},
+    schemas: {
+        "Cache",
+        "Feature",
+        "Fingerprint",
+        "Header",
+        "Repaired",
+        "Spec",
+        "TeachonceError",
+        "Vacuumed",
+        "Verified",
+        "repair",
+        "vacuum",
+    },
+    pipelines: {
+        "CompactConfig",
+        "Compacted",
+        "CorpusConfig",
+        "Erased",
+        "ForgetConfig",
+        "PrecomputeConfig",
+        "RunSummary",
+        "TeacherConfig",
+        "compact",
+        "forget",
+        "precompute",
+    },
     trainer: {
         "EvaluateConfig",
         "Evaluated",

@@ -1,0 +1,196 @@
+"""`repair`: a version without what is broken, so that the next run computes those examples again, and only those.
+
+A shard is broken when it is missing, or when a byte, its schema, a count or an id is not what was sealed. Rows whose id
+stands in an earlier shard too leave by a copy of the others. The totals are counted again from what is left. Nothing is
+deleted; a store that refuses to be read is an error, not damage. The log, the spec and the tokenizer cannot be mended.
+
+Cost: that of `verify`, and one shard in memory for each that holds repeats.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from schemas.cache import Cache
+from schemas.commits import CommitRecord, Shard, Version, commit, read_version, record_after
+from schemas.errors import CorruptionError
+from schemas.history import origins, read_entries
+from schemas.ragged import Array
+from schemas.rewrite import ROW_GROUP_TOKENS, copy_rows
+from schemas.rows import Rows
+from schemas.shards import Totals
+from schemas.spec import Header
+from schemas.storage import Storage
+from schemas.verify import Checked, check_totals, try_shards
+
+_BY_HAND = "--repair mends shards only: restore the log, the spec or the tokenizer from a copy of the cache"
+
+
+class Lost(NamedTuple):
+    """A shard that left, and why."""
+
+    name: str
+    examples: int
+    version: int
+    """The one that it came with."""
+    run: str
+    fault: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """What `repair` found and did."""
+
+    path: str
+    version: int
+    """The newest, after it."""
+    committed: bool
+    shards: int
+    """Live, after it."""
+    lost: tuple[Lost, ...]
+    lost_examples: int
+    lost_tokens: int
+    """By what the log counted before."""
+    repeats: int
+    """Rows that stood in the cache once more, under an id that another shard holds."""
+    miscounted: bool
+    """Whether the log's totals were not those of the shards."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "lost": [lost._asdict() for lost in self.lost]}
+
+
+class _Found(NamedTuple):
+    """The state of a version's shards."""
+
+    whole: list[tuple[Shard, Checked]]
+    broken: list[tuple[Shard, CorruptionError]]
+
+    @property
+    def totals(self) -> Totals:
+        """Of the whole shards."""
+        return sum((checked.totals for _, checked in self.whole), Totals())
+
+
+class _Copied(NamedTuple):
+    """Shards that held repeats: what goes, what comes, and how the totals change."""
+
+    removed: list[Shard]
+    added: list[Shard]
+    change: Totals
+
+
+def repair(path: str | os.PathLike[str]) -> Repaired:
+    """Commits a version without broken or missing shards and without repeated rows; nothing if all is whole.
+
+    Raises:
+        NoCacheError: nothing was committed there.
+        CorruptionError: log, spec or tokenizer are damaged; nothing was committed.
+        ConflictError: a run committed in the meantime.
+    """
+    try:
+        cache = Cache.open(path)
+        cache.check_tokenizer()
+        base = read_version(cache.storage, cache.version)
+        entries = read_entries(cache.storage, cache.version)
+    except CorruptionError as error:
+        raise CorruptionError(error.what, where=error.where, got=error.got, do=_BY_HAND) from error
+    found = _check(cache)
+    copied = _without_repeats(cache.storage, cache.header, found.whole)
+    miscounted = not found.broken and _differs(base.record, found.totals)
+    removed = [*(shard for shard, _ in found.broken), *copied.removed]
+    version = base.number
+    if removed or miscounted:
+        version = _commit(cache, base, copied.added, removed, found.totals + copied.change)
+    came = origins(entries)
+    tokens = base.record.totals.tokens - found.totals.tokens
+    return Repaired(
+        path=cache.storage.root,
+        version=version,
+        committed=version != base.number,
+        shards=len(base.shards) + len(copied.added) - len(removed),
+        lost=tuple(Lost(s.name, s.examples, *came[s.name], str(error)) for s, error in found.broken),
+        lost_examples=sum(shard.examples for shard, _ in found.broken),
+        lost_tokens=tokens if found.broken else 0,
+        repeats=-copied.change.examples,
+        miscounted=miscounted,
+    )
+
+
+def _check(cache: Cache) -> _Found:
+    """Checks every shard.
+
+    Raises:
+        TeachonceError: a shard cannot be reached, which is no damage.
+    """
+    found = _Found([], [])
+    results = try_shards(cache.storage, cache.header, cache.shards)
+    for shard, result in zip(cache.shards, results, strict=True):
+        if isinstance(result, Checked):
+            found.whole.append((shard, result))
+        elif isinstance(result, CorruptionError):
+            found.broken.append((shard, result))
+        else:
+            raise result
+    return found
+
+
+def _without_repeats(storage: Storage, header: Header, whole: Sequence[tuple[Shard, Checked]]) -> _Copied:
+    """Copies, stored and not committed, of shards that hold ids of earlier ones: without these rows."""
+    removed, added, change = [], [], Totals()
+    masks = repeated([checked.ids for _, checked in whole])
+    for (shard, checked), mask in zip(whole, masks, strict=True):
+        if not mask.any():
+            continue
+        removed.append(shard)
+        change += -checked.totals
+        sealed = copy_rows(storage, header, [shard], functools.partial(_others, mask), ROW_GROUP_TOKENS)
+        if sealed is not None:
+            storage.put(sealed.name, sealed.data)
+            added.append(Shard(sealed.name, len(sealed.data), sealed.footer.totals.examples))
+            change += sealed.footer.totals
+    return _Copied(removed, added, change)
+
+
+def _others(mask: Array, rows: Rows) -> Array:
+    assert len(mask) == len(rows)
+    return ~mask
+
+
+def repeated(ids: Sequence[Array]) -> list[Array]:
+    """For each shard's ids (uint8 `[R, 16]`), which of them stand in an earlier shard too."""
+    every = np.concatenate([np.zeros((0, 16), np.uint8), *ids])
+    high, low = every.view(">u8").T
+    order = np.lexsort([low, high])
+    again = np.zeros(len(every), np.bool_)
+    again[order[1:]] = (every[order[1:]] == every[order[:-1]]).all(axis=1)
+    return np.split(again, np.cumsum([len(part) for part in ids])[:-1]) if ids else []
+
+
+def _differs(record: CommitRecord, counted: Totals) -> bool:
+    """Whether the log's integers are not those of the shards."""
+    try:
+        check_totals(record.totals, counted, "")
+    except CorruptionError:
+        return True
+    return False
+
+
+def _commit(
+    cache: Cache, base: Version, added: Sequence[Shard], removed: Sequence[Shard], totals: Totals
+) -> int:
+    fields = {
+        "run": f"repair-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}",
+        "header_hash": base.record.header_hash,
+        "provenance": base.record.provenance,
+    }
+    record = replace(record_after(base, added, Totals(), removed, **fields), totals=totals)
+    return commit(cache.storage, cache.spec, base, added, record, removed=removed)
