@@ -98,7 +98,6 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     rejects = AsIter(
         (parsed[REJECTS], examples[REJECTS]) | "gather rejects" >> beam.Flatten() | FewPerReason()
     )
-    hints = teacher_hints(config)
     once = pipeline | "once" >> beam.Create([None])
     gate = AsSingleton(
         once | "keep the tolerances" >> beam.Map(pass_gate, run, config.unit_tokens, counts, rejects)
@@ -107,9 +106,9 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         examples.main
         | "assign units" >> beam.Map(in_unit, gate)
         | "group units" >> beam.GroupByKey()
-        | "unpack units" >> beam.Map(members).with_resource_hints(**hints)
+        | "unpack units" >> hinted(beam.Map(members), config)
         | "ask the teacher"
-        >> RunInference(TeacherHandler(teacher_job(job)).with_no_batching()).with_resource_hints(**hints)
+        >> hinted(RunInference(TeacherHandler(teacher_job(job)).with_no_batching()), config)
     )
     adopted = (
         new[ADOPTED]
@@ -146,11 +145,11 @@ def teacher_job(job: Job) -> TeacherJob:
     )
 
 
-def teacher_hints(config: PrecomputeConfig) -> dict[str, str]:
-    """Resource hints of the teacher's step. Its units are unpacked under the same hints: steps whose hints differ
+def hinted(step: beam.PTransform, config: PrecomputeConfig) -> beam.PTransform:
+    """A step with the resource hints of the teacher. Its units are unpacked under the same hints: steps of other hints
     run on different machines, and a whole unit would be shuffled once more between them."""
     asked = {"accelerator": config.accelerator, "min_ram": config.min_ram}
-    return {name: value for name, value in asked.items() if value}
+    return step.with_resource_hints(**{name: value for name, value in asked.items() if value})
 
 
 class ReadStored(beam.PTransform):  # type: ignore[misc]
