@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -22,7 +20,7 @@ import numpy as np
 from schemas.cache import Cache
 from schemas.commits import CommitRecord, Shard, Version, commit, read_version, record_after
 from schemas.errors import CorruptionError
-from schemas.history import origins, read_entries
+from schemas.history import new_run, origins, read_entries
 from schemas.ragged import Array
 from schemas.rewrite import ROW_GROUP_TOKENS, copy_rows
 from schemas.rows import Rows
@@ -188,7 +186,7 @@ def _commit(
     cache: Cache, base: Version, added: Sequence[Shard], removed: Sequence[Shard], totals: Totals
 ) -> int:
     fields = {
-        "run": f"repair-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}",
+        "run": new_run("repair"),
         "header_hash": base.record.header_hash,
         "provenance": base.record.provenance,
     }
