@@ -202,7 +202,7 @@ def commit_compaction(values: list[Any], task: Task) -> None:
     ]
     change = Change(added, sorted(before - lines.keys()), totals + -old)
     if change.added or change.removed:
-        commit_change(storage, task.header, base, change, run=task.run, provenance=base.record.provenance)
+        commit_change(storage, task.header, base, change, run=task.run, provenance={})
 
 
 def _outcome(task: Task, base: Version, after: Version) -> Compacted:

@@ -163,7 +163,7 @@ def _once(config: ForgetConfig, wanted: Wanted, fence: bool, living: tuple[str, 
     try:
         pipeline = beam.Pipeline(options=options)
         build(pipeline, task, base)
-        run_to_end(pipeline)
+        run_to_end(pipeline, "the same call finishes what it began")
     finally:
         with contextlib.suppress(CacheError):
             end_lease(storage, task.run)
@@ -213,9 +213,7 @@ def finish(values: list[Any], task: Task) -> None:
     change = change_of(lines)
     version = task.base
     if change.removed or task.fence:
-        version = commit_change(
-            storage, task.header, base, change, run=task.run, provenance=base.record.provenance
-        )
+        version = commit_change(storage, task.header, base, change, run=task.run, provenance={})
     erased = erase(storage, task.wanted, found)
     told = _told(storage, task, found, erased, version)
     storage.put(f"{RUNS_FOLDER}/{task.run}.json", json.dumps(told, indent=2).encode() + b"\n")

@@ -116,16 +116,19 @@ def execute(job: Job, options: PipelineOptions) -> None:
     run_to_end(pipeline)
 
 
-def run_to_end(pipeline: beam.Pipeline) -> None:
-    """Runs a pipeline; an error that a worker raised on purpose is raised again as itself."""
+def run_to_end(pipeline: beam.Pipeline, left: str = "nothing was committed") -> None:
+    """Runs a pipeline; an error that a worker raised on purpose is raised again as itself.
+
+    `left` says how any other failure leaves the cache.
+    """
     try:
         with _quiet_beam():
             pipeline.run().wait_until_finish()
     except Exception as error:
-        raise _told(error) from error
+        raise _told(error, left) from error
 
 
-def _told(error: Exception) -> TeachonceError:
+def _told(error: Exception, left: str) -> TeachonceError:
     """What a worker raised on purpose, as itself: an engine hands errors on as text, with the step's name behind."""
     text = str(error)
     kind, line = type(error).__name__, text
@@ -133,7 +136,7 @@ def _told(error: Exception) -> TeachonceError:
         found = _LAST_RAISED.findall(text)
         if not found:
             return TeachonceError(
-                "the pipeline failed; nothing was committed",
+                f"the pipeline failed; {left}",
                 got=text.strip().splitlines()[-1] if text.strip() else repr(error),
                 do="Run again with --traceback for the whole story",
             )

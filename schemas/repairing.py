@@ -29,7 +29,7 @@ from schemas.spec import Header
 from schemas.storage import Storage
 from schemas.verify import Checked, check_totals, try_shards
 
-_BY_HAND = "--repair mends shards only: restore the log, the spec or the tokenizer from a copy of the cache"
+_BY_HAND = "--repair mends shards only: what stands beside them can be restored from a copy"
 
 
 class Lost(NamedTuple):
@@ -96,11 +96,12 @@ def repair(path: str | os.PathLike[str]) -> Repaired:
     """
     try:
         cache = Cache.open(path)
-        cache.check_tokenizer()
+        cache.check_beside()
         base = read_version(cache.storage, cache.version)
         entries = read_entries(cache.storage, cache.version)
     except CorruptionError as error:
-        raise CorruptionError(error.what, where=error.where, got=error.got, do=_BY_HAND) from error
+        do = f"{error.do}. {_BY_HAND}" if error.do else _BY_HAND
+        raise CorruptionError(error.what, where=error.where, got=error.got, do=do) from error
     found = _check(cache)
     copied = _without_repeats(cache.storage, cache.header, found.whole)
     miscounted = not found.broken and _differs(base.record, found.totals)
