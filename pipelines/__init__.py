@@ -1,7 +1,21 @@
 """Writes: a corpus and a teacher become a cache, by way of Apache Beam."""
 
+from pipelines.compaction import CompactConfig, Compacted, compact
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
+from pipelines.forgetting import Erased, ForgetConfig, forget
 from pipelines.outcome import RunSummary
 from pipelines.run import precompute
 
-__all__ = ["CorpusConfig", "PrecomputeConfig", "RunSummary", "TeacherConfig", "precompute"]
+__all__ = [
+    "CompactConfig",
+    "Compacted",
+    "CorpusConfig",
+    "Erased",
+    "ForgetConfig",
+    "PrecomputeConfig",
+    "RunSummary",
+    "TeacherConfig",
+    "compact",
+    "forget",
+    "precompute",
+]

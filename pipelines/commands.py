@@ -61,7 +61,7 @@ examples:
 def precompute(argv: Sequence[str]) -> int:
     """`teachonce precompute`."""
     _quiet()
-    own, beam = _split(list(argv))
+    own, beam = split_beam(list(argv))
     arguments = _precompute_parser().parse_args(own)
     try:
         config = _config(arguments, beam)
@@ -122,7 +122,7 @@ def _taken(given: dict[str, Any], kind: type[Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in own}
 
 
-def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+def split_beam(argv: list[str]) -> tuple[list[str], list[str]]:
     """Our flags, and Beam's behind `--`."""
     if "--" not in argv:
         return argv, []

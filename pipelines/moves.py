@@ -20,6 +20,7 @@ from schemas.rewrite import copy_rows
 from schemas.rows import Rows
 from schemas.shard_reader import open_footer
 from schemas.shards import SealedShard, parse_name
+from schemas.spec import Header
 from schemas.storage import Storage, StoredFile
 
 
@@ -48,17 +49,21 @@ def rewrite(
     leaving = {example: pruned for example, pruned in element[1] if not (pruned and prune_withheld)}
     pruned = sum(leaving.values())
     work = {"pruned_examples": pruned, "replaced_examples": len(leaving) - pruned}
-    line = without_rows(run, element[0], leaving.keys(), row_group_tokens) if leaving else no_shard("")
+    if not leaving:
+        return no_shard("", **work)
+    storage = Storage.at(run.root)
+    line = without_rows(storage, run.header, element[0], leaving.keys(), row_group_tokens)
     return line._replace(work=work)
 
 
-def without_rows(run: Run, name: str, leaving: Collection[bytes], row_group_tokens: int) -> ShardLine:
+def without_rows(
+    storage: Storage, header: Header, name: str, leaving: Collection[bytes], row_group_tokens: int
+) -> ShardLine:
     """The line that replaces a live shard by a copy of its rows that are not in `leaving`."""
-    storage = Storage.at(run.root)
     opened = open_footer(storage, name)
     totals = opened.footer.totals
     source = Shard(name, opened.size, totals.examples)
-    sealed = copy_rows(storage, run.header, [source], lambda rows: ~has_id(rows, leaving), row_group_tokens)
+    sealed = copy_rows(storage, header, [source], lambda rows: ~has_id(rows, leaving), row_group_tokens)
     line = no_shard(f"{parse_name(name)[0]} left") if sealed is None else _stored(storage, sealed)
     return line._replace(replaces=(name, asdict(totals)))
 

@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import time
-import uuid
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -27,7 +26,7 @@ from pipelines.teacher import pick_device
 from schemas.cache import RUNS_FOLDER, base_version, read_header
 from schemas.commits import NO_VERSION
 from schemas.errors import CacheError, ConflictError, MismatchError, NoCacheError, TeachonceError
-from schemas.history import end_lease, orphans, take_lease
+from schemas.history import end_lease, new_run, orphans, take_lease
 from schemas.memory import FORGOTTEN_FOLDER, UNSCORED_FOLDER, remembered_names
 from schemas.spec import Header, Spec, differences
 from schemas.storage import Storage
@@ -84,7 +83,7 @@ def prepare(config: PrecomputeConfig) -> tuple[Job, PipelineOptions]:
     runner = options.view_as(StandardOptions).runner
     pick_device(config.teacher.device)
     run = Run(
-        id=f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}",
+        id=new_run(),
         root=storage.root,
         base=NO_VERSION if base is None else base.number,
         header=header,
@@ -111,17 +110,25 @@ def prepare(config: PrecomputeConfig) -> tuple[Job, PipelineOptions]:
 
 
 def execute(job: Job, options: PipelineOptions) -> None:
-    """Runs the pipeline to its end; an error that a worker raised on purpose is raised again as itself."""
+    """Builds the pipeline and runs it to its end."""
     pipeline = beam.Pipeline(options=options)
     build(pipeline, job)
+    run_to_end(pipeline)
+
+
+def run_to_end(pipeline: beam.Pipeline, left: str = "nothing was committed") -> None:
+    """Runs a pipeline; an error that a worker raised on purpose is raised again as itself.
+
+    `left` says how any other failure leaves the cache.
+    """
     try:
         with _quiet_beam():
             pipeline.run().wait_until_finish()
     except Exception as error:
-        raise _told(error) from error
+        raise _told(error, left) from error
 
 
-def _told(error: Exception) -> TeachonceError:
+def _told(error: Exception, left: str) -> TeachonceError:
     """What a worker raised on purpose, as itself: an engine hands errors on as text, with the step's name behind."""
     text = str(error)
     kind, line = type(error).__name__, text
@@ -129,7 +136,7 @@ def _told(error: Exception) -> TeachonceError:
         found = _LAST_RAISED.findall(text)
         if not found:
             return TeachonceError(
-                "the pipeline failed; nothing was committed",
+                f"the pipeline failed; {left}",
                 got=text.strip().splitlines()[-1] if text.strip() else repr(error),
                 do="Run again with --traceback for the whole story",
             )

@@ -160,18 +160,18 @@ class Cache:
             CorruptionError: with the first thing that does not match, and how many shards are broken in all.
             NoCacheError: this is an old version of which shards were deleted on purpose.
         """
-        self.check_tokenizer()
+        self.check_beside()
         there = {file.name for file in self.storage.files()}
         missing = [shard for shard in self.shards if shard.name not in there]
         if missing and (given_up := self._given_up(missing[0])):
             raise given_up
         return verify_shards(self.storage, self.header, self.shards, self.totals)
 
-    def check_tokenizer(self) -> None:
-        """Checks every file of the teacher's tokenizer.
+    def check_beside(self) -> None:
+        """Checks what stands beside the shards: the log up to this version, what is remembered, the tokenizer.
 
         Raises:
-            CorruptionError: one is missing, or not the one that was stored.
+            CorruptionError: a file is missing, or not the one that was written.
         """
         self.versions()
         read_memory(self.storage)

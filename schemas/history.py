@@ -10,6 +10,7 @@ Cost: one listing; and, where the folder holds a shard that is not live, one sma
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -92,6 +93,12 @@ def is_shard(name: str) -> bool:
 def as_shard(file: StoredFile, examples: int) -> Shard:
     """A stored file as the log would have it."""
     return Shard(file.name, file.size_bytes, examples)
+
+
+def new_run(verb: str = "") -> str:
+    """A name for a run that begins now; that of a verb which is no precompute begins with it."""
+    begun = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}"
+    return f"{verb}-{begun}" if verb else begun
 
 
 def take_lease(storage: Storage, run: str) -> None:

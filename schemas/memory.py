@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -65,6 +65,26 @@ def read_unscored(storage: Storage, name: str) -> list[Unscored]:
         CorruptionError: it is not what was written.
     """
     return [Unscored(bytes.fromhex(line[0]), *line[1:]) for line in _read(storage, name)]
+
+
+def erase_unscored(storage: Storage, documents: Collection[bytes]) -> list[bytes]:
+    """Rewrites the files of what could not be scored without some documents; the hash of each line that went.
+
+    A file that is not what was written may hold anything: it goes whole, and what it said is tried again.
+    """
+    gone: list[bytes] = []
+    for name in remembered_names(storage, UNSCORED_FOLDER):
+        try:
+            lines = read_unscored(storage, name)
+        except CorruptionError:
+            storage.delete([name])
+            continue
+        found = [line.document_hash for line in lines if line.document_hash in documents]
+        if found:
+            write_unscored(storage, (line for line in lines if line.document_hash not in documents))
+            storage.delete([name])
+        gone += found
+    return gone
 
 
 def write_forgotten(storage: Storage, items: Iterable[bytes | str]) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -22,7 +20,7 @@ import numpy as np
 from schemas.cache import Cache
 from schemas.commits import CommitRecord, Shard, Version, commit, read_version, record_after
 from schemas.errors import CorruptionError
-from schemas.history import origins, read_entries
+from schemas.history import new_run, origins, read_entries
 from schemas.ragged import Array
 from schemas.rewrite import ROW_GROUP_TOKENS, copy_rows
 from schemas.rows import Rows
@@ -31,7 +29,7 @@ from schemas.spec import Header
 from schemas.storage import Storage
 from schemas.verify import Checked, check_totals, try_shards
 
-_BY_HAND = "--repair mends shards only: restore the log, the spec or the tokenizer from a copy of the cache"
+_BY_HAND = "--repair mends shards only: what stands beside them can be restored from a copy"
 
 
 class Lost(NamedTuple):
@@ -98,11 +96,12 @@ def repair(path: str | os.PathLike[str]) -> Repaired:
     """
     try:
         cache = Cache.open(path)
-        cache.check_tokenizer()
+        cache.check_beside()
         base = read_version(cache.storage, cache.version)
         entries = read_entries(cache.storage, cache.version)
     except CorruptionError as error:
-        raise CorruptionError(error.what, where=error.where, got=error.got, do=_BY_HAND) from error
+        do = f"{error.do}. {_BY_HAND}" if error.do else _BY_HAND
+        raise CorruptionError(error.what, where=error.where, got=error.got, do=do) from error
     found = _check(cache)
     copied = _without_repeats(cache.storage, cache.header, found.whole)
     miscounted = not found.broken and _differs(base.record, found.totals)
@@ -188,7 +187,7 @@ def _commit(
     cache: Cache, base: Version, added: Sequence[Shard], removed: Sequence[Shard], totals: Totals
 ) -> int:
     fields = {
-        "run": f"repair-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}",
+        "run": new_run("repair"),
         "header_hash": base.record.header_hash,
         "provenance": base.record.provenance,
     }

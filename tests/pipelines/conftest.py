@@ -1,10 +1,13 @@
 """Teachers and caches that many tests look at, made once a session."""
 
+import shutil
+
 import pytest
 import torch
 
 from tests.pipelines import models
 from tests.pipelines.helpers import documents, run, write_jsonl
+from tests.pipelines.people import FLAGS, people
 
 torch.set_num_threads(1)
 
@@ -33,3 +36,18 @@ def whole(tmp_path_factory, teacher, corpus):
     cache = tmp_path_factory.mktemp("whole") / "cache"
     summary = run(corpus, teacher, cache, unit_tokens=400, row_group_tokens=100)
     return cache, summary
+
+
+@pytest.fixture(scope="session")
+def _nights(tmp_path_factory, teacher):
+    """Two nights of the real precompute, twelve people, then eighteen."""
+    folder = tmp_path_factory.mktemp("nights")
+    for night, count in enumerate((12, 18)):
+        run(write_jsonl(folder / f"{night}.jsonl", people(count)), teacher, folder / "cache", **FLAGS)
+    return folder
+
+
+@pytest.fixture
+def nights(_nights, tmp_path):
+    """A copy of their cache, and the second night's corpus."""
+    return shutil.copytree(_nights / "cache", tmp_path / "cache"), _nights / "1.jsonl"

@@ -1,0 +1,237 @@
+"""`forget`: rows leave on request, at once and for good, and what was forgotten does not come back.
+
+    put on the list -> every shard of the folder: search, and rewrite if it is live -> commit -> erase
+
+The order is what makes it safe. The list (salted hashes) is left first, so that no run that begins afterwards computes
+the documents again. The commit takes the rows out of the newest version; it also turns away a run that began before,
+with the shorter list. Only then are shards deleted: all that held the rows, of any version or of none. After a crash
+at any instant the same call finishes the work.
+
+Cost: the identity columns of every shard in the folder are read, and each live shard that loses rows is written once
+more. The ids travel inside the job, so there are at most `MAX_LINES` a call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines.beam_options import parse_beam_options
+from pipelines.erasure import Found, Gone, Wanted, erase, search
+from pipelines.moves import lines_of, without_rows
+from pipelines.outcome import change_of, commit_change
+from pipelines.run import run_to_end
+from pipelines.units import ShardLine
+from schemas.cache import RUNS_FOLDER, base_version, read_header
+from schemas.commits import Version, read_version
+from schemas.errors import CacheError, ConflictError, NoCacheError
+from schemas.history import (
+    end_lease,
+    is_shard,
+    living_runs,
+    new_run,
+    read_entries,
+    take_lease,
+    unreadable_versions,
+)
+from schemas.memory import FORGOTTEN_FOLDER, read_forgotten, remembered_names, write_forgotten
+from schemas.rewrite import ROW_GROUP_TOKENS
+from schemas.spec import Header
+from schemas.storage import Storage
+
+MAX_LINES = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetConfig:
+    """One call of `forget`."""
+
+    cache: str
+    ids: tuple[str, ...]
+    """Document ids; or, as 32 hex digits, hashes of documents or ids of examples."""
+    force: bool = False
+    """Whether runs that seem to live are taken for dead."""
+    beam_options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.ids or not all(self.ids):
+            raise ValueError("ids cannot be empty")
+        if len(self.ids) > MAX_LINES:
+            raise ValueError(f"ids cannot be {len(self.ids):,}, but {MAX_LINES:,} at most: split them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erased:
+    """What `forget` did."""
+
+    run: str
+    version: int
+    """The newest, after it."""
+    committed: bool
+    examples: int
+    """Rows that left the newest version."""
+    documents: int
+    """Documents of which all rows left."""
+    rewritten_shards: int
+    deleted_files: int
+    """Shards, of any version or of none, that held the rows or could not be read; and parts of unfinished writes."""
+    deleted_bytes: int
+    remembered_lines: int
+    """Erased from what could not be scored, and from the lists of rejects."""
+    unreadable_versions: tuple[int, ...]
+    """Every version that can no longer be read, also those given up before."""
+    not_found: tuple[str, ...]
+    """Kept out from now on all the same."""
+    living_runs: tuple[str, ...]
+    """Runs that `force` took for dead."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What every step knows. Plain values: it is pickled."""
+
+    run: str
+    root: str
+    base: int
+    header: Header
+    wanted: Wanted
+    fence: bool
+    """Whether to commit also when no row leaves."""
+
+
+def forget(config: ForgetConfig) -> Erased:
+    """Erases rows from every version, and keeps what they came from out of later runs.
+
+    Raises:
+        NoCacheError: nothing was committed there.
+        CacheError: a run lives.
+        ConflictError: others committed in the meantime, twice.
+        CorruptionError: the log is broken; or a live shard is, and then what was asked for is on the list all the same.
+    """
+    storage = Storage.at(config.cache)
+    read_header(storage)
+    base = base_version(storage)
+    if base is None:
+        raise NoCacheError("no cache is there: nothing was committed", where=storage.root)
+    read_entries(storage, base.number)  # a damaged log is told before anything is changed
+    living = living_runs(storage)
+    if living and not config.force:
+        raise CacheError(
+            "a run lives, and may hold what is to be forgotten",
+            where=storage.root,
+            got=", ".join(living),
+            do="Wait for its end; if it crashed, say --force",
+        )
+    wanted = Wanted(lines=tuple(dict.fromkeys(config.ids)))
+    fence = remember(storage, wanted) or bool(living)
+    try:
+        return _once(config, wanted, fence, tuple(living))
+    except ConflictError:
+        return _once(config, wanted, fence, tuple(living))
+
+
+def remember(storage: Storage, wanted: Wanted) -> bool:
+    """Puts on the list what is not there yet; whether there was any."""
+    before = read_forgotten(storage, remembered_names(storage, FORGOTTEN_FOLDER))
+    new = [item for item in wanted.items() if not before.has(item)]
+    if new:
+        write_forgotten(storage, new)
+    return bool(new)
+
+
+def _once(config: ForgetConfig, wanted: Wanted, fence: bool, living: tuple[str, ...]) -> Erased:
+    options = parse_beam_options(config.beam_options)
+    storage = Storage.at(config.cache)
+    base = read_version(storage)
+    task = Task(
+        run=new_run("forget"),
+        root=storage.root,
+        base=base.number,
+        header=read_header(storage),
+        wanted=wanted,
+        fence=fence,
+    )
+    take_lease(storage, task.run)
+    try:
+        pipeline = beam.Pipeline(options=options)
+        build(pipeline, task, base)
+        run_to_end(pipeline, "the same call finishes what it began")
+    finally:
+        with contextlib.suppress(CacheError):
+            end_lease(storage, task.run)
+    told = json.loads(storage.read(f"{RUNS_FOLDER}/{task.run}.json"))
+    met = set(told.pop("lines"))
+    told["unreadable_versions"] = tuple(told["unreadable_versions"])
+    missing = tuple(line for number, line in enumerate(wanted.lines) if number not in met)
+    return Erased(**told, not_found=missing, living_runs=living)
+
+
+def build(pipeline: beam.Pipeline, task: Task, base: Version) -> None:
+    """Wires one call. The folder is listed here, once."""
+    live = {shard.name for shard in base.shards}
+    present = {file.name: file.size_bytes for file in Storage.at(task.root).files() if is_shard(file.name)}
+    sizes = present | {shard.name: shard.size_bytes for shard in base.shards}
+    _ = (
+        pipeline
+        | "list shards" >> beam.Create([(name, size, name in live) for name, size in sizes.items()])
+        | "spread shards" >> beam.Reshuffle()
+        | "search and rewrite" >> beam.Map(forget_in, task)
+        | "gather lines" >> beam.combiners.ToList()
+        | "commit and erase" >> beam.Map(finish, task)
+    )
+
+
+def forget_in(file: tuple[str, int, bool], task: Task) -> tuple[Found, list[ShardLine]]:
+    """What one shard holds of it and, if it is live, the shard that replaces it."""
+    storage = Storage.at(task.root)
+    found = search(storage, task.header, file, task.wanted)
+    if not (found.live and found.examples):
+        return found, []
+    line = without_rows(storage, task.header, found.name, frozenset(found.examples), ROW_GROUP_TOKENS)
+    take_lease(storage, task.run)
+    return found, [line]
+
+
+def finish(values: list[Any], task: Task) -> None:
+    """The last step: one version without the rows, then the files that held them, then a summary without their ids.
+
+    Raises:
+        ConflictError: a run committed in the meantime; nothing was deleted.
+    """
+    storage = Storage.at(task.root)
+    found = [Found(*value) for value, _ in values]
+    lines = [line for _, some in values for line in lines_of(some)]
+    base = read_version(storage, task.base)
+    change = change_of(lines)
+    version = task.base
+    if change.removed or task.fence:
+        version = commit_change(storage, task.header, base, change, run=task.run, provenance={})
+    erased = erase(storage, task.wanted, found)
+    told = _told(storage, task, found, erased, version)
+    storage.put(f"{RUNS_FOLDER}/{task.run}.json", json.dumps(told, indent=2).encode() + b"\n")
+
+
+def _told(storage: Storage, task: Task, found: list[Found], erased: Gone, version: int) -> Mapping[str, Any]:
+    live = [one for one in found if one.live and one.examples]
+    present = {file.name for file in storage.files()}
+    return {
+        "run": task.run,
+        "version": version,
+        "committed": version != task.base,
+        "examples": sum(len(one.examples) for one in live),
+        "documents": len({document for one in live for document in one.documents}),
+        "rewritten_shards": len(live),
+        "deleted_files": len(erased.files) + len(erased.parts),
+        "deleted_bytes": erased.size_bytes,
+        "remembered_lines": erased.remembered,
+        "unreadable_versions": unreadable_versions(read_entries(storage, version), present),
+        "lines": erased.lines,
+    }
