@@ -116,9 +116,12 @@ def _sample_lines(sample: Measured) -> list[tuple[str, str]]:
         ("sample: examples / tokens", f"{sample.examples:,} / {sample.tokens:,}"),
         ("  padded / tokens", f"{sample.padded_tokens / tokens:.3f}"),
         ("  kept entries a position", f"{sample.entries / positions:.1f}"),
-        ("  kept mass", f"{sample.kept_mass_sum / positions:.4f}"),
     ]
-    return lines + ([("  the teacher could not score", f"{sample.rejects:,}")] if sample.rejects else [])
+    if sample.kept_mass_sum:
+        lines.append(("  kept mass", f"{sample.kept_mass_sum / positions:.4f}"))
+    if sample.rejects:
+        lines.append(("  the teacher could not score", f"{sample.rejects:,}"))
+    return lines
 
 
 def _expected_lines(expected: Expected, epochs: int) -> list[tuple[str, str]]:
