@@ -34,7 +34,7 @@ from apache_beam.pvalue import AsDict, AsIter
 
 from pipelines.config import PrecomputeConfig
 from pipelines.gate import Run, rejects_of, too_many_missing, too_many_rejects
-from pipelines.job import Job, gate_of, in_unit, read, teacher_job
+from pipelines.job import Job, gate_of, in_unit, read, teacher_hints, teacher_job
 from pipelines.progress import shown
 from pipelines.run import in_process, prepare, run_to_end
 from pipelines.sample import Measured, SampleHandler, SmallestIds, Unit
@@ -156,7 +156,10 @@ def wire(pipeline: beam.Pipeline, job: Job, sample_tokens: int, target: str) -> 
         reading.examples
         | "take a sample" >> beam.CombineGlobally(SmallestIds(sample_tokens))
         | "cut into units" >> beam.FlatMap(cut, run, config.unit_tokens, reading.counts)
-        | "ask the teacher" >> RunInference(SampleHandler(teacher_job(job)).with_no_batching())
+        | "ask the teacher"
+        >> RunInference(SampleHandler(teacher_job(job)).with_no_batching()).with_resource_hints(
+            **teacher_hints(config)
+        )
     )
     _ = once | "tell the driver" >> beam.Map(tell, target, reading.counts, moves, AsIter(measured))
 

@@ -19,6 +19,7 @@ from apache_beam.ml.inference.base import ModelHandler
 from pipelines.handler import TeacherJob, open_scorer
 from pipelines.tokenise import Example
 from pipelines.units import ShardLine, UnitScorer
+from pipelines.versions import check_versions
 from schemas.identity import unit_name
 from schemas.shard_reader import open_footer, read_group
 from schemas.spec import Spec
@@ -94,6 +95,7 @@ class SampleHandler(ModelHandler[list[Unit], Measured, TeacherJob]):  # type: ig
         self._job = job
 
     def load_model(self) -> TeacherJob:
+        check_versions(self._job.versions)
         return self._job
 
     def run_inference(
