@@ -26,6 +26,9 @@ class Verb(NamedTuple):
 
 VERBS = {
     "precompute": Verb("pipelines.commands", "pipelines", "run the teacher over a corpus, into a cache"),
+    "plan": Verb(
+        "pipelines.plan_commands", "pipelines", "what a precompute would do and cost; writes nothing"
+    ),
     "inspect": Verb("schemas.commands", "", "show what a cache holds"),
     "verify": Verb(
         "schemas.commands", "", "check every byte, count and id; with --teacher, the values; or --repair"

@@ -60,15 +60,10 @@ examples:
 
 def precompute(argv: Sequence[str]) -> int:
     """`teachonce precompute`."""
-    _quiet()
+    quiet()
     own, beam = split_beam(list(argv))
-    arguments = _precompute_parser().parse_args(own)
-    try:
-        config = _config(arguments, beam)
-    except ValueError as error:
-        raise UsageError("a flag's value is refused", got=str(error)) from error
-    if arguments.report and not Path(arguments.report).absolute().parent.is_dir():
-        raise UsageError("--report: no such folder", where=arguments.report)
+    arguments = run_parser("precompute", _PRECOMPUTE_HELP, _PRECOMPUTE_EXAMPLES).parse_args(own)
+    config = run_config(arguments, beam)
     summary = run_precompute(config)
     if arguments.report:
         Path(arguments.report).write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -78,7 +73,7 @@ def precompute(argv: Sequence[str]) -> int:
 
 def verify(argv: Sequence[str]) -> int:
     """`teachonce verify CACHE --teacher DIR`."""
-    _quiet()
+    quiet()
     arguments = _verify_parser().parse_args(list(argv))
     cache = Cache.open(arguments.cache, arguments.version)
     checked = cache.verify()
@@ -99,6 +94,20 @@ def verify(argv: Sequence[str]) -> int:
             do="Check that device, dtype and library versions are those of the run; see `teachonce inspect`",
         )
     return 0
+
+
+def run_config(arguments: argparse.Namespace, beam: Sequence[str]) -> PrecomputeConfig:
+    """The run that the flags ask for.
+
+    Raises:
+        UsageError: a value is refused.
+    """
+    if arguments.report and not Path(arguments.report).absolute().parent.is_dir():
+        raise UsageError("--report: no such folder", where=arguments.report)
+    try:
+        return _config(arguments, beam)
+    except ValueError as error:
+        raise UsageError("a flag's value is refused", got=str(error)) from error
 
 
 def _config(arguments: argparse.Namespace, beam: Sequence[str]) -> PrecomputeConfig:
@@ -130,8 +139,9 @@ def split_beam(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[:place], argv[place + 1 :]
 
 
-def _precompute_parser() -> Parser:
-    parser = Parser(prog="teachonce precompute", description=_PRECOMPUTE_HELP, epilog=_PRECOMPUTE_EXAMPLES)
+def run_parser(verb: str, description: str, examples: str) -> Parser:
+    """The flags of a run, which is also planned by them."""
+    parser = Parser(prog=f"teachonce {verb}", description=description, epilog=examples)
     _add_corpus_flags(parser.add_argument_group("corpus"))
     _add_teacher_flags(parser.add_argument_group("teacher"))
     _add_cache_flags(parser.add_argument_group("cache"))
@@ -263,7 +273,7 @@ def _print_rescored(found: Rescored, cache: Cache, checked: Verified, *, as_json
     )
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """The teacher's loading bars stay off the screen."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -62,15 +62,25 @@ def check_rejects(run: Run, counts: Mapping[str, int], lines: Sequence[RejectLin
     Raises:
         TooManyRejectsError: naming the commonest reason and the file.
     """
+    if too_many_rejects(run, counts) is None:
+        return
+    error = too_many_rejects(run, counts, where=f"{run.root}/{write_rejects(run, lines)}")
+    assert error is not None
+    raise error
+
+
+def too_many_rejects(
+    run: Run, counts: Mapping[str, int], where: str | None = None
+) -> TooManyRejectsError | None:
+    """Why a run with these counts fails, its rejects standing in `where`; None where it tolerates them."""
     rejects = rejects_of(counts)
     documents, total = counts.get("documents", 0), sum(rejects.values())
     if total <= run.max_reject_fraction * documents:
-        return
-    name = write_rejects(run, lines)
+        return None
     reason = max(rejects, key=lambda key: rejects[key])
-    raise TooManyRejectsError(
+    return TooManyRejectsError(
         f"{total:,} of {documents:,} documents are rejected, most as {reason}; nothing was committed",
-        where=f"{run.root}/{name}",
+        where=where,
         expected=f"at most {run.max_reject_fraction:.2%}",
         got=f"{total / documents:.2%}",
         do="Mend the corpus or the field flags, or raise --max_reject_fraction",
@@ -83,10 +93,17 @@ def check_missing(run: Run, counts: Mapping[str, int]) -> None:
     Raises:
         TooManyMissingError: with both numbers.
     """
+    error = too_many_missing(run, counts)
+    if error is not None:
+        raise error
+
+
+def too_many_missing(run: Run, counts: Mapping[str, int]) -> TooManyMissingError | None:
+    """Why a run with these counts fails; None where it tolerates them."""
     pruned = counts.get("pruned_rows", 0)
     if pruned <= run.max_prune_fraction * run.live_rows:
-        return
-    raise TooManyMissingError(
+        return None
+    return TooManyMissingError(
         f"--prune would remove {pruned:,} of {run.live_rows:,} rows; nothing was committed",
         where=run.root,
         expected=f"at most {run.max_prune_fraction:.2%}",

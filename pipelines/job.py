@@ -11,9 +11,9 @@ Their ids are read here and joined with the corpus by document; no worker ever h
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
@@ -61,8 +61,21 @@ class Job:
     """Files of the cache's memory."""
 
 
-def build(pipeline: beam.Pipeline, job: Job) -> None:
-    """Wires one run."""
+class Reading(NamedTuple):
+    """What is known of a corpus and a cache before the teacher starts."""
+
+    examples: beam.PCollection
+    """To be scored."""
+    adopted: beam.PCollection
+    """(orphan, example id) of rows that come in."""
+    leaving: beam.PCollection
+    """(live shard, (example id, whether it is pruned)) of rows that leave."""
+    counts: AsDict
+    rejects: AsIter
+
+
+def read(pipeline: beam.Pipeline, job: Job) -> Reading:
+    """Wires all that is read and joined, for a run and for its plan."""
     config, run = job.config, job.run
     parsed = (
         pipeline
@@ -80,7 +93,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         | "spread documents" >> beam.Reshuffle()
         | "tokenise" >> tagged(Tokenise(config, run), REJECTS)
     )
-    gone = (
+    leaving_rows = (
         {"missing": new[MISSING], "seen": parsed[SEEN]}
         | "meet by id" >> beam.CoGroupByKey()
         | "find what leaves" >> beam.FlatMap(leaving, prune=config.prune, replace=config.replace)
@@ -90,7 +103,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
             parsed[COUNTS],
             new[COUNTS],
             examples[COUNTS],
-            gone | "count what is pruned" >> beam.Map(count_pruned),
+            leaving_rows | "count what is pruned" >> beam.Map(count_pruned),
         )
         | "gather counts" >> beam.Flatten()
         | "add counts" >> beam.CombinePerKey(sum)
@@ -98,30 +111,37 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     rejects = AsIter(
         (parsed[REJECTS], examples[REJECTS]) | "gather rejects" >> beam.Flatten() | FewPerReason()
     )
+    return Reading(examples.main, new[ADOPTED], leaving_rows, counts, rejects)
+
+
+def build(pipeline: beam.Pipeline, job: Job) -> None:
+    """Wires one run."""
+    config, run = job.config, job.run
+    examples, adopted, leaving_rows, counts, rejects = read(pipeline, job)
     once = pipeline | "once" >> beam.Create([None])
     gate = AsSingleton(
         once | "keep the tolerances" >> beam.Map(pass_gate, run, config.unit_tokens, counts, rejects)
     )
     scored = (
-        examples.main
+        examples
         | "assign units" >> beam.Map(in_unit, gate)
         | "group units" >> beam.GroupByKey()
         | "unpack units" >> hinted(beam.Map(members), config)
         | "ask the teacher"
         >> hinted(RunInference(TeacherHandler(teacher_job(job)).with_no_batching()), config)
     )
-    adopted = (
-        new[ADOPTED]
+    moved = (
+        adopted
         | "group by orphan" >> beam.GroupByKey()
         | "adopt" >> beam.Map(adopt, run, config.row_group_tokens)
     )
     rewritten = (
-        gone
+        leaving_rows
         | "group by shard" >> beam.GroupByKey()
         | "rewrite" >> beam.Map(rewrite_shard, run, config.row_group_tokens, gate)
     )
     _ = (
-        (scored, adopted, rewritten)
+        (scored, moved, rewritten)
         | "meet lines" >> beam.Flatten()
         | "gather lines" >> beam.combiners.ToList()
         | "commit" >> beam.Map(commit_run, run, counts, rejects)
@@ -205,11 +225,14 @@ def pass_gate(
     """Fails the run, before the teacher starts, if too much was rejected or is missing; else says how it goes on."""
     check_rejects(run, counts, _reject_lines(rejects))
     check_missing(run, counts)
+    return tuple(gate_of(run, unit_tokens, counts))
+
+
+def gate_of(run: Run, unit_tokens: int, counts: Mapping[str, int]) -> Gate:
+    """How a run goes on that has these counts."""
     entries = counts.get("positions", 0) * run.header.spec.max_kept
     weight = max(counts.get("tokens", 0), entries // ENTRIES_A_TOKEN)
-    return tuple(
-        Gate(num_units=max(1, -(-weight // unit_tokens)), prune_withheld=counts.get("unidentified", 0) > 0)
-    )
+    return Gate(num_units=max(1, -(-weight // unit_tokens)), prune_withheld=counts.get("unidentified", 0) > 0)
 
 
 def in_unit(example: tuple[Any, ...], gate: tuple[Any, ...]) -> tuple[int, tuple[Any, ...]]:

@@ -62,7 +62,7 @@ def run_once(config: PrecomputeConfig) -> RunSummary:
     job, options = prepare(config)
     storage = Storage.at(job.run.root)
     try:
-        with shown(config.show_progress and _in_process(options)):
+        with shown(config.show_progress and in_process(options)):
             execute(job, options)
         data = storage.read(f"{RUNS_FOLDER}/{job.run.id}.json")
         return RunSummary.from_json(json.loads(data))
@@ -71,8 +71,11 @@ def run_once(config: PrecomputeConfig) -> RunSummary:
             end_lease(storage, job.run.id)
 
 
-def prepare(config: PrecomputeConfig) -> tuple[Job, PipelineOptions]:
-    """Everything that is decided before the pipeline: pieces, teacher, header, base version."""
+def prepare(config: PrecomputeConfig, *, leased: bool = True) -> tuple[Job, PipelineOptions]:
+    """Everything that is decided before the pipeline: pieces, teacher, header, base version.
+
+    The cache is told that a run lives before its orphans are listed, unless nothing will be written (`leased`).
+    """
     options = parse_beam_options(config.beam_options)
     storage = Storage.at(config.cache)
     pieces = find_pieces(config.corpus)
@@ -96,7 +99,8 @@ def prepare(config: PrecomputeConfig) -> tuple[Job, PipelineOptions]:
         may_leave=config.prune or config.replace,
         forgotten=remembered_names(storage, FORGOTTEN_FOLDER),
     )
-    take_lease(storage, run.id)
+    if leased:
+        take_lease(storage, run.id)
     job = Job(
         config=config,
         run=run,
@@ -167,7 +171,8 @@ def _refuse_other(storage: Storage, header: Header) -> None:
         )
 
 
-def _in_process(options: PipelineOptions) -> bool:
+def in_process(options: PipelineOptions) -> bool:
+    """Whether the pipeline runs in this very process."""
     return bool(options.view_as(StandardOptions).runner == "FnApiRunner")
 
 
