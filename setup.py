@@ -25,6 +25,8 @@ setup(
     ],
     extras_require={
         "pipelines": ["apache-beam>=2.77", "zstandard>=0.23", *TORCH],
+        "s3": ["boto3>=1.35"],
+        "gcs": ["google-cloud-storage>=2.18.2", "google-auth-httplib2>=0.1,<0.3", "grpcio-status"],
         "trainer": ["accelerate>=1.1", "scikit-learn>=1.6", "pyyaml", *TORCH],
         "dev": [
             "beartype>=0.20",

@@ -6,6 +6,7 @@ line a unit: no kept entry ever crosses a stage.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,16 +38,20 @@ class TeacherJob:
 
 
 class LazyScorer:
-    """Opens the teacher at its first unit, so that a run with nothing new never loads it."""
+    """Opens the teacher at its first unit, so that a run with nothing new never loads it.
+
+    Engines hand units to several threads of one worker at once: one of them opens the teacher, the others wait.
+    """
 
     def __init__(self, job: TeacherJob) -> None:
         self._job = job
         self._scorer: UnitScorer | None = None
+        self._opening = threading.Lock()
 
     def score(self, examples: Sequence[Example]) -> ShardLine:
         """Scores one unit."""
-        if self._scorer is None:
-            self._scorer = open_scorer(self._job)
+        with self._opening:
+            self._scorer = self._scorer or open_scorer(self._job)
         PROGRESS.start_teacher()
         name = unit_name((example.id for example in examples), self._job.header.spec.hash)
         return self._scorer.score(name, examples)

@@ -9,6 +9,7 @@ import time
 import uuid
 
 import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 import schemas.errors
@@ -53,6 +54,7 @@ def precompute(config: PrecomputeConfig) -> RunSummary:
 def prepare(config: PrecomputeConfig) -> tuple[Job, PipelineOptions]:
     """Everything that is decided before the pipeline: pieces, teacher, header, base version."""
     options = parse_beam_options(config.beam_options)
+    FileSystems.set_options(options)  # the corpus is listed before there is a pipeline that would say so
     storage = Storage.at(config.cache)
     pieces = find_pieces(config.corpus)
     teacher = resolve(config.teacher)
