@@ -9,11 +9,13 @@ UV_VERSION := 0.13.8
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help venv demo test check bench lock clean
+.PHONY: help venv demo engines test test-engines check bench lock clean
 
 help:
 	@echo "make demo   the whole path on what the repository ships: corpus, teacher, cache, three students, a table"
-	@echo "make test   the tests, with coverage"
+	@echo "make test   the tests, with coverage; those of engines and stores apart"
+	@echo "make engines       fetch Prism, Flink, MinIO and a GCS emulator into .engines (needs go, mvn, java)"
+	@echo "make test-engines  the tests that run on them"
 	@echo "make check  ruff, mypy, import-linter"
 	@echo "make bench  the benchmarks, as ratios"
 	@echo "make venv   the environment alone; the others make it by themselves"
@@ -35,7 +37,13 @@ demo: venv
 	$(BIN)/python examples/demo.py
 
 test: venv
-	$(BIN)/python -m pytest tests --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest tests -m "not engines and not chaos" --cov --cov-report=term:skip-covered
+
+engines: venv
+	$(BIN)/python tests/engines/fetch.py
+
+test-engines: venv
+	$(BIN)/python -m pytest tests -m engines --durations=0
 
 check: venv
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ line a unit: no kept entry ever crosses a stage.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,20 +52,25 @@ class TeacherJob:
 
 
 class LazyScorer:
-    """Opens the teacher at its first unit, so that a run with nothing new never loads it."""
+    """Opens the teacher at its first unit, so that a run with nothing new never loads it.
+
+    Engines hand units to several threads of one worker at once: one of them opens the teacher, the others wait.
+    """
 
     def __init__(self, job: TeacherJob) -> None:
         self._job = job
         self._scorer: UnitScorer | None = None
         self._provenance: dict[str, str] = {}
+        self._opening = threading.Lock()
 
     def score(self, examples: Sequence[Example]) -> ShardLine:
         """Scores one unit; or leaves it for another run, when the time is over."""
         name = unit_name((example.id for example in examples), self._job.header.spec.hash)
         if self._job.deadline is not None and time.time() >= self._job.deadline:
             return no_shard(name, postponed_examples=len(examples))
-        if self._scorer is None:
-            self._scorer, self._provenance = open_scorer(self._job)
+        with self._opening:
+            if self._scorer is None:
+                self._scorer, self._provenance = open_scorer(self._job)
         PROGRESS.start_teacher()
         line = self._scorer.score(name, examples)
         take_lease(Storage.at(self._job.root), self._job.run)

@@ -9,6 +9,7 @@ import re
 import time
 
 import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 import schemas.errors
@@ -77,6 +78,7 @@ def prepare(config: PrecomputeConfig, *, leased: bool = True) -> tuple[Job, Pipe
     The cache is told that a run lives before its orphans are listed, unless nothing will be written (`leased`).
     """
     options = parse_beam_options(config.beam_options)
+    FileSystems.set_options(options)  # the corpus is listed before there is a pipeline that would say so
     storage = Storage.at(config.cache)
     pieces = find_pieces(config.corpus)
     teacher = resolve(config.teacher)

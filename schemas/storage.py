@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 from schemas.errors import CacheError, CorruptionError, UsageError, one_line
 
 _PART = ".part-"
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT")
+"""Where the environment names a store other than the cloud's own."""
 
 
 class StoredFile(NamedTuple):
@@ -285,5 +287,4 @@ def _client_options() -> ClientConfig:
 
 def plain_http_endpoint() -> bool:
     """Whether the environment names an endpoint without TLS."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
-    return endpoint.startswith("http://")
+    return any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)

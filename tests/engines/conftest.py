@@ -1,0 +1,55 @@
+"""One corpus, one teacher, the in-process runner's cache of them, and engines that start once for all who ask."""
+
+import pytest
+
+from tests.engines.flink import Cluster, start_job_server
+from tests.engines.jobs import precompute
+from tests.pipelines import models
+from tests.pipelines.helpers import documents, write_jsonl
+
+
+def pytest_collection_modifyitems(items):
+    """Everything in this folder needs the engines."""
+    for item in items:
+        if "tests/engines/" in item.path.as_posix():
+            item.add_marker(pytest.mark.engines)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory):
+    """A tiny causal LM: 300 tokens, tied head."""
+    return models.causal_teacher(tmp_path_factory.mktemp("teacher") / "llama")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Documents in three files, of which the longer give several windows, and a tenth twice."""
+    folder = tmp_path_factory.mktemp("corpus")
+    every = documents(60)
+    for index in range(3):
+        write_jsonl(folder / f"part-{index}.jsonl", every[index::3] + every[:6] * (index == 2))
+    return folder / "*.jsonl"
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, teacher, corpus):
+    """The in-process runner's cache, and its summary: what every engine must agree with."""
+    cache = tmp_path_factory.mktemp("whole") / "cache"
+    (summary,) = precompute(corpus, teacher, cache, report=cache.with_name("report"))
+    return cache, summary
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """The port of a job server with Flink inside."""
+    port, server = start_job_server(tmp_path_factory.mktemp("embedded"))
+    yield port
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A Flink cluster with two task managers."""
+    found = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield found
+    found.stop()

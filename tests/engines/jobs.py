@@ -1,0 +1,86 @@
+"""Runs as people start them: the command in a process of its own, with a time limit; and the rows that they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from schemas import Cache
+from tests.pipelines.helpers import read
+
+LIMIT_SECONDS = 300
+"""A job that takes longer hangs: engines wait in silence for a worker that died."""
+
+LOGPROB_TOLERANCE = 1e-3
+"""Nats. Engines cut the same units, and a unit its batches: on one machine the codes are the same, bit for bit."""
+
+
+_SEVERAL = "import json, sys, teachonce; sys.exit(max(map(teachonce.main, json.loads(sys.argv[1]))))"
+"""One process, several calls: eight seconds of imports are paid once."""
+
+
+def start(
+    *calls: Sequence[object], env: Mapping[str, str] | None = None, without: Sequence[str] = ()
+) -> subprocess.Popen:
+    """`teachonce` with these arguments, in the background; several calls are made one after the other."""
+    given = {name: value for name, value in os.environ.items() if name not in without}
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", _SEVERAL, json.dumps([[str(word) for word in call] for call in calls])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**given, **quiet, **(env or {})},
+    )
+
+
+def finish(process: subprocess.Popen, limit: float = LIMIT_SECONDS) -> tuple[int, str]:
+    """Exit status and output; a process that takes longer than the limit is killed, and is a failure."""
+    try:
+        out, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, _ = process.communicate()
+        raise AssertionError(f"no end after {limit} s\n{out[-3000:]}") from None
+    return process.returncode, out
+
+
+def teachonce(*calls: Sequence[object], env: Mapping[str, str] | None = None) -> str:
+    """The output of calls that all succeed."""
+    status, out = finish(start(*calls, env=env))
+    assert status == 0, out[-3000:]
+    return out
+
+
+def call(
+    corpus: object, teacher: Path, cache: object, report: Path, beam: Sequence[str] = (), **own
+) -> list[object]:
+    """The words of one `precompute`, with units that are small enough to be many."""
+    own = {"task": "causal-lm", "max_length": 24, "unit_tokens": 200, "batch_tokens": 256} | own
+    given = {"corpus": corpus, "teacher": teacher, "cache": cache, "report": report, **own}
+    flags = [f"--{name}={value}" for name, value in given.items()]
+    return ["precompute", *flags, "--no_progress", *(["--", *beam] if beam else [])]
+
+
+def precompute(
+    *args, times: int = 1, report: Path, env: Mapping[str, str] | None = None, **own
+) -> list[dict]:
+    """The summaries of a run that succeeds, and of the same run again, as often as asked."""
+    reports = [report.with_name(f"{report.name}-{index}") for index in range(times)]
+    teachonce(*(call(*args, report=path, **own) for path in reports), env=env)
+    return [json.loads(path.read_text()) for path in reports]
+
+
+def assert_same_rows(cache: object, reference: object) -> None:
+    """Both hold the same examples, each once, and say the same of each; and the first is whole, byte by byte."""
+    opened = Cache.open(cache)
+    found, wanted = read(opened), read(reference)
+    assert found.keys() == wanted.keys()
+    for key, row in found.items():
+        assert np.array_equal(row["kept_ids"], wanted[key]["kept_ids"])
+        assert np.allclose(row["logprobs"], wanted[key]["logprobs"], rtol=0, atol=LOGPROB_TOLERANCE)
+    assert opened.verify().examples == len(wanted)
