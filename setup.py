@@ -26,6 +26,7 @@ setup(
     extras_require={
         "gcs": ["apache-beam[gcp]>=2.77"],
         "pipelines": ["apache-beam>=2.77", "zstandard>=0.23", *TORCH],
+        "large": ["accelerate>=1.1", "compressed-tensors>=0.12"],
         "trainer": ["accelerate>=1.1", "scikit-learn>=1.6", "pyyaml", *TORCH],
         "dev": [
             "beartype>=0.20",

@@ -14,6 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 import schemas.errors
 from pipelines.beam_options import parse_beam_options
+from pipelines.claims import forget_claims
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus import find_pieces
 from pipelines.documents import LabelMap
@@ -21,6 +22,7 @@ from pipelines.fingerprint import make_header, resolve
 from pipelines.gate import Run
 from pipelines.job import Job, build
 from pipelines.outcome import RunSummary
+from pipelines.processes import refuse_workers, with_workers
 from pipelines.progress import shown
 from pipelines.provenance import job_provenance
 from pipelines.teacher import pick_device
@@ -75,6 +77,7 @@ def run_once(config: PrecomputeConfig) -> RunSummary:
 def prepare(config: PrecomputeConfig) -> tuple[Job, PipelineOptions]:
     """Everything that is decided before the pipeline: pieces, teacher, header, base version."""
     options = parse_beam_options(config.beam_options)
+    refuse_workers(config.workers, options)
     storage = Storage.at(config.cache)
     pieces = find_pieces(config.corpus)
     teacher = resolve(config.teacher)
@@ -112,13 +115,17 @@ def prepare(config: PrecomputeConfig) -> tuple[Job, PipelineOptions]:
 
 def execute(job: Job, options: PipelineOptions) -> None:
     """Runs the pipeline to its end; an error that a worker raised on purpose is raised again as itself."""
-    pipeline = beam.Pipeline(options=options)
+    workers = job.config.workers
+    runner = with_workers(options, workers) if workers > 1 else None
+    pipeline = beam.Pipeline(runner=runner, options=options)
     build(pipeline, job)
     try:
         with _quiet_beam():
             pipeline.run().wait_until_finish()
     except Exception as error:
         raise _told(error) from error
+    finally:
+        forget_claims(job.run.id)
 
 
 def _told(error: Exception) -> TeachonceError:
