@@ -75,7 +75,8 @@ def with_workers(options: PipelineOptions, workers: int) -> FnApiRunner:
 
 def threads_each(workers: int) -> int:
     """Cores of this machine for each of so many workers."""
-    return max(1, len(os.sched_getaffinity(0)) // workers)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)
 
 
 def _settings(options: PipelineOptions, workers: int) -> bytes:
