@@ -6,7 +6,7 @@ every batch the same work. Longest first, so that a batch too large for the memo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,23 +16,50 @@ from pipelines.tokenise import Example
 from schemas.ragged import Array
 from schemas.spec import Spec
 
+_PADDING, _BUSY_TOKENS = 0.04, 4096
+"""Share of a batch that may be padding; a batch smaller than that may have more."""
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int, *, on_device: bool = False) -> list[list[int]]:
     """Indices of each batch. No batch has more than `batch_tokens` padded tokens, unless one example has."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        widest = lengths[batches[-1][0]] if batches else 0
-        if batches and widest * (len(batches[-1]) + 1) <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+    return list(each_batch(lengths, lambda: batch_tokens, on_device=on_device))
 
 
-def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, multiple: int) -> Batch:
-    """Pads examples on the right to one width, a multiple of `multiple` tokens, and lists their positions."""
+def each_batch(
+    lengths: Sequence[int], batch_tokens: Callable[[], int], *, on_device: bool
+) -> Iterator[list[int]]:
+    """The same one by one, each to the budget that stands when it is asked for.
+
+    A batch ends before its budget where the next example would bring its padding above `_PADDING`: short texts in large
+    batches would be padded by half. What it has then is enough for a device to be busy.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    start = 0
+    while start < len(order):
+        budget, width = batch_tokens(), padded_width(lengths[order[start]], on_device=on_device)
+        end, tokens = start + 1, lengths[order[start]]
+        while end < len(order) and (padded := width * (end + 1 - start)) <= budget:
+            tokens += lengths[order[end]]
+            if padded * (1 - _PADDING) > tokens and padded > min(budget // 4, _BUSY_TOKENS):
+                break
+            end += 1
+        yield order[start:end]
+        start = end
+
+
+def padded_width(longest: int, *, on_device: bool) -> int:
+    """Tokens that a batch's rows are padded to. An accelerator's kernels like multiples of 8; of a short row that would
+    be a large part, so it gets a smaller multiple: it is never more than a row's 32nd part."""
+    multiple = 8 if on_device else 1
+    while multiple > 1 and longest < 32 * multiple:
+        multiple //= 2
+    return -(-longest // multiple) * multiple
+
+
+def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: bool = False) -> Batch:
+    """Pads examples on the right to one width, and lists their positions."""
     ids = [np.frombuffer(example.input_ids, np.int32) for example in examples]
-    width = -(-max(map(len, ids)) // multiple) * multiple
+    width = padded_width(max(map(len, ids)), on_device=on_device)
     positions = [positions_of(example) for example in examples]
     counts = [len(part) for part in positions]
     types = None

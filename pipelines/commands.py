@@ -12,7 +12,15 @@ from typing import Any, get_args
 
 from transformers.utils import logging as transformers_logging
 
-from pipelines.config import CorpusConfig, CorpusFormat, Device, Dtype, PrecomputeConfig, TeacherConfig
+from pipelines.config import (
+    CorpusConfig,
+    CorpusFormat,
+    Device,
+    DeviceMap,
+    Dtype,
+    PrecomputeConfig,
+    TeacherConfig,
+)
 from pipelines.report import summary_table
 from pipelines.rescore import RescoreConfig, Rescored, rescore
 from pipelines.run import precompute as run_precompute
@@ -177,6 +185,10 @@ def _add_teacher_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--device", choices=get_args(Device), help="auto (default) takes a GPU where there is one"
     )
+    spread = "one teacher over all accelerators of the machine; needs teachonce[large]"
+    group.add_argument("--device_map", choices=get_args(DeviceMap), help=spread)
+    compiled = "let torch compile the teacher: minutes once a process"
+    group.add_argument("--compile", action="store_true", help=compiled)
     group.add_argument("--attn_implementation", metavar="NAME", help="sdpa, eager, flash_attention_2, ...")
     group.add_argument("--trust_remote_code", action="store_true", help="run the model's own Python code")
     group.add_argument("--allow_pickle", action="store_true", help="open .bin weights, which can run code")
@@ -208,7 +220,7 @@ def _add_cache_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_run_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--batch_tokens", type=positive, metavar="N", help="padded tokens a batch (4,096; GPU 65,536)"
+        "--batch_tokens", type=positive, metavar="N", help="padded tokens a batch (4,096; GPU: by trial)"
     )
     group.add_argument(
         "--unit_tokens", type=positive, metavar="N", help="tokens of a shard (default: 1,048,576)"
@@ -222,6 +234,8 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
     fraction = "share of documents that may be rejected (default: 0.001)"
     group.add_argument("--max_reject_fraction", type=float, metavar="F", help=fraction)
     _add_nightly_flags(group)
+    workers = "processes of this machine, each with its own teacher: worker i on cuda:i (default: 1)"
+    group.add_argument("--workers", type=positive, metavar="N", help=workers)
     group.add_argument("--report", metavar="FILE", help="write the run's summary as one JSON object")
     group.add_argument(
         "--no_progress", dest="show_progress", action="store_false", default=None, help="no progress lines"

@@ -12,6 +12,7 @@ from schemas.spec import FeatureDtype, Score, Supervise, Task
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+DeviceMap = Literal["auto", "balanced", "sequential"]
 CorpusFormat = Literal["auto", "jsonl", "text", "parquet"]
 
 _ACCELERATOR = re.compile(r"type:[a-z0-9-]+;count:[1-9][0-9]*(;[a-z0-9_-]+(:[a-z0-9._-]+)?)*")
@@ -27,6 +28,10 @@ class TeacherConfig:
     task: Task
     dtype: Dtype = "float32"
     device: Device = "auto"
+    device_map: DeviceMap | None = None
+    """How one teacher is spread over all of a machine's accelerators; None: it is on one."""
+    compile: bool = False
+    """Whether torch compiles the model: minutes once a process, then faster."""
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -37,6 +42,9 @@ class TeacherConfig:
         _refuse_unless(self.task in get_args(Task), "task", self.task)
         _refuse_unless(self.dtype in get_args(Dtype), "dtype", self.dtype)
         _refuse_unless(self.device in get_args(Device), "device", self.device)
+        _refuse_unless(self.device_map in (None, *get_args(DeviceMap)), "device_map", self.device_map)
+        both = (self.device, self.device_map)
+        _refuse_unless(self.device_map is None or self.device != "cpu", "device, device_map", both)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +106,7 @@ class PrecomputeConfig:
     supervise: Supervise = "all"
     keep_text: bool = False
     batch_tokens: int | None = None
-    """Padded tokens of a batch; None: 4,096 on a CPU, 65,536 on an accelerator."""
+    """Padded tokens of a batch; None: 4,096 on a CPU, found by trial on an accelerator, from 65,536 on."""
     unit_tokens: int = UNIT_TOKENS
     row_group_tokens: int = ROW_GROUP_TOKENS
     accelerator: str | None = None
@@ -119,6 +127,8 @@ class PrecomputeConfig:
     """After so long no new unit is begun, and what is finished is committed."""
     max_drift_kl: float = 0.005
     """Largest mean KL, in nats, between cache and teacher on another device or other library versions."""
+    workers: int = 1
+    """Processes of this machine, each with a teacher of its own: worker i on `cuda:i`, or sharing the CPU's cores."""
     beam_options: tuple[str, ...] = ()
     """Flags for Beam, as behind `--` on the command line."""
     show_progress: bool = True
@@ -137,6 +147,9 @@ class PrecomputeConfig:
         _refuse_unless(self.max_drift_kl >= 0, "max_drift_kl", self.max_drift_kl)
         _refuse_unless(_matches(_ACCELERATOR, self.accelerator), "accelerator", self.accelerator)
         _refuse_unless(_matches(_RAM, self.min_ram), "min_ram", self.min_ram)
+        _refuse_unless(self.workers >= 1, "workers", self.workers)
+        both = (self.workers, self.teacher.device_map)
+        _refuse_unless(self.workers == 1 or self.teacher.device_map is None, "workers, device_map", both)
 
 
 def _matches(pattern: re.Pattern[str], value: str | None) -> bool:

@@ -14,12 +14,13 @@ from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler
 
+from pipelines.budget import Budget
 from pipelines.config import TeacherConfig
 from pipelines.fingerprint import make_fingerprint, resolve
 from pipelines.progress import PROGRESS
 from pipelines.provenance import teacher_provenance
-from pipelines.rescore import DEFAULT_BATCH_TOKENS, check_drift
-from pipelines.teacher import open_teacher
+from pipelines.rescore import check_drift
+from pipelines.teacher import open_teacher, own_device, pick_device
 from pipelines.tokenise import Example
 from pipelines.units import ShardLine, UnitScorer, no_shard
 from pipelines.versions import check_versions, shared_versions
@@ -49,6 +50,8 @@ class TeacherJob:
     max_drift_kl: float = 0.005
     versions: Mapping[str, str] = field(default_factory=shared_versions)
     """Those of the process that started the run."""
+    share: bool = False
+    """Whether the processes of one machine share one teacher, which then owns all its accelerators."""
 
 
 class LazyScorer:
@@ -68,13 +71,18 @@ class LazyScorer:
         name = unit_name((example.id for example in examples), self._job.header.spec.hash)
         if self._job.deadline is not None and time.time() >= self._job.deadline:
             return no_shard(name, postponed_examples=len(examples))
+        scorer = self._opened()
+        PROGRESS.start_teacher()
+        line = scorer.score(name, examples)
+        take_lease(Storage.at(self._job.root), self._job.run)
+        return line._replace(work={**line.work, "provenance": self._provenance})
+
+    def _opened(self) -> UnitScorer:
+        """The one teacher of this process: units may come by several threads."""
         with self._opening:
             if self._scorer is None:
                 self._scorer, self._provenance = open_scorer(self._job)
-        PROGRESS.start_teacher()
-        line = self._scorer.score(name, examples)
-        take_lease(Storage.at(self._job.root), self._job.run)
-        return line._replace(work={**line.work, "provenance": self._provenance})
+            return self._scorer
 
 
 class TeacherHandler(ModelHandler[Example, ShardLine, LazyScorer]):  # type: ignore[misc]
@@ -91,10 +99,14 @@ class TeacherHandler(ModelHandler[Example, ShardLine, LazyScorer]):  # type: ign
     def run_inference(
         self,
         batch: Sequence[Example],
-        model: LazyScorer,
+        model: Any,  # a LazyScorer, or Beam's proxy of one
         inference_args: Mapping[str, Any] | None = None,
     ) -> Iterable[ShardLine]:
         return [model.score(batch)]
+
+    def share_model_across_processes(self) -> bool:
+        """Beam then keeps the teacher in a process of its own; examples go there, and one line a unit comes back."""
+        return self._job.share
 
     def get_num_bytes(self, batch: Sequence[Example]) -> int:
         return sum(len(example.input_ids) for example in batch)
@@ -119,7 +131,8 @@ def open_scorer(job: TeacherJob) -> tuple[UnitScorer, dict[str, str]]:
             expected=job.header.fingerprint.hash,
             got=fingerprint.hash,
         )
-    teacher = open_teacher(job.config, job.header.spec, found.folder)
+    device = own_device(pick_device(job.config.device), job.run)
+    teacher = open_teacher(job.config, job.header.spec, found.folder, device)
     here = teacher_provenance(job.config, teacher.device.type)
     if job.base != NO_VERSION:
         cache = Cache.open(job.root, job.base)
@@ -128,7 +141,7 @@ def open_scorer(job: TeacherJob) -> tuple[UnitScorer, dict[str, str]]:
         teacher=teacher,
         root=job.root,
         header=job.header,
-        batch_tokens=job.batch_tokens or DEFAULT_BATCH_TOKENS[teacher.device.type],
+        budget=Budget.of(job.batch_tokens, teacher.device.type),
         row_group_tokens=job.row_group_tokens,
         pad_id=found.tokenizer.pad_token_id or 0,
     )

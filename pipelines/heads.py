@@ -12,6 +12,8 @@ from jaxtyping import Float
 
 from schemas.errors import TeacherError
 
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16)
+
 
 class Head(NamedTuple):
     """A linear head with what the model does to its product: `cap * tanh(multiplier * (h W^T + b) / cap)`."""
@@ -32,6 +34,14 @@ class Head(NamedTuple):
         layer = model.get_output_embeddings()
         if not isinstance(getattr(layer, "weight", None), torch.Tensor):
             raise TeacherError("the teacher has no linear head", where=type(model).__name__)
+        if layer.weight.dtype not in _PLAIN:
+            raise TeacherError(
+                "the teacher's head is quantised",
+                where=type(model).__name__,
+                expected="a head in float32, bfloat16 or float16",
+                got=layer.weight.dtype,
+                do="Use a checkpoint that leaves lm_head as it was: most do",
+            )
         weight = layer.weight.detach()
         weight = weight if weight.is_cuda else weight.float()
         bias = getattr(layer, "bias", None)
@@ -73,7 +83,7 @@ def compare_with_forward(model: Any, head: Head, input_ids: torch.Tensor) -> Non
     """
     own = model(input_ids=input_ids, use_cache=False).logits[0].float()
     hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
-    ours = head.logits(hidden)
+    ours = head.logits(hidden.to(head.weight.device)).to(own.device)
     if own.shape != ours.shape:
         raise _unknown_head(model, f"logits of shape {tuple(own.shape)}, not {tuple(ours.shape)}")
     rounding = 2**-6 if model.dtype != torch.float32 else 2**-12

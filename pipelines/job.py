@@ -19,6 +19,7 @@ import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import AsDict, AsIter, AsSingleton
 
+from pipelines.beam_options import DEFAULT_RUNNER
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus import Piece
 from pipelines.documents import LabelMap
@@ -119,9 +120,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     config, run = job.config, job.run
     examples, adopted, leaving_rows, counts, rejects = read(pipeline, job)
     once = pipeline | "once" >> beam.Create([None])
-    gate = AsSingleton(
-        once | "keep the tolerances" >> beam.Map(pass_gate, run, config.unit_tokens, counts, rejects)
-    )
+    gate = AsSingleton(once | "keep the tolerances" >> beam.Map(pass_gate, run, config, counts, rejects))
     scored = (
         examples
         | "assign units" >> beam.Map(in_unit, gate)
@@ -162,6 +161,7 @@ def teacher_job(job: Job) -> TeacherJob:
         deadline=None if config.max_hours is None else run.started + config.max_hours * 3600,
         max_drift_kl=config.max_drift_kl,
         versions=run.versions,
+        share=config.teacher.device_map is not None and run.provenance["runner"] != DEFAULT_RUNNER,
     )
 
 
@@ -220,19 +220,26 @@ def count_pruned(element: tuple[str, tuple[bytes, bool]]) -> tuple[str, int]:
 
 
 def pass_gate(
-    _: None, run: Run, unit_tokens: int, counts: dict[str, int], rejects: Iterable[tuple[Any, ...]]
+    _: None, run: Run, config: PrecomputeConfig, counts: dict[str, int], rejects: Iterable[tuple[Any, ...]]
 ) -> tuple[Any, ...]:
     """Fails the run, before the teacher starts, if too much was rejected or is missing; else says how it goes on."""
     check_rejects(run, counts, _reject_lines(rejects))
     check_missing(run, counts)
-    return tuple(gate_of(run, unit_tokens, counts))
+    return tuple(gate_of(run, config, counts))
 
 
-def gate_of(run: Run, unit_tokens: int, counts: Mapping[str, int]) -> Gate:
+def gate_of(run: Run, config: PrecomputeConfig, counts: Mapping[str, int]) -> Gate:
     """How a run goes on that has these counts."""
     entries = counts.get("positions", 0) * run.header.spec.max_kept
     weight = max(counts.get("tokens", 0), entries // ENTRIES_A_TOKEN)
-    return Gate(num_units=max(1, -(-weight // unit_tokens)), prune_withheld=counts.get("unidentified", 0) > 0)
+    count = num_units(weight, config.unit_tokens, config.workers)
+    return Gate(num_units=count, prune_withheld=counts.get("unidentified", 0) > 0)
+
+
+def num_units(weight: int, unit_tokens: int, workers: int) -> int:
+    """Units of about `unit_tokens`; where there are several, as many for each worker."""
+    count = max(1, -(-weight // unit_tokens))
+    return count if count == 1 else -(-count // workers) * workers
 
 
 def in_unit(example: tuple[Any, ...], gate: tuple[Any, ...]) -> tuple[int, tuple[Any, ...]]:

@@ -72,6 +72,8 @@ class RunSummary:
     """Damaged records that could be any document; while there are any, nothing is pruned."""
     teacher_seconds: float
     wall_seconds: float
+    workers: int = 0
+    """Processes that scored units."""
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -232,4 +234,5 @@ def _summary(
         teacher_seconds=sum((line.work.get("teacher_seconds", 0.0) for line in lines), 0.0),
         wall_seconds=time.time() - run.started,
         provenance=provenance,
+        workers=len({line.work["worker"] for line in lines if "worker" in line.work}),
     )

@@ -155,7 +155,7 @@ def wire(pipeline: beam.Pipeline, job: Job, sample_tokens: int, target: str) -> 
     measured = (
         reading.examples
         | "take a sample" >> beam.CombineGlobally(SmallestIds(sample_tokens))
-        | "cut into units" >> beam.FlatMap(cut, run, config.unit_tokens, reading.counts)
+        | "cut into units" >> beam.FlatMap(cut, run, config, reading.counts)
         | "ask the teacher"
         >> hinted(RunInference(SampleHandler(teacher_job(job)).with_no_batching()), config)
     )
@@ -167,9 +167,9 @@ def count_leaving(element: tuple[str, tuple[bytes, bool]]) -> tuple[str, int]:
     return ("pruned_examples" if element[1][1] else "replaced_examples"), 1
 
 
-def cut(sample: Unit, run: Run, unit_tokens: int, counts: Mapping[str, int]) -> list[list[Unit]]:
+def cut(sample: Unit, run: Run, config: PrecomputeConfig, counts: Mapping[str, int]) -> list[list[Unit]]:
     """The sample in the units that a run would make; nothing where there is no sample."""
-    gate = tuple(gate_of(run, unit_tokens, counts))
+    gate = tuple(gate_of(run, config, counts))
     units: dict[int, Unit] = {}
     for number, example in (in_unit(example, gate) for example in sample):
         units.setdefault(number, []).append(example)
@@ -193,7 +193,7 @@ def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: fl
     """The plan from what the workers have found."""
     run, counts, moves = job.run, found["counts"], found["moves"]
     measured = next((Measured(*one) for one in found["measured"]), None)
-    gate = gate_of(run, job.config.unit_tokens, counts)
+    gate = gate_of(run, job.config, counts)
     errors = (too_many_rejects(run, counts), too_many_missing(run, counts))
     moved = {name: moves.get(name, 0) for name in ("adopted_examples", "replaced_examples", "moved_shards")}
     expected = None

@@ -1,8 +1,8 @@
 """Progress that people can read, from a job whose `run()` blocks and shows nothing.
 
 Beam's in-process runner works in this very process: the steps add to one set of numbers here, and a thread prints
-them. On other engines the numbers stay zero here, and the engine's own pages show its progress. Nothing that is
-committed or reported comes from these numbers: they serve the eye alone.
+them; worker processes of this box tell theirs by a pipe. On other engines the numbers stay zero here, and the engine's
+own pages show its progress. Nothing that is committed or reported comes from these numbers: they serve the eye alone.
 """
 
 from __future__ import annotations
@@ -44,6 +44,16 @@ class Progress:
             self.tokens_found += tokens_found
             self.examples += examples
             self.tokens += tokens
+
+    def numbers(self) -> dict[str, int]:
+        """The numbers that `add` takes, as they stand."""
+        with self.lock:
+            return {
+                "documents": self.documents,
+                "tokens_found": self.tokens_found,
+                "examples": self.examples,
+                "tokens": self.tokens,
+            }
 
     def start_teacher(self) -> None:
         """From now on speed and time left are known."""

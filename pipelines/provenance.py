@@ -24,6 +24,8 @@ def teacher_provenance(config: TeacherConfig, device: str) -> dict[str, str]:
     return {
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+        "device_map": config.device_map or "none",
+        "compile": "yes" if config.compile else "no",
         "attn_implementation": config.attn_implementation or "default",
         **{name: version(name) for name in ("torch", "transformers")},
     }

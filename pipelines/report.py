@@ -55,6 +55,7 @@ def summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
     totals = summary.totals
     if totals.tokens:
         positions = max(totals.positions, 1)
+        workers = max(summary.workers, 1)
         lines += [
             ("examples", f"{totals.examples:,}"),
             ("tokens", f"{totals.tokens:,}"),
@@ -64,9 +65,10 @@ def summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
             ("shards", f"{summary.shards:,}"),
             ("bytes", f"{summary.size_bytes:,}"),
             ("bytes a token", f"{summary.size_bytes / totals.tokens:.1f}"),
-            ("teacher, tokens/s", f"{totals.tokens / max(summary.teacher_seconds, 1e-9):,.0f}"),
+            ("workers", f"{workers:,}"),
+            ("one teacher, tokens/s", f"{totals.tokens / max(summary.teacher_seconds, 1e-9):,.0f}"),
             ("job, tokens/s", f"{totals.tokens / max(summary.wall_seconds, 1e-9):,.0f}"),
-            ("teacher busy", f"{summary.teacher_seconds / max(summary.wall_seconds, 1e-9):.0%}"),
+            ("teachers busy", f"{summary.teacher_seconds / max(summary.wall_seconds * workers, 1e-9):.0%}"),
         ]
     lines += [
         ("seconds", f"{summary.wall_seconds:.1f}"),

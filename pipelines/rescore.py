@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipelines.batching import collate, plan_batches
+from pipelines.budget import START_TOKENS
 from pipelines.config import Device, TeacherConfig
 from pipelines.fingerprint import make_fingerprint, resolve
 from pipelines.teacher import Answer, Teacher, open_teacher
@@ -20,7 +21,6 @@ from schemas.policies import KeepAll
 from schemas.ragged import Array
 from schemas.rows import Rows
 
-DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}
 DRIFT_SAMPLE = 64
 """Examples that are scored again when the teacher is run otherwise than before."""
 
@@ -129,9 +129,9 @@ def _distances(rows: Rows, teacher: Teacher, pad_id: int) -> Array:
     """One number a position, in the order of the batches."""
     lengths = rows.input_ids.lengths.tolist()
     found = []
-    for batch in plan_batches(lengths, DEFAULT_BATCH_TOKENS[teacher.device.type]):
+    for batch in plan_batches(lengths, START_TOKENS[teacher.device.type]):
         members = rows.take(np.array(batch, np.int64))
-        collated = collate(_examples(members), rows.spec, pad_id=pad_id, multiple=1)
+        collated = collate(_examples(members), rows.spec, pad_id=pad_id)
         if rows.spec.score == "softmax":
             found.append(_divergences(members, teacher.logits(collated)))
         else:

@@ -14,6 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 import schemas.errors
 from pipelines.beam_options import parse_beam_options
+from pipelines.claims import forget_claims
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus import find_pieces
 from pipelines.documents import LabelMap
@@ -21,6 +22,7 @@ from pipelines.fingerprint import make_header, resolve
 from pipelines.gate import Run
 from pipelines.job import Job, build
 from pipelines.outcome import RunSummary
+from pipelines.processes import refuse_workers, with_workers
 from pipelines.progress import shown
 from pipelines.provenance import job_provenance
 from pipelines.teacher import pick_device
@@ -79,6 +81,7 @@ def prepare(config: PrecomputeConfig, *, leased: bool = True) -> tuple[Job, Pipe
     """
     options = parse_beam_options(config.beam_options)
     FileSystems.set_options(options)  # the corpus is listed before there is a pipeline that would say so
+    refuse_workers(config.workers, options)
     storage = Storage.at(config.cache)
     pieces = find_pieces(config.corpus)
     teacher = resolve(config.teacher)
@@ -117,9 +120,14 @@ def prepare(config: PrecomputeConfig, *, leased: bool = True) -> tuple[Job, Pipe
 
 def execute(job: Job, options: PipelineOptions) -> None:
     """Builds the pipeline and runs it to its end."""
-    pipeline = beam.Pipeline(options=options)
+    workers = job.config.workers
+    runner = with_workers(options, workers) if workers > 1 else None
+    pipeline = beam.Pipeline(runner=runner, options=options)
     build(pipeline, job)
-    run_to_end(pipeline)
+    try:
+        run_to_end(pipeline)
+    finally:
+        forget_claims(job.run.id)
 
 
 def run_to_end(pipeline: beam.Pipeline, left: str = "nothing was committed") -> None:

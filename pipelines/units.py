@@ -1,24 +1,29 @@
 """The work on one unit: score its examples, encode them, seal one shard, store it; return one line about it.
 
 Inside a unit the next batch is collated and the last one encoded, by one thread, while the teacher computes. Out of
-memory halves a batch until it fits; an example that does not fit alone, or whose answer is not finite, is rejected
-alone.
+memory halves a batch until it fits, and the budget of all that follow; an example that does not fit alone, or whose
+answer is not finite, is rejected alone. Threads of one process take turns at the teacher: two units in its memory would
+halve what fits.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import os
+import platform
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from pipelines.batching import collate, plan_batches, positions_of
+from pipelines.batching import collate, each_batch, positions_of
+from pipelines.budget import Budget
 from pipelines.encode import Encoded, encode, without
 from pipelines.progress import PROGRESS
 from pipelines.teacher import Answer, Batch, Teacher
@@ -57,6 +62,10 @@ class Work:
     teacher_seconds: float = 0.0
     unit_seconds: float = 0.0
     batches: int = 0
+    budget_tokens: int = 0
+    """Padded tokens of a batch that the process had come to."""
+    worker: str = field(default_factory=lambda: f"{platform.node()}:{os.getpid()}")
+    """The process that scored the unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +75,18 @@ class UnitScorer:
     teacher: Teacher
     root: str
     header: Header
-    batch_tokens: int
+    budget: Budget
     row_group_tokens: int
     pad_id: int
+    turns: AbstractContextManager[bool] = field(default_factory=threading.Lock)
 
     def score(self, unit: str, examples: Sequence[Example]) -> ShardLine:
         """Scores a unit and stores its shard, durably, before it returns."""
         work, started = Work(), time.monotonic()
         rejects: list[tuple[Example, str]] = []
-        encoded = [part for part in self._encoded(examples, work, rejects) if len(part.rows)]
+        with self.turns:
+            encoded = [part for part in self._encoded(examples, work, rejects) if len(part.rows)]
+        work.budget_tokens = self.budget.tokens
         line = self._store(unit, encoded) if encoded else no_shard(unit)
         work.unit_seconds = time.monotonic() - started
         written: list[tuple[str, str, int, str | None]] = [
@@ -87,12 +99,18 @@ class UnitScorer:
         self, examples: Sequence[Example], work: Work, rejects: list[tuple[Example, str]]
     ) -> list[Encoded]:
         """All batches, the encoding of each beside the next one's forward."""
-        lengths = [example.num_tokens for example in examples]
-        batches = [[examples[i] for i in batch] for batch in plan_batches(lengths, self.batch_tokens)]
+        if self.teacher.device.index is not None:
+            torch.cuda.set_device(self.teacher.device)  # each thread has a device of its own
+        plan = each_batch(
+            [example.num_tokens for example in examples],
+            lambda: self.budget.tokens,
+            on_device=self._on_device,
+        )
         with ThreadPoolExecutor(1) as side:
-            collated: Iterable[Future[Batch]] = _ahead(side.submit(self._collate, b) for b in batches)
+            parts = ([examples[i] for i in batch] for batch in plan)
+            ahead = _ahead((part, side.submit(self._collate, part)) for part in parts)
             waiting = []
-            for members, future in zip(batches, collated, strict=True):
+            for members, future in ahead:
                 for scored, answer in self._answers(members, future.result(), work):
                     if answer is None:
                         rejects += [(example, TOO_LARGE) for example in scored]
@@ -106,32 +124,44 @@ class UnitScorer:
         self, members: list[Example], batch: Batch, work: Work
     ) -> Iterator[tuple[list[Example], Answer | None]]:
         """One answer; or, where memory does not suffice, those of the halves; None for one example too large."""
-        started = time.monotonic()
+        size = batch.input_ids.numel()
+        if len(members) == 1 or size <= self.budget.tokens:
+            answer = self._answer(batch, work)
+            if answer is not None or len(members) == 1:
+                yield members, answer
+                return
+            self.budget.failed(size)
+        middle = len(members) // 2
+        for half in (members[:middle], members[middle:]):
+            yield from self._answers(half, self._collate(half), work)
+
+    def _answer(self, batch: Batch, work: Work) -> Answer | None:
+        """The teacher's answer; None where its memory does not suffice."""
+        started, answer = time.monotonic(), None
         try:
             answer = self.teacher.answer(batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            answer = None
-        work.teacher_seconds += time.monotonic() - started
-        if answer is not None:
-            work.batches += 1
-            work.tokens += int(batch.attention_mask.sum())
-            work.padded_tokens += batch.input_ids.numel()
-            yield members, answer
-            return
-        with contextlib.suppress(AssertionError, RuntimeError):
-            torch.cuda.empty_cache()
-        if len(members) == 1:
-            yield members, None
-            return
-        middle = len(members) // 2
-        for half in (members[:middle], members[middle:]):
-            yield from self._answers(half, self._collate(half), work)
+        seconds = time.monotonic() - started
+        work.teacher_seconds += seconds
+        if answer is None:
+            if self._on_device:
+                torch.cuda.empty_cache()
+            return None
+        _, width = batch.input_ids.shape
+        self.budget.took(width=width, padded_tokens=batch.input_ids.numel(), seconds=seconds)
+        work.batches += 1
+        work.tokens += int(batch.attention_mask.sum())
+        work.padded_tokens += batch.input_ids.numel()
+        return answer
+
+    @property
+    def _on_device(self) -> bool:
+        return self.teacher.device.type != "cpu"
 
     def _collate(self, members: Sequence[Example]) -> Batch:
-        multiple = 8 if self.teacher.device.type == "cuda" else 1
-        return collate(members, self.teacher.spec, pad_id=self.pad_id, multiple=multiple)
+        return collate(members, self.teacher.spec, pad_id=self.pad_id, on_device=self._on_device)
 
     def _encode(self, members: Sequence[Example], answer: Answer) -> Encoded:
         """The rows of the members whose answers are finite."""
@@ -173,11 +203,13 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def _ahead(futures: Iterator[Future[Batch]]) -> Iterator[Future[Batch]]:
-    """Submits each piece of work one step before it is asked for."""
-    previous = next(futures, None)
+def _ahead(
+    started: Iterator[tuple[list[Example], Future[Batch]]],
+) -> Iterator[tuple[list[Example], Future[Batch]]]:
+    """Starts each piece of work one step before it is asked for."""
+    previous = next(started, None)
     while previous is not None:
-        following = next(futures, None)
+        following = next(started, None)
         yield previous
         previous = following
 

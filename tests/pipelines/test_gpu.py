@@ -50,3 +50,24 @@ def test_a_cache_from_a_device_is_the_cache_from_the_cpu(tmp_path, corpus, teach
         for name in ("logsumexp", "entropy", "label_logprob", "top_logprob"):
             np.testing.assert_allclose(row[name], theirs[key][name], atol=tolerance)
         np.testing.assert_allclose(row["mean:2"], theirs[key]["mean:2"], atol=10 * tolerance)
+
+
+def test_a_device_finds_its_own_budget_and_keeps_what_fits(tmp_path, corpus, teacher, whole):
+    """Two workers on however many devices there are; no budget is given, so that each tries its own."""
+    flags = {"device": "cuda", "batch_tokens": None, "unit_tokens": 300, "workers": 2}
+    summary = run(corpus, teacher, tmp_path / "c", **flags)
+    assert summary.workers == 2
+    assert read(tmp_path / "c").keys() == read(whole[0]).keys()
+
+
+def test_a_teacher_is_spread_over_the_devices(tmp_path, corpus, teacher, whole):
+    summary = run(corpus, teacher, tmp_path / "c", device="cuda", device_map="auto", features=("mean:-1",))
+    assert summary.provenance["device_map"] == "auto"
+    assert read(tmp_path / "c").keys() == read(whole[0]).keys()
+
+
+def test_a_compiled_teacher_says_the_same_on_a_device(tmp_path, corpus, teacher, whole):
+    run(corpus, teacher, tmp_path / "c", device="cuda", compile=True)
+    ours, theirs = read(tmp_path / "c"), read(whole[0])
+    for key, row in ours.items():
+        np.testing.assert_allclose(row["logsumexp"], theirs[key]["logsumexp"], atol=2e-3)

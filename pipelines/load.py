@@ -1,0 +1,75 @@
+"""Weights into memory: on one device or spread over several, quantised or not; or one clear error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from pipelines.config import TeacherConfig
+from schemas.errors import TeacherError
+
+_AUTO = {
+    "causal-lm": transformers.AutoModelForCausalLM,
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+}
+
+
+def load_model(config: TeacherConfig, path: str, device: torch.device) -> Any:
+    """The model, ready to run. Weights that are quantised already are placed as they are loaded: they cannot move.
+
+    Raises:
+        TeacherError: it cannot be opened, lacks weights, or does not fit the devices.
+    """
+    place = config.device_map or ({"": str(device)} if is_quantised(path) else None)
+    try:
+        model, loaded = _AUTO[config.task].from_pretrained(
+            path,
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=None if config.allow_pickle else True,
+            device_map=place,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        lacks = isinstance(error, ImportError) and place is not None
+        raise TeacherError(
+            "the teacher cannot be opened",
+            where=path,
+            got=first_line(error),
+            do="pip install 'teachonce[large]'" if lacks else None,
+        ) from error
+    _refuse_incomplete(model, loaded["missing_keys"], config.task, path)
+    model = model.eval().requires_grad_(False)
+    return model if place is not None else model.to(device)
+
+
+def is_quantised(path: str) -> bool:
+    """Whether a model folder holds weights that are quantised already."""
+    values, _ = transformers.PretrainedConfig.get_config_dict(path, local_files_only=True)
+    return values.get("quantization_config") is not None
+
+
+def _refuse_incomplete(model: Any, missing: set[str], task: str, path: str) -> None:
+    if missing:
+        raise TeacherError(
+            "the teacher's files lack weights, which would be random",
+            where=path,
+            got=", ".join(sorted(missing)[:3]),
+            do=f"Is the model one for {task}?",
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise TeacherError(
+            "the teacher does not fit the devices: parts of it would be fetched again for every batch",
+            where=path,
+            do="Use more or larger devices, --dtype bfloat16, or a checkpoint that is quantised",
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, without its story."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
