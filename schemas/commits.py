@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from deltalake import (
     CommitProperties,
-    DeltaTable,
     PostCommitHookProperties,
     Schema,
     Transaction,
@@ -29,9 +28,9 @@ from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from schemas.columns import shard_schema
-from schemas.delta import bear_witness, entry_name, log_errors, open_table, storage_options
+from schemas.delta import bear_witness, entry_name, live_rows, open_table, storage_options
 from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError, one_line
-from schemas.shards import Totals, parse_name
+from schemas.shards import Totals
 from schemas.spec import Spec
 from schemas.storage import Storage
 
@@ -39,7 +38,6 @@ APP = "teachonce"
 NO_VERSION = -1
 """The version of a cache in which nothing was committed yet."""
 
-_SHARD_COLUMNS = ("path", "size_bytes", "num_records")
 _KEEP_LOGS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
@@ -111,7 +109,7 @@ def read_version(storage: Storage, number: int | None = None) -> Version:
     """
     table = open_table(storage, number)
     found = table.version()
-    shards = _live(storage, table, f"{storage.root}, version {found}")
+    shards = tuple(sorted(Shard(*row) for row in live_rows(storage, table)))
     record = read_record(storage, found)
     _check_live(shards, record, f"{storage.root}, version {found}")
     return Version(found, shards, record)
@@ -283,17 +281,6 @@ def _record_json(record: CommitRecord) -> dict[str, str]:
 
 def _record_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _live(storage: Storage, table: DeltaTable, where: str) -> tuple[Shard, ...]:
-    with log_errors(storage):
-        actions = table.get_add_actions(flatten=True)
-    known = [actions[name].to_pylist() for name in _SHARD_COLUMNS if name in actions.schema.names]
-    for row in zip(*known, strict=True):
-        parse_name(row[0])
-        if None in row or len(row) < len(_SHARD_COLUMNS):
-            raise CorruptionError("a log entry counts no rows", where=f"{where}, {row[0]}")
-    return tuple(sorted(Shard(*row) for row in zip(*known, strict=True)))
 
 
 def _check_live(shards: Sequence[Shard], record: CommitRecord, where: str) -> None:

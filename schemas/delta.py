@@ -14,9 +14,11 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from schemas.errors import CacheError, CorruptionError, NoCacheError, one_line
+from schemas.shards import parse_name
 from schemas.storage import Storage, plain_http_endpoint
 
 WITNESS_FOLDER = "_teachonce/commits"
+_SHARD_COLUMNS = ("path", "size_bytes", "num_records")
 _PANIC = "PanicException"
 """What a panic in Rust becomes, for instance on a damaged checkpoint: no `Exception`, and of no public class."""
 
@@ -48,6 +50,24 @@ def open_table(storage: Storage, number: int | None = None) -> DeltaTable:
     if number is None:
         _refuse_lost_entry(storage, table.version() + 1)
     return table
+
+
+def live_rows(storage: Storage, table: DeltaTable) -> list[tuple[str, int, int]]:
+    """Name, bytes and rows of each live shard, as the log has them.
+
+    Raises:
+        CorruptionError: the log is damaged, names what is no shard, or counts no rows.
+    """
+    with log_errors(storage):
+        actions = table.get_add_actions(flatten=True)
+    known = [actions[name].to_pylist() for name in _SHARD_COLUMNS if name in actions.schema.names]
+    rows = list(zip(*known, strict=True))
+    for row in rows:
+        parse_name(row[0])
+        if None in row or len(row) < len(_SHARD_COLUMNS):
+            where = f"{storage.root}, version {table.version()}, {row[0]}"
+            raise CorruptionError("a log entry counts no rows", where=where)
+    return rows
 
 
 @contextlib.contextmanager
