@@ -10,6 +10,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import SetupOptions, StandardOptions
 from apache_beam.pipeline import PipelineVisitor
 
+from pipelines import handler
 from pipelines import job as job_module
 from pipelines.beam_options import parse_beam_options
 from pipelines.handler import TeacherHandler
@@ -39,6 +40,20 @@ def test_bundles_that_run_twice_give_the_same_rows_each_once(tmp_path, corpus, t
     assert read(tmp_path / "c").keys() == read(cache).keys()
     assert Cache.open(tmp_path / "c").verify().examples == once.totals.examples
     assert (twice.documents, twice.new_documents, twice.totals.tokens) == (24, 24, once.totals.tokens)
+
+
+def test_threads_of_one_process_open_the_teacher_once(tmp_path, corpus, teacher, whole, monkeypatch):
+    open_scorer, opened = handler.open_scorer, []
+
+    def counted(job):
+        opened.append(job.run)
+        return open_scorer(job)
+
+    monkeypatch.setattr(handler, "open_scorer", counted)
+    threads = ("--direct_num_workers=4", "--direct_running_mode=multi_threading")
+    run(corpus, teacher, tmp_path / "c", beam_options=threads, unit_tokens=50)
+    assert len(opened) == 1
+    assert read(tmp_path / "c").keys() == read(whole[0]).keys()
 
 
 @pytest.mark.parametrize(
