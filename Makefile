@@ -9,13 +9,14 @@ UV_VERSION := 0.13.8
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help venv demo engines test test-engines check bench lock clean
+.PHONY: help venv demo engines test test-engines test-chaos check bench lock clean
 
 help:
 	@echo "make demo   the whole path on what the repository ships: corpus, teacher, cache, three students, a table"
 	@echo "make test   the tests, with coverage; those of engines and stores apart"
 	@echo "make engines       fetch Prism, Flink, MinIO and a GCS emulator into .engines (needs go, mvn, java)"
 	@echo "make test-engines  the tests that run on them"
+	@echo "make test-chaos    kill -9 again and again, full disks, two runs at once"
 	@echo "make check  ruff, mypy, import-linter"
 	@echo "make bench  the benchmarks, as ratios"
 	@echo "make venv   the environment alone; the others make it by themselves"
@@ -44,6 +45,9 @@ engines: venv
 
 test-engines: venv
 	$(BIN)/python -m pytest tests -m engines --durations=0
+
+test-chaos: venv
+	$(BIN)/python -m pytest tests -m chaos --durations=0
 
 check: venv
 	$(BIN)/ruff check .
