@@ -52,8 +52,8 @@ Everything behind ` -- ` goes to Beam.
 
 _FORGET_EXAMPLES = """\
 examples:
-  Two users asked to be forgotten:
-    printf 'user-17\\nuser-23\\n' > ids.txt && teachonce forget ./cache --ids ids.txt
+  Two users asked to be forgotten; ids.txt has their ids, one a line:
+    teachonce forget ./cache --ids ids.txt
   After a run crashed, whose lease says that it may still live:
     teachonce forget s3://bucket/cache --ids ids.txt --force
 
