@@ -85,6 +85,10 @@ def test_nights_readers_and_a_student(store, here, teacher, reference, tmp_path,
     assert teachonce.main(["verify", cache]) == 0
     assert teachonce.main(["verify", cache, "--version=0"]) == 0
 
+    assert teachonce.main(["compact", cache]) == 0
+    assert (Cache.open(cache).version, len(Cache.open(cache).shards)) == (2, 1)
+    assert_same_rows(cache, reference)
+
 
 @pytest.mark.parametrize("store", [start_s3], indirect=True, ids=["s3"])
 def test_two_runs_at_once_leave_each_row_once(store, here, teacher, reference, tmp_path):
