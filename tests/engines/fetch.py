@@ -60,9 +60,9 @@ def main() -> int:
     try:
         require("go", "mvn", "java")
         for name in PROGRAMS:
-            told(name, program_is_there, fetch_program, name)
-        told("beam-flink", jars_are_there, fetch_beam_jars, "beam-flink")
-        told("flink", jars_are_there, fetch_flink_jars, "flink")
+            told(name, program_is_there, fetch_program)
+        told("beam-flink", jars_are_there, fetch_beam_jars)
+        told("flink", jars_are_there, fetch_flink_jars)
         if arguments.write_sums:
             write_sums()
         check_jars()
@@ -76,14 +76,14 @@ class FetchError(Exception):
     """Something is missing on this machine, or what came is not what was pinned."""
 
 
-def told(name, is_there, fetch, *arguments):
+def told(name, is_there, fetch):
     """Fetches a thing unless it is there, and says how long that took."""
     if is_there(name):
         print(f"{name}: there")
         return
     started = time.monotonic()
     print(f"{name}: fetching", flush=True)
-    fetch(*arguments)
+    fetch(name)
     print(f"{name}: fetched in {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -117,7 +117,7 @@ def module_sum(program: Path) -> str | None:
     return None
 
 
-def fetch_beam_jars() -> None:
+def fetch_beam_jars(name: str) -> None:
     """Beam's Flink runner and job server, with all that they need."""
     with scratch() as folder:
         call(
@@ -128,10 +128,10 @@ def fetch_beam_jars() -> None:
             "dependency:copy-dependencies",
             f"-DoutputDirectory={folder / 'lib'}",
         )
-        move(folder / "lib", ENGINES / "beam-flink")
+        move(folder / "lib", ENGINES / name)
 
 
-def fetch_flink_jars() -> None:
+def fetch_flink_jars(name: str) -> None:
     """Flink's distribution: the jars of a source archive, of which nothing is installed."""
     with scratch() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -144,7 +144,7 @@ def fetch_flink_jars() -> None:
                 path = Path(member.name)
                 if path.parts[1:3] == ("deps", "lib") and path.suffix == ".jar":
                     (folder / "lib" / path.name).write_bytes(file.extractfile(member).read())
-        move(folder / "lib", ENGINES / "flink")
+        move(folder / "lib", ENGINES / name)
 
 
 def jars_are_there(folder: str) -> bool:
