@@ -11,12 +11,18 @@ import os
 import signal
 from pathlib import Path
 
+import apache_beam.runners.portability.fn_api_runner
 import torch
+import transformers.models.llama.modeling_llama
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import teachonce
 from pipelines.handler import UnitScorer
 from schemas import commits
 from schemas.storage import Storage
+
+LAZY = (AutoModelForCausalLM, AutoTokenizer, apache_beam.runners, transformers.models.llama)
+"""What a run imports when it first needs it: named here, so that it is imported before the fork."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pipelines.commands", "tests.chaos.child"])
