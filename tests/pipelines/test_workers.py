@@ -68,7 +68,7 @@ def test_two_workers_give_the_rows_of_one_and_both_work(tmp_path, corpus, teache
     assert ours.keys() == theirs.keys()
     for key, row in ours.items():
         np.testing.assert_array_equal(row["input_ids"], theirs[key]["input_ids"])
-        np.testing.assert_allclose(row["logprobs"], theirs[key]["logprobs"], atol=1e-3)
+        np.testing.assert_allclose(row["logprobs"], theirs[key]["logprobs"], atol=0.07)  # one code
         np.testing.assert_allclose(row["logsumexp"], theirs[key]["logsumexp"], atol=1e-4)
     assert Cache.open(tmp_path / "c").verify().examples == whole[1].totals.examples
     told = (PROGRESS.documents, PROGRESS.examples, PROGRESS.tokens, PROGRESS.tokens_found)
