@@ -6,6 +6,7 @@ nobody holds. The system releases a lock when its process ends, however it ends.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import itertools
@@ -33,7 +34,7 @@ def claim_number(run: str) -> int:
 def forget_claims(run: str) -> None:
     """Removes what the processes of a finished run left on this machine."""
     folder = Path(tempfile.gettempdir()) / f"teachonce-{os.getuid()}-{run}"
-    if folder.is_dir():
+    with contextlib.suppress(OSError):  # not there; or a process that is late has just come
         for file in folder.iterdir():
             file.unlink(missing_ok=True)
         folder.rmdir()

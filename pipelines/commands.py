@@ -93,7 +93,7 @@ def verify(argv: Sequence[str]) -> int:
     )
     found = rescore(cache, config)
     _print_rescored(found, cache, checked, as_json=arguments.json)
-    if found.mean_kl_nats > arguments.max_mean_kl:
+    if not found.mean_kl_nats <= arguments.max_mean_kl:  # also where it is no number
         raise DriftError(
             "a fresh teacher does not say what the cache holds",
             where=arguments.cache,

@@ -23,7 +23,7 @@ import apache_beam as beam
 from pipelines.beam_options import parse_beam_options
 from pipelines.moves import lines_of
 from pipelines.outcome import Change, commit_change
-from pipelines.run import run_to_end
+from pipelines.run import new_pipeline, run_to_end
 from pipelines.units import ShardLine, line_of, no_shard
 from schemas.cache import base_version, read_header
 from schemas.commits import Shard, Version, read_version
@@ -115,7 +115,7 @@ def _once(config: CompactConfig) -> Compacted:
         return _outcome(task, base, base)
     take_lease(storage, task.run)
     try:
-        pipeline = beam.Pipeline(options=options)
+        pipeline = new_pipeline(options)
         build(pipeline, task, base.shards)
         run_to_end(pipeline)
     finally:

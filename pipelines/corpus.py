@@ -147,7 +147,13 @@ def _lines_of_piece(file: IO[bytes], piece: Piece) -> Iterator[Record]:
     while offset < piece.end:
         line = buffered.readline()
         if not line:
-            return
+            raise TruncatedFileError(
+                "a corpus file became shorter while it was read",
+                where=piece.path,
+                expected=f"{piece.end} bytes",
+                got=offset,
+                do="Start the run again; nothing was committed",
+            )
         yield Record(offset, line.removesuffix(b"\n"))
         offset += len(line)
 

@@ -138,6 +138,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
             temperatures=config.temperatures,
             features=tuple(parse_feature(text, config, teacher.config) for text in config.features),
             label_names=_label_names(teacher.config) if config.teacher.task != "causal-lm" else (),
+            has_labels=corpus.label_field is not None,
             has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names,
             has_document_id=corpus.id_field is not None,
             has_text=config.keep_text,

@@ -25,7 +25,7 @@ from pipelines.beam_options import parse_beam_options
 from pipelines.erasure import Found, Gone, Wanted, erase, search
 from pipelines.moves import lines_of, without_rows
 from pipelines.outcome import change_of, commit_change
-from pipelines.run import run_to_end
+from pipelines.run import new_pipeline, run_to_end
 from pipelines.units import ShardLine
 from schemas.cache import RUNS_FOLDER, base_version, read_header
 from schemas.commits import Version, read_version
@@ -161,7 +161,7 @@ def _once(config: ForgetConfig, wanted: Wanted, fence: bool, living: tuple[str, 
     )
     take_lease(storage, task.run)
     try:
-        pipeline = beam.Pipeline(options=options)
+        pipeline = new_pipeline(options)
         build(pipeline, task, base)
         run_to_end(pipeline, "the same call finishes what it began")
     finally:

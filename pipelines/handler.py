@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from apache_beam.ml.inference.base import ModelHandler
 
 from pipelines.budget import Budget
@@ -27,7 +28,7 @@ from pipelines.versions import check_versions, shared_versions
 from schemas import Cache
 from schemas.commits import NO_VERSION
 from schemas.errors import MismatchError
-from schemas.history import take_lease
+from schemas.history import renew_lease
 from schemas.identity import unit_name
 from schemas.spec import Header
 from schemas.storage import Storage
@@ -74,7 +75,7 @@ class LazyScorer:
         scorer = self._opened()
         PROGRESS.start_teacher()
         line = scorer.score(name, examples)
-        take_lease(Storage.at(self._job.root), self._job.run)
+        renew_lease(Storage.at(self._job.root), self._job.run)
         return line._replace(work={**line.work, "provenance": self._provenance})
 
     def _opened(self) -> UnitScorer:
@@ -132,8 +133,10 @@ def open_scorer(job: TeacherJob) -> tuple[UnitScorer, dict[str, str]]:
             got=fingerprint.hash,
         )
     device = own_device(pick_device(job.config.device), job.run)
+    if device.index is not None:
+        torch.cuda.set_device(device)
     teacher = open_teacher(job.config, job.header.spec, found.folder, device)
-    here = teacher_provenance(job.config, teacher.device.type)
+    here = teacher_provenance(job.config, teacher.device)
     if job.base != NO_VERSION:
         cache = Cache.open(job.root, job.base)
         check_drift(cache, teacher, here, found.tokenizer.pad_token_id or 0, job.max_drift_kl)
@@ -144,5 +147,6 @@ def open_scorer(job: TeacherJob) -> tuple[UnitScorer, dict[str, str]]:
         budget=Budget.of(job.batch_tokens, teacher.device.type),
         row_group_tokens=job.row_group_tokens,
         pad_id=found.tokenizer.pad_token_id or 0,
+        deadline=job.deadline,
     )
     return scorer, here

@@ -35,6 +35,7 @@ def load_model(config: TeacherConfig, path: str, device: torch.device) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
+        model = model if place is not None else model.to(device)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         lacks = isinstance(error, ImportError) and place is not None
         raise TeacherError(
@@ -44,8 +45,7 @@ def load_model(config: TeacherConfig, path: str, device: torch.device) -> Any:
             do="pip install 'teachonce[large]'" if lacks else None,
         ) from error
     _refuse_incomplete(model, loaded["missing_keys"], config.task, path)
-    model = model.eval().requires_grad_(False)
-    return model if place is not None else model.to(device)
+    return model.eval().requires_grad_(False)
 
 
 def is_quantised(path: str) -> bool:

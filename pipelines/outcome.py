@@ -17,7 +17,7 @@ from pipelines.gate import RejectLine, Run, check_rejects, rejects_of, write_rej
 from pipelines.units import ShardLine
 from schemas.cache import RUNS_FOLDER, create_header
 from schemas.commits import NO_VERSION, Shard, Version, commit, read_version, record_after
-from schemas.errors import MismatchError
+from schemas.errors import CacheError, MismatchError
 from schemas.memory import Unscored, write_unscored
 from schemas.shards import Totals
 from schemas.spec import Header, differences
@@ -94,6 +94,9 @@ def finish(
         ConflictError: another run committed in the meantime.
     """
     chosen = _one_a_unit(lines)
+    if any(line.work.get("postponed_examples") for line in chosen):
+        # what would replace them may not be there yet: rows leave with the next run
+        chosen = [line for line in chosen if line.replaces is None]
     rejects = [*rejects, *(reject for line in chosen for reject in line.rejects)]
     counts = dict(counts)
     unscored = {
@@ -156,11 +159,11 @@ def _one_a_unit(lines: Iterable[ShardLine]) -> list[ShardLine]:
 
 def _commit(run: Run, change: Change, provenance: Mapping[str, str], counts: Mapping[str, int]) -> None:
     storage = Storage.at(run.root)
-    if run.base == NO_VERSION:
-        _create(run, storage)
+    header = _create(run, storage) if run.base == NO_VERSION else run.header
+    _refuse_missing(storage, change)
     base: Version | None = None if run.base == NO_VERSION else read_version(storage, run.base)
     commit_change(
-        storage, run.header, base, change, run=run.id, provenance=provenance, rejects=rejects_of(counts)
+        storage, header, base, change, run=run.id, provenance=provenance, rejects=rejects_of(counts)
     )
 
 
@@ -194,7 +197,18 @@ def commit_change(
     return commit(storage, header.spec, base, change.added, record, removed=removed)
 
 
-def _create(run: Run, storage: Storage) -> None:
+def _refuse_missing(storage: Storage, change: Change) -> None:
+    """Every shard must be where the commit says: not on another machine's disk, and not deleted meanwhile."""
+    present = {file.name for file in storage.files()}
+    if missing := [shard.name for shard in change.added if shard.name not in present]:
+        raise CacheError(
+            f"{len(missing)} of {len(change.added)} finished shards are not there; nothing was committed",
+            where=f"{storage.root}/{missing[0]}",
+            do="Every worker must reach the same --cache. Start the run again: it goes on with what is there",
+        )
+
+
+def _create(run: Run, storage: Storage) -> Header:
     """The header of a new cache, made just before its first commit."""
     files = dict(resolve(run.teacher).tokenizer_files)
     created = create_header(storage, run.header, files)
@@ -205,6 +219,7 @@ def _create(run: Run, storage: Storage) -> None:
             got="; ".join(lines),
             do="Use another --cache, or remove the folder if nothing was committed there",
         )
+    return created
 
 
 def _summary(

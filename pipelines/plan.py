@@ -36,7 +36,7 @@ from pipelines.config import PrecomputeConfig
 from pipelines.gate import Run, rejects_of, too_many_missing, too_many_rejects
 from pipelines.job import Job, gate_of, hinted, in_unit, read, teacher_job
 from pipelines.progress import shown
-from pipelines.run import in_process, prepare, run_to_end
+from pipelines.run import in_process, new_pipeline, prepare, run_to_end
 from pipelines.sample import Measured, SampleHandler, SmallestIds, Unit
 from schemas.errors import UsageError
 from schemas.rewrite import ENTRIES_A_TOKEN
@@ -125,7 +125,7 @@ def plan(config: PrecomputeConfig, *, sample_tokens: int = SAMPLE_TOKENS, epochs
     job, options = prepare(config, leased=False)
     with ExitStack() as stack:
         target = _target(options, job.run.id, stack)
-        pipeline = beam.Pipeline(options=options)
+        pipeline = new_pipeline(options)
         wire(pipeline, job, sample_tokens, target)
         with shown(config.show_progress and in_process(options)):
             run_to_end(pipeline)

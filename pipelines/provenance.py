@@ -19,11 +19,11 @@ def job_provenance(runner: str) -> dict[str, str]:
     }
 
 
-def teacher_provenance(config: TeacherConfig, device: str) -> dict[str, str]:
+def teacher_provenance(config: TeacherConfig, device: torch.device) -> dict[str, str]:
     """How this worker runs the teacher: it may differ between runs, and then a sample is scored again."""
     return {
-        "device": device,
-        "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "device_map": config.device_map or "none",
         "compile": "yes" if config.compile else "no",
         "attn_implementation": config.attn_implementation or "default",

@@ -10,12 +10,12 @@ from pipelines.outcome import RunSummary
 
 def summary_table(summary: RunSummary, cache: str, console: Console | None = None) -> None:
     """Prints what a run did."""
-    console = console or Console()
+    console = console or Console(markup=False, highlight=False, emoji=False)
     if summary.postponed_examples:
         console.print(
             f"out of time: {summary.postponed_examples:,} examples are left; start the same run again ({cache})"
         )
-    elif not summary.committed:
+    elif not summary.committed and not summary.new_documents:
         console.print(
             f"nothing new: {summary.documents:,} documents, all known; "
             f"the teacher ran on nothing and nothing was committed ({cache})"

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import time
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
@@ -28,7 +29,15 @@ from pipelines.provenance import job_provenance
 from pipelines.teacher import pick_device
 from schemas.cache import RUNS_FOLDER, base_version, read_header
 from schemas.commits import NO_VERSION
-from schemas.errors import CacheError, ConflictError, MismatchError, NoCacheError, TeachonceError
+from schemas.errors import (
+    CacheError,
+    ConflictError,
+    MismatchError,
+    NoCacheError,
+    TeachonceError,
+    UsageError,
+    one_line,
+)
 from schemas.history import end_lease, new_run, orphans, take_lease
 from schemas.memory import FORGOTTEN_FOLDER, UNSCORED_FOLDER, remembered_names
 from schemas.spec import Header, Spec, differences
@@ -50,19 +59,21 @@ def precompute(config: PrecomputeConfig) -> RunSummary:
         CorpusError: the corpus cannot be read to its end; nothing was committed.
         ConflictError: other runs committed in the meantime, twice.
     """
+    started = time.time()
     try:
-        return run_once(config)
+        return run_once(config, started)
     except ConflictError:
-        return run_once(config)  # what this run has finished is an orphan now, and adopted less what is live
+        # what this run has finished is an orphan now, and adopted less what is live
+        return run_once(config, started)
 
 
-def run_once(config: PrecomputeConfig) -> RunSummary:
-    """One attempt.
+def run_once(config: PrecomputeConfig, started: float | None = None) -> RunSummary:
+    """One attempt of a run that began at `started` (seconds since the epoch; None: now).
 
     Raises:
         ConflictError: another run committed in the meantime.
     """
-    job, options = prepare(config)
+    job, options = prepare(config, started=started)
     storage = Storage.at(job.run.root)
     try:
         with shown(config.show_progress and in_process(options)):
@@ -74,7 +85,9 @@ def run_once(config: PrecomputeConfig) -> RunSummary:
             end_lease(storage, job.run.id)
 
 
-def prepare(config: PrecomputeConfig, *, leased: bool = True) -> tuple[Job, PipelineOptions]:
+def prepare(
+    config: PrecomputeConfig, *, leased: bool = True, started: float | None = None
+) -> tuple[Job, PipelineOptions]:
     """Everything that is decided before the pipeline: pieces, teacher, header, base version.
 
     The cache is told that a run lives before its orphans are listed, unless nothing will be written (`leased`).
@@ -83,11 +96,11 @@ def prepare(config: PrecomputeConfig, *, leased: bool = True) -> tuple[Job, Pipe
     FileSystems.set_options(options)  # the corpus is listed before there is a pipeline that would say so
     refuse_workers(config.workers, options)
     storage = Storage.at(config.cache)
+    _refuse_own_disks(storage, options)
     pieces = find_pieces(config.corpus)
     teacher = resolve(config.teacher)
-    header = make_header(config, teacher)
     base = base_version(storage)
-    _refuse_other(storage, header)
+    header = _agreed(storage, make_header(config, teacher))
     runner = options.view_as(StandardOptions).runner
     pick_device(config.teacher.device)
     run = Run(
@@ -98,7 +111,7 @@ def prepare(config: PrecomputeConfig, *, leased: bool = True) -> tuple[Job, Pipe
         teacher=config.teacher,
         provenance=job_provenance(runner),
         max_reject_fraction=config.max_reject_fraction,
-        started=time.time(),
+        started=time.time() if started is None else started,
         max_prune_fraction=config.max_prune_fraction,
         live_rows=0 if base is None else base.record.live_rows,
         may_leave=config.prune or config.replace,
@@ -122,12 +135,24 @@ def execute(job: Job, options: PipelineOptions) -> None:
     """Builds the pipeline and runs it to its end."""
     workers = job.config.workers
     runner = with_workers(options, workers) if workers > 1 else None
-    pipeline = beam.Pipeline(runner=runner, options=options)
-    build(pipeline, job)
     try:
+        pipeline = new_pipeline(options, runner)
+        build(pipeline, job)
         run_to_end(pipeline)
     finally:
         forget_claims(job.run.id)
+
+
+def new_pipeline(options: PipelineOptions, runner: Any = None) -> beam.Pipeline:
+    """An empty pipeline.
+
+    Raises:
+        UsageError: the engine's options do not fit together.
+    """
+    try:
+        return beam.Pipeline(runner=runner, options=options)
+    except (ValueError, ImportError) as error:
+        raise UsageError("Beam refuses its options", got=one_line(error), do="See docs/engines.md") from error
 
 
 def run_to_end(pipeline: beam.Pipeline, left: str = "nothing was committed") -> None:
@@ -167,18 +192,27 @@ def label_map(spec: Spec) -> LabelMap | None:
     return LabelMap(ids, spec.vocab_size, spec.score)
 
 
-def _refuse_other(storage: Storage, header: Header) -> None:
+def _agreed(storage: Storage, asked: Header) -> Header:
+    """The cache's own header where there is one: names and other words for people are then the first run's."""
     try:
         existing = read_header(storage)
     except NoCacheError:
-        return
-    if lines := differences(existing, header):
+        return asked
+    if lines := differences(existing, asked):
         raise MismatchError(
             "this run would mix another teacher or spec into the cache",
             where=storage.root,
             got="; ".join(lines),
             do="Use the flags that the cache was made with, or another --cache",
         )
+    return existing
+
+
+def _refuse_own_disks(storage: Storage, options: PipelineOptions) -> None:
+    """On Dataflow every worker has a disk of its own."""
+    runner = options.view_as(StandardOptions).runner
+    if storage.is_local and runner.rsplit(".", 1)[-1] == "DataflowRunner":
+        raise UsageError("--cache must be where every worker reaches it", got=storage.root, do="Use gs://")
 
 
 def in_process(options: PipelineOptions) -> bool:

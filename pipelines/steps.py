@@ -101,7 +101,7 @@ class DropKnown(beam.DoFn):  # type: ignore[misc]
         decision = decide(found, [Stored(*stored) for stored in element[1]["stored"]])
         for one in decision.adopted:
             yield TaggedOutput(ADOPTED, (one.shard, one.example_id))
-        for one in decision.missing:
+        for one in (one for one in decision.missing if one.shard):  # where rows may leave tonight
             key = element[0].hex() if one.document_id is None else one.document_id
             yield TaggedOutput(MISSING, (key, (one.shard, one.example_id)))
         if decision.outcome is not None:

@@ -78,6 +78,8 @@ class UnitScorer:
     budget: Budget
     row_group_tokens: int
     pad_id: int
+    deadline: float | None = None
+    """Seconds since the epoch after which no unit is begun."""
     turns: AbstractContextManager[bool] = field(default_factory=threading.Lock)
 
     def score(self, unit: str, examples: Sequence[Example]) -> ShardLine:
@@ -85,6 +87,8 @@ class UnitScorer:
         work, started = Work(), time.monotonic()
         rejects: list[tuple[Example, str]] = []
         with self.turns:
+            if self.deadline is not None and time.time() >= self.deadline:
+                return no_shard(unit, postponed_examples=len(examples))
             encoded = [part for part in self._encoded(examples, work, rejects) if len(part.rows)]
         work.budget_tokens = self.budget.tokens
         line = self._store(unit, encoded) if encoded else no_shard(unit)
@@ -197,10 +201,17 @@ def no_shard(unit: str, **work: Any) -> ShardLine:
     return ShardLine(unit, None, 0, asdict(Totals()), work, [], [])
 
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch ran out of memory: on a CPU its allocator raises a plain `RuntimeError`."""
     kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, kinds) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _ahead(

@@ -245,9 +245,15 @@ def read_header(storage: Storage) -> Header:
 
 
 def create_header(storage: Storage, header: Header, tokenizer: dict[str, bytes]) -> Header:
-    """Writes tokenizer and spec unless they are there; returns the header that the cache has."""
+    """Writes tokenizer and spec unless they are there; returns the header that the cache has.
+
+    A tokenizer without a spec is what a run left that was killed here; if it is another's, it is replaced.
+    """
+    is_new = not storage.exists(SPEC_NAME)
     for name, data in tokenizer.items():
-        storage.put_if_absent(f"{TOKENIZER_FOLDER}/{name}", data)
+        path = f"{TOKENIZER_FOLDER}/{name}"
+        if not storage.put_if_absent(path, data) and is_new and storage.read(path) != data:
+            storage.put(path, data)
     storage.put_if_absent(SPEC_NAME, header.to_bytes())
     return read_header(storage)
 

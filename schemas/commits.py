@@ -252,6 +252,7 @@ def _committed_by(storage: Storage, number: int) -> int | None:
 
 def _own_or_conflict(storage: Storage, latest: int, run: str, number: int) -> int:
     if read_record(storage, number).run == run:
+        storage.make_durable(entry_name(number))
         bear_witness(storage, number)
         return number
     raise ConflictError(

@@ -9,6 +9,7 @@ Cost: one listing; and, where the folder holds a shard that is not live, one sma
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -16,11 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from schemas.commits import NO_VERSION, Entry, Shard, Version, read_entry
-from schemas.errors import CorruptionError
+from schemas.errors import CacheError, CorruptionError
 from schemas.shards import parse_name
 from schemas.storage import Storage, StoredFile
 
 LEASES_FOLDER = "_teachonce/leases"
+RENEW_SECONDS = 60.0
+_RENEWED: dict[str, float] = {}
+"""When this process last gave a sign of life, by run."""
+
 LEASE_SECONDS = 24 * 3600.0
 """A run that has not finished a unit for so long is taken for dead."""
 _THREADS = 16
@@ -104,6 +109,16 @@ def new_run(verb: str = "") -> str:
 def take_lease(storage: Storage, run: str) -> None:
     """Says that a run lives; said again after each unit. While it does, `vacuum` leaves orphans alone."""
     storage.put(f"{LEASES_FOLDER}/{run}", f"{time.time():.0f}\n".encode())
+
+
+def renew_lease(storage: Storage, run: str) -> None:
+    """A sign of life, once a minute at most; one that a store refuses is left out."""
+    now = time.monotonic()
+    if now - _RENEWED.get(run, -RENEW_SECONDS) < RENEW_SECONDS:
+        return
+    _RENEWED[run] = now
+    with contextlib.suppress(CacheError):
+        take_lease(storage, run)
 
 
 def end_lease(storage: Storage, run: str) -> None:

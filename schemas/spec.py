@@ -84,6 +84,8 @@ class Spec:
     features: tuple[Feature, ...] = ()
     label_names: tuple[str, ...] = ()
     """Name of each class; empty for a vocabulary."""
+    has_labels: bool = False
+    """Whether documents are read with their labels, which are part of who they are."""
     has_token_type_ids: bool = False
     has_document_id: bool = False
     has_text: bool = False

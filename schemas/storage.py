@@ -24,6 +24,7 @@ from obstore.store import ObjectStore, from_url
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
+from schemas.durable import make_folder, sync
 from schemas.errors import CacheError, CorruptionError, UsageError, one_line
 
 _PART = ".part-"
@@ -147,8 +148,8 @@ class Storage:
         """Makes sure that an object which something else wrote outlives a power failure."""
         if self.is_local:
             with self._told(name):
-                _sync(self._path(name))
-                _sync(self._path(name).parent)
+                sync(self._path(name))
+                sync(self._path(name).parent)
 
     def exists(self, name: str) -> bool:
         try:
@@ -181,19 +182,28 @@ class Storage:
         """Parts of unfinished writes, wherever they stand; object stores have none."""
         with self._told(""):
             names = [name for name in self._names_local("") if _PART in name] if self.is_local else []
-            found = [(name, self._path(name).stat()) for name in names]
-        return sorted(StoredFile(name, stat.st_size, stat.st_mtime) for name, stat in found)
+            found = [file for name in names for file in _stored(name, self._path(name))]
+        return sorted(found)
 
     def delete(self, names: Sequence[str]) -> None:
         """Deletes objects for good; those that are not there are passed over."""
         with self._told(names[0] if names else ""):
             if not self.is_local:
-                obstore.delete(self._remote, list(names))
+                self._delete_remote(list(names))
                 return
             for name in names:
                 self._path(name).unlink(missing_ok=True)
             for folder in {self._path(name).parent for name in names}:
-                _sync(folder)
+                sync(folder)
+
+    def _delete_remote(self, names: list[str]) -> None:
+        """Some stores say of one object that it is not there, and leave the rest."""
+        try:
+            obstore.delete(self._remote, names)
+        except (NotFoundError, FileNotFoundError):
+            for name in names:
+                with contextlib.suppress(NotFoundError, FileNotFoundError):
+                    obstore.delete(self._remote, name)
 
     def _names_local(self, prefix: str) -> list[str]:
         base = Path(self.root)
@@ -204,15 +214,14 @@ class Storage:
         if not Path(self.root).is_dir():
             return []
         with os.scandir(self.root) as entries:
-            stats = ((entry.name, entry.stat()) for entry in entries if entry.is_file())
-            return [StoredFile(name, stat.st_size, stat.st_mtime) for name, stat in stats]
+            return [file for entry in entries if entry.is_file() for file in _stored(entry.name, entry)]
 
     def _path(self, name: str) -> Path:
         return Path(self.root) / name
 
     def _put_local(self, name: str, data: bytes | memoryview, *, replace: bool) -> None:
         path = self._path(name)
-        _make_folder(path.parent)
+        make_folder(path.parent)
         part = path.with_name(f"{path.name}{_PART}{secrets.token_hex(4)}")
         try:
             with part.open("wb") as file:
@@ -225,7 +234,7 @@ class Storage:
                 os.link(part, path)
         finally:
             part.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
 
     @contextlib.contextmanager
     def _told(self, name: str) -> Iterator[None]:
@@ -258,26 +267,11 @@ def _local_root(text: str) -> str:
     return path
 
 
-def _make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, each durable in its parent."""
-    if folder.is_dir():
-        return
-    if folder.exists():
-        raise CacheError(
-            "a file stands where the cache needs a folder", where=folder, do="Choose another path"
-        )
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    """Syncs a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _stored(name: str, place: Path | os.DirEntry[str]) -> Iterator[StoredFile]:
+    """A file, unless it is gone since it was listed: the parts of another's writes come and go."""
+    with contextlib.suppress(FileNotFoundError):
+        found = place.stat()
+        yield StoredFile(name, found.st_size, found.st_mtime)
 
 
 def _client_options() -> ClientConfig:

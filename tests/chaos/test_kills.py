@@ -91,8 +91,8 @@ def test_many_kills_at_random_instants_over_a_growing_corpus(tmp_path, teacher):
 
 
 @pytest.mark.parametrize("night", ["first", "second", "prune"])
-def test_a_kill_at_every_instant_at_which_something_becomes_durable(tmp_path, teacher, night):
-    """Not one instant of the commit, or of any write before it, leaves a cache that does not open."""
+def test_kills_at_the_instants_at_which_something_becomes_durable(tmp_path, teacher, night):
+    """Before and after each write, each sync and the commit: every fifth or seventh instant, so all kinds of them."""
     before = tmp_path / "before"
     flags = ["--prune", "--max_prune_fraction", "1"] if night == "prune" else []
     if night != "first":
@@ -105,7 +105,7 @@ def test_a_kill_at_every_instant_at_which_something_becomes_durable(tmp_path, te
     new = state(undisturbed)
     total = child.instants(log)
     assert total > 20
-    for instant in range(1 + len(night) % 3, total + 1, 3 if night == "second" else 6):
+    for instant in range(1 + len(night) % 3, total + 1, 5 if night == "second" else 7):
         cache = copy(before, tmp_path / "cache")
         log.unlink()
         killed = child.finish(child.start(command(corpus, teacher, cache, *flags), log, crash_at=instant))
@@ -125,7 +125,7 @@ def copy(source, target):
 
 def test_the_installed_command_dies_like_any_process_and_the_next_goes_on(tmp_path, teacher):
     """The same, from the shell: the driver's whole process group is killed as the first shard appears."""
-    corpus, cache = write_jsonl(tmp_path / "c.jsonl", documents(120)), tmp_path / "cache"
+    corpus, cache = write_jsonl(tmp_path / "c.jsonl", documents(600)), tmp_path / "cache"
     argv = [sys.executable, "-m", "teachonce", *command(corpus, teacher, cache)]
     process = subprocess.Popen(argv, start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

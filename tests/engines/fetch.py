@@ -198,7 +198,7 @@ def require(*tools: str) -> None:
     """
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
-        raise FetchError(f"{', '.join(missing)} not found: install go (1.24 or newer), mvn and java (17)")
+        raise FetchError(f"{', '.join(missing)} not found: install go (1.26 or newer), mvn and java (17)")
 
 
 def call(tool: str, *arguments: str, env: dict[str, str] | None = None) -> str:

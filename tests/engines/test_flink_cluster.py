@@ -42,7 +42,9 @@ def test_a_task_manager_is_killed_at_work(tmp_path, teacher, many, cluster):
     cache, report = tmp_path / "cache", tmp_path / "report.json"
     before = set(cluster.scored())
     job = jobs.start(jobs.call(corpus, teacher, cache, report, cluster.flags, unit_tokens=100))
+    deadline = time.monotonic() + 180
     while not shards(cache) and job.poll() is None:
+        assert time.monotonic() < deadline, "no shard in three minutes"
         time.sleep(0.01)
     cluster.task_managers[0].kill()
     done = len(shards(cache))

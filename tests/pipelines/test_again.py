@@ -168,6 +168,28 @@ def test_what_may_differ_between_runs_is_not_refused(copy, corpus, tmp_path, tea
     assert run(corpus, moved, copy, attn_implementation="eager", device="cpu").committed is False
 
 
+def test_a_renamed_teacher_adds_to_the_cache_as_before(copy, corpus, tmp_path, teacher):
+    moved = shutil.copytree(teacher, tmp_path / "renamed")
+    more = write_jsonl(tmp_path / "more.jsonl", documents(30))
+    assert run(more, moved, copy).version == 1
+    assert Cache.open(copy).header.teacher["name"] == teacher.name
+    Cache.open(copy).verify()
+    assert run(more, teacher, copy).committed is False
+
+
+def test_labels_that_come_or_go_are_another_spec(tmp_path, classifier):
+    corpus = write_jsonl(tmp_path / "c.jsonl", [{**d, "label": 1} for d in documents(3)])
+    flags = {"task": "sequence-classification"}
+    run(corpus, classifier, tmp_path / "c", **flags, label_field="label")
+    with pytest.raises(MismatchError, match=r"spec\.has_labels: cache True, run False"):
+        run(corpus, classifier, tmp_path / "c", **flags)
+
+
+def test_a_cache_on_the_workers_own_disks_is_refused_on_dataflow(tmp_path, corpus, teacher):
+    with pytest.raises(UsageError, match="where every worker reaches it"):
+        run(corpus, teacher, tmp_path / "c", beam_options=("--runner=DataflowRunner", "--project=p"))
+
+
 def test_flags_that_do_not_fit_the_teacher_are_usage_errors(tmp_path, corpus, teacher, classifier):
     for changes, words in (
         ({"features": ("mean:9",)}, "layers 0 to 2"),

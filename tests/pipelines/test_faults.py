@@ -227,6 +227,29 @@ def test_another_teacher_that_begins_the_same_new_cache_is_refused_at_the_commit
     assert Cache.open(tmp_path / "c").verify().examples > 0
 
 
+def test_a_shard_that_is_not_where_the_commit_says_stops_it(copy, more, teacher, monkeypatch):
+    """A worker that wrote to a disk of its own, or a vacuum that came between."""
+    finish = outcome.finish
+
+    def lose(run, lines, *rest):
+        for line in lines:
+            (copy / line.name).unlink()
+        return finish(run, lines, *rest)
+
+    monkeypatch.setattr(job, "finish", lose)
+    with pytest.raises(CacheError, match="1 of 1 finished shards are not there; nothing was committed"):
+        run(more, teacher, copy)
+    assert Cache.open(copy).version == 0
+
+
+def test_a_tokenizer_that_a_killed_first_run_left_is_replaced_by_ones_own(tmp_path, corpus, teacher):
+    left = tmp_path / "c" / "_teachonce" / "tokenizer" / "tokenizer.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("another teacher's")
+    run(corpus, teacher, tmp_path / "c")
+    Cache.open(tmp_path / "c").verify()
+
+
 def test_a_cache_whose_ids_are_damaged_stops_the_run(copy, more, teacher):
     shard = next(copy.glob("*.parquet"))
     data = bytearray(shard.read_bytes())

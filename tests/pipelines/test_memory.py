@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -155,6 +156,31 @@ def test_a_run_that_is_out_of_time_commits_what_is_finished_and_the_next_goes_on
     second = run(corpus, teacher, tmp_path / "c", **UNITS, max_hours=1.0)
     assert (second.postponed_examples, second.totals.examples) == (0, first.postponed_examples)
     assert read(tmp_path / "c").keys() == read(whole[0]).keys()
+
+
+def test_rows_leave_only_when_what_replaces_them_has_come(tmp_path, teacher, monkeypatch):
+    """A night of edited documents that runs out of time: nothing leaves before the next one."""
+    records = [{"id": f"d{i}", **document} for i, document in enumerate(documents(8))]
+    flags = {**UNITS, "id_field": "id", "replace": True}
+    run(write_jsonl(tmp_path / "a.jsonl", records), teacher, tmp_path / "c", **flags)
+    before = read(tmp_path / "c")
+    edited = write_jsonl(tmp_path / "b.jsonl", [{**r, "text": f"edited {r['text']}"} for r in records])
+    with monkeypatch.context() as patch:
+        clock = time.time
+        patch.setattr(handler.time, "time", lambda: clock() + 7200)
+        summary = run(edited, teacher, tmp_path / "c", max_hours=1.0, **flags)
+    assert summary.postponed_examples > 0 == summary.replaced_examples
+    assert read(tmp_path / "c").keys() >= before.keys()
+    assert run(edited, teacher, tmp_path / "c", **flags).replaced_examples == len(before)
+    assert not read(tmp_path / "c").keys() & before.keys()
+
+
+def test_a_drift_that_is_no_number_is_refused(tmp_path, copy, teacher, monkeypatch):
+    other, honest = handler.teacher_provenance, rescore.compare
+    monkeypatch.setattr(handler, "teacher_provenance", lambda *a: {**other(*a), "torch": "9.9"})
+    monkeypatch.setattr(rescore, "compare", lambda *a: replace(honest(*a), mean_kl_nats=float("nan")))
+    with pytest.raises(DriftError, match="got nan"):
+        run(write_jsonl(tmp_path / "more.jsonl", documents(30)), teacher, copy)
 
 
 def test_a_teacher_that_is_run_otherwise_scores_a_sample_again(tmp_path, copy, teacher, monkeypatch):

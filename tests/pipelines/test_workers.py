@@ -45,6 +45,16 @@ def children(pid):
     return [int(text) for line in own for text in line.split()]
 
 
+@pytest.fixture(autouse=True)
+def nobody_else(monkeypatch):
+    """Children that were there before are other tests'."""
+    before = set(children(os.getpid()))
+    found = children
+    monkeypatch.setattr(
+        sys.modules[__name__], "children", lambda pid: [one for one in found(pid) if one not in before]
+    )
+
+
 def wait_for(condition, seconds=SECONDS):
     end = time.monotonic() + seconds
     while not (found := condition()):
