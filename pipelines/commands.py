@@ -47,7 +47,7 @@ examples:
   Labelled pairs, a classifier, two features for the students, on Flink:
     teachonce precompute --corpus pairs.parquet --text_field premise --text_pair_field hypothesis \\
       --label_field label --teacher ./nli --task sequence-classification --features mean:-1 cls:-1 \\
-      --cache s3://bucket/cache -- --runner=FlinkRunner --flink_master=host:8081 --parallelism=4
+      --cache s3://bucket/cache -- --runner=FlinkRunner --flink_master=host:8081 --flink_version=1.19 --parallelism=4
 
 exit status: 0 done, or nothing new; 1 failed; 2 a wrong flag, path or model; 3 too many documents rejected;
 4 out of time (--max_hours): what is finished is committed, and the same run started again goes on
@@ -196,7 +196,7 @@ def _add_teacher_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_cache_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--cache", required=True, metavar="DIR", help="folder, s3:// or gs://; made if it is not there"
+        "--cache", required=True, metavar="DIR", help="folder, s3://, gs:// or az://; made if it is not there"
     )
     keep = "all, top_k:K or top_p:P,k=K (default: all up to 4,096 classes, else top_p:0.99,k=64)"
     group.add_argument("--keep", metavar="POLICY", help=keep)
@@ -259,7 +259,7 @@ def _add_nightly_flags(group: argparse._ArgumentGroup) -> None:
 
 def _verify_parser() -> Parser:
     parser = Parser(prog="teachonce verify", description=_VERIFY_HELP, epilog=_VERIFY_EXAMPLES)
-    parser.add_argument("cache", metavar="CACHE", help="folder, s3:// or gs://")
+    parser.add_argument("cache", metavar="CACHE", help="folder, s3://, gs:// or az://")
     parser.add_argument(
         "--teacher", required=True, metavar="DIR", help="model folder, or hub name[@revision]"
     )

@@ -30,7 +30,7 @@ examples:
     teachonce plan --corpus 'corpus/*.jsonl.zst' --teacher ./teacher --task causal-lm --cache ./cache --prune
   From how many students of three epochs on a cache pays, for a script; a larger sample, on Flink:
     teachonce plan --corpus 's3://bucket/*.parquet' --teacher ./teacher --task causal-lm --cache s3://bucket/cache \\
-      --sample_tokens 100000 --epochs 3 --json -- --runner=FlinkRunner --flink_master=host:8081 \\
+      --sample_tokens 100000 --epochs 3 --json -- --runner=FlinkRunner --flink_master=host:8081 --flink_version=1.19 \\
       --temp_location=s3://bucket/tmp | jq .expected.students
 
 exit status: 0 planned, also where the run would be refused for its rejects or for what it would prune; 1 failed, or

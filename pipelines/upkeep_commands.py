@@ -34,7 +34,8 @@ examples:
   Once a week, on this machine:
     teachonce compact ./cache
   Larger shards, on Flink:
-    teachonce compact s3://bucket/cache --unit_tokens 4194304 -- --runner=FlinkRunner --flink_master=host:8081
+    teachonce compact s3://bucket/cache --unit_tokens 4194304 \\
+      -- --runner=FlinkRunner --flink_master=host:8081 --flink_version=1.19
 
 exit status: 0 done, or nothing to merge; 1 failed, and nothing was committed; 2 a wrong flag or path
 """

@@ -1,8 +1,8 @@
 """The versions that driver and workers must share.
 
 A worker image or a staged package can be older than the code that started the run. `teachonce` and `apache-beam` must
-be equal, or steps and values of two builds would meet in one run: a worker refuses before its first element. torch,
-transformers and the device may differ: they are provenance, which the workers tell with each unit.
+be equal, or steps and values of two builds would meet in one run: a worker refuses before it tokenises or asks the
+teacher. torch, transformers and the device may differ: they are provenance, which the workers tell with each unit.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def seal_rows(
         spec=header.spec,
         fingerprint_hash=header.fingerprint.hash,
         unit=unit or unit_name(rows.example_ids, header.spec.hash),
-        totals=totals_of(rows) if totals is None else totals,
+        totals=totals_of(rows.take(order)) if totals is None else totals,  # sums of floats depend on order
     )
 
 

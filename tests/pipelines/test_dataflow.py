@@ -67,7 +67,9 @@ def translate(folder, corpus, teacher, extra=None, **changes):
         "--no_auth",
         "--dataflow_endpoint=http://localhost:1",
     )
-    job, options = prepare(config(corpus, teacher, folder / "cache", beam_options=flags, **changes))
+    # a local cache, which no store has to answer for; on Dataflow itself it is refused
+    job, _ = prepare(config(corpus, teacher, folder / "cache", **changes))
+    options = parse_beam_options(flags)
     options.view_as(GoogleCloudOptions).template_location = str(folder / "job.json")
     pipeline = beam.Pipeline(options=options)
     assert isinstance(pipeline.runner, DataflowRunner)

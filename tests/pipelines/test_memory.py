@@ -143,9 +143,10 @@ def test_a_run_that_is_out_of_time_commits_what_is_finished_and_the_next_goes_on
     clock = time.time
 
     def slow(self, unit, examples):
+        line = honest(self, unit, examples)
         scored.append(unit)
-        monkeypatch.setattr(handler.time, "time", lambda: clock() + 7200 * (len(scored) >= 2))
-        return honest(self, unit, examples)
+        monkeypatch.setattr(time, "time", lambda: clock() + 7200 * (len(scored) >= 2))
+        return line
 
     monkeypatch.setattr(handler.UnitScorer, "score", slow)
     first = run(corpus, teacher, tmp_path / "c", **UNITS, max_hours=1.0)
@@ -165,10 +166,18 @@ def test_rows_leave_only_when_what_replaces_them_has_come(tmp_path, teacher, mon
     run(write_jsonl(tmp_path / "a.jsonl", records), teacher, tmp_path / "c", **flags)
     before = read(tmp_path / "c")
     edited = write_jsonl(tmp_path / "b.jsonl", [{**r, "text": f"edited {r['text']}"} for r in records])
+    honest, clock = handler.UnitScorer.score, time.time
+
+    def late(self, unit, examples):
+        monkeypatch.setattr(
+            time, "time", lambda: clock() + 7200
+        )  # the time is over while it waits for its turn
+        return honest(self, unit, examples)
+
     with monkeypatch.context() as patch:
-        clock = time.time
-        patch.setattr(handler.time, "time", lambda: clock() + 7200)
+        patch.setattr(handler.UnitScorer, "score", late)
         summary = run(edited, teacher, tmp_path / "c", max_hours=1.0, **flags)
+    monkeypatch.setattr(time, "time", clock)
     assert summary.postponed_examples > 0 == summary.replaced_examples
     assert read(tmp_path / "c").keys() >= before.keys()
     assert run(edited, teacher, tmp_path / "c", **flags).replaced_examples == len(before)
