@@ -6,8 +6,8 @@ import torch
 from pipelines import handler
 from pipelines.batching import each_batch, padded_width, plan_batches
 from pipelines.budget import GAIN, LARGEST_TOKENS, START_TOKENS, Budget
-from pipelines.handler import LazyScorer, TeacherJob
-from pipelines.job import num_units
+from pipelines.handler import LazyScorer
+from pipelines.job import num_units, teacher_job
 from pipelines.run import prepare
 from pipelines.teacher import Teacher
 from tests.pipelines.helpers import config, documents, read, run, write_jsonl
@@ -166,17 +166,8 @@ def test_a_run_with_nothing_new_opens_no_teacher(tmp_path, teacher, monkeypatch)
 
 
 def test_the_budget_outlives_a_unit(tmp_path, teacher, corpus):
-    job, _ = prepare(config(corpus, teacher, tmp_path / "c"))
-    made = TeacherJob(
-        config=job.config.teacher,
-        header=job.run.header,
-        root=job.run.root,
-        batch_tokens=4096,
-        row_group_tokens=100,
-        run=job.run.id,
-        share=False,
-    )
-    scorer = LazyScorer(made)
+    job, _ = prepare(config(corpus, teacher, tmp_path / "c", batch_tokens=4096))
+    scorer = LazyScorer(teacher_job(job))
     assert scorer.score([]).work["budget_tokens"] == 4096
     scorer._scorer.budget.failed(4096)
     assert scorer.score([]).work["budget_tokens"] == 2048
