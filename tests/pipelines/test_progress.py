@@ -144,7 +144,7 @@ def test_the_table_tells_a_run(whole):
 
 
 def test_the_table_says_when_nothing_was_new(whole):
-    nothing = replace(whole[1], committed=False, version=-1, totals=type(whole[1].totals)())
+    nothing = replace(whole[1], committed=False, version=-1, new_documents=0, totals=type(whole[1].totals)())
     text = table(nothing)
     assert "nothing new: 24 documents, all known" in text
     assert dict(summary_lines(nothing))["version"] == "none"
