@@ -49,7 +49,7 @@ def test_without_its_tools_it_says_so_in_one_line(tmp_path):
         [sys.executable, fetch.__file__], env=env, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "engines: go, mvn, java not found: install go (1.24 or newer), mvn and java (17)\n"
+    assert done.stderr == "engines: go, mvn, java not found: install go (1.26 or newer), mvn and java (17)\n"
 
 
 @pytest.mark.parametrize(("ci", "raised"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
