@@ -28,7 +28,7 @@ from pipelines.units import ShardLine, line_of, no_shard
 from schemas.cache import base_version, read_header
 from schemas.commits import Shard, Version, read_version
 from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError
-from schemas.history import end_lease, new_run, take_lease
+from schemas.history import end_lease, new_run, renew_lease, take_lease
 from schemas.rewrite import ENTRIES_A_TOKEN, ROW_GROUP_TOKENS, UNIT_TOKENS, copy_range, units_of
 from schemas.shard_reader import open_shard
 from schemas.shards import Totals
@@ -169,7 +169,7 @@ def copy_unit(element: tuple[int, Iterable[tuple[Any, ...]]], task: Task) -> Sha
     if sealed is None:
         return no_shard(f"range {unit}")
     storage.put(sealed.name, sealed.data)
-    take_lease(storage, task.run)
+    renew_lease(storage, task.run)
     return line_of(sealed)
 
 

@@ -36,6 +36,7 @@ from schemas.history import (
     living_runs,
     new_run,
     read_entries,
+    renew_lease,
     take_lease,
     unreadable_versions,
 )
@@ -196,7 +197,7 @@ def forget_in(file: tuple[str, int, bool], task: Task) -> tuple[Found, list[Shar
     if not (found.live and found.examples):
         return found, []
     line = without_rows(storage, task.header, found.name, frozenset(found.examples), ROW_GROUP_TOKENS)
-    take_lease(storage, task.run)
+    renew_lease(storage, task.run)
     return found, [line]
 
 

@@ -23,7 +23,7 @@ from schemas.shards import Totals
 from schemas.spec import Header, differences
 from schemas.storage import Storage
 
-_COUNTED = (
+COUNTED = (
     "documents",
     "blank_lines",
     "duplicates",
@@ -34,6 +34,7 @@ _COUNTED = (
     "forgotten_documents",
     "truncated_pairs",
 )
+"""Counts of a run that a summary, and a plan, show by these names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +239,7 @@ def _summary(
         run=run.id,
         version=version,
         committed=version != run.base,
-        **{name: counts.get(name, 0) for name in _COUNTED},
+        **{name: counts.get(name, 0) for name in COUNTED},
         **moved,
         prune_withheld=counts.get("unidentified", 0),
         rejects=rejects_of(counts),

@@ -35,6 +35,7 @@ from apache_beam.pvalue import AsDict, AsIter
 from pipelines.config import PrecomputeConfig
 from pipelines.gate import Run, rejects_of, too_many_missing, too_many_rejects
 from pipelines.job import Job, gate_of, hinted, in_unit, read, teacher_job
+from pipelines.outcome import COUNTED
 from pipelines.progress import shown
 from pipelines.run import in_process, new_pipeline, prepare, run_to_end
 from pipelines.sample import Measured, SampleHandler, SmallestIds, Unit
@@ -42,18 +43,6 @@ from schemas.errors import UsageError
 from schemas.rewrite import ENTRIES_A_TOKEN
 
 SAMPLE_TOKENS = 8192
-
-_COUNTED = (
-    "documents",
-    "blank_lines",
-    "duplicates",
-    "known_documents",
-    "new_documents",
-    "adopted_documents",
-    "remembered_documents",
-    "forgotten_documents",
-    "truncated_pairs",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +198,7 @@ def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: fl
         )
     return Plan(
         base=run.base,
-        **{name: counts.get(name, 0) for name in _COUNTED},
+        **{name: counts.get(name, 0) for name in COUNTED},
         rejects=rejects_of(counts),
         examples=moves.get("examples", 0),
         tokens=counts.get("tokens", 0),

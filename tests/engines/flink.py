@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.engines.servers import Server, answers, engine, free_port, listens
@@ -128,7 +129,7 @@ class Cluster:
         for server in (*self.others[::-1], *self.task_managers):
             server.stop()
 
-    def _flink(self, name: str, entry: str, java: list[str] = [], flags: list[str] = []) -> Server:  # noqa: B006
+    def _flink(self, name: str, entry: str, java: Sequence[str] = (), flags: Sequence[str] = ()) -> Server:
         command = [*JAVA, *java, "-cp", self.lib, f"org.apache.flink.runtime.{entry}"]
         return Server(name, [*command, "--configDir", self.folder / "conf", *flags], self.folder)
 

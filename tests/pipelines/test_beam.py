@@ -6,7 +6,6 @@ from typing import get_type_hints
 
 import apache_beam as beam
 import pytest
-from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import SetupOptions, StandardOptions
 from apache_beam.pipeline import PipelineVisitor
 
@@ -147,14 +146,14 @@ def test_what_leaves_the_teachers_step_does_not_grow_with_its_tokens(tmp_path, c
     assert max(small + whole) < 1000
 
 
-def test_the_graph_has_one_inference_no_batching_and_nothing_from_main(graph):
+def test_the_graph_has_one_inference_and_no_batching(graph):
+    """That nothing is pickled from `__main__` is seen in `test_dataflow.py`, which unpacks the payloads."""
     pipeline, steps = graph
-    assert sum(isinstance(step.transform, RunInference) for step in steps) <= 1
     assert not [step.full_label for step in steps if "BatchElements" in step.full_label]
-    proto = pipeline.to_runner_api()
-    payloads = b"".join(t.spec.payload for t in proto.components.transforms.values())
-    assert b"__main__" not in payloads
-    assert b"ShardLine" not in payloads or b"pipelines.units" in payloads
+    names = [one.unique_name for one in pipeline.to_runner_api().components.transforms.values()]
+    assert [name for name in names if name.endswith("BeamML_RunInference")] == [
+        "ask the teacher/BeamML_RunInference"
+    ]
 
 
 def test_a_units_members_are_sorted_and_each_id_once():
