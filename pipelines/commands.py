@@ -28,7 +28,7 @@ from schemas import Cache, Verified
 from schemas.arguments import Parser, natural, positive
 from schemas.errors import DriftError, UsageError
 from schemas.policies import parse_keep
-from schemas.spec import FeatureDtype, Score, Supervise, Task
+from schemas.spec import FeatureDtype, Scalar, Score, Supervise, Task
 
 OUT_OF_TIME = 4
 """Exit status of a run that `--max_hours` ended."""
@@ -198,8 +198,14 @@ def _add_cache_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cache", required=True, metavar="DIR", help="folder, s3://, gs:// or az://; made if it is not there"
     )
-    keep = "all, top_k:K or top_p:P,k=K (default: all up to 4,096 classes, else top_p:0.99,k=64)"
-    group.add_argument("--keep", metavar="POLICY", help=keep)
+    keep = "all, top_k:K, top_p:P,k=K, threshold:TAU[,k=K] or sampled:N (default: all up to 4,096 classes, "
+    group.add_argument("--keep", metavar="POLICY", help=keep + "else top_p:0.99,k=64); see docs/quality.md")
+    own = "store drawn entries' own log-probabilities; on by itself with a temperature other than 1"
+    group.add_argument("--own_logits", action="store_true", help=own)
+    seed = "another seed draws other ids (default: 0)"
+    group.add_argument("--sample_seed", type=int, metavar="N", help=seed)
+    scalars = "stored beside the entries: entropy gold logsumexp (default: entropy gold)"
+    group.add_argument("--scalars", nargs="*", choices=get_args(Scalar), metavar="S", help=scalars)
     features = "pooled hidden states: mean:L, cls:L or last:L; L counts blocks, -1 is the last"
     group.add_argument("--features", nargs="+", metavar="F", help=features)
     group.add_argument("--feature_dtype", choices=get_args(FeatureDtype), help="default: int8 with a scale")

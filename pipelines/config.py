@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from schemas.policies import KeepPolicy
 from schemas.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
-from schemas.spec import FeatureDtype, Score, Supervise, Task
+from schemas.spec import FeatureDtype, Scalar, Score, Supervise, Task
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -98,6 +98,11 @@ class PrecomputeConfig:
     """`pooling:layer` each, for instance `mean:-1`; negative layers count from the last."""
     feature_dtype: FeatureDtype = "int8"
     temperatures: tuple[float, ...] = (1.0,)
+    scalars: tuple[Scalar, ...] | None = None
+    """None: entropy and gold; logsumexp too where every score is kept, or a temperature other than 1 is declared."""
+    own_logits: bool = False
+    """On by itself as soon as a temperature other than 1 is declared."""
+    sample_seed: int = 0
     score: Score | None = None
     """None: what the teacher's config says (`problem_type`)."""
     max_length: int | None = None

@@ -6,7 +6,7 @@ Runs beside the teacher, in numpy, a batch at a time; what a unit holds in memor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from pipelines.batching import positions_of
 from pipelines.select import Selected
 from pipelines.teacher import Answer
 from pipelines.tokenise import Example
-from schemas.codec import encode_logprobs, quantise
+from schemas.arrow import ColumnData
+from schemas.codec import decode_scalars, encode_logprobs, encode_scalars, quantise
 from schemas.ragged import Array, Ragged, offsets_of
-from schemas.rows import ColumnData, Rows
+from schemas.rows import Rows
 from schemas.shards import Totals
 from schemas.spec import Spec
 
@@ -88,24 +89,43 @@ def _entries(selected: Selected, counts: Array, spec: Spec) -> tuple[dict[str, C
     num_kept = selected.counts.numpy()
     kept = np.arange(selected.ids.shape[1]) < num_kept[:, None]
     logprobs = selected.logprobs.numpy()
-    codes = encode_logprobs(logprobs[kept], num_kept, spec.code_step_nats)
+    top = encode_scalars(-logprobs[:, 0], spec.top_step_nats)
+    decoded = -decode_scalars(top.codes, spec.top_step_nats)
+    codes = encode_logprobs(logprobs[kept], num_kept, decoded, spec.code_step_nats)
+    scalars, clamped = _scalars(selected, counts, spec)
     per_row = _sums(num_kept, counts)
-    gold = selected.label_logprob.numpy()
     columns: dict[str, ColumnData] = {
         "num_kept": _lists(num_kept.astype(np.int32), counts),
         "kept_ids": _lists(selected.ids.numpy()[kept].astype(np.int32), per_row),
         "kept_codes": _lists(codes.codes, per_row),
-        "top_logprob": _lists(np.ascontiguousarray(logprobs[:, 0]), counts),
-        "logsumexp": _lists(selected.logsumexp.numpy().reshape(-1), counts * len(spec.temperatures)),
-        "entropy": _lists(selected.entropy.numpy(), counts),
-        "label_logprob": _unless_nan(gold, counts),
+        "top_codes": _lists(top.codes, counts),
+        **scalars,
     }
     totals = Totals(
-        clamped_codes=codes.num_clamped,
+        clamped_codes=codes.num_clamped + top.num_clamped + clamped,
         kept_mass_sum=float(selected.kept_mass.sum(dtype=None)),
         entropy_sum_nats=float(selected.entropy.sum()),
     )
     return columns, totals
+
+
+def _scalars(selected: Selected, counts: Array, spec: Spec) -> tuple[dict[str, ColumnData], int]:
+    """The columns of what the spec stores beside the entries, and how many values did not fit."""
+    columns: dict[str, ColumnData] = {}
+    clamped = 0
+    if "entropy" in spec.scalars:
+        entropy = encode_scalars(selected.entropy.numpy(), spec.scalar_step_nats)
+        columns["entropy_codes"] = _lists(entropy.codes, counts)
+        clamped += entropy.num_clamped
+    if "gold" in spec.scalars:
+        known = _unless_nan(selected.label_logprob.numpy(), counts)
+        gold = encode_scalars(-known.values, spec.scalar_step_nats)
+        columns["gold_codes"] = replace(known, values=gold.codes)
+        clamped += gold.num_clamped
+    if "logsumexp" in spec.scalars:
+        per_row = counts * len(spec.temperatures)
+        columns["logsumexp"] = _lists(selected.logsumexp.numpy().reshape(-1), per_row)
+    return columns, clamped
 
 
 def _unless_nan(gold: Array, counts: Array) -> Ragged:

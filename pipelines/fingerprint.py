@@ -21,8 +21,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
 from schemas.errors import UsageError
 from schemas.identity import canonical_json
-from schemas.policies import KeepAll, default_keep
-from schemas.spec import Feature, Fingerprint, Header, Pooling, Score, Spec
+from schemas.policies import KeepAll, KeepPolicy, Threshold, default_keep
+from schemas.spec import Feature, Fingerprint, Header, Pooling, Scalar, Score, Spec
 
 MAX_LENGTH = 1024
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -136,6 +136,9 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
             stride=config.stride,
             supervise=config.supervise,
             temperatures=config.temperatures,
+            scalars=_scalars(config, keep) if score == "softmax" else (),
+            own_logits=config.own_logits or (isinstance(keep, Threshold) and len(config.temperatures) > 1),
+            sample_seed=config.sample_seed,
             features=tuple(parse_feature(text, config, teacher.config) for text in config.features),
             label_names=_label_names(teacher.config) if config.teacher.task != "causal-lm" else (),
             has_labels=corpus.label_field is not None,
@@ -146,6 +149,15 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
         )
     except ValueError as error:
         raise UsageError("the flags make no spec", got=str(error)) from error
+
+
+def _scalars(config: PrecomputeConfig, keep: KeepPolicy) -> tuple[Scalar, ...]:
+    """Those asked for, and what the temperatures need; whole distributions are few and small, and store all."""
+    wanted = set(config.scalars if config.scalars is not None else ("entropy", "gold"))
+    whole = config.scalars is None and isinstance(keep, KeepAll)
+    if whole or len(config.temperatures) > 1:
+        wanted.add("logsumexp")
+    return tuple(name for name in get_args(Scalar) if name in wanted)
 
 
 def _refuse_meaningless(config: PrecomputeConfig) -> None:

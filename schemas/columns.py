@@ -4,8 +4,9 @@ A row is an example. Everything per token, position or kept entry is a list colu
 each means. Types are those that Delta, DuckDB, Polars, pandas, Spark and Hugging Face `datasets` share: no unsigned
 integers, no float16, no opaque blobs.
 
-Encodings decide the bytes: ids in byte planes (BYTE_STREAM_SPLIT), small codes in a dictionary, both under zstd. A
-wrong path in Arrow's `column_encoding` is ignored without a word, so `check_encodings` asserts them from the footer.
+Encodings decide the bytes: ids and codes in byte planes (BYTE_STREAM_SPLIT), what has few values in a dictionary,
+both under zstd: a plane is Huffman coded, where a dictionary's packed bits are aligned to nothing. A wrong path in
+Arrow's `column_encoding` is ignored without a word, so `check_encodings` asserts them from the footer.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import CorruptionError
+from schemas.policies import Sampled
 from schemas.spec import Spec
 
 ZSTD_LEVEL = 3
+CODES = ("kept_codes", "sampled_codes", "top_codes", "entropy_codes", "gold_codes")
+"""Columns whose values are steps, clamped where they do not fit."""
 
 _SPLIT, _DICTIONARY, _PLAIN = "BYTE_STREAM_SPLIT", "RLE_DICTIONARY", "PLAIN"
 
@@ -133,21 +137,28 @@ def _example_columns(spec: Spec) -> list[Column]:
 
 
 def _position_columns(spec: Spec) -> list[Column]:
-    floats = pa.list_(pa.float32())
-    places = Column("position_index", pa.list_(pa.int32()), _SPLIT, nullable=True)
+    floats, codes, ids = pa.list_(pa.float32()), pa.list_(pa.int16()), pa.list_(pa.int32())
+    places = Column("position_index", ids, _SPLIT, nullable=True)
     if spec.score != "softmax":
         labels = Column("labels", floats, _SPLIT, nullable=True)
         return [places, labels, Column("logits", floats, _SPLIT)]
+    optional = [
+        (spec.is_sampling, Column("num_sampled", ids, _SPLIT)),
+        (spec.is_sampling, Column("sampled_gaps", ids, _SPLIT)),
+        (isinstance(spec.keep, Sampled), Column("sampled_counts", ids, _SPLIT)),
+        (spec.own_logits, Column("sampled_codes", codes, _SPLIT)),
+        ("entropy" in spec.scalars, Column("entropy_codes", codes, _SPLIT)),
+        ("gold" in spec.scalars, Column("gold_codes", codes, _SPLIT, nullable=True)),
+        ("logsumexp" in spec.scalars, Column("logsumexp", floats, _SPLIT)),
+    ]
     return [
         places,
-        Column("labels", pa.list_(pa.int32()), _SPLIT, nullable=True),
-        Column("num_kept", pa.list_(pa.int32()), _DICTIONARY),
-        Column("kept_ids", pa.list_(pa.int32()), _SPLIT),
-        Column("kept_codes", pa.list_(pa.int16()), _DICTIONARY),
-        Column("top_logprob", floats, _SPLIT),
-        Column("logsumexp", floats, _SPLIT),
-        Column("entropy", floats, _SPLIT),
-        Column("label_logprob", floats, _SPLIT, nullable=True),
+        Column("labels", ids, _SPLIT, nullable=True),
+        Column("num_kept", ids, _DICTIONARY),
+        Column("kept_ranks", ids, _SPLIT),
+        Column("kept_codes", codes, _SPLIT),
+        Column("top_codes", codes, _SPLIT),
+        *(column for wanted, column in optional if wanted),
     ]
 
 

@@ -3,11 +3,18 @@
 * `all`            every score; the default up to 4,096 classes
 * `top_k:K`        the K largest
 * `top_p:P,k=K`    the smallest set with mass P, at most K; the default (`top_p:0.99,k=64`) for a vocabulary
+* `threshold:TAU,k=K`  the K largest (1 if not said) and every id with p >= TAU, exactly; a rarer one is drawn with
+  probability p / TAU, and then weighs TAU: the weights' expectation is the whole distribution
+* `sampled:N`      N draws with replacement, each weighing 1 / N (RS-KD: arXiv:2503.16870)
+
+The first three are biased: what is not kept is one tail bucket. The last two are unbiased, and have no tail.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from schemas.errors import UsageError
 
@@ -53,7 +60,38 @@ class TopP:
         return f"top_p:{float(self.p)!r},k={self.k}"
 
 
-KeepPolicy = KeepAll | TopK | TopP
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """The `k` largest and every id with p >= `tau` exactly; rarer ones by systematic sampling, weighing `tau`."""
+
+    tau: float
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tau < 1:
+            raise ValueError(f"threshold needs a tau strictly between 0 and 1, but got tau={self.tau}")
+        if self.k < 1:
+            raise ValueError(f"threshold keeps at least the largest entry exactly, but got k={self.k}")
+
+    def __str__(self) -> str:
+        return f"threshold:{float(self.tau)!r},k={self.k}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """`n` independent draws from the full distribution, with replacement."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"sampled needs at least one draw, but got n={self.n}")
+
+    def __str__(self) -> str:
+        return f"sampled:{self.n}"
+
+
+KeepPolicy = KeepAll | TopK | TopP | Threshold | Sampled
 
 
 def default_keep(vocab_size: int) -> KeepPolicy:
@@ -61,13 +99,38 @@ def default_keep(vocab_size: int) -> KeepPolicy:
     return KeepAll() if vocab_size <= MAX_CLASSES_KEPT_WHOLE else TopP(p=0.99, k=64)
 
 
-def max_kept(policy: KeepPolicy, vocab_size: int) -> int:
-    """K: the most entries that a position can keep."""
-    return vocab_size if isinstance(policy, KeepAll) else min(policy.k, vocab_size)
+def max_kept(policy: KeepPolicy, vocab_size: int, num_temperatures: int = 1) -> int:
+    """K: the most entries that a position can keep exactly.
+
+    At most `num_temperatures / tau` ids can have p >= tau at one of so many temperatures.
+    """
+    match policy:
+        case KeepAll():
+            return vocab_size
+        case Threshold():
+            return min(vocab_size, max(policy.k, math.ceil(num_temperatures / policy.tau)))
+        case Sampled():
+            return 0
+    return min(policy.k, vocab_size)
+
+
+def max_sampled(policy: KeepPolicy, vocab_size: int, num_temperatures: int = 1) -> int:
+    """The most sampled ids that a position can have: the mass of all temperatures by tau, and one; or all draws."""
+    match policy:
+        case Threshold():
+            return min(vocab_size, math.ceil(num_temperatures / policy.tau) + 1)
+        case Sampled():
+            return min(vocab_size, policy.n)
+    return 0
+
+
+def is_sampling(policy: KeepPolicy) -> bool:
+    """Whether ids are drawn: then the weights are unbiased, and there is no tail bucket."""
+    return isinstance(policy, Threshold | Sampled)
 
 
 def parse_keep(text: str) -> KeepPolicy:
-    """The policy written as `all`, `top_k:K` or `top_p:P,k=K`.
+    """The policy written as the module's header says; `TAU` may be a fraction such as `1/16`.
 
     Raises:
         UsageError: when the text is none of these, or its numbers are out of range.
@@ -81,6 +144,13 @@ def parse_keep(text: str) -> KeepPolicy:
                 return TopK(k=int(k))
             case "top_p", [p, k] if k.startswith("k="):
                 return TopP(p=float(p), k=int(k[2:]))
-    except ValueError as error:
+            case "threshold", [tau]:
+                return Threshold(tau=float(Fraction(tau)))
+            case "threshold", [tau, k] if k.startswith("k="):
+                return Threshold(tau=float(Fraction(tau)), k=int(k[2:]))
+            case "sampled", [n]:
+                return Sampled(n=int(n))
+    except (ValueError, ZeroDivisionError) as error:
         raise UsageError("--keep is out of range", got=f"{text!r} ({error})") from error
-    raise UsageError("--keep names no policy", expected="all, top_k:K or top_p:P,k=K", got=repr(text))
+    known = "all, top_k:K, top_p:P,k=K, threshold:TAU[,k=K] or sampled:N"
+    raise UsageError("--keep names no policy", expected=known, got=repr(text))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -16,6 +17,8 @@ import numpy as np
 
 from schemas.cache import Cache
 from schemas.commits import CommitRecord
+from schemas.entries import entries_of
+from schemas.ragged import offsets_of
 from schemas.rows import Rows
 from schemas.shards import Totals
 from schemas.vocabulary import id_texts, token_texts
@@ -141,20 +144,27 @@ def _example(row: Rows, inputs: Mapping[int, str], scores: Mapping[int, str], to
 def _kept(
     row: Rows, inputs: Mapping[int, str], scores: Mapping[int, str], top: int
 ) -> Iterator[dict[str, Any]]:
-    """Each position of a softmax row: where it stands, its label and its largest entries."""
-    offsets, ids, logprobs = row.kept_offsets, row.kept_ids, row.kept_logprobs()
-    entropy, labels = row.ragged("entropy").values, _labels(row)
+    """Each position of a softmax row: where it stands, its label and its first entries, each with its weight."""
+    found, labels = entries_of(row), _labels(row)
+    offsets = offsets_of(found.counts)
+    entropy = row.entropy().tolist() if "entropy" in row.spec.scalars else None
     for n, index in enumerate(row.position_index().tolist()):
         ends = slice(offsets[n], min(offsets[n] + top, offsets[n + 1]))
-        pairs = zip(ids[ends].tolist(), logprobs[ends].tolist(), strict=True)
+        triples = zip(*(a[ends].tolist() for a in (found.ids, found.logprobs, found.weights)), strict=True)
         yield {
             "index": index,
             "input": _named(int(row.input_ids.values[index]), inputs),
             "label": None if labels is None else _named(labels[n], scores),
-            "entropy_nats": float(entropy[n]),
-            "kept": int(offsets[n + 1] - offsets[n]),
-            "entries": [{**_named(i, scores), "logprob": logprob} for i, logprob in pairs],
+            **({} if entropy is None else {"entropy_nats": entropy[n]}),
+            "kept": int(found.counts[n]),
+            "entries": [_entry(_named(i, scores), logprob, weight) for i, logprob, weight in triples],
         }
+
+
+def _entry(named: dict[str, Any], logprob: float, weight: float) -> dict[str, Any]:
+    """A drawn entry has its weight, and its own log-probability only where that is stored."""
+    known = {} if math.isnan(logprob) else {"logprob": logprob}
+    return {**named, **known, "weight": weight}
 
 
 def _labels(row: Rows) -> list[int] | None:

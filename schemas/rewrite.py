@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool
 
 from schemas.codec import CODE_MAX
+from schemas.columns import CODES
 from schemas.commits import Shard
 from schemas.errors import CorruptionError
 from schemas.identity import unit_name, unit_number
 from schemas.ragged import Array
 from schemas.rows import Rows
 from schemas.shard_reader import OpenFooter, open_shard, read_group, read_identities
-from schemas.shards import SealedShard, Totals, length_histogram, seal_shard
+from schemas.shards import SealedShard, Totals, length_histogram, ranking_of, seal_shard
 from schemas.spec import Header
 from schemas.storage import Storage
 
@@ -121,6 +122,7 @@ def seal_rows(
         fingerprint_hash=header.fingerprint.hash,
         unit=unit or unit_name(rows.example_ids, header.spec.hash),
         totals=totals_of(rows.take(order)) if totals is None else totals,  # sums of floats depend on order
+        ranking=ranking_of([rows]),
     )
 
 
@@ -129,10 +131,11 @@ def totals_of(rows: Rows) -> Totals:
     histogram = length_histogram(rows.input_ids.lengths)
     if rows.spec.score != "softmax":
         return Totals(length_histogram=histogram)
+    entropy = rows.entropy() if "entropy" in rows.spec.scalars else np.zeros(0)
     return Totals(
-        clamped_codes=int((rows.ragged("kept_codes").values == CODE_MAX).sum()),
+        clamped_codes=sum(int((rows.ragged(n).values == CODE_MAX).sum()) for n in CODES if n in rows.data),
         kept_mass_sum=float(np.exp(rows.kept_logprobs().astype(np.float64)).sum()),
-        entropy_sum_nats=float(rows.ragged("entropy").values.sum(dtype=np.float64)),
+        entropy_sum_nats=float(entropy.sum(dtype=np.float64)),
         length_histogram=histogram,
     )
 
@@ -155,7 +158,8 @@ def _read(storage: Storage, header: Header, shard: Shard, opened: OpenFooter, pl
 
 def _weights(rows: Rows) -> Array:
     """Tokens of each row; or, where that is more, its entries by `ENTRIES_A_TOKEN`."""
-    entries = rows.ragged("kept_ids" if rows.spec.score == "softmax" else "logits").lengths
+    names = ("kept_ids", "sampled_ids") if rows.spec.score == "softmax" else ("logits",)
+    entries = sum(rows.ragged(name).lengths for name in names if name in rows.data)
     weights: Array = np.maximum(rows.input_ids.lengths, entries // ENTRIES_A_TOKEN)
     return weights
 

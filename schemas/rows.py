@@ -1,4 +1,5 @@
-"""Rows in memory: the columns of some examples as flat numpy arrays, as they are on disk (codes, not decoded).
+"""Rows in memory: the columns of some examples as flat numpy arrays, as they are on disk (codes, not decoded), but for
+kept ids, which are ids here and ranks there (`kept_ids` for `kept_ranks`, `sampled_ids` for `sampled_gaps`).
 
 Writer and reader share this value: the teacher's batches become `Rows`, a shard's row group is `Rows`, and a training
 batch is `rows.take(...)`. Arrow's buffers are used as they are where a column has no nulls.
@@ -12,18 +13,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float32, Int32, Int64
 
-from schemas.codec import decode_logprobs, dequantise
+from schemas.arrow import ColumnData, from_arrow, to_arrow
+from schemas.codec import decode_levels, decode_logprobs, decode_scalars, dequantise
 from schemas.columns import shard_schema
 from schemas.errors import CorruptionError
-from schemas.identity import HASH_BYTES
-from schemas.ragged import Array, Ragged, offsets_of, spans
+from schemas.layout import expected_lengths, refuse_range
+from schemas.ragged import Array, Ragged, offsets_of
+from schemas.ranks import Ranking, ranked, unranked
 from schemas.spec import Feature, Spec
-
-ColumnData = Ragged | Array
-_HASHES = ("example_id", "document_hash")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,13 +66,20 @@ class Rows:
     def position_offsets(self) -> Int64[np.ndarray, " R1"]:
         """Offsets of each row's positions among all N."""
         if self.spec.score == "softmax":
-            return self.ragged("top_logprob").offsets
+            return self.ragged("num_kept").offsets
         offsets: Array = self.ragged("logits").offsets // self.spec.vocab_size
         return offsets
 
     @property
     def num_positions(self) -> int:
         return int(self.position_offsets[-1])
+
+    @property
+    def num_entries(self) -> int:
+        """Exact and drawn ones; of scores that are all kept, these."""
+        if self.spec.score != "softmax":
+            return len(self.ragged("logits").values)
+        return int(self.kept_counts.sum(dtype=np.int64) + self.sampled_counts.sum(dtype=np.int64))
 
     def position_index(self) -> Int32[np.ndarray, " N"]:
         """Which token of its example each position stands on.
@@ -89,12 +95,13 @@ class Rows:
 
     @property
     def kept_counts(self) -> Int32[np.ndarray, " N"]:
+        """How many entries of each position are kept exactly."""
         counts: Array = self.ragged("num_kept").values
         return counts
 
     @property
     def kept_offsets(self) -> Int64[np.ndarray, " N1"]:
-        """Offsets of each position's kept entries among all E."""
+        """Offsets of each position's exact entries among all E."""
         return offsets_of(self.kept_counts)
 
     @property
@@ -102,24 +109,64 @@ class Rows:
         return self.ragged("kept_ids").values
 
     def kept_logprobs(self) -> Float32[np.ndarray, " E"]:
-        """Log-probabilities of the kept entries under the *full* softmax, within half a code step."""
-        return decode_logprobs(
-            self.ragged("kept_codes").values,
-            self.kept_counts,
-            self.ragged("top_logprob").values,
-            self.spec.code_step_nats,
-        )
+        """Log-probabilities of the exact entries under the *full* softmax, within half a code step."""
+        codes = self.ragged("kept_codes").values
+        return decode_logprobs(codes, self.kept_counts, self.top_logprob(), self.spec.code_step_nats)
+
+    @property
+    def sampled_counts(self) -> Int32[np.ndarray, " N"]:
+        """How many entries of each position are drawn; 0 where the policy draws none."""
+        if not self.spec.is_sampling:
+            return np.zeros(self.num_positions, np.int32)
+        counts: Array = self.ragged("num_sampled").values
+        return counts
+
+    def sampled_logprobs(self) -> Float32[np.ndarray, " D"] | None:
+        """Own log-probabilities of the D drawn entries, within half a code step; None where they are not stored."""
+        if not self.spec.own_logits:
+            return None
+        codes = self.ragged("sampled_codes").values
+        return decode_levels(codes, self.sampled_counts, self.top_logprob(), self.spec.code_step_nats)
+
+    def top_logprob(self) -> Float32[np.ndarray, " N"]:
+        """Each position's largest log-probability, within half a top step."""
+        return -decode_scalars(self.ragged("top_codes").values, self.spec.top_step_nats)
+
+    def entropy(self) -> Float32[np.ndarray, " N"]:
+        """Of the full distribution at temperature 1, in nats, within half a scalar step.
+
+        Raises:
+            ValueError: the cache does not store it.
+        """
+        self._refuse_unstored("entropy")
+        return decode_scalars(self.ragged("entropy_codes").values, self.spec.scalar_step_nats)
+
+    def gold_logprob(self) -> Ragged:
+        """Log-probability of each position's gold id, within half a scalar step; null rows have no labels.
+
+        Raises:
+            ValueError: the cache does not store it.
+        """
+        self._refuse_unstored("gold")
+        codes = self.ragged("gold_codes")
+        values = -decode_scalars(codes.values, self.spec.scalar_step_nats)
+        return Ragged(values=values, offsets=codes.offsets, valid=codes.valid)
 
     def logsumexp(self, temperature: float = 1.0) -> Float32[np.ndarray, " N"]:
         """log sum exp(logit / T) over all of V.
 
         Raises:
-            ValueError: the spec does not declare the temperature.
+            ValueError: the cache does not store it, or not at this temperature.
         """
+        self._refuse_unstored("logsumexp")
         declared = self.spec.temperatures
         if temperature not in declared:
             raise ValueError(f"the cache has logsumexp at temperatures {declared}, not at {temperature}")
         return self.ragged("logsumexp").values[declared.index(temperature) :: len(declared)]
+
+    def _refuse_unstored(self, name: str) -> None:
+        if name not in self.spec.scalars:
+            raise ValueError(f"the cache stores the scalars {self.spec.scalars}, not {name}")
 
     def feature(self, feature: Feature) -> Float32[np.ndarray, "R D"]:
         """One pooled feature of each row."""
@@ -140,14 +187,14 @@ class Rows:
         joined = {name: _concatenate([part.data[name] for part in parts]) for name in names}
         return cls(spec=parts[0].spec, data=joined)
 
-    def to_arrow(self) -> pa.Table:
-        """The table that a shard holds."""
+    def to_arrow(self, ranking: Ranking | None) -> pa.Table:
+        """The table that a shard with this ranking holds; scores that are all kept need none."""
         schema = shard_schema(self.spec)
-        arrays = [_to_arrow(self.data[field.name], field) for field in schema]
-        return pa.Table.from_arrays(arrays, schema=schema)
+        data = self.data if ranking is None else {**self.data, **ranked(self.data, ranking)}
+        return pa.Table.from_arrays([to_arrow(data[field.name], field) for field in schema], schema=schema)
 
     @classmethod
-    def from_arrow(cls, table: pa.Table, spec: Spec, where: str) -> Rows:
+    def from_arrow(cls, table: pa.Table, spec: Spec, where: str, ranking: Ranking | None = None) -> Rows:
         """Rows from a table with all columns of the spec, or some; other columns are ignored.
 
         Raises:
@@ -155,7 +202,13 @@ class Rows:
         """
         schema = shard_schema(spec)
         known = [name for name in schema.names if name in table.column_names]
-        data = {name: _from_arrow(table[name], schema.field(name), where) for name in known}
+        data = {name: from_arrow(table[name], schema.field(name), where) for name in known}
+        if "kept_ranks" in data:
+            assert ranking is not None
+            data |= unranked(data, ranking, where)
+            data = {
+                name: column for name, column in data.items() if name not in ("kept_ranks", "sampled_gaps")
+            }
         rows = cls(spec=spec, data=data)
         if len(known) == len(schema.names):
             rows.check(where)
@@ -167,14 +220,22 @@ class Rows:
         Raises:
             CorruptionError: naming the first column that does not fit.
         """
-        for name, expected in self._expected_lengths().items():
+        for name, expected in expected_lengths(self.spec, self.data, np.diff(self.position_offsets)).items():
             column = self.ragged(name)
             self._refuse_length(name, column.lengths, expected, column.validity, where)
         self._check_places(where)
         if self.spec.score == "softmax":
-            _refuse_range("num_kept", self.kept_counts, 1, self.spec.max_kept, where)
-            _refuse_range("kept_ids", self.kept_ids, 0, self.spec.vocab_size - 1, where)
+            self._check_entries(where)
             self._check_gold(where)
+
+    def _check_entries(self, where: str) -> None:
+        """Counts and ids are in range; an exact policy keeps at least one entry of each position."""
+        spec = self.spec
+        refuse_range("num_kept", self.kept_counts, min(1, spec.max_kept), spec.max_kept, where)
+        refuse_range("kept_ids", self.kept_ids, 0, spec.vocab_size - 1, where)
+        if spec.is_sampling:
+            refuse_range("num_sampled", self.sampled_counts, 0, spec.max_sampled, where)
+            refuse_range("sampled_ids", self.ragged("sampled_ids").values, 0, spec.vocab_size - 1, where)
 
     def _check_places(self, where: str) -> None:
         """A null `position_index` is every token but the last; one that is stored lies inside its example."""
@@ -188,9 +249,11 @@ class Rows:
 
     def _check_gold(self, where: str) -> None:
         """A gold log-probability stands wherever a label is known; a causal LM's labels are its next tokens."""
+        if "gold" not in self.spec.scalars:
+            return
         known = self.ragged("labels").validity | (self.spec.task == "causal-lm")
-        if (known != self.ragged("label_logprob").validity).any():
-            raise CorruptionError("column label_logprob is null where a label is known, or not", where=where)
+        if (known != self.ragged("gold_codes").validity).any():
+            raise CorruptionError("column gold_codes is null where a label is known, or not", where=where)
 
     def _refuse_length(self, name: str, lengths: Array, expected: Array, asked: Array, where: str) -> None:
         wrong = np.flatnonzero((lengths != expected) & asked)
@@ -202,34 +265,6 @@ class Rows:
                 got=int(lengths[wrong[0]]),
             )
 
-    def _expected_lengths(self) -> dict[str, Array]:
-        positions, tokens = np.diff(self.position_offsets), self.input_ids.lengths
-        expected = {"position_index": positions}
-        if self.spec.has_token_type_ids:
-            expected["token_type_ids"] = tokens
-        if self.spec.score == "softmax":
-            kept = self.ragged("num_kept")
-            totals = np.concatenate([[0], np.cumsum(kept.values, dtype=np.int64)])
-            per_row = totals[kept.offsets[1:]] - totals[kept.offsets[:-1]]
-            expected |= dict.fromkeys(("labels", "num_kept", "entropy", "label_logprob"), positions)
-            expected |= {"logsumexp": positions * len(self.spec.temperatures)}
-            expected |= dict.fromkeys(("kept_ids", "kept_codes"), per_row)
-        else:
-            expected |= dict.fromkeys(("labels", "logits"), positions * self.spec.vocab_size)
-        for feature in self.spec.features:
-            expected[feature.column] = np.full(len(self), feature.width)
-        return expected
-
-
-def _refuse_range(name: str, values: Array, low: int, high: int, where: str) -> None:
-    if values.size and not (values.min() >= low and values.max() <= high):
-        raise CorruptionError(
-            f"column {name} has a value out of range",
-            where=where,
-            expected=f"{low} to {high}",
-            got=f"{values.min()} to {values.max()}",
-        )
-
 
 def _take(column: ColumnData, rows: Int64[np.ndarray, " M"]) -> ColumnData:
     return column.take(rows) if isinstance(column, Ragged) else column[rows]
@@ -240,50 +275,3 @@ def _concatenate(parts: Sequence[Any]) -> ColumnData:
         return Ragged.concatenate(parts)
     joined: Array = np.concatenate(parts)
     return joined
-
-
-def _to_arrow(column: ColumnData, field: pa.Field) -> pa.Array:
-    if isinstance(column, Ragged):
-        mask = None if column.valid is None else pa.array(~column.valid)
-        values = pa.array(column.values, field.type.value_type)
-        return pa.ListArray.from_arrays(
-            pa.array(column.offsets, pa.int32()), values, type=field.type, mask=mask
-        )
-    if field.name in _HASHES:
-        offsets = pa.py_buffer(np.arange(len(column) + 1, dtype=np.int32) * HASH_BYTES)
-        data = pa.py_buffer(np.ascontiguousarray(column))
-        return pa.Array.from_buffers(pa.binary(), len(column), [None, offsets, data])
-    return pa.array(column, field.type)
-
-
-def _from_arrow(chunked: pa.ChunkedArray, field: pa.Field, where: str) -> ColumnData:
-    array = chunked.combine_chunks()
-    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
-    inner = array.values if pa.types.is_list(field.type) else array
-    if (array.null_count and not field.nullable) or (inner is not array and inner.null_count):
-        raise CorruptionError(f"column {field.name} has a null", where=where)
-    if inner is not array:
-        valid = None if not array.null_count else np.asarray(array.is_valid())
-        return _rows_of_lists(array, valid)
-    if field.name in _HASHES:
-        return _fixed_hashes(array, field.name, where)
-    return np.asarray(array.to_pylist(), object) if field.type == pa.string() else np.asarray(array)
-
-
-def _rows_of_lists(array: pa.ListArray, valid: Any) -> Ragged:
-    """Offsets and values of a list array, cut to its slice; a null row's list counts as empty."""
-    raw = np.asarray(array.offsets).astype(np.int64)
-    values = np.asarray(array.values)
-    if valid is None:
-        return Ragged(values=values[raw[0] : raw[-1]], offsets=raw - raw[0])
-    lengths = np.where(valid, np.diff(raw), 0)
-    offsets = offsets_of(lengths)
-    return Ragged(values=values[spans(raw[:-1], lengths, offsets)], offsets=offsets, valid=valid)
-
-
-def _fixed_hashes(array: pa.BinaryArray, name: str, where: str) -> Array:
-    lengths = np.asarray(pc.binary_length(array))
-    if not (lengths == HASH_BYTES).all():
-        raise CorruptionError(f"column {name} has a hash that is not {HASH_BYTES} bytes", where=where)
-    data = b"".join(array.to_pylist())
-    return np.frombuffer(data, np.uint8).reshape(-1, HASH_BYTES)

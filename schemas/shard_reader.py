@@ -19,8 +19,18 @@ import pyarrow.parquet as pq
 from schemas.columns import check_schema, identity_columns, shard_schema
 from schemas.commits import Shard
 from schemas.errors import CorruptionError
+from schemas.ragged import Array
+from schemas.ranks import Ranking, parse_listed
 from schemas.rows import Rows
-from schemas.shards import FOOTER_KEY, RowGroup, ShardFooter, bytes_hash, identity_hash, parse_name
+from schemas.shards import (
+    FOOTER_KEY,
+    LISTED_KEY,
+    RowGroup,
+    ShardFooter,
+    bytes_hash,
+    identity_hash,
+    parse_name,
+)
 from schemas.spec import Header, Spec
 from schemas.storage import Storage
 
@@ -37,6 +47,12 @@ class OpenFooter(NamedTuple):
     metadata: pq.FileMetaData
     data: bytes
     size: int
+    listed: Array | None
+    """The shard's most frequent ids; None where every score is kept as it is."""
+
+    def ranking(self, spec: Spec) -> Ranking | None:
+        """How the shard's ids are ranked."""
+        return None if self.listed is None else Ranking(listed=self.listed, vocab_size=spec.vocab_size)
 
 
 def open_footer(storage: Storage, name: str, *, size: int | None = None) -> OpenFooter:
@@ -61,7 +77,9 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
             do=REPAIR,
         )
     metadata = pq.read_metadata(pa.BufferReader(_MAGIC + data))
-    return OpenFooter(ShardFooter.from_bytes(metadata.metadata[FOOTER_KEY]), metadata, data, size)
+    stored = metadata.metadata
+    listed = parse_listed(stored[LISTED_KEY], where) if LISTED_KEY in stored else None
+    return OpenFooter(ShardFooter.from_bytes(stored[FOOTER_KEY]), metadata, data, size, listed)
 
 
 def open_shard(storage: Storage, header: Header, shard: Shard) -> OpenFooter:
@@ -142,7 +160,7 @@ def read_group(
     file = pq.ParquetFile(_Segments(segments, opened.size), metadata=opened.metadata)
     check_schema(file.schema_arrow, spec, where)
     wanted = list(shard_schema(spec).names) if names is None else list(names)
-    rows = Rows.from_arrow(file.read_row_group(index, columns=wanted), spec, where)
+    rows = Rows.from_arrow(file.read_row_group(index, columns=wanted), spec, where, opened.ranking(spec))
     if (len(rows), names is None and rows.num_tokens) != (
         group.examples,
         names is None and group.tokens,

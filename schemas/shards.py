@@ -24,10 +24,13 @@ from jaxtyping import Int64
 from schemas.columns import check_encodings, identity_columns, shard_schema, write_options
 from schemas.errors import CorruptionError
 from schemas.identity import canonical_json
+from schemas.ranks import Ranking
 from schemas.rows import Rows
 from schemas.spec import FORMAT_VERSION, Spec
 
 FOOTER_KEY = b"teachonce"
+LISTED_KEY = b"teachonce.ids"
+"""In the footer of a softmax shard: its most frequent ids, as a JSON list (`schemas/ranks.py`)."""
 LENGTH_BUCKETS = 32
 _NAME = re.compile(r"(?P<unit>[0-9a-f]{32})-(?P<seal>[0-9a-f]{32})\.parquet")
 
@@ -118,10 +121,25 @@ def bytes_hash(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def ranking_of(rows: Sequence[Rows]) -> Ranking | None:
+    """The ranking that a shard of these rows is written with; None where every score is kept as it is."""
+    if rows[0].spec.score != "softmax":
+        return None
+    names = ("kept_ids", "sampled_ids")
+    ids = (part.ragged(name).values for part in rows for name in names if name in part.data)
+    return Ranking.of(ids, rows[0].spec.vocab_size)
+
+
 def seal_shard(
-    groups: Iterable[Rows], *, spec: Spec, fingerprint_hash: str, unit: str, totals: Totals
+    groups: Iterable[Rows],
+    *,
+    spec: Spec,
+    fingerprint_hash: str,
+    unit: str,
+    totals: Totals,
+    ranking: Ranking | None,
 ) -> SealedShard:
-    """Writes row groups into one sealed shard.
+    """Writes row groups into one sealed shard, with the ranking of all its rows.
 
     `totals` carries what only the teacher's pass knew (kept mass, clamps); counts come from the rows themselves.
 
@@ -134,7 +152,7 @@ def seal_shard(
         for rows in groups:
             if not len(rows):
                 raise ValueError("a row group cannot be empty")
-            writer.write_table(rows.to_arrow(), row_group_size=len(rows))
+            writer.write_table(rows.to_arrow(ranking), row_group_size=len(rows))
             start = found[-1].end if found else 0
             with sink.getbuffer() as buffer, buffer[start:] as written:
                 found.append(_described(rows, start=start, data=written))
@@ -147,7 +165,8 @@ def seal_shard(
             row_groups=tuple(found),
             totals=_counted(totals, found),
         )
-        writer.add_key_value_metadata({FOOTER_KEY: footer.to_bytes()})
+        listed = {} if ranking is None else {LISTED_KEY: ranking.to_bytes()}
+        writer.add_key_value_metadata({FOOTER_KEY: footer.to_bytes(), **listed})
     data = sink.getbuffer()
     name = f"{unit}-{bytes_hash(data[found[-1].end :])}.parquet"
     check_encodings(pq.read_metadata(sink), spec, name)
@@ -155,7 +174,6 @@ def seal_shard(
 
 
 def _described(rows: Rows, *, start: int, data: memoryview) -> RowGroup:
-    softmax = rows.spec.score == "softmax"
     return RowGroup(
         start=start,
         end=start + len(data),
@@ -164,7 +182,7 @@ def _described(rows: Rows, *, start: int, data: memoryview) -> RowGroup:
         examples=len(rows),
         tokens=rows.num_tokens,
         positions=rows.num_positions,
-        entries=len(rows.kept_ids if softmax else rows.ragged("logits").values),
+        entries=rows.num_entries,
     )
 
 

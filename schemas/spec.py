@@ -16,20 +16,22 @@ from typing import Any, Literal, get_args
 
 from schemas.errors import CorruptionError, FormatError, UsageError
 from schemas.identity import canonical_json, digest
-from schemas.policies import KeepAll, KeepPolicy, max_kept, parse_keep
+from schemas.policies import KeepAll, KeepPolicy, Threshold, is_sampling, max_kept, max_sampled, parse_keep
 
-FORMAT_VERSION = 0
+FORMAT_VERSION = 1
 CODE_STEP_NATS = 1 / 16
+TOP_STEP_NATS = 1 / 64
+SCALAR_STEP_NATS = 1 / 32
 
 Task = Literal["causal-lm", "sequence-classification"]
 Score = Literal["softmax", "sigmoid", "identity"]
 Pooling = Literal["mean", "cls", "last"]
 FeatureDtype = Literal["int8", "float32"]
 Supervise = Literal["all", "assistant"]
+Scalar = Literal["entropy", "gold", "logsumexp"]
 
-KNOWN_FEATURES = frozenset(
-    {"keep:all", "keep:top_k", "keep:top_p", "score:softmax", "score:sigmoid", "score:identity"}
-)
+_KEEPS = ("all", "top_k", "top_p", "threshold", "sampled")
+KNOWN_FEATURES = frozenset([*(f"keep:{name}" for name in _KEEPS), *(f"score:{s}" for s in get_args(Score))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,13 @@ class Spec:
     """Tokens that a window shares with the one before it: context only, never positions."""
     supervise: Supervise = "all"
     temperatures: tuple[float, ...] = (1.0,)
-    """Temperatures whose `logsumexp` is stored; the first is 1."""
+    """Temperatures at which the cache can be asked; the first is 1."""
+    scalars: tuple[Scalar, ...] = ("entropy", "gold")
+    """What is stored of each position beside its entries; `logsumexp` at every temperature."""
+    own_logits: bool = False
+    """Whether drawn entries have their own log-probabilities stored."""
+    sample_seed: int = 0
+    """Decides, with example and position, what is drawn."""
     features: tuple[Feature, ...] = ()
     label_names: tuple[str, ...] = ()
     """Name of each class; empty for a vocabulary."""
@@ -91,6 +99,8 @@ class Spec:
     has_text: bool = False
     has_text_pair: bool = False
     code_step_nats: float = CODE_STEP_NATS
+    top_step_nats: float = TOP_STEP_NATS
+    scalar_step_nats: float = SCALAR_STEP_NATS
 
     def __post_init__(self) -> None:
         _refuse_unless(self.task in get_args(Task), "task", self.task)
@@ -106,12 +116,37 @@ class Spec:
         _refuse_unless(len(columns) == len(self.features), "features", self.features)
         whole = self.score == "softmax" or isinstance(self.keep, KeepAll)
         _refuse_unless(whole, "keep (only softmax scores can be cut)", str(self.keep))
-        _refuse_unless(0 < self.code_step_nats <= 1, "code_step_nats", self.code_step_nats)
+        for name in ("code_step_nats", "top_step_nats", "scalar_step_nats"):
+            _refuse_unless(0 < getattr(self, name) <= 1, name, getattr(self, name))
+        _refuse_unless(-(2**63) <= self.sample_seed < 2**63, "sample_seed", self.sample_seed)
+        self._check_scalars()
+
+    def _check_scalars(self) -> None:
+        """What is stored beside the entries must serve every declared temperature."""
+        known = [name for name in get_args(Scalar) if name in self.scalars]
+        _refuse_unless(list(self.scalars) == known, "scalars (in this order, each once)", self.scalars)
+        warmer = len(self.temperatures) > 1
+        _refuse_unless("logsumexp" in self.scalars or not warmer, "scalars", self.scalars)
+        _refuse_unless(self.is_sampling or not self.own_logits, "own_logits", True)
+        if warmer and self.is_sampling:
+            serves = isinstance(self.keep, Threshold)
+            _refuse_unless(serves, "temperatures (draws serve temperature 1 alone)", self.temperatures)
+            _refuse_unless(self.own_logits, "own_logits (a temperature needs it)", self.own_logits)
 
     @property
     def max_kept(self) -> int:
-        """K: the most entries that a position can keep."""
-        return max_kept(self.keep, self.vocab_size)
+        """K: the most entries that a position can keep exactly."""
+        return max_kept(self.keep, self.vocab_size, len(self.temperatures))
+
+    @property
+    def max_sampled(self) -> int:
+        """The most sampled entries of a position."""
+        return max_sampled(self.keep, self.vocab_size, len(self.temperatures))
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether entries are drawn, and weigh without bias."""
+        return is_sampling(self.keep)
 
     @property
     def required_features(self) -> tuple[str, ...]:
@@ -124,7 +159,7 @@ class Spec:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
         features = tuple(Feature(**feature) for feature in value["features"])
-        tuples = {key: tuple(value[key]) for key in ("temperatures", "label_names")}
+        tuples = {key: tuple(value[key]) for key in ("temperatures", "label_names", "scalars")}
         return cls(**{**value, **tuples, "features": features, "keep": parse_keep(value["keep"])})
 
     @property

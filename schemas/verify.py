@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from schemas.columns import check_encodings
+from schemas.columns import CODES, check_encodings
 from schemas.commits import Shard
 from schemas.errors import CorruptionError, TeachonceError
 from schemas.ragged import Array
@@ -126,15 +126,14 @@ def _check_group(rows: Rows, opened: OpenFooter, place: int, where: str) -> None
     group = opened.footer.row_groups[place]
     if identity_hash(rows) != group.ids_hash:
         raise CorruptionError("a row group's ids are not those that were sealed", where=where, do=REPAIR)
-    softmax = rows.spec.score == "softmax"
-    entries = rows.kept_ids if softmax else rows.ragged("logits").values
-    if (rows.num_positions, len(entries)) != (group.positions, group.entries):
+    if (rows.num_positions, rows.num_entries) != (group.positions, group.entries):
         raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
-    for name in ("top_logprob", "logsumexp", "entropy") if softmax else ("logits",):
+    for name in (name for name in ("logsumexp", "logits") if name in rows.data):
         if not np.isfinite(rows.ragged(name).values).all():
             raise CorruptionError(f"column {name} has a value that is not finite", where=where, do=REPAIR)
-    if softmax and len(entries) and rows.ragged("kept_codes").values.min() < 0:
-        raise CorruptionError("column kept_codes has a negative gap", where=where, do=REPAIR)
+    for name in (name for name in CODES if name in rows.data):
+        if (rows.ragged(name).values < 0).any():
+            raise CorruptionError(f"column {name} has a negative code", where=where, do=REPAIR)
 
 
 def _ascends(ids: Array) -> bool:

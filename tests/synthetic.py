@@ -9,13 +9,13 @@ import numpy as np
 
 from schemas import Cache, Feature, Fingerprint, Header, Spec
 from schemas.cache import create_header
-from schemas.codec import encode_logprobs, quantise
+from schemas.codec import decode_scalars, encode_logprobs, encode_scalars, quantise
 from schemas.commits import Shard, Version, commit, record_after
 from schemas.identity import unit_name
 from schemas.policies import KeepAll, TopK, TopP
 from schemas.ragged import Ragged, offsets_of
 from schemas.rows import Rows
-from schemas.shards import Totals, length_histogram, seal_shard
+from schemas.shards import Totals, length_histogram, ranking_of, seal_shard
 from schemas.storage import Storage
 
 FINGERPRINT = Fingerprint(
@@ -41,6 +41,9 @@ class Truth(NamedTuple):
     features: dict[str, np.ndarray]
 
 
+SCALARS = ("entropy", "gold", "logsumexp")
+
+
 def causal_spec(**changes) -> Spec:
     fields = {
         "task": "causal-lm",
@@ -49,6 +52,7 @@ def causal_spec(**changes) -> Spec:
         "keep": TopP(p=0.9, k=8),
         "max_length": 32,
         "temperatures": (1.0, 2.0),
+        "scalars": SCALARS,
         "features": (
             Feature(pooling="mean", layer=2, width=5),
             Feature(pooling="last", layer=0, width=3, dtype="float32"),
@@ -63,6 +67,7 @@ def class_spec(**changes) -> Spec:
         "score": "softmax",
         "vocab_size": 3,
         "keep": KeepAll(),
+        "scalars": SCALARS,
         "max_length": 32,
         "label_names": ("no", "maybe", "yes"),
         "has_token_type_ids": True,
@@ -138,6 +143,7 @@ def seal(rows: Rows, groups: int = 2):
         fingerprint_hash=FINGERPRINT.hash,
         unit=unit_of(rows),
         totals=totals,
+        ranking=ranking_of([rows]),
     )
 
 
@@ -195,7 +201,10 @@ def _kept(spec: Spec, counts, rng):
     ids = [rng.permutation(spec.vocab_size)[:k] for k in kept]
     scores = [np.sort(np.log(rng.dirichlet(np.ones(k)) * rng.uniform(0.5, 1)))[::-1] for k in kept]
     logprobs = np.concatenate([*scores, np.zeros(0)]).astype(np.float32)
-    codes = encode_logprobs(logprobs, kept, spec.code_step_nats).codes
+    top = encode_scalars(-logprobs[offsets_of(kept)[:-1]], spec.top_step_nats).codes
+    codes = encode_logprobs(
+        logprobs, kept, -decode_scalars(top, spec.top_step_nats), spec.code_step_nats
+    ).codes
     per_row = np.diff(offsets_of(kept)[offsets_of(counts)])
     floats = lambda width=1: ragged(rng.normal(size=total * width).astype(np.float32), counts * width)  # noqa: E731
     data = {
@@ -203,13 +212,15 @@ def _kept(spec: Spec, counts, rng):
         "num_kept": ragged(kept.astype(np.int32), counts),
         "kept_ids": ragged(np.concatenate([*ids, np.zeros(0)]).astype(np.int32), per_row),
         "kept_codes": ragged(codes, per_row),
-        "top_logprob": ragged(logprobs[offsets_of(kept)[:-1]], counts),
+        "top_codes": ragged(top, counts),
+        "entropy_codes": ragged(rng.integers(0, 300, total).astype(np.int16), counts),
         "logsumexp": floats(len(spec.temperatures)),
-        "entropy": ragged(rng.exponential(size=total).astype(np.float32), counts),
     }
     valid = data["labels"].validity | (spec.task == "causal-lm")
-    gold = [rng.normal(size=n).astype(np.float32) if v else None for n, v in zip(counts, valid, strict=True)]
-    data["label_logprob"] = Ragged.of(gold, np.float32)
+    gold = [rng.integers(0, 500, n) if v else None for n, v in zip(counts, valid, strict=True)]
+    data["gold_codes"] = Ragged.of(gold, np.int16)
+    if "logsumexp" not in spec.scalars:
+        del data["logsumexp"]
     return data, logprobs
 
 

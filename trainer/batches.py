@@ -131,26 +131,32 @@ class Collation:
             counts = np.bincount(position, minlength=len(counts))
         whole = torch.from_numpy(counts == min(self.student_vocab, rows.spec.vocab_size))
         where = torch.from_numpy(position)
-        logsumexp = torch.from_numpy(np.ascontiguousarray(rows.logsumexp()))
         plain = torch.from_numpy(logprobs)
-        softened = soften(plain, where, logsumexp, self._logsumexp(rows), self.temperature)
+        softened = soften(plain, where, self._shift(rows), self.temperature)
         probs, tail, negentropy = distribution(softened, where, whole)
         targets = SparseTargets(
             ids=torch.from_numpy(ids.astype(np.int64)),
             position=where,
             probs=probs,
-            logits=plain + logsumexp[where],
+            logits=_logits(rows, plain, where),
             tail=tail,
             negentropy=negentropy,
             gold=torch.from_numpy(gold),
         )
         return targets, np.concatenate([[0], np.cumsum(counts)]), beyond
 
-    def _logsumexp(self, rows: Rows) -> Tensor | None:
-        """The normaliser at the temperature, where the cache declares it."""
-        if self.temperature not in rows.spec.temperatures:
+    def _shift(self, rows: Rows) -> Tensor | None:
+        """`lse_1 / T - lse_T` of each position, where the cache declares the temperature."""
+        if self.temperature not in rows.spec.temperatures[1:]:
             return None
-        return torch.from_numpy(np.ascontiguousarray(rows.logsumexp(self.temperature)))
+        return torch.from_numpy(rows.logsumexp() / self.temperature - rows.logsumexp(self.temperature))
+
+
+def _logits(rows: Rows, logprobs: Tensor, position: Tensor) -> Tensor | None:
+    """The teacher's own logits, where the cache stores what they lack."""
+    if "logsumexp" not in rows.spec.scalars:
+        return None
+    return logprobs + torch.from_numpy(np.ascontiguousarray(rows.logsumexp()))[position]
 
 
 def next_tokens(rows: Rows, row: Array, token: Array) -> Array:

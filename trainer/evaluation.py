@@ -169,7 +169,7 @@ class HeldOut:
 
     def teacher_metrics(self) -> Metrics:
         """The teacher's cross entropy with the corpus, as the cache has it."""
-        values = [rows.ragged("label_logprob").values for rows in self.rows()]
+        values = [rows.gold_logprob().values for rows in self.rows()]
         return {"teacher_cross_entropy_nats": -float(np.concatenate(values).mean(dtype=np.float64))}
 
 

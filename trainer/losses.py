@@ -33,8 +33,8 @@ class SparseTargets:
     """Which of the N positions each entry belongs to; ascending."""
     probs: Float[Tensor, " E"]
     """Probabilities at the temperature; with the tail they sum to 1 for each position."""
-    logits: Float[Tensor, " E"]
-    """The teacher's own logits (temperature 1)."""
+    logits: Float[Tensor, " E"] | None
+    """The teacher's own logits (temperature 1), where the cache can tell them."""
     tail: Float[Tensor, " N"]
     """Probability of all ids that are not kept; exactly 0 where every id is."""
     negentropy: Float[Tensor, " N"]
@@ -48,7 +48,7 @@ class SparseTargets:
             ids=self.ids[entries],
             position=self.position[entries] - first,
             probs=self.probs[entries],
-            logits=self.logits[entries],
+            logits=None if self.logits is None else self.logits[entries],
             tail=self.tail[first:last],
             negentropy=self.negentropy[first:last],
             gold=self.gold[first:last],
@@ -75,18 +75,17 @@ def segment_sum(
 def soften(
     logprobs: Float[Tensor, " E"],
     position: Int64[Tensor, " E"],
-    logsumexp: Float[Tensor, " N"],
-    logsumexp_t: Float[Tensor, " N"] | None,
+    shift: Float[Tensor, " N"] | None,
     temperature: float,
 ) -> Float[Tensor, " E"]:
-    """Log-probabilities at T: `(logprob + lse_1) / T - lse_T`, for kept entries under the full softmax.
+    """Log-probabilities at T: `logprob / T + shift` with `shift = lse_1 / T - lse_T`, under the full softmax.
 
-    Without `logsumexp_t` the result lacks its normaliser, which serves positions that are kept whole only.
+    Without the shift the result lacks its normaliser, which serves positions that are kept whole only.
     """
     if temperature == 1:
         return logprobs
-    scaled = (logprobs + logsumexp[position]) / temperature
-    return scaled if logsumexp_t is None else scaled - logsumexp_t[position]
+    scaled = logprobs / temperature
+    return scaled if shift is None else scaled + shift[position]
 
 
 def distribution(
@@ -165,6 +164,7 @@ def cross_entropy(logits: Float[Tensor, "N V"], gold: Int64[Tensor, " N"]) -> Fl
 
 def squared_error(logits: Float[Tensor, "N V"], targets: SparseTargets) -> Float[Tensor, " N"]:
     """Mean over a position's kept entries of (teacher's logit - student's logit) squared (arXiv:2105.08919)."""
+    assert targets.logits is not None  # `Objective.check` has seen to it
     difference = logits[targets.position, targets.ids] - targets.logits
     counts = segment_sum(torch.ones_like(difference), targets.position, len(targets.tail))
     return segment_sum(difference.square(), targets.position, len(targets.tail)) / counts.clamp_min(1)

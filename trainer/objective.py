@@ -101,6 +101,11 @@ class Objective:
                 "a regression teacher gives values, not a distribution: kl has no meaning",
                 do="Use --losses mse_logits=1.0",
             )
+        if "mse_logits" in self.weights and spec.score == "softmax" and "logsumexp" not in spec.scalars:
+            raise StudentError(
+                "mse_logits needs the teacher's logits, and the cache stores probabilities alone",
+                do="Precompute a cache with --scalars entropy gold logsumexp",
+            )
         known = self.temperature in spec.temperatures or isinstance(spec.keep, KeepAll)
         if "kl" in self.weights and not known:
             raise StudentError(

@@ -85,11 +85,16 @@ def read(cache) -> dict[bytes, dict]:
 
 def decoded(row) -> dict:
     """One row (R = 1) as plain arrays."""
-    values = {name: _plain(column) for name, column in row.data.items()}
+    values = {name: _plain(column) for name, column in row.data.items() if not name.endswith("_codes")}
     values["positions"] = row.position_index()
     if row.spec.score == "softmax":
         values["logprobs"] = row.kept_logprobs()
         values["kept_offsets"] = row.kept_offsets
+        values["top_logprob"] = row.top_logprob()
+    if "entropy" in row.spec.scalars:
+        values["entropy"] = row.entropy()
+    if "gold" in row.spec.scalars:
+        values["label_logprob"] = row.gold_logprob().values
     for feature in row.spec.features:
         values[feature.name] = row.feature(feature)[0]
     return values

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from schemas.cache import Cache, create_header
-from schemas.codec import encode_logprobs, quantise
+from schemas.codec import decode_scalars, encode_logprobs, encode_scalars, quantise
 from schemas.commits import Shard, commit, record_after
 from schemas.policies import KeepPolicy, TopK
 from schemas.ragged import Ragged, offsets_of
 from schemas.rows import Rows
-from schemas.shards import Totals, seal_shard
+from schemas.shards import Totals, ranking_of, seal_shard
 from schemas.spec import Feature, Fingerprint, Header, Spec
 from schemas.storage import Storage
 from tests.trainer.tiny import HIDDEN, VOCAB, tiny_tokenizer
@@ -33,13 +33,16 @@ def causal_columns(model: Any, examples: list[np.ndarray], spec: Spec) -> dict[s
         kept = logprobs.gather(-1, order).float().numpy()
         number = np.full(len(logits), order.shape[1], np.int64)
         ids.append(order.numpy().astype(np.int32).reshape(-1))
-        codes.append(encode_logprobs(kept.reshape(-1), number, spec.code_step_nats).codes)
+        tops.append(encode_scalars(-kept[:, 0], spec.top_step_nats).codes)
+        top = -decode_scalars(tops[-1], spec.top_step_nats)
+        codes.append(encode_logprobs(kept.reshape(-1), number, top, spec.code_step_nats).codes)
         counts.append(number.astype(np.int32))
-        tops.append(kept[:, 0].copy())
         each = [(logits / t).logsumexp(-1).float() for t in spec.temperatures]
         lses.append(torch.stack(each, 1).numpy().reshape(-1))
-        entropies.append(-(logprobs.exp() * logprobs).sum(-1).float().numpy())
-        golds.append(logprobs.gather(-1, tokens[0, 1:, None])[:, 0].float().numpy())
+        entropy = -(logprobs.exp() * logprobs).sum(-1).float().numpy()
+        entropies.append(encode_scalars(entropy, spec.scalar_step_nats).codes)
+        gold = logprobs.gather(-1, tokens[0, 1:, None])[:, 0].float().numpy()
+        golds.append(encode_scalars(-gold, spec.scalar_step_nats).codes)
         pooled.append([_pool(output.hidden_states[f.layer][0], f.pooling) for f in spec.features])
     return {
         "input_ids": _lists(examples),
@@ -47,10 +50,10 @@ def causal_columns(model: Any, examples: list[np.ndarray], spec: Spec) -> dict[s
         "num_kept": _lists(counts),
         "kept_ids": _lists(ids),
         "kept_codes": _lists(codes),
-        "top_logprob": _lists(tops),
+        "top_codes": _lists(tops),
         "logsumexp": _lists(lses),
-        "entropy": _lists(entropies),
-        "label_logprob": _lists(golds),
+        "entropy_codes": _lists(entropies),
+        "gold_codes": _lists(golds),
         **_feature_columns(pooled, spec),
     }
 
@@ -73,23 +76,25 @@ def class_columns(model: Any, examples: list[np.ndarray], labels: list[Any], spe
     order = [p.argsort(dim=-1, descending=True, stable=True) for p in logprobs]
     kept = [p[o].float().numpy() for p, o in zip(logprobs, order, strict=True)]
     number = np.full(len(examples), spec.vocab_size, np.int64)
-    codes = encode_logprobs(np.concatenate(kept), number, spec.code_step_nats).codes
+    top = encode_scalars(-np.array([k[0] for k in kept], np.float32), spec.top_step_nats).codes
+    decoded = -decode_scalars(top, spec.top_step_nats)
+    codes = encode_logprobs(np.concatenate(kept), number, decoded, spec.code_step_nats).codes
     golds = [
-        None if label is None else np.array([p[label].item()])
+        None if label is None else encode_scalars(-p[label : label + 1].float().numpy(), 1 / 32).codes
         for p, label in zip(logprobs, labels, strict=True)
     ]
-    ones = [np.ones(1, np.float32)] * len(examples)
+    ones = [np.full(1, 32, np.int16)] * len(examples)
     return shared | {
         "labels": Ragged.of([None if label is None else np.array([label]) for label in labels], np.int32),
         "num_kept": _lists([np.array([n], np.int32) for n in number]),
         "kept_ids": _lists([o.numpy().astype(np.int32) for o in order]),
         "kept_codes": Ragged(values=codes, offsets=offsets_of(number)),
-        "top_logprob": _lists([k[:1].copy() for k in kept]),
+        "top_codes": _lists(list(top[:, None])),
         "logsumexp": _lists(
             [np.array([(z / t).logsumexp(-1).item() for t in spec.temperatures], np.float32) for z in logits]
         ),
-        "entropy": _lists(ones),
-        "label_logprob": Ragged.of(golds, np.float32),
+        "entropy_codes": _lists(ones),
+        "gold_codes": Ragged.of(golds, np.int16),
     }
 
 
@@ -166,6 +171,7 @@ def write_cache(
             fingerprint_hash=fingerprint.hash,
             unit=f"{number:032x}",
             totals=Totals(),
+            ranking=ranking_of(groups),
         )
         storage.put(sealed.name, sealed.data)
         live.append(Shard(sealed.name, len(sealed.data), len(part)))
@@ -184,6 +190,7 @@ def causal_spec(keep: KeepPolicy | None = None, **changes: Any) -> Spec:
         "score": "softmax",
         "vocab_size": VOCAB,
         "keep": keep or TopK(k=32),
+        "scalars": ("entropy", "gold", "logsumexp"),
         "max_length": 64,
         "temperatures": (1.0, 2.0),
         "features": FEATURES,

@@ -1,0 +1,155 @@
+"""Kept ids on disk: their ranks by frequency in a shard, and drawn ids as gaps between ascending ranks.
+
+Frequent ids get small numbers, whose byte planes compress; a shard's own frequencies serve whatever corpus a night
+brings, and no shard needs another. The order of drawn ids means nothing, so they stand in ascending order of rank and
+only the gaps are stored. Together that takes a quarter off the ids of a threshold cache, and 12% off those of a top-k.
+
+Cost: a list of up to 16,384 ids in each shard's footer (0.1 B a token in a full shard), one gather each way, and when
+writing one sort of the drawn entries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Int64, Num
+
+from schemas.errors import CorruptionError
+from schemas.ragged import Array, Ragged
+
+MAX_LISTED = 2**14
+_ALONG = ("sampled_codes", "sampled_counts")
+"""Columns that stand beside drawn ids, in their order."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ranking:
+    """A permutation of the V ids: the listed ones in their order, then all others ascending."""
+
+    listed: Int32[np.ndarray, " L"]
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        if self.listed.size and self.listed.max() >= self.vocab_size:
+            raise ValueError(f"ids must be below {self.vocab_size}, but one is {self.listed.max()}")
+
+    @classmethod
+    def of(cls, ids: Iterable[Int32[np.ndarray, " _"]], vocab_size: int) -> Ranking:
+        """The most frequent ids first, at most `MAX_LISTED`; of equally frequent ones the lower."""
+        counts = np.zeros(vocab_size, np.int64)
+        for part in ids:
+            counts += np.bincount(part, minlength=vocab_size)
+        order = np.argsort(-counts, kind="stable")[: min(MAX_LISTED, np.count_nonzero(counts))]
+        return cls(listed=order.astype(np.int32), vocab_size=vocab_size)
+
+    @cached_property
+    def id_by_rank(self) -> Int32[np.ndarray, " V"]:
+        rest = np.ones(self.vocab_size, np.bool_)
+        rest[self.listed] = False
+        ids: Array = np.concatenate([self.listed, np.flatnonzero(rest).astype(np.int32)])
+        return ids
+
+    @cached_property
+    def rank_by_id(self) -> Int32[np.ndarray, " V"]:
+        ranks = np.empty(self.vocab_size, np.int32)
+        ranks[self.id_by_rank] = np.arange(self.vocab_size, dtype=np.int32)
+        return ranks
+
+    def to_bytes(self) -> bytes:
+        """JSON, so that any tool can read it from the footer."""
+        return json.dumps(self.listed.tolist(), separators=(",", ":")).encode()
+
+
+def parse_listed(data: bytes, where: str) -> Int32[np.ndarray, " L"]:
+    """The ids that a footer lists.
+
+    Raises:
+        CorruptionError: it is no list of different ids.
+    """
+    try:
+        listed = np.array(json.loads(data), np.int64).astype(np.int32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CorruptionError("a shard's list of ids cannot be read", where=where, got=error) from error
+    if listed.ndim != 1 or len(np.unique(listed)) < len(listed) or (listed < 0).any():
+        raise CorruptionError("a shard's list of ids is not one", where=where, expected="different ids")
+    return listed
+
+
+def to_gaps(
+    ids: Int32[np.ndarray, " E"], counts: Num[np.ndarray, " N"], ranking: Ranking
+) -> tuple[Int32[np.ndarray, " E"], Int64[np.ndarray, " E"]]:
+    """Gaps between the ascending ranks of each position's ids, the first from 0; and the order they now stand in."""
+    position = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    keys = position << 32 | ranking.rank_by_id[ids]
+    order = np.argsort(keys, kind="stable")
+    ranks = (keys[order] & 0xFFFFFFFF).astype(np.int32)
+    gaps: Array = np.diff(ranks, prepend=np.int32(0))
+    first = _starts(counts)
+    gaps[first] = ranks[first]
+    return gaps, order
+
+
+def from_gaps(gaps: Int32[np.ndarray, " E"], counts: Num[np.ndarray, " N"]) -> Int32[np.ndarray, " E"]:
+    """Ranks from gaps. The running sum may wrap around in int32; the differences are right all the same."""
+    running = np.zeros(len(gaps) + 1, np.int32)
+    np.cumsum(gaps, dtype=np.int32, out=running[1:])
+    counts = counts.astype(np.int64)
+    base = running[np.cumsum(counts) - counts]
+    ranks: Array = running[1:] - np.repeat(base, counts)
+    return ranks
+
+
+def _starts(counts: Num[np.ndarray, " N"]) -> Int64[np.ndarray, " M"]:
+    """Where each position that has any entry begins."""
+    counts = counts.astype(np.int64)
+    starts: Array = (np.cumsum(counts) - counts)[counts > 0]
+    return starts
+
+
+def ranked(data: Mapping[str, Any], ranking: Ranking) -> dict[str, Ragged]:
+    """The columns of kept ids as they stand on disk, from those in memory."""
+    kept = data["kept_ids"]
+    found = {"kept_ranks": Ragged(values=ranking.rank_by_id[kept.values], offsets=kept.offsets)}
+    if "sampled_ids" in data:
+        sampled = data["sampled_ids"]
+        gaps, order = to_gaps(sampled.values, data["num_sampled"].values, ranking)
+        found["sampled_gaps"] = Ragged(values=gaps, offsets=sampled.offsets)
+        for name in (name for name in _ALONG if name in data):
+            found[name] = Ragged(values=data[name].values[order], offsets=sampled.offsets)
+    return found
+
+
+def unranked(data: Mapping[str, Any], ranking: Ranking, where: str) -> dict[str, Ragged]:
+    """The columns of kept ids as they stand in memory, from those on disk.
+
+    Raises:
+        CorruptionError: a rank is out of range, or drawn ids repeat.
+    """
+    kept = data["kept_ranks"]
+    found = {"kept_ids": _ids(kept.values, kept, "kept_ranks", ranking, where)}
+    if "sampled_gaps" in data:
+        stored, counts = data["sampled_gaps"], data["num_sampled"].values
+        _refuse_unless(int(counts.sum(dtype=np.int64)) == len(stored.values), "sampled_gaps", where)
+        repeats = stored.values == 0
+        repeats[_starts(counts)] = False
+        _refuse_unless(not repeats.any(), "sampled_gaps", where)
+        found["sampled_ids"] = _ids(from_gaps(stored.values, counts), stored, "sampled_gaps", ranking, where)
+    return found
+
+
+def _ids(ranks: Array, like: Ragged, name: str, ranking: Ranking, where: str) -> Ragged:
+    fits = not ranks.size or (ranks.min() >= 0 and ranks.max() < ranking.vocab_size)
+    _refuse_unless(bool(fits), name, where)
+    return Ragged(values=ranking.id_by_rank[ranks], offsets=like.offsets)
+
+
+def _refuse_unless(condition: bool, name: str, where: str) -> None:
+    if not condition:
+        raise CorruptionError(
+            f"column {name} has a value out of range, or a list of the wrong length", where=where
+        )
