@@ -52,6 +52,8 @@ class Decision(NamedTuple):
     """Live rows, when the document is not in the corpus."""
     outcome: str | None
     """How the document counts."""
+    rejected: str | None = None
+    """The id of a document of which the teacher could not score a window before: its old rows stay."""
 
 
 def decide(found: Sequence[Document], stored: Iterable[Stored]) -> Decision:
@@ -74,7 +76,8 @@ def decide(found: Sequence[Document], stored: Iterable[Stored]) -> Decision:
         kinds = [(adopted, "adopted_documents"), (unscored, "remembered_documents")]
         outcome = next((name for part, name in kinds if part), "known_documents")
     first = min(found, key=lambda document: document[-2:])
-    return Decision(None if complete else first, sorted(windows), adopted, [], outcome)
+    rejected = first.key if unscored else None
+    return Decision(None if complete else first, sorted(windows), adopted, [], outcome, rejected)
 
 
 def live_windows(

@@ -132,9 +132,11 @@ def wire(pipeline: beam.Pipeline, job: Job, sample_tokens: int, target: str) -> 
             reading.examples | "count examples" >> beam.Map(lambda _: ("examples", 1)),
             reading.adopted | "count adopted" >> beam.Map(lambda _: ("adopted_examples", 1)),
             reading.leaving | "count leaving" >> beam.Map(count_leaving),
-            (reading.adopted, reading.leaving)
+            (
+                reading.adopted | "orphans" >> beam.Keys(),
+                reading.leaving | "their shards" >> beam.Map(lambda row: row[1][0]),
+            )
             | "gather moves" >> beam.Flatten()
-            | "their shards" >> beam.Keys()
             | "each once" >> beam.Distinct()
             | "count shards" >> beam.Map(lambda _: ("moved_shards", 1)),
         )
@@ -151,9 +153,9 @@ def wire(pipeline: beam.Pipeline, job: Job, sample_tokens: int, target: str) -> 
     _ = once | "tell the driver" >> beam.Map(tell, target, reading.counts, moves, AsIter(measured))
 
 
-def count_leaving(element: tuple[str, tuple[bytes, bool]]) -> tuple[str, int]:
+def count_leaving(element: tuple[str, tuple[str, bytes, bool]]) -> tuple[str, int]:
     """The count of one row that leaves."""
-    return ("pruned_examples" if element[1][1] else "replaced_examples"), 1
+    return ("pruned_examples" if element[1][2] else "replaced_examples"), 1
 
 
 def cut(sample: Unit, run: Run, config: PrecomputeConfig, counts: Mapping[str, int]) -> list[list[Unit]]:

@@ -107,6 +107,8 @@ class DropKnown(beam.DoFn):  # type: ignore[misc]
         if decision.outcome is not None:
             yield TaggedOutput(COUNTS, ("duplicates", len(found) - 1))
             yield TaggedOutput(COUNTS, (decision.outcome, 1))
+        if decision.rejected is not None:
+            yield TaggedOutput(SEEN, (decision.rejected, REJECTED))
         if decision.document is not None:
             yield tuple(decision.document), decision.known
 
@@ -136,6 +138,8 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
             examples = [example for example in found if not self._forgotten.has(example.id)]
         except RejectedError as error:
             yield from rejected(Reject(str(error), document.file, document.offset, document.key))
+            if document.key is not None:
+                yield TaggedOutput(SEEN, (document.key, REJECTED))
             return
         tokens = sum(example.num_tokens for example in examples)
         PROGRESS.add(tokens_found=tokens)
@@ -148,18 +152,25 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
 
 def leaving(
     element: tuple[str, dict[str, Iterable[Any]]], *, prune: bool, replace: bool
-) -> Iterator[tuple[str, tuple[bytes, bool]]]:
-    """(shard, (example id, whether it is pruned)) of rows that leave.
+) -> Iterator[tuple[str, tuple[str, bytes, bool]]]:
+    """(document, (shard, example id, whether it is pruned)) of rows that leave, by document id or hash.
 
-    A row whose id stands in the corpus with other content is replaced. One whose document is nowhere is pruned, but
-    not if the document was rejected tonight.
+    A row whose id stands in the corpus with other content is replaced; one whose document is nowhere is pruned. Neither
+    leaves where a record of that id was rejected: what would replace it is not there.
     """
     seen = set(element[1]["seen"])
     pruned = FOUND not in seen
-    if (pruned and (not prune or REJECTED in seen)) or (not pruned and not (replace or prune)):
+    if REJECTED in seen or not (prune or (replace and not pruned)):
         return
     for shard, example in element[1]["missing"]:
-        yield shard, (example, pruned)
+        yield element[0], (shard, example, pruned)
+
+
+def spared(element: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[str, tuple[bytes, bool]]]:
+    """(shard, (example id, whether it is pruned)) of rows that leave; of none whose document the teacher rejected."""
+    if not any(True for _ in element[1]["rejected"]):
+        for shard, example, pruned in element[1]["leaving"]:
+            yield shard, (example, pruned)
 
 
 def rejected(reject: Reject) -> Iterator[TaggedOutput]:

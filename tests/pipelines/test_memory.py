@@ -21,7 +21,7 @@ from schemas.memory import (
     write_unscored,
 )
 from schemas.storage import Storage
-from tests.pipelines.helpers import documents, read, run, write_jsonl
+from tests.pipelines.helpers import documents, read, run, unable, write_jsonl
 from tests.pipelines.test_orphans import UNITS, Asked
 
 LENIENT = {"max_reject_fraction": 1.0}
@@ -30,20 +30,6 @@ LENIENT = {"max_reject_fraction": 1.0}
 @pytest.fixture
 def copy(tmp_path, whole):
     return shutil.copytree(whole[0], tmp_path / "copy")
-
-
-def unable(monkeypatch, hashes):
-    """A teacher whose answers about some documents are not finite."""
-    honest = handler.UnitScorer._answers
-
-    def answers(self, members, batch, work):
-        for scored, answer in honest(self, members, batch, work):
-            finite = answer.finite.clone()
-            for place, example in enumerate(scored):
-                finite[place] &= example.document_hash not in hashes
-            yield scored, answer._replace(finite=finite)
-
-    monkeypatch.setattr(handler.UnitScorer, "_answers", answers)
 
 
 def bad_documents(cache, count=2):
@@ -55,7 +41,7 @@ def test_what_could_not_be_scored_is_not_tried_again_unless_asked(
 ):
     bad = bad_documents(whole[0])
     with monkeypatch.context() as patch:
-        unable(patch, bad)
+        unable(patch, lambda example: example.document_hash in bad)
         first = run(corpus, teacher, tmp_path / "c", **UNITS, **LENIENT)
     assert first.rejects == {NOT_FINITE: 2}
     asked = Asked(monkeypatch)
@@ -72,7 +58,7 @@ def test_what_could_not_be_scored_is_not_tried_again_unless_asked(
 def test_it_is_remembered_also_by_a_run_that_commits_nothing(tmp_path, teacher, whole, monkeypatch):
     bad = bad_documents(whole[0], 24)
     corpus = write_jsonl(tmp_path / "c.jsonl", documents(24))
-    unable(monkeypatch, bad)
+    unable(monkeypatch, lambda example: example.document_hash in bad)
     assert run(corpus, teacher, tmp_path / "c", **LENIENT).committed is False
     asked = Asked(monkeypatch)
     assert run(corpus, teacher, tmp_path / "c").remembered_documents == 24
