@@ -36,11 +36,18 @@ from schemas.storage import Storage
 
 COUNTS, REJECTS, SEEN, ADOPTED, MISSING = "counts", "rejects", "seen", "adopted", "missing"
 MAIN = "main"
+_COUNTS = ("documents", "blank_lines", "duplicates", "forgotten_documents", "unidentified")
 FOUND, REJECTED = "found", "rejected"
+DISTINCT = 2**17
+"""Documents of one piece that are known again; then forgotten all, so that they take no more than some 10 MB."""
 
 
 class ReadDocuments(beam.DoFn):  # type: ignore[misc]
-    """Piece -> (hash, document); counts and rejects beside, and which documents were seen at all."""
+    """Piece -> (hash, document); counts and rejects beside, and which documents were seen at all.
+
+    Repeats inside a piece are only counted: else a text that stands a million times in a corpus would meet itself as
+    often in the join, in one worker's memory. There it meets one copy a piece.
+    """
 
     def __init__(self, config: PrecomputeConfig, run: Run, labels: LabelMap | None) -> None:
         self._config, self._run, self._labels = config, run, labels
@@ -52,35 +59,50 @@ class ReadDocuments(beam.DoFn):  # type: ignore[misc]
 
     def process(self, piece: Piece) -> Iterator[Any]:
         piece = Piece(*piece)
-        counts = {"documents": 0, "blank_lines": 0, "forgotten_documents": 0, "unidentified": 0}
+        counts = dict.fromkeys(_COUNTS, 0)
+        met = set[bytes]()
         for record in read_piece(piece, self._corpus.required_fields):
             if is_blank(record):
                 counts["blank_lines"] += 1
                 continue
             counts["documents"] += 1
             PROGRESS.add(documents=1)
-            yield from self._outputs(record, piece, counts)
+            yield from self._outputs(record, piece, counts, met)
         for item in counts.items():
             yield TaggedOutput(COUNTS, item)
 
-    def _outputs(self, record: Record, piece: Piece, counts: dict[str, int]) -> Iterator[Any]:
+    def _outputs(
+        self, record: Record, piece: Piece, counts: dict[str, int], met: set[bytes]
+    ) -> Iterator[Any]:
         source = Source(piece.path, record.offset)
         try:
             document = parse(record, source, self._corpus, self._labels, piece.format)
         except RejectedError as error:
             yield from self._rejected(record, error, source, counts)
             return
-        if self._forgotten.has(document.hash) or (document.key and self._forgotten.has(document.key)):
+        if self._is_forgotten(document.hash, document.key):
             counts["forgotten_documents"] += 1
             return
+        if document.hash in met:
+            counts["duplicates"] += 1
+            return
+        if len(met) >= DISTINCT:
+            met.clear()
+        met.add(document.hash)
         yield document.hash, tuple(document)
         if self._run.may_leave and document.key is not None:
             yield TaggedOutput(SEEN, (document.key, FOUND))
+
+    def _is_forgotten(self, digest: bytes | None, key: str | None) -> bool:
+        return any(item and self._forgotten.has(item) for item in (digest, key))
 
     def _rejected(
         self, record: Record, error: RejectedError, source: Source, counts: dict[str, int]
     ) -> Iterator[Any]:
         key = record_id(record, self._corpus)
+        if self._is_forgotten(error.digest, key):  # not even among the rejects is it to be named
+            counts["forgotten_documents"] += 1
+            return
         yield from rejected(Reject(str(error), *source, key))
         if not self._run.may_leave:
             return
