@@ -201,7 +201,7 @@ class ReadStored(beam.PTransform):  # type: ignore[misc]
         unscored = (
             pipeline
             | "list unscored" >> beam.Create(list(self._job.unscored))
-            | "read unscored" >> beam.FlatMap(unscored_windows, run.root)
+            | "read unscored" >> beam.FlatMap(unscored_windows, **where)
         )
         return (live, orphans, unscored) | "gather stored" >> beam.Flatten()
 

@@ -103,9 +103,9 @@ def orphan_windows(file: Sequence[Any], root: str, header: Header) -> Iterator[t
     return _windows(ORPHAN, file.name, rows)
 
 
-def unscored_windows(name: str, root: str) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
+def unscored_windows(name: str, root: str, header: Header) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
     """(document hash, window) of everything that the teacher could not score, from one file of the cache's memory."""
-    for one in read_unscored(Storage.at(root), name):
+    for one in read_unscored(Storage.at(root), header, name):
         yield one.document_hash, (UNSCORED, one.window_index, one.window_count)
 
 
