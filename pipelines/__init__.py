@@ -2,7 +2,8 @@
 
 from pipelines.compaction import CompactConfig, Compacted, compact
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
-from pipelines.forgetting import Erased, ForgetConfig, forget
+from pipelines.erasure import Erased
+from pipelines.forgetting import ForgetConfig, forget
 from pipelines.outcome import RunSummary
 from pipelines.run import precompute
 

@@ -22,7 +22,7 @@ from pipelines.config import (
     TeacherConfig,
 )
 from pipelines.report import summary_table
-from pipelines.rescore import RescoreConfig, Rescored, rescore
+from pipelines.rescore import RescoreConfig, Rescored, mean_distance, rescore
 from pipelines.run import precompute as run_precompute
 from schemas import Cache, Verified
 from schemas.arguments import Parser, natural, positive
@@ -97,7 +97,7 @@ def verify(argv: Sequence[str]) -> int:
         raise DriftError(
             "a fresh teacher does not say what the cache holds",
             where=arguments.cache,
-            expected=f"a mean KL of at most {arguments.max_mean_kl:g} nats",
+            expected=f"a {mean_distance(cache.spec)} of at most {arguments.max_mean_kl:g} nats",
             got=f"{found.mean_kl_nats:.3g}",
             do="Check that device, dtype and library versions are those of the run; see `teachonce inspect`",
         )
@@ -259,7 +259,10 @@ def _add_nightly_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--retry_rejects", action="store_true", default=None, help=retry)
     hours = "begin no unit after so long; commit what is finished (exit status 4)"
     group.add_argument("--max_hours", type=float, metavar="H", help=hours)
-    drift = "largest mean KL, in nats, to the cache when device or libraries are others (default: 0.005)"
+    drift = (
+        "largest mean KL, in nats, to the cache when device or libraries are others; of sigmoid and identity scores, "
+        "mean over texts of the largest difference of a logit (default: 0.005)"
+    )
     group.add_argument("--max_drift_kl", type=float, metavar="NATS", help=drift)
 
 
@@ -273,7 +276,10 @@ def _verify_parser() -> Parser:
     parser.add_argument(
         "--sample", type=positive, default=64, metavar="N", help="examples to score again (64)"
     )
-    bound = "largest mean KL in nats (default: 0.005, ten times what the codec costs)"
+    bound = (
+        "largest mean KL in nats; of sigmoid and identity scores, mean over texts of the largest difference of a logit "
+        "(default: 0.005, ten times what the codec costs)"
+    )
     parser.add_argument("--max_mean_kl", type=float, default=0.005, metavar="NATS", help=bound)
     parser.add_argument("--device", choices=get_args(Device), default="auto")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own Python code")
@@ -289,7 +295,7 @@ def _print_rescored(found: Rescored, cache: Cache, checked: Verified, *, as_json
     sys.stdout.write(
         f"whole: {checked.examples:,} examples, every byte, count and id\n"
         f"scored again: {found.examples:,} examples, {found.positions:,} positions\n"
-        f"KL cache to teacher: mean {found.mean_kl_nats:.3g} nats, largest {found.max_kl_nats:.3g}\n"
+        f"{mean_distance(cache.spec)} to the teacher: {found.mean_kl_nats:.3g} nats, largest {found.max_kl_nats:.3g}\n"
     )
 
 

@@ -1,24 +1,30 @@
-"""`compact`: the small shards of many runs become full ones, rows in id order, in one commit; the teacher is not asked.
+"""`compact`: the small shards of many runs become full ones, in one commit; the teacher is not asked.
 
-    live shards -> the ranges of id space that each overlaps -> per range: copy its rows into one shard -> commit
+    small shards -> the ranges of id space that each overlaps -> per range: copy its rows into one shard -> commit
+
+A shard is small that has less than half of the tokens of a full one. The others stay as they are: so there are never
+more than about twice as many shards as full ones could be, and a nightly call copies little more than the night. Rows
+stand in id order within each shard.
 
 A unit is one of equal ranges of id space, as in `precompute`; it reads the row groups that overlap it and no others,
 by the statistics in the sealed footers. Rows, totals and provenance stay; only what is live changes, so old versions
 still open, and the folder shrinks at `vacuum` alone.
 
-Cost: each unit is held in memory as rows and as bytes, as `precompute` does. A row group of a small shard spans many
-ranges, and is read once for each: with U units, a shard of G row groups is read about max(1, U / G) times. Every row
-is written once more.
+Cost: that of the small shards alone; their footers are read once before. Each unit is held in memory as rows and as
+bytes, as `precompute` does. A row group of a small shard spans many ranges, and is read once for each: with U units, a
+shard of G row groups is read about max(1, U / G) times. Every row of a small shard is written once more.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.beam_options import parse_beam_options
 from pipelines.moves import lines_of
@@ -34,6 +40,8 @@ from schemas.shard_reader import open_shard
 from schemas.shards import Totals
 from schemas.spec import Header
 from schemas.storage import Storage
+
+_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +87,16 @@ class Task:
     root: str
     base: int
     header: Header
+    small: frozenset[str]
+    """Names of the shards to merge."""
     num_units: int
     row_group_tokens: int
+    totals: Totals
+    """Of these."""
 
 
 def compact(config: CompactConfig) -> Compacted:
-    """Merges the live shards into full ones, or does nothing where there are no more shards than full ones.
+    """Merges the small shards into full ones, or does nothing where that would not make them fewer.
 
     Raises:
         NoCacheError: nothing was committed there.
@@ -100,37 +112,67 @@ def compact(config: CompactConfig) -> Compacted:
 def _once(config: CompactConfig) -> Compacted:
     options = parse_beam_options(config.beam_options)
     storage = Storage.at(config.cache)
-    header, base = read_header(storage), base_version(storage)
+    header, run = read_header(storage), new_run("compact")
+    take_lease(storage, run)  # before the version is read: `forget` knows of each run that holds an older one
+    try:
+        return _leased(config, options, storage, header, run)
+    finally:
+        with contextlib.suppress(CacheError):
+            end_lease(storage, run)
+
+
+def _leased(
+    config: CompactConfig, options: PipelineOptions, storage: Storage, header: Header, run: str
+) -> Compacted:
+    base = base_version(storage)
     if base is None:
         raise NoCacheError("no cache is there: nothing was committed", where=storage.root)
+    small = small_shards(storage, header, base, config.unit_tokens)
+    totals = sum(small.values(), Totals())
     task = Task(
-        run=new_run("compact"),
+        run=run,
         root=storage.root,
         base=base.number,
         header=header,
-        num_units=full_shards(base.record.totals, config.unit_tokens),
+        small=frozenset(shard.name for shard in small),
+        num_units=full_shards(totals, config.unit_tokens),
         row_group_tokens=config.row_group_tokens,
+        totals=totals,
     )
-    if len(base.shards) <= task.num_units:
+    if len(small) <= task.num_units:
         return _outcome(task, base, base)
-    take_lease(storage, task.run)
-    try:
-        pipeline = new_pipeline(options)
-        build(pipeline, task, base.shards)
-        run_to_end(pipeline)
-    finally:
-        with contextlib.suppress(CacheError):
-            end_lease(storage, task.run)
+    pipeline = new_pipeline(options)
+    build(pipeline, task, list(small))
+    run_to_end(pipeline)
     after = read_version(storage)
     if after.number > base.number:
         after = read_version(storage, base.number + 1)
     return _outcome(task, base, after if after.record.run == task.run else base)
 
 
+def small_shards(storage: Storage, header: Header, base: Version, unit_tokens: int) -> dict[Shard, Totals]:
+    """Those with less than half of a full shard's tokens, by their footers, and what each holds.
+
+    No footer is read of a shard that by the log has both the rows and the bytes of half a full one.
+    """
+    half = unit_tokens / 2 / max(_weight(base.record.totals), 1)
+    rows, size = base.record.live_rows * half, sum(shard.size_bytes for shard in base.shards) * half
+    likely = [shard for shard in base.shards if shard.examples < rows or shard.size_bytes < size]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        opened = pool.map(lambda shard: open_shard(storage, header, shard), likely)
+        totals = [one.footer.totals for one in opened]
+    return {
+        shard: held for shard, held in zip(likely, totals, strict=True) if 2 * _weight(held) < unit_tokens
+    }
+
+
 def full_shards(totals: Totals, unit_tokens: int) -> int:
     """How many shards of about `unit_tokens` some rows make; entries count where they are many."""
-    weight = max(totals.tokens, totals.entries // ENTRIES_A_TOKEN)
-    return max(1, -(-weight // unit_tokens))
+    return max(1, -(-_weight(totals) // unit_tokens))
+
+
+def _weight(totals: Totals) -> int:
+    return max(totals.tokens, totals.entries // ENTRIES_A_TOKEN)
 
 
 def build(pipeline: beam.Pipeline, task: Task, shards: Sequence[Shard]) -> None:
@@ -174,7 +216,7 @@ def copy_unit(element: tuple[int, Iterable[tuple[Any, ...]]], task: Task) -> Sha
 
 
 def commit_compaction(values: list[Any], task: Task) -> None:
-    """Commits the new shards in place of all old ones; those that are the same stay.
+    """Commits the new shards in place of the small ones; those that are the same stay.
 
     Raises:
         CorruptionError: the new shards do not hold as many rows as the old ones.
@@ -184,7 +226,7 @@ def commit_compaction(values: list[Any], task: Task) -> None:
     base = read_version(storage, task.base)
     lines = {line.name: line for line in lines_of(values) if line.name is not None}
     totals = sum((Totals.from_json(line.totals) for line in lines.values()), Totals())
-    old = base.record.totals
+    old = task.totals
     expected, got = ((t.examples, t.tokens, t.positions, t.entries) for t in (old, totals))
     if expected != got:
         raise CorruptionError(
@@ -194,13 +236,12 @@ def commit_compaction(values: list[Any], task: Task) -> None:
             got=f"{got[0]:,} examples, {got[1]:,} tokens",
             do="Run `teachonce verify`",
         )
-    before = {shard.name for shard in base.shards}
     added = [
         Shard(name, line.size_bytes, line.totals["examples"])
         for name, line in lines.items()
-        if name not in before
+        if name not in task.small
     ]
-    change = Change(added, sorted(before - lines.keys()), totals + -old)
+    change = Change(added, sorted(task.small - lines.keys()), totals + -old)
     if change.added or change.removed:
         commit_change(storage, task.header, base, change, run=task.run, provenance={})
 

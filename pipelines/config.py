@@ -131,7 +131,8 @@ class PrecomputeConfig:
     max_hours: float | None = None
     """After so long no new unit is begun, and what is finished is committed."""
     max_drift_kl: float = 0.005
-    """Largest mean KL, in nats, between cache and teacher on another device or other library versions."""
+    """Largest mean KL, in nats, between cache and teacher on another device or other library versions; of sigmoid and
+    identity scores, the mean over texts of the largest difference of a logit."""
     workers: int = 1
     """Processes of this machine, each with a teacher of its own: worker i on `cuda:i`, or sharing the CPU's cores."""
     beam_options: tuple[str, ...] = ()

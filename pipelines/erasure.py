@@ -7,18 +7,19 @@ of old versions, and orphans. A shard that is not live and cannot be read may ho
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 from schemas.cache import REJECTS_FOLDER
+from schemas.commits import read_version
 from schemas.errors import CorruptionError
+from schemas.history import is_shard
 from schemas.identity import HASH_BYTES
-from schemas.memory import erase_unscored
 from schemas.rows import Rows
 from schemas.shard_reader import open_footer, read_identities
 from schemas.spec import Header
-from schemas.storage import Storage
+from schemas.storage import Storage, StoredFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +128,34 @@ class Gone(NamedTuple):
     """Numbers of the user's lines that were met."""
 
 
-def erase(storage: Storage, wanted: Wanted, found: Sequence[Found]) -> Gone:
-    """Deletes shards that must go, parts of unfinished writes, and lines about the documents; also when asked twice."""
+def search_late(storage: Storage, header: Header, wanted: Wanted, found: Iterable[Found]) -> list[Found]:
+    """Shards with the rows that came since the folder was listed, from a run that can no longer commit them."""
+    known = {one.name for one in found}
+    came = [file for file in storage.files() if is_shard(file.name) and file.name not in known]
+    live = {shard.name for shard in read_version(storage).shards} if came else set()
+    others = ((file.name, file.size_bytes, False) for file in came if file.name not in live)
+    return [one for one in (search(storage, header, file, wanted) for file in others) if one.examples]
+
+
+def documents_of(wanted: Wanted, found: Iterable[Found]) -> set[bytes]:
+    """Hashes of all that was asked for, or that was found under an id that was."""
+    return {*wanted.hashes, *(document for one in found for document in one.documents)}
+
+
+def erase(
+    storage: Storage,
+    wanted: Wanted,
+    found: Sequence[Found],
+    unscored: Sequence[bytes],
+    parts: Sequence[StoredFile],
+) -> Gone:
+    """Deletes shards that must go, `parts` of unfinished writes, and lines of rejects; also when asked twice.
+
+    `unscored` are the documents of which lines left what could not be scored.
+    """
     gone = [one for one in found if one.must_go]
-    parts = storage.parts()
     storage.delete([*(one.name for one in gone), *(part.name for part in parts)])
     hashes, texts = wanted.hashes, wanted.ids
-    documents = hashes.keys() | {document for one in found for document in one.documents}
-    unscored = erase_unscored(storage, documents)
     ids = {name for one in found for name in one.ids}
     ids |= {item.hex() for one in found for item in (*one.examples, *one.documents)}
     rejects = erase_rejects(storage, {*texts, *(item.hex() for item in hashes), *ids})
@@ -171,3 +192,52 @@ def _id_of(line: bytes) -> str | None:
     except (ValueError, KeyError, TypeError):
         return None
     return text if isinstance(text, str) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erased:
+    """What `forget` did."""
+
+    run: str
+    version: int
+    """The newest, after it."""
+    committed: bool
+    examples: int
+    """Rows that left the newest version."""
+    documents: int
+    """Documents of which all rows left."""
+    rewritten_shards: int
+    deleted_files: int
+    """Shards, of any version or of none, that held the rows or could not be read; and parts of unfinished writes."""
+    deleted_bytes: int
+    remembered_lines: int
+    """Erased from what could not be scored, and from the lists of rejects."""
+    unreadable_versions: tuple[int, ...]
+    """Every version that can no longer be read, also those given up before."""
+    not_found: tuple[str, ...]
+    """Kept out from now on all the same."""
+    living_runs: tuple[str, ...]
+    """Runs that `force` took for dead."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def joined(parts: Sequence[Erased]) -> Erased:
+    """What several jobs did, one after the other."""
+    first, *others = parts
+    for one in others:
+        summed = {
+            name: getattr(first, name) + getattr(one, name)
+            for name in (
+                "examples",
+                "documents",
+                "rewritten_shards",
+                "deleted_files",
+                "deleted_bytes",
+                "remembered_lines",
+                "not_found",
+            )
+        }
+        first = replace(one, **summed, committed=first.committed or one.committed)
+    return first

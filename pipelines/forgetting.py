@@ -1,30 +1,33 @@
 """`forget`: rows leave on request, at once and for good, and what was forgotten does not come back.
 
-    put on the list -> every shard of the folder: search, and rewrite if it is live -> commit -> erase
+    put on the list -> every shard of the folder: search, and rewrite if it is live -> commit -> look again -> erase
 
 The order is what makes it safe. The list (salted hashes) is left first, so that no run that begins afterwards computes
 the documents again. The commit takes the rows out of the newest version; it also turns away a run that began before,
-with the shorter list. Only then are shards deleted: all that held the rows, of any version or of none. After a crash
-at any instant the same call finishes the work.
+with the shorter list or with the rows. Every run says that it lives before it reads anything of the cache. So what such
+a run may have left is found once the commit is there: it lives still, and then this is told, or it has ended, and then
+its shards are in the folder. Only then are shards deleted: all that held the rows, of any version or of none. After a
+crash at any instant the same call finishes the work.
 
 Cost: the identity columns of every shard in the folder are read, and each live shard that loses rows is written once
-more. The ids travel inside the job, so there are at most `MAX_LINES` a call.
+more. The ids travel inside the job: more than `LINES_AT_ONCE` are several jobs, each at this cost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
 
 from pipelines.beam_options import parse_beam_options
-from pipelines.erasure import Found, Gone, Wanted, erase, search
+from pipelines.erasure import Erased, Found, Gone, Wanted, documents_of, erase, joined, search, search_late
 from pipelines.moves import lines_of, without_rows
-from pipelines.outcome import change_of, commit_change
+from pipelines.outcome import Change, change_of, commit_change
 from pipelines.run import new_pipeline, run_to_end
 from pipelines.units import ShardLine
 from schemas.cache import RUNS_FOLDER, base_version, read_header
@@ -40,12 +43,20 @@ from schemas.history import (
     take_lease,
     unreadable_versions,
 )
-from schemas.memory import FORGOTTEN_FOLDER, read_forgotten, remembered_names, write_forgotten
+from schemas.memory import (
+    FORGOTTEN_FOLDER,
+    erase_unscored,
+    read_forgotten,
+    refuse_lost_memory,
+    remembered_names,
+    write_forgotten,
+)
 from schemas.rewrite import ROW_GROUP_TOKENS
+from schemas.shards import Totals
 from schemas.spec import Header
 from schemas.storage import Storage
 
-MAX_LINES = 100_000
+LINES_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,37 +73,6 @@ class ForgetConfig:
     def __post_init__(self) -> None:
         if not self.ids or not all(self.ids):
             raise ValueError("ids cannot be empty")
-        if len(self.ids) > MAX_LINES:
-            raise ValueError(f"ids cannot be {len(self.ids):,}, but {MAX_LINES:,} at most: split them")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Erased:
-    """What `forget` did."""
-
-    run: str
-    version: int
-    """The newest, after it."""
-    committed: bool
-    examples: int
-    """Rows that left the newest version."""
-    documents: int
-    """Documents of which all rows left."""
-    rewritten_shards: int
-    deleted_files: int
-    """Shards, of any version or of none, that held the rows or could not be read; and parts of unfinished writes."""
-    deleted_bytes: int
-    remembered_lines: int
-    """Erased from what could not be scored, and from the lists of rejects."""
-    unreadable_versions: tuple[int, ...]
-    """Every version that can no longer be read, also those given up before."""
-    not_found: tuple[str, ...]
-    """Kept out from now on all the same."""
-    living_runs: tuple[str, ...]
-    """Runs that `force` took for dead."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +86,8 @@ class Task:
     wanted: Wanted
     fence: bool
     """Whether to commit also when no row leaves."""
+    living: tuple[str, ...]
+    """Runs that are taken for dead."""
 
 
 def forget(config: ForgetConfig) -> Erased:
@@ -113,7 +95,7 @@ def forget(config: ForgetConfig) -> Erased:
 
     Raises:
         NoCacheError: nothing was committed there.
-        CacheError: a run lives.
+        CacheError: a run lives, or has begun meanwhile.
         ConflictError: others committed in the meantime, twice.
         CorruptionError: the log is broken; or a live shard is, and then what was asked for is on the list all the same.
     """
@@ -123,6 +105,7 @@ def forget(config: ForgetConfig) -> Erased:
     if base is None:
         raise NoCacheError("no cache is there: nothing was committed", where=storage.root)
     read_entries(storage, base.number)  # a damaged log is told before anything is changed
+    refuse_lost_memory(storage, base.record.memory)
     living = living_runs(storage)
     if living and not config.force:
         raise CacheError(
@@ -131,12 +114,17 @@ def forget(config: ForgetConfig) -> Erased:
             got=", ".join(living),
             do="Wait for its end; if it crashed, say --force",
         )
-    wanted = Wanted(lines=tuple(dict.fromkeys(config.ids)))
-    fence = remember(storage, wanted) or bool(living)
-    try:
-        return _once(config, wanted, fence, tuple(living))
-    except ConflictError:
-        return _once(config, wanted, fence, tuple(living))
+    lines = tuple(dict.fromkeys(config.ids))
+    fence = remember(storage, Wanted(lines=lines)) or bool(living)
+    parts: list[Erased] = []
+    for start in range(0, len(lines), LINES_AT_ONCE):
+        wanted = Wanted(lines=lines[start : start + LINES_AT_ONCE])
+        again = functools.partial(_once, config, wanted, fence and not parts, tuple(living))
+        try:
+            parts.append(again())
+        except ConflictError:
+            parts.append(again())
+    return joined(parts)
 
 
 def remember(storage: Storage, wanted: Wanted) -> bool:
@@ -159,6 +147,7 @@ def _once(config: ForgetConfig, wanted: Wanted, fence: bool, living: tuple[str, 
         header=read_header(storage),
         wanted=wanted,
         fence=fence,
+        living=living,
     )
     take_lease(storage, task.run)
     try:
@@ -169,6 +158,13 @@ def _once(config: ForgetConfig, wanted: Wanted, fence: bool, living: tuple[str, 
         with contextlib.suppress(CacheError):
             end_lease(storage, task.run)
     told = json.loads(storage.read(f"{RUNS_FOLDER}/{task.run}.json"))
+    if late := told.pop("late_runs"):
+        raise CacheError(
+            "a run began while this was under way, and may hold what is to be forgotten",
+            where=storage.root,
+            got=", ".join(late),
+            do="What was found is erased. Wait for the run's end, and say the same again",
+        )
     met = set(told.pop("lines"))
     told["unreadable_versions"] = tuple(told["unreadable_versions"])
     missing = tuple(line for number, line in enumerate(wanted.lines) if number not in met)
@@ -212,12 +208,37 @@ def finish(values: list[Any], task: Task) -> None:
     lines = [line for _, some in values for line in lines_of(some)]
     base = read_version(storage, task.base)
     change = change_of(lines)
-    version = task.base
-    if change.removed or task.fence:
-        version = commit_change(storage, task.header, base, change, run=task.run, provenance={})
-    erased = erase(storage, task.wanted, found)
-    told = _told(storage, task, found, erased, version)
+    version, unscored = _take_out(storage, task, base, change, found, fence=task.fence)
+    late_runs = [run for run in living_runs(storage) if run not in (task.run, *task.living)]
+    if late := search_late(storage, task.header, task.wanted, found):
+        nothing = Change([], [], Totals())
+        base = read_version(storage, version)
+        version, more = _take_out(storage, task, base, nothing, late, fence=False)
+        found, unscored = [*found, *late], [*unscored, *more]
+    parts = [] if late_runs else storage.parts()  # of a run that lives: it is still writing them
+    erased = erase(storage, task.wanted, found, unscored, parts)
+    told = {**_told(storage, task, found, erased, version), "late_runs": late_runs}
     storage.put(f"{RUNS_FOLDER}/{task.run}.json", json.dumps(told, indent=2).encode() + b"\n")
+
+
+def _take_out(
+    storage: Storage, task: Task, base: Version, change: Change, found: Sequence[Found], *, fence: bool
+) -> tuple[int, list[bytes]]:
+    """Commits rows and lines out of the newest version, if there are any; its number, and the lines' documents."""
+    version = base.number
+    erasing = erase_unscored(storage, documents_of(task.wanted, found))
+    if change.removed or fence or {*base.record.memory} & {*erasing.files}:
+        version = commit_change(
+            storage,
+            task.header,
+            base,
+            change,
+            run=task.run,
+            provenance={},
+            unremembered=erasing.files,
+        )
+    storage.delete(erasing.files)
+    return version, erasing.documents
 
 
 def _told(storage: Storage, task: Task, found: list[Found], erased: Gone, version: int) -> Mapping[str, Any]:

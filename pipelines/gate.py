@@ -21,6 +21,10 @@ from schemas.storage import Storage
 MAX_REJECT_LINES = 10_000
 """Written lines for each reason; the counts beside them are full."""
 
+NOT_FINITE, TOO_LARGE = "not_finite", "too_large"
+BY_TEACHER = (NOT_FINITE, TOO_LARGE)
+"""Reasons of the teacher: such documents are remembered."""
+
 RejectLine = tuple[str, str, int, str | None]
 
 
@@ -78,12 +82,15 @@ def too_many_rejects(
     if total <= run.max_reject_fraction * documents:
         return None
     reason = max(rejects, key=lambda key: rejects[key])
+    do = "Mend the corpus or the field flags, or raise --max_reject_fraction"
+    if reason in BY_TEACHER:
+        do = "Mend what keeps the teacher from scoring them and say --retry_rejects, or raise --max_reject_fraction"
     return TooManyRejectsError(
         f"{total:,} of {documents:,} documents are rejected, most as {reason}; nothing was committed",
         where=where,
         expected=f"at most {run.max_reject_fraction:.2%}",
         got=f"{total / documents:.2%}",
-        do="Mend the corpus or the field flags, or raise --max_reject_fraction",
+        do=do,
     )
 
 

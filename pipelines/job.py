@@ -38,6 +38,7 @@ from pipelines.steps import (
     ReadDocuments,
     Tokenise,
     leaving,
+    spared,
     tagged,
 )
 from pipelines.tokenise import Example
@@ -70,7 +71,7 @@ class Reading(NamedTuple):
     adopted: beam.PCollection
     """(orphan, example id) of rows that come in."""
     leaving: beam.PCollection
-    """(live shard, (example id, whether it is pruned)) of rows that leave."""
+    """(document, (live shard, example id, whether it is pruned)) of rows that leave."""
     counts: AsDict
     rejects: AsIter
 
@@ -87,15 +88,16 @@ def read(pipeline: beam.Pipeline, job: Job) -> Reading:
     new = (
         {"found": parsed.main, "stored": pipeline | ReadStored(job)}
         | "meet by hash" >> beam.CoGroupByKey()
-        | "drop repeats and known" >> tagged(DropKnown(), ADOPTED, MISSING)
+        | "drop repeats and known" >> tagged(DropKnown(), ADOPTED, MISSING, SEEN)
     )
     examples = (
         new.main
         | "spread documents" >> beam.Reshuffle()
-        | "tokenise" >> tagged(Tokenise(config, run), REJECTS)
+        | "tokenise" >> tagged(Tokenise(config, run), REJECTS, SEEN)
     )
+    seen = (parsed[SEEN], new[SEEN], examples[SEEN]) | "gather seen" >> beam.Flatten()
     leaving_rows = (
-        {"missing": new[MISSING], "seen": parsed[SEEN]}
+        {"missing": new[MISSING], "seen": seen}
         | "meet by id" >> beam.CoGroupByKey()
         | "find what leaves" >> beam.FlatMap(leaving, prune=config.prune, replace=config.replace)
     )
@@ -135,7 +137,9 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         | "adopt" >> beam.Map(adopt, run, config.row_group_tokens)
     )
     rewritten = (
-        leaving_rows
+        {"leaving": leaving_rows, "rejected": scored | "name what was not scored" >> beam.FlatMap(not_scored)}
+        | "meet what was not scored" >> beam.CoGroupByKey()
+        | "spare old rows" >> beam.FlatMap(spared)
         | "group by shard" >> beam.GroupByKey()
         | "rewrite" >> beam.Map(rewrite_shard, run, config.row_group_tokens, gate)
     )
@@ -197,7 +201,7 @@ class ReadStored(beam.PTransform):  # type: ignore[misc]
         unscored = (
             pipeline
             | "list unscored" >> beam.Create(list(self._job.unscored))
-            | "read unscored" >> beam.FlatMap(unscored_windows, run.root)
+            | "read unscored" >> beam.FlatMap(unscored_windows, **where)
         )
         return (live, orphans, unscored) | "gather stored" >> beam.Flatten()
 
@@ -214,9 +218,14 @@ class FewPerReason(beam.PTransform):  # type: ignore[misc]
         )
 
 
-def count_pruned(element: tuple[str, tuple[bytes, bool]]) -> tuple[str, int]:
+def not_scored(line: Any) -> list[tuple[str, None]]:
+    """Ids of documents that the teacher has just rejected: of these no old row may leave."""
+    return [(reject[3], None) for reject in ShardLine(*line).rejects if reject[3] is not None]
+
+
+def count_pruned(element: tuple[str, tuple[str, bytes, bool]]) -> tuple[str, int]:
     """The count of one row that leaves."""
-    return "pruned_rows", int(element[1][1])
+    return "pruned_rows", int(element[1][2])
 
 
 def pass_gate(

@@ -52,6 +52,8 @@ class Decision(NamedTuple):
     """Live rows, when the document is not in the corpus."""
     outcome: str | None
     """How the document counts."""
+    rejected: str | None = None
+    """The id of a document of which the teacher could not score a window before: its old rows stay."""
 
 
 def decide(found: Sequence[Document], stored: Iterable[Stored]) -> Decision:
@@ -74,7 +76,8 @@ def decide(found: Sequence[Document], stored: Iterable[Stored]) -> Decision:
         kinds = [(adopted, "adopted_documents"), (unscored, "remembered_documents")]
         outcome = next((name for part, name in kinds if part), "known_documents")
     first = min(found, key=lambda document: document[-2:])
-    return Decision(None if complete else first, sorted(windows), adopted, [], outcome)
+    rejected = first.key if unscored else None
+    return Decision(None if complete else first, sorted(windows), adopted, [], outcome, rejected)
 
 
 def live_windows(
@@ -100,9 +103,9 @@ def orphan_windows(file: Sequence[Any], root: str, header: Header) -> Iterator[t
     return _windows(ORPHAN, file.name, rows)
 
 
-def unscored_windows(name: str, root: str) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
+def unscored_windows(name: str, root: str, header: Header) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
     """(document hash, window) of everything that the teacher could not score, from one file of the cache's memory."""
-    for one in read_unscored(Storage.at(root), name):
+    for one in read_unscored(Storage.at(root), header, name):
         yield one.document_hash, (UNSCORED, one.window_index, one.window_count)
 
 

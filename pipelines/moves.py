@@ -32,7 +32,7 @@ def adopt(element: tuple[str, Iterable[bytes]], run: Run, row_group_tokens: int)
     totals = opened.footer.totals
     work = {"adopted_examples": len(chosen)}
     if len(chosen) == totals.examples:
-        return ShardLine(opened.footer.unit, name, opened.size, asdict(totals), work, [], [])
+        return ShardLine(opened.footer.unit, name, opened.size, asdict(totals), work, [])
     source = as_shard(StoredFile(name, opened.size, 0.0), totals.examples)
     sealed = copy_rows(storage, run.header, [source], lambda rows: has_id(rows, chosen), row_group_tokens)
     assert sealed is not None, name

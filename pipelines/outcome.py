@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from pipelines.units import ShardLine
 from schemas.cache import RUNS_FOLDER, create_header
 from schemas.commits import NO_VERSION, Shard, Version, commit, read_version, record_after
 from schemas.errors import CacheError, MismatchError
-from schemas.memory import Unscored, write_unscored
 from schemas.shards import Totals
 from schemas.spec import Header, differences
 from schemas.storage import Storage
@@ -109,7 +108,6 @@ def finish(
     if rejects:
         write_rejects(run, rejects)
     storage = Storage.at(run.root)
-    write_unscored(storage, (Unscored(*one) for line in chosen for one in line.unscored))
     change = change_of(chosen)
     provenance = merged(run.provenance, (line.work.get("provenance", {}) for line in chosen))
     summary = _summary(run, chosen, counts, provenance, run.base + bool(change.added or change.removed))
@@ -175,10 +173,12 @@ def commit_change(
     change: Change,
     *,
     provenance: Mapping[str, str],
+    unremembered: Collection[str] = (),
     **fields: Any,
 ) -> int:
     """Commits one change on top of `base`; `fields` are of the commit's record. Returns the new version's number.
 
+    Files of the cache's memory in `unremembered` leave it.
     What `provenance` leaves open stays as it was in `base`: a commit that asks no teacher says nothing of one.
 
     Raises:
@@ -195,7 +195,9 @@ def commit_change(
         provenance={**(base.record.provenance if base else {}), **provenance},
         **fields,
     )
-    return commit(storage, header.spec, base, change.added, record, removed=removed)
+    return commit(
+        storage, header.spec, base, change.added, record, removed=removed, unremembered=unremembered
+    )
 
 
 def _refuse_missing(storage: Storage, change: Change) -> None:

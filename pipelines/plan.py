@@ -37,7 +37,7 @@ from pipelines.gate import Run, rejects_of, too_many_missing, too_many_rejects
 from pipelines.job import Job, gate_of, hinted, in_unit, read, teacher_job
 from pipelines.outcome import COUNTED
 from pipelines.progress import shown
-from pipelines.run import in_process, new_pipeline, prepare, run_to_end
+from pipelines.run import in_process, prepare, run_wired
 from pipelines.sample import Measured, SampleHandler, SmallestIds, Unit
 from schemas.errors import UsageError
 from schemas.rewrite import ENTRIES_A_TOKEN
@@ -47,12 +47,12 @@ SAMPLE_TOKENS = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What the new examples would cost, reckoned from the sample, with one worker."""
+    """What the new examples would cost, reckoned from the sample; all but `wall_seconds` of one worker."""
 
     shards: int
     size_bytes: int
     wall_seconds: float
-    """Reading the corpus and loading the teacher as now, and then scoring."""
+    """Reading the corpus and loading the teacher as now, and then scoring, by as many workers as were asked for."""
     tokens_per_second: float
     """Of the teacher's step: collating, forward, encoding, sealing."""
     teacher_tokens_per_second: float
@@ -92,6 +92,8 @@ class Plan:
     refusals: tuple[str, ...]
     """Why the run would fail before the teacher starts; empty where it would not."""
     epochs: int
+    workers: int
+    """As `--workers` asks."""
     sample: Measured | None
     """None where nothing is new."""
     expected: Expected | None
@@ -114,10 +116,8 @@ def plan(config: PrecomputeConfig, *, sample_tokens: int = SAMPLE_TOKENS, epochs
     job, options = prepare(config, leased=False)
     with ExitStack() as stack:
         target = _target(options, job.run.id, stack)
-        pipeline = new_pipeline(options)
-        wire(pipeline, job, sample_tokens, target)
         with shown(config.show_progress and in_process(options)):
-            run_to_end(pipeline)
+            run_wired(job, options, lambda pipeline: wire(pipeline, job, sample_tokens, target))
         found = _fetch(target)
     return plan_of(job, found, epochs=epochs, plan_seconds=time.time() - started)
 
@@ -132,9 +132,11 @@ def wire(pipeline: beam.Pipeline, job: Job, sample_tokens: int, target: str) -> 
             reading.examples | "count examples" >> beam.Map(lambda _: ("examples", 1)),
             reading.adopted | "count adopted" >> beam.Map(lambda _: ("adopted_examples", 1)),
             reading.leaving | "count leaving" >> beam.Map(count_leaving),
-            (reading.adopted, reading.leaving)
+            (
+                reading.adopted | "orphans" >> beam.Keys(),
+                reading.leaving | "their shards" >> beam.Map(lambda row: row[1][0]),
+            )
             | "gather moves" >> beam.Flatten()
-            | "their shards" >> beam.Keys()
             | "each once" >> beam.Distinct()
             | "count shards" >> beam.Map(lambda _: ("moved_shards", 1)),
         )
@@ -151,9 +153,9 @@ def wire(pipeline: beam.Pipeline, job: Job, sample_tokens: int, target: str) -> 
     _ = once | "tell the driver" >> beam.Map(tell, target, reading.counts, moves, AsIter(measured))
 
 
-def count_leaving(element: tuple[str, tuple[bytes, bool]]) -> tuple[str, int]:
+def count_leaving(element: tuple[str, tuple[str, bytes, bool]]) -> tuple[str, int]:
     """The count of one row that leaves."""
-    return ("pruned_examples" if element[1][1] else "replaced_examples"), 1
+    return ("pruned_examples" if element[1][2] else "replaced_examples"), 1
 
 
 def cut(sample: Unit, run: Run, config: PrecomputeConfig, counts: Mapping[str, int]) -> list[list[Unit]]:
@@ -192,6 +194,7 @@ def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: fl
             tokens=counts["tokens"],
             examples=moves["examples"],
             num_units=gate.num_units,
+            workers=job.config.workers,
             row_group_tokens=job.config.row_group_tokens,
             overhead_seconds=plan_seconds - measured.unit_seconds - measured.decode_seconds,
             epochs=epochs,
@@ -208,6 +211,7 @@ def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: fl
         prune_withheld=counts.get("unidentified", 0),
         refusals=tuple(str(error) for error in errors if error is not None),
         epochs=epochs,
+        workers=job.config.workers,
         sample=measured,
         expected=expected,
         plan_seconds=plan_seconds,
@@ -220,6 +224,7 @@ def expect(
     tokens: int,
     examples: int,
     num_units: int,
+    workers: int,
     row_group_tokens: int,
     overhead_seconds: float,
     epochs: int,
@@ -234,16 +239,19 @@ def expect(
     # A sample smaller than a row group has too many; one of whole units has as many as the run.
     row_groups = min(scale * measured.row_groups, shards + weight / row_group_tokens)
     size = scale * measured.row_group_bytes + row_groups * measured.footer_bytes / measured.row_groups
-    job_seconds = overhead_seconds + scale * measured.unit_seconds
+    unit_seconds = scale * measured.unit_seconds
+    busiest = -(-shards // workers) / shards  # the share of the worker that has the most units
     forward, replay = scale * measured.teacher_seconds, scale * measured.decode_seconds
     return Expected(
         shards=shards,
         size_bytes=round(size),
-        wall_seconds=job_seconds,
+        wall_seconds=overhead_seconds + busiest * unit_seconds,
         tokens_per_second=measured.tokens / measured.unit_seconds,
         teacher_tokens_per_second=measured.tokens / measured.teacher_seconds,
         decode_tokens_per_second=measured.tokens / measured.decode_seconds,
-        students=break_even(job_seconds, forward_seconds=forward, replay_seconds=replay, epochs=epochs),
+        students=break_even(
+            overhead_seconds + unit_seconds, forward_seconds=forward, replay_seconds=replay, epochs=epochs
+        ),
     )
 
 

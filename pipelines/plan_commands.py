@@ -20,8 +20,9 @@ _HELP = """\
 Says what `teachonce precompute` with the same flags would do, what it would cost, and whether it would be refused.
 
 The corpus is read and joined with the cache as the run does it, so the counts are exact. A sample of the new examples
-is scored by the real teacher, on a worker: time, shards and bytes are reckoned from it, as of one worker. Nothing is
-written to the cache. On an engine elsewhere, workers tell what they found through Beam's --temp_location.
+is scored by the real teacher, on a worker with its share of the machine: time (by so many --workers), shards and bytes
+are reckoned from it. Nothing is written to the cache. On an engine elsewhere, workers tell what they found through
+Beam's --temp_location.
 """
 
 _EXAMPLES = """\
@@ -92,7 +93,7 @@ def plan_lines(found: Plan) -> list[tuple[str, str]]:
     if found.sample is not None:
         lines += _sample_lines(found.sample)
     if found.expected is not None:
-        lines += _expected_lines(found.expected, found.epochs)
+        lines += _expected_lines(found.expected, found.epochs, found.workers)
     return lines
 
 
@@ -124,12 +125,12 @@ def _sample_lines(sample: Measured) -> list[tuple[str, str]]:
     return lines
 
 
-def _expected_lines(expected: Expected, epochs: int) -> list[tuple[str, str]]:
+def _expected_lines(expected: Expected, epochs: int, workers: int) -> list[tuple[str, str]]:
     students = "for no number" if expected.students is None else f"from {expected.students:,}"
     return [
         ("expected: new shards", f"{expected.shards:,}"),
         ("  bytes", f"{expected.size_bytes:,}"),
-        ("  seconds, one worker", f"{expected.wall_seconds:,.1f}"),
+        (f"  seconds (workers: {workers:,})", f"{expected.wall_seconds:,.1f}"),
         ("  tokens/s", f"{expected.tokens_per_second:,.0f}"),
         ("  teacher, tokens/s", f"{expected.teacher_tokens_per_second:,.0f}"),
         ("  decoding for students, tokens/s", f"{expected.decode_tokens_per_second:,.0f}"),

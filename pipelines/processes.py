@@ -1,8 +1,9 @@
 """Worker processes on one box: the in-process runner's stages, each of them split among N processes.
 
 Beam's own `multi_processing` mode splits in the same way and loses nothing either. What it lacks is here: a worker that
-dies fails the run at once and by name (there the run waits for the other workers, or for ever), the driver's options
-reach the workers, a worker never outlives its driver, each gets its share of the cores, and its progress comes back.
+dies fails the run at once and by name, and so does an error in one (there the run waits for the shares of the workers
+before it, or for ever), the driver's options reach the workers, a worker never outlives its driver, each gets its share
+of the cores, and its progress comes back.
 
 Cost: every process holds the teacher, and what is grouped lives in the driver, as without workers. The work of a stage
 is split before it starts, by number of units, so units are made a multiple of the workers.
@@ -11,6 +12,7 @@ is split before it starts, by number of units, so units are made a multiple of t
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -18,13 +20,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
-from apache_beam.runners.portability.fn_api_runner.worker_handlers import GrpcWorkerHandler, WorkerHandler
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
+    ControlFuture,
+    GrpcWorkerHandler,
+    WorkerHandler,
+)
 from apache_beam.transforms.environments import Environment, python_sdk_capabilities
 
 from pipelines.beam_options import DEFAULT_RUNNER
@@ -32,6 +38,8 @@ from pipelines.progress import PROGRESS
 from schemas.errors import TeachonceError, UsageError
 
 _URN = "teachonce:env:worker_process:v1"
+_BUNDLE = "bundle_"
+"""How Beam names the shares of a stage."""
 _OWN_FLAGS = {
     "FlinkRunner": "--parallelism",
     "SparkRunner": "the cluster's executors",
@@ -43,6 +51,8 @@ _QUIETLY = "import logging; logging.disable(); import pipelines.worker;"
 
 _DIED: list[str] = []
 """How workers of the run ended that nobody had asked to end."""
+_FAILED: list[str] = []
+"""What workers of the run told as their share's error."""
 
 
 def refuse_workers(workers: int, options: PipelineOptions) -> None:
@@ -98,6 +108,7 @@ class _ProcessRunner(FnApiRunner):  # type: ignore[misc]
 
     def run_pipeline(self, pipeline: Any, options: PipelineOptions) -> Any:
         _DIED.clear()
+        _FAILED.clear()
         try:
             with _quiet_channels():
                 return super().run_pipeline(pipeline, options)
@@ -135,6 +146,9 @@ class WatchedWorker(GrpcWorkerHandler):  # type: ignore[misc]
         super().__init__(*rest)
         self._settings = json.loads(settings)
         self._closing = False
+        connection = self.control_conn
+        connection._futures_by_id = _Futures()
+        connection.set_input = functools.partial(_set_input, self._heard, connection.set_input)
 
     def start_worker(self) -> None:
         told, tell = os.pipe()
@@ -165,10 +179,18 @@ class WatchedWorker(GrpcWorkerHandler):  # type: ignore[misc]
             _fail_all(self._grpc_server.control_handler, "a worker process died")
             time.sleep(0.2)
 
+    def _heard(self, responses: Iterable[Any]) -> Iterator[Any]:
+        """Hands on what the worker answers; after an error in its share nobody waits for the others'."""
+        for response in responses:
+            yield response
+            if response.error and response.instruction_id.startswith(_BUNDLE):
+                _FAILED.append(response.error)
+                _fail_all(self._grpc_server.control_handler, response.error)
+
     def close(self) -> None:
         """Ends the process: at its own pace when its work is done, at once when the run has failed."""
         self._closing = True
-        if _DIED or self.control_conn._futures_by_id:
+        if _DIED or _FAILED or self.control_conn._futures_by_id:
             self._process.kill()
         super().close()
 
@@ -181,6 +203,17 @@ class WatchedWorker(GrpcWorkerHandler):  # type: ignore[misc]
         self._watcher.join()
 
 
+class _Futures(dict[str, ControlFuture]):
+    """Answers that are awaited. One that comes when nobody waits any more is heard by nobody."""
+
+    def pop(self, name: str, *_: Any) -> ControlFuture:
+        return super().pop(name, None) or ControlFuture(name)
+
+
+def _set_input(heard: Callable[..., Iterator[Any]], real: Callable[..., None], responses: Any) -> None:
+    real(heard(responses))
+
+
 def _add_progress(told: dict[str, int]) -> None:
     if told.pop("teacher"):
         PROGRESS.start_teacher()
@@ -191,9 +224,8 @@ def _fail_all(servicer: Any, error: str) -> None:
     """Answers what every worker was asked with an error, so that no stage waits for them."""
     for connection in list(servicer._connections_by_worker_id.values()):
         for name in list(connection._futures_by_id):
-            future = connection._futures_by_id.pop(name, None)
-            if future is not None:
-                future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=name, error=error))
+            response = beam_fn_api_pb2.InstructionResponse(instruction_id=name, error=error)
+            connection._futures_by_id.pop(name).set(response)
 
 
 @contextlib.contextmanager

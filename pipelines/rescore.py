@@ -20,6 +20,7 @@ from schemas.errors import DriftError, MismatchError
 from schemas.policies import KeepAll
 from schemas.ragged import Array
 from schemas.rows import Rows
+from schemas.spec import Spec
 
 DRIFT_SAMPLE = 64
 """Examples that are scored again when the teacher is run otherwise than before."""
@@ -38,7 +39,8 @@ class RescoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Rescored:
-    """How far cache and fresh teacher are apart. For sigmoid and identity scores: absolute difference of logits."""
+    """How far cache and fresh teacher are apart. For sigmoid and identity scores, in place of a KL: the largest
+    absolute difference of a position's logits."""
 
     examples: int
     positions: int
@@ -84,7 +86,7 @@ def check_drift(
     """Where this teacher is run otherwise than the cache's last one, scores a sample again.
 
     Raises:
-        DriftError: the mean KL is above `max_drift_kl` nats.
+        DriftError: the mean KL (or, without a softmax, the mean difference of logits) is above `max_drift_kl`.
     """
     before = cache.record.provenance
     changed = sorted(k for k, value in provenance.items() if value not in str(before.get(k)).split(" + "))
@@ -96,10 +98,15 @@ def check_drift(
         raise DriftError(
             f"the teacher is run otherwise than before ({told}), and no longer says what the cache holds",
             where=cache.storage.root,
-            expected=f"a mean KL of at most {max_drift_kl:g} nats over {found.examples} examples",
+            expected=f"a {mean_distance(cache.spec)} of at most {max_drift_kl:g} nats over {found.examples} examples",
             got=f"{found.mean_kl_nats:.3g}",
             do="Run as before, begin another cache, or raise --max_drift_kl",
         )
+
+
+def mean_distance(spec: Spec) -> str:
+    """What a bound on `mean_kl_nats` bounds under a spec, in words."""
+    return "mean KL" if spec.score == "softmax" else "mean largest difference of logits"
 
 
 def compare(rows: Rows, teacher: Teacher, pad_id: int) -> Rescored:

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import apache_beam as beam
@@ -17,7 +18,7 @@ import schemas.errors
 from pipelines.beam_options import parse_beam_options
 from pipelines.claims import forget_claims
 from pipelines.config import PrecomputeConfig
-from pipelines.corpus import find_pieces
+from pipelines.corpus import Piece, find_pieces
 from pipelines.documents import LabelMap
 from pipelines.fingerprint import make_header, resolve
 from pipelines.gate import Run
@@ -39,7 +40,7 @@ from schemas.errors import (
     one_line,
 )
 from schemas.history import end_lease, new_run, orphans, take_lease
-from schemas.memory import FORGOTTEN_FOLDER, UNSCORED_FOLDER, remembered_names
+from schemas.memory import FORGOTTEN_FOLDER, UNSCORED_FOLDER, refuse_lost_memory, remembered_names
 from schemas.spec import Header, Spec, differences
 from schemas.storage import Storage
 
@@ -90,7 +91,8 @@ def prepare(
 ) -> tuple[Job, PipelineOptions]:
     """Everything that is decided before the pipeline: pieces, teacher, header, base version.
 
-    The cache is told that a run lives before its orphans are listed, unless nothing will be written (`leased`).
+    The cache is told that a run lives before anything of it is read, unless nothing will be written (`leased`): so
+    `forget` knows of every run that began before it.
     """
     options = parse_beam_options(config.beam_options)
     FileSystems.set_options(options)  # the corpus is listed before there is a pipeline that would say so
@@ -98,13 +100,38 @@ def prepare(
     storage = Storage.at(config.cache)
     _refuse_own_disks(storage, options)
     pieces = find_pieces(config.corpus)
-    teacher = resolve(config.teacher)
-    base = base_version(storage)
-    header = _agreed(storage, make_header(config, teacher))
-    runner = options.view_as(StandardOptions).runner
+    asked = make_header(config, resolve(config.teacher))
     pick_device(config.teacher.device)
+    run = new_run()
+    if leased:
+        take_lease(storage, run)
+    try:
+        runner = options.view_as(StandardOptions).runner
+        job = _job(config, run, storage, asked=asked, pieces=pieces, runner=runner, started=started)
+        return job, options
+    except TeachonceError:
+        with contextlib.suppress(CacheError):
+            end_lease(storage, run)
+        raise
+
+
+def _job(
+    config: PrecomputeConfig,
+    name: str,
+    storage: Storage,
+    *,
+    asked: Header,
+    pieces: list[Piece],
+    runner: str,
+    started: float | None,
+) -> Job:
+    """What is found in the cache when a run begins."""
+    base = base_version(storage)
+    header = _agreed(storage, asked)
+    if base is not None:
+        refuse_lost_memory(storage, base.record.memory)
     run = Run(
-        id=new_run(),
+        id=name,
         root=storage.root,
         base=NO_VERSION if base is None else base.number,
         header=header,
@@ -117,9 +144,7 @@ def prepare(
         may_leave=config.prune or config.replace,
         forgotten=remembered_names(storage, FORGOTTEN_FOLDER),
     )
-    if leased:
-        take_lease(storage, run.id)
-    job = Job(
+    return Job(
         config=config,
         run=run,
         pieces=pieces,
@@ -128,16 +153,20 @@ def prepare(
         orphans=orphans(storage, base),
         unscored=() if config.retry_rejects else remembered_names(storage, UNSCORED_FOLDER),
     )
-    return job, options
 
 
 def execute(job: Job, options: PipelineOptions) -> None:
     """Builds the pipeline and runs it to its end."""
+    run_wired(job, options, lambda pipeline: build(pipeline, job))
+
+
+def run_wired(job: Job, options: PipelineOptions, wire: Callable[[beam.Pipeline], None]) -> None:
+    """Runs what `wire` makes of an empty pipeline, with as many workers as the job asks for."""
     workers = job.config.workers
     runner = with_workers(options, workers) if workers > 1 else None
     try:
         pipeline = new_pipeline(options, runner)
-        build(pipeline, job)
+        wire(pipeline)
         run_to_end(pipeline)
     finally:
         forget_claims(job.run.id)

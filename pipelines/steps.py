@@ -36,11 +36,18 @@ from schemas.storage import Storage
 
 COUNTS, REJECTS, SEEN, ADOPTED, MISSING = "counts", "rejects", "seen", "adopted", "missing"
 MAIN = "main"
+_COUNTS = ("documents", "blank_lines", "duplicates", "forgotten_documents", "unidentified")
 FOUND, REJECTED = "found", "rejected"
+DISTINCT = 2**17
+"""Documents of one piece that are known again; then forgotten all, so that they take no more than some 10 MB."""
 
 
 class ReadDocuments(beam.DoFn):  # type: ignore[misc]
-    """Piece -> (hash, document); counts and rejects beside, and which documents were seen at all."""
+    """Piece -> (hash, document); counts and rejects beside, and which documents were seen at all.
+
+    Repeats inside a piece are only counted: else a text that stands a million times in a corpus would meet itself as
+    often in the join, in one worker's memory. There it meets one copy a piece.
+    """
 
     def __init__(self, config: PrecomputeConfig, run: Run, labels: LabelMap | None) -> None:
         self._config, self._run, self._labels = config, run, labels
@@ -52,35 +59,50 @@ class ReadDocuments(beam.DoFn):  # type: ignore[misc]
 
     def process(self, piece: Piece) -> Iterator[Any]:
         piece = Piece(*piece)
-        counts = {"documents": 0, "blank_lines": 0, "forgotten_documents": 0, "unidentified": 0}
+        counts = dict.fromkeys(_COUNTS, 0)
+        met = set[bytes]()
         for record in read_piece(piece, self._corpus.required_fields):
             if is_blank(record):
                 counts["blank_lines"] += 1
                 continue
             counts["documents"] += 1
             PROGRESS.add(documents=1)
-            yield from self._outputs(record, piece, counts)
+            yield from self._outputs(record, piece, counts, met)
         for item in counts.items():
             yield TaggedOutput(COUNTS, item)
 
-    def _outputs(self, record: Record, piece: Piece, counts: dict[str, int]) -> Iterator[Any]:
+    def _outputs(
+        self, record: Record, piece: Piece, counts: dict[str, int], met: set[bytes]
+    ) -> Iterator[Any]:
         source = Source(piece.path, record.offset)
         try:
             document = parse(record, source, self._corpus, self._labels, piece.format)
         except RejectedError as error:
             yield from self._rejected(record, error, source, counts)
             return
-        if self._forgotten.has(document.hash) or (document.key and self._forgotten.has(document.key)):
+        if self._is_forgotten(document.hash, document.key):
             counts["forgotten_documents"] += 1
             return
+        if document.hash in met:
+            counts["duplicates"] += 1
+            return
+        if len(met) >= DISTINCT:
+            met.clear()
+        met.add(document.hash)
         yield document.hash, tuple(document)
         if self._run.may_leave and document.key is not None:
             yield TaggedOutput(SEEN, (document.key, FOUND))
+
+    def _is_forgotten(self, digest: bytes | None, key: str | None) -> bool:
+        return any(item and self._forgotten.has(item) for item in (digest, key))
 
     def _rejected(
         self, record: Record, error: RejectedError, source: Source, counts: dict[str, int]
     ) -> Iterator[Any]:
         key = record_id(record, self._corpus)
+        if self._is_forgotten(error.digest, key):  # not even among the rejects is it to be named
+            counts["forgotten_documents"] += 1
+            return
         yield from rejected(Reject(str(error), *source, key))
         if not self._run.may_leave:
             return
@@ -107,6 +129,8 @@ class DropKnown(beam.DoFn):  # type: ignore[misc]
         if decision.outcome is not None:
             yield TaggedOutput(COUNTS, ("duplicates", len(found) - 1))
             yield TaggedOutput(COUNTS, (decision.outcome, 1))
+        if decision.rejected is not None:
+            yield TaggedOutput(SEEN, (decision.rejected, REJECTED))
         if decision.document is not None:
             yield tuple(decision.document), decision.known
 
@@ -136,6 +160,8 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
             examples = [example for example in found if not self._forgotten.has(example.id)]
         except RejectedError as error:
             yield from rejected(Reject(str(error), document.file, document.offset, document.key))
+            if document.key is not None:
+                yield TaggedOutput(SEEN, (document.key, REJECTED))
             return
         tokens = sum(example.num_tokens for example in examples)
         PROGRESS.add(tokens_found=tokens)
@@ -148,18 +174,25 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
 
 def leaving(
     element: tuple[str, dict[str, Iterable[Any]]], *, prune: bool, replace: bool
-) -> Iterator[tuple[str, tuple[bytes, bool]]]:
-    """(shard, (example id, whether it is pruned)) of rows that leave.
+) -> Iterator[tuple[str, tuple[str, bytes, bool]]]:
+    """(document, (shard, example id, whether it is pruned)) of rows that leave, by document id or hash.
 
-    A row whose id stands in the corpus with other content is replaced. One whose document is nowhere is pruned, but
-    not if the document was rejected tonight.
+    A row whose id stands in the corpus with other content is replaced; one whose document is nowhere is pruned. Neither
+    leaves where a record of that id was rejected: what would replace it is not there.
     """
     seen = set(element[1]["seen"])
     pruned = FOUND not in seen
-    if (pruned and (not prune or REJECTED in seen)) or (not pruned and not (replace or prune)):
+    if REJECTED in seen or not (prune or (replace and not pruned)):
         return
     for shard, example in element[1]["missing"]:
-        yield shard, (example, pruned)
+        yield element[0], (shard, example, pruned)
+
+
+def spared(element: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[str, tuple[bytes, bool]]]:
+    """(shard, (example id, whether it is pruned)) of rows that leave; of none whose document the teacher rejected."""
+    if not any(True for _ in element[1]["rejected"]):
+        for shard, example, pruned in element[1]["leaving"]:
+            yield shard, (example, pruned)
 
 
 def rejected(reject: Reject) -> Iterator[TaggedOutput]:

@@ -25,16 +25,16 @@ import torch
 from pipelines.batching import collate, each_batch, positions_of
 from pipelines.budget import Budget
 from pipelines.encode import Encoded, encode, without
+from pipelines.gate import NOT_FINITE, TOO_LARGE
 from pipelines.progress import PROGRESS
 from pipelines.teacher import Answer, Batch, Teacher
 from pipelines.tokenise import Example
+from schemas.memory import Unscored, write_unscored
 from schemas.rewrite import seal_rows
 from schemas.rows import Rows
 from schemas.shards import SealedShard, Totals, length_histogram
 from schemas.spec import Header
 from schemas.storage import Storage
-
-NOT_FINITE, TOO_LARGE = "not_finite", "too_large"
 
 
 class ShardLine(NamedTuple):
@@ -47,8 +47,6 @@ class ShardLine(NamedTuple):
     totals: dict[str, Any]
     work: dict[str, Any]
     rejects: list[tuple[str, str, int, str | None]]
-    unscored: list[tuple[bytes, int, int, str]]
-    """Windows that the teacher could not score."""
     replaces: tuple[str, dict[str, Any]] | None = None
     """A live shard that leaves with this line, and its totals."""
 
@@ -91,13 +89,15 @@ class UnitScorer:
                 return no_shard(unit, postponed_examples=len(examples))
             encoded = [part for part in self._encoded(examples, work, rejects) if len(part.rows)]
         work.budget_tokens = self.budget.tokens
+        unscored = [(e.document_hash, e.window_index, e.window_count, reason) for e, reason in rejects]
+        # before the shard: whoever finds that also knows why some rows are not in it
+        write_unscored(Storage.at(self.root), self.header, itertools.starmap(Unscored, unscored))
         line = self._store(unit, encoded) if encoded else no_shard(unit)
         work.unit_seconds = time.monotonic() - started
         written: list[tuple[str, str, int, str | None]] = [
             (reason, e.file, e.offset, e.document_id or e.id.hex()) for e, reason in rejects
         ]
-        unscored = [(e.document_hash, e.window_index, e.window_count, reason) for e, reason in rejects]
-        return line._replace(work=asdict(work), rejects=written, unscored=unscored)
+        return line._replace(work=asdict(work), rejects=written)
 
     def _encoded(
         self, examples: Sequence[Example], work: Work, rejects: list[tuple[Example, str]]
@@ -193,12 +193,12 @@ class UnitScorer:
 def line_of(shard: SealedShard) -> ShardLine:
     """The line about a shard that was stored."""
     footer = shard.footer
-    return ShardLine(footer.unit, shard.name, len(shard.data), asdict(footer.totals), {}, [], [])
+    return ShardLine(footer.unit, shard.name, len(shard.data), asdict(footer.totals), {}, [])
 
 
 def no_shard(unit: str, **work: Any) -> ShardLine:
     """The line about a unit of which nothing was stored."""
-    return ShardLine(unit, None, 0, asdict(Totals()), work, [], [])
+    return ShardLine(unit, None, 0, asdict(Totals()), work, [])
 
 
 _OUT_OF_MEMORY = (

@@ -11,7 +11,8 @@ from typing import Any
 from pipelines.commands import split_beam
 from pipelines.compaction import CompactConfig, Compacted
 from pipelines.compaction import compact as run_compact
-from pipelines.forgetting import Erased, ForgetConfig
+from pipelines.erasure import Erased
+from pipelines.forgetting import ForgetConfig
 from pipelines.forgetting import forget as run_forget
 from schemas.arguments import Parser, positive
 from schemas.errors import UsageError

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from schemas.commits import CommitRecord, Shard, Version, latest_version, read_record, read_version
+from schemas.commits import Shard, Version, latest_version, read_record, read_version
 from schemas.errors import CorruptionError, NoCacheError
-from schemas.memory import read_memory
+from schemas.memory import read_memory, refuse_lost_memory
+from schemas.records import CommitRecord
 from schemas.rows import Rows
 from schemas.shard_reader import OpenFooter, open_shard, read_group, read_identities
 from schemas.shards import RowGroup, Totals
@@ -167,8 +168,23 @@ class Cache:
             raise given_up
         return verify_shards(self.storage, self.header, self.shards, self.totals)
 
+    def newest_record(self) -> CommitRecord:
+        """The newest version's: the cache's memory is one for all versions."""
+        newest = latest_version(self.storage)
+        return self.record if newest == self.version else read_record(self.storage, newest)
+
     def check_beside(self) -> None:
         """Checks what stands beside the shards: the log up to this version, what is remembered, the tokenizer.
+
+        Raises:
+            CorruptionError: a file is missing, or not the one that was written.
+        """
+        self.check_whole()
+        refuse_lost_memory(self.storage, self.newest_record().memory)
+
+    def check_whole(self) -> None:
+        """Checks what `verify --repair` cannot mend: the log up to this version, the tokenizer, and of what is
+        remembered the files that are there.
 
         Raises:
             CorruptionError: a file is missing, or not the one that was written.

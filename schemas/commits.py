@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from deltalake import (
@@ -30,6 +30,8 @@ from deltalake.transaction import AddAction, RemoveAction, create_table_with_add
 from schemas.columns import shard_schema
 from schemas.delta import bear_witness, entry_name, live_rows, open_table, storage_options
 from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError, one_line
+from schemas.memory import memory_after
+from schemas.records import CommitRecord, record_hash
 from schemas.shards import Totals
 from schemas.spec import Spec
 from schemas.storage import Storage
@@ -47,28 +49,6 @@ class Shard(NamedTuple):
     name: str
     size_bytes: int
     examples: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommitRecord:
-    """What a commit says of itself and of the cache after it."""
-
-    run: str
-    header_hash: str
-    live_shards: int
-    live_rows: int
-    live_hash: str
-    added_hash: str
-    """Over the names that this commit added."""
-    totals: Totals
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    rejects: Mapping[str, int] = field(default_factory=dict)
-    """Documents that this run rejected, by reason."""
-    time_ms: int = 0
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> CommitRecord:
-        return cls(**{**value, "totals": Totals.from_json(value["totals"])})
 
 
 class Version(NamedTuple):
@@ -140,7 +120,7 @@ def read_entry(storage: Storage, number: int) -> Entry:
         added = [line["add"]["path"] for line in lines if "add" in line]
         if [line["txn"]["version"] for line in lines if "txn" in line] != [number]:
             raise CorruptionError("a log entry is not that of its version", where=where)
-        if stated != _record_hash(text):
+        if stated != record_hash(text):
             raise CorruptionError("a commit's record does not match its own hash", where=where)
         if record.added_hash != names_hash(added):
             raise CorruptionError("a log entry does not add the shards that its commit did", where=where)
@@ -163,10 +143,12 @@ def commit(
     record: CommitRecord,
     *,
     removed: Sequence[Shard] = (),
+    unremembered: Collection[str] = (),
 ) -> int:
     """Adds and removes shards on top of the version that the run began with, and returns the new version's number.
 
-    Doing it again with the same run id changes nothing and returns the same number.
+    Doing it again with the same run id changes nothing and returns the same number. The record names each file of the
+    cache's memory but those in `unremembered`.
 
     Raises:
         ConflictError: another run committed since `base`.
@@ -176,9 +158,11 @@ def commit(
     done = _committed_by(storage, number)
     if done is not None:
         return _own_or_conflict(storage, done, record.run, number)
+    memory = memory_after(storage, base.record.memory if base else ())
+    record = replace(record, memory=tuple(name for name in memory if name not in unremembered))
     # One attempt: Delta's own retry would put the loser of two first commits on top of the winner, as version 1.
     properties = CommitProperties(
-        custom_metadata={APP: _record_json(record)},
+        custom_metadata={APP: record.to_log()},
         app_transactions=[Transaction(APP, number)],
         max_commit_retries=0,
     )
@@ -272,16 +256,6 @@ def _add(shard: Shard) -> AddAction:
 
 def _remove(shard: Shard) -> RemoveAction:
     return RemoveAction(shard.name, True, int(time.time() * 1000), size=shard.size_bytes)
-
-
-def _record_json(record: CommitRecord) -> dict[str, str]:
-    """The record as text: `deltalake` parses numbers on their way to the log, and may change a float's last bit."""
-    text = json.dumps(asdict(record), sort_keys=True, separators=(",", ":"))
-    return {"record": text, "hash": _record_hash(text)}
-
-
-def _record_hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _check_live(shards: Sequence[Shard], record: CommitRecord, where: str) -> None:

@@ -1,9 +1,12 @@
 """What a cache remembers beside its rows: what its teacher could not score, and what was asked to be forgotten.
 
 Both are sets that only grow, in small files of JSON under `_teachonce/`. A file's name ends in the hash of its bytes,
-so that what was flipped or cut is seen; no commit lists them, because what they say stays true whatever becomes of a
-run. Of what was forgotten only salted hashes are left: they tell that something is on the list to who holds it, and
-nothing to who does not.
+so that what was flipped or cut is seen. Each stands as soon as it is known, whatever becomes of the run; the next
+commit names it in its record, and from then on it is missed when it is gone. Of what was forgotten only salted hashes
+are left: they tell that something is on the list to who holds it, and nothing to who does not.
+
+What could not be scored is written before the first commit says which teacher the cache is of. So each such file tells
+its fingerprint and spec, and a run of another passes it over.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any, NamedTuple
 
 from schemas.errors import CorruptionError
 from schemas.identity import HASH_BYTES
+from schemas.spec import Header
 from schemas.storage import Storage
 
 UNSCORED_FOLDER = "_teachonce/unscored"
@@ -51,40 +55,91 @@ def remembered_names(storage: Storage, folder: str) -> tuple[str, ...]:
     return tuple(name for name in storage.names(folder) if _NAME.fullmatch(name))
 
 
-def write_unscored(storage: Storage, unscored: Iterable[Unscored]) -> None:
-    """Remembers windows that the teacher could not score."""
-    lines = [[u.document_hash.hex(), u.window_index, u.window_count, u.reason] for u in sorted(set(unscored))]
-    if lines:
-        _write(storage, UNSCORED_FOLDER, lines)
+def memory_after(storage: Storage, before: Iterable[str]) -> tuple[str, ...]:
+    """What a commit vouches for: what the one before it did, and all that has been remembered since."""
+    folders = (UNSCORED_FOLDER, FORGOTTEN_FOLDER)
+    return tuple(sorted({*before, *(name for one in folders for name in remembered_names(storage, one))}))
 
 
-def read_unscored(storage: Storage, name: str) -> list[Unscored]:
-    """One file of what could not be scored.
+def lost_memory(storage: Storage, vouched: Iterable[str]) -> list[str]:
+    """Files of the cache's memory that a commit vouches for, and that are gone."""
+    return sorted({*vouched} - {*memory_after(storage, ())})
+
+
+def refuse_lost_memory(storage: Storage, vouched: Iterable[str]) -> None:
+    """Looks for every file of the cache's memory that the newest commit vouches for.
+
+    Raises:
+        CorruptionError: one is gone.
+    """
+    if lost := lost_memory(storage, vouched):
+        raise CorruptionError(
+            f"{len(lost)} files of the cache's memory are missing",
+            where=f"{storage.root}/{lost[0]}",
+            do="Restore them from a copy; or run `teachonce verify --repair`, which goes on without them, and give "
+            "the ids to `teachonce forget` again",
+        )
+
+
+def write_unscored(storage: Storage, header: Header, unscored: Iterable[Unscored]) -> None:
+    """Remembers windows that the cache's teacher could not score."""
+    _write_unscored(storage, _maker(header), unscored)
+
+
+def read_unscored(storage: Storage, header: Header, name: str) -> list[Unscored]:
+    """One file of what could not be scored; nothing where another teacher, or under another spec, could not.
 
     Raises:
         CorruptionError: it is not what was written.
     """
-    return [Unscored(bytes.fromhex(line[0]), *line[1:]) for line in _read(storage, name)]
+    maker, unscored = _read_unscored(storage, name)
+    return unscored if maker == _maker(header) else []
 
 
-def erase_unscored(storage: Storage, documents: Collection[bytes]) -> list[bytes]:
-    """Rewrites the files of what could not be scored without some documents; the hash of each line that went.
+class Erasing(NamedTuple):
+    """What is to leave the memory of what could not be scored; new files stand already, old ones too."""
+
+    files: list[str]
+    """To be deleted."""
+    documents: list[bytes]
+    """The hash of each line that goes."""
+
+
+def erase_unscored(storage: Storage, documents: Collection[bytes]) -> Erasing:
+    """Writes the files of what could not be scored anew without some documents.
 
     A file that is not what was written may hold anything: it goes whole, and what it said is tried again.
     """
+    files: list[str] = []
     gone: list[bytes] = []
     for name in remembered_names(storage, UNSCORED_FOLDER):
         try:
-            lines = read_unscored(storage, name)
+            maker, lines = _read_unscored(storage, name)
         except CorruptionError:
-            storage.delete([name])
+            files.append(name)
             continue
-        found = [line.document_hash for line in lines if line.document_hash in documents]
-        if found:
-            write_unscored(storage, (line for line in lines if line.document_hash not in documents))
-            storage.delete([name])
+        if found := [line.document_hash for line in lines if line.document_hash in documents]:
+            _write_unscored(storage, maker, (line for line in lines if line.document_hash not in documents))
+            files.append(name)
         gone += found
-    return gone
+    return Erasing(files, gone)
+
+
+def _maker(header: Header) -> list[str]:
+    return [header.fingerprint.hash, header.spec.hash]
+
+
+def _write_unscored(storage: Storage, maker: list[str], unscored: Iterable[Unscored]) -> None:
+    lines = [[u.document_hash.hex(), u.window_index, u.window_count, u.reason] for u in sorted(set(unscored))]
+    if lines:
+        _write(storage, UNSCORED_FOLDER, {"maker": maker, "windows": lines})
+
+
+def _read_unscored(storage: Storage, name: str) -> tuple[list[str], list[Unscored]]:
+    value = _read(storage, name)
+    if isinstance(value, list):  # from before files told their maker: it is nobody's, and is tried again
+        value = {"maker": [], "windows": value}
+    return value["maker"], [Unscored(bytes.fromhex(line[0]), *line[1:]) for line in value["windows"]]
 
 
 def write_forgotten(storage: Storage, items: Iterable[bytes | str]) -> None:
@@ -114,7 +169,7 @@ def read_memory(storage: Storage) -> None:
         CorruptionError: one is not what was written.
     """
     for name in remembered_names(storage, UNSCORED_FOLDER):
-        read_unscored(storage, name)
+        _read_unscored(storage, name)
     read_forgotten(storage, remembered_names(storage, FORGOTTEN_FOLDER))
 
 
@@ -140,8 +195,8 @@ def _read(storage: Storage, name: str) -> Any:
         raise CorruptionError(
             "a file of the cache's memory is not what was written",
             where=where,
-            do="Remove it: what the teacher could not score is tried again. A list of what to forget must be given "
-            "to `teachonce forget` again",
+            do="Restore it from a copy; or remove it and run `teachonce verify --repair`: what the teacher could not "
+            "score is tried again. A list of what to forget must be given to `teachonce forget` again",
         )
     return json.loads(data)
 

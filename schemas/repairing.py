@@ -1,8 +1,9 @@
 """`repair`: a version without what is broken, so that the next run computes those examples again, and only those.
 
 A shard is broken when it is missing, or when a byte, its schema, a count or an id is not what was sealed. Rows whose id
-stands in an earlier shard too leave by a copy of the others. The totals are counted again from what is left. Nothing is
-deleted; a store that refuses to be read is an error, not damage. The log, the spec and the tokenizer cannot be mended.
+stands in an earlier shard too leave by a copy of the others. The totals are counted again from what is left. Files of
+the cache's memory that are gone are told, and no longer missed. Nothing is deleted; a store that refuses to be read is
+an error, not damage. The log, the spec and the tokenizer cannot be mended.
 
 Cost: that of `verify`, and one shard in memory for each that holds repeats.
 """
@@ -18,10 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schemas.cache import Cache
-from schemas.commits import CommitRecord, Shard, Version, commit, read_version, record_after
+from schemas.commits import Shard, Version, commit, read_version, record_after
 from schemas.errors import CorruptionError
 from schemas.history import new_run, origins, read_entries
+from schemas.memory import lost_memory
 from schemas.ragged import Array
+from schemas.records import CommitRecord
 from schemas.rewrite import ROW_GROUP_TOKENS, copy_rows
 from schemas.rows import Rows
 from schemas.shards import Totals
@@ -61,6 +64,8 @@ class Repaired:
     """Rows that stood in the cache once more, under an id that another shard holds."""
     miscounted: bool
     """Whether the log's totals were not those of the shards."""
+    lost_memory: tuple[str, ...]
+    """Files that said what the teacher could not score, or what was forgotten; they are no longer missed."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "lost": [lost._asdict() for lost in self.lost]}
@@ -96,7 +101,7 @@ def repair(path: str | os.PathLike[str]) -> Repaired:
     """
     try:
         cache = Cache.open(path)
-        cache.check_beside()
+        cache.check_whole()
         base = read_version(cache.storage, cache.version)
         entries = read_entries(cache.storage, cache.version)
     except CorruptionError as error:
@@ -107,8 +112,10 @@ def repair(path: str | os.PathLike[str]) -> Repaired:
     miscounted = not found.broken and _differs(base.record, found.totals)
     removed = [*(shard for shard, _ in found.broken), *copied.removed]
     version = base.number
-    if removed or miscounted:
-        version = _commit(cache, base, copied.added, removed, found.totals + copied.change)
+    unremembered = lost_memory(cache.storage, base.record.memory)
+    if removed or miscounted or unremembered:
+        totals = found.totals + copied.change
+        version = _commit(cache, base, copied.added, removed, totals, unremembered=unremembered)
     came = origins(entries)
     tokens = base.record.totals.tokens - found.totals.tokens
     return Repaired(
@@ -121,6 +128,7 @@ def repair(path: str | os.PathLike[str]) -> Repaired:
         lost_tokens=tokens if found.broken else 0,
         repeats=-copied.change.examples,
         miscounted=miscounted,
+        lost_memory=tuple(unremembered),
     )
 
 
@@ -184,7 +192,13 @@ def _differs(record: CommitRecord, counted: Totals) -> bool:
 
 
 def _commit(
-    cache: Cache, base: Version, added: Sequence[Shard], removed: Sequence[Shard], totals: Totals
+    cache: Cache,
+    base: Version,
+    added: Sequence[Shard],
+    removed: Sequence[Shard],
+    totals: Totals,
+    *,
+    unremembered: Sequence[str],
 ) -> int:
     fields = {
         "run": new_run("repair"),
@@ -192,4 +206,4 @@ def _commit(
         "provenance": base.record.provenance,
     }
     record = replace(record_after(base, added, Totals(), removed, **fields), totals=totals)
-    return commit(cache.storage, cache.spec, base, added, record, removed=removed)
+    return commit(cache.storage, cache.spec, base, added, record, removed=removed, unremembered=unremembered)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from schemas.cache import Cache
-from schemas.commits import CommitRecord
 from schemas.entries import entries_of
 from schemas.ragged import offsets_of
+from schemas.records import CommitRecord
 from schemas.rows import Rows
 from schemas.shards import Totals
 from schemas.vocabulary import id_texts, token_texts

@@ -103,15 +103,30 @@ class Storage:
                 with self._path(name).open("rb") as file:
                     data = os.pread(file.fileno(), end - start, start)
             else:
-                data = bytes(obstore.get_range(self._remote, name, start=start, end=end))
+                data = self._range_remote(name, start, end)
         if len(data) != end - start:
-            raise CorruptionError(
-                "a file is shorter than what was written",
-                where=f"{self.root}/{name}",
-                expected=f"{end} bytes",
-                got=f"{start + len(data)}",
-            )
+            raise self._shorter(name, end, start + len(data) if data else self.size(name))
         return data
+
+    def _range_remote(self, name: str, start: int, end: int) -> bytes:
+        """Stores refuse a range that begins behind the end, each in its own words: that is damage, and no outage."""
+        try:
+            return bytes(obstore.get_range(self._remote, name, start=start, end=end))
+        except (NotFoundError, FileNotFoundError):
+            raise
+        except (OSError, BaseError):
+            size = int(obstore.head(self._remote, name)["size"])
+            if size >= end:
+                raise
+            raise self._shorter(name, end, size) from None
+
+    def _shorter(self, name: str, expected: int, got: int) -> CorruptionError:
+        return CorruptionError(
+            "a file is shorter than what was written",
+            where=f"{self.root}/{name}",
+            expected=f"{expected} bytes",
+            got=f"{got}",
+        )
 
     def size(self, name: str) -> int:
         """Bytes of an object.

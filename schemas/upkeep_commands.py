@@ -58,6 +58,10 @@ def print_repaired(found: Repaired, *, as_json: bool) -> None:
     if not found.committed:
         lines.append(f"whole: version {found.version} of {found.path}; nothing was committed")
     else:
+        lines += [
+            f"lost: {name}: what it remembered is tried again, or to be forgotten again"
+            for name in found.lost_memory
+        ]
         lines += ["the totals in the log were wrong, and were counted again"] * found.miscounted
         lines.append(
             f"version {found.version} of {found.path} has {found.shards:,} shards: {len(found.lost):,} shards, "

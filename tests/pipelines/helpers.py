@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
+from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, handler, precompute
 from schemas import Cache
 from tests.pipelines.models import TEXT
 
@@ -107,6 +107,20 @@ def _plain(column):
 def texts(cache, tokenizer) -> set[str]:
     """The decoded inputs of a cache, special tokens left out."""
     return {tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in read(cache).values()}
+
+
+def unable(monkeypatch, fails):
+    """A teacher whose answers about some examples are not finite."""
+    honest = handler.UnitScorer._answers
+
+    def answers(self, members, batch, work):
+        for scored, answer in honest(self, members, batch, work):
+            finite = answer.finite.clone()
+            for place, example in enumerate(scored):
+                finite[place] &= not fails(example)
+            yield scored, answer._replace(finite=finite)
+
+    monkeypatch.setattr(handler.UnitScorer, "_answers", answers)
 
 
 def rejects(cache, summary) -> list[dict]:

@@ -6,8 +6,9 @@ import shutil
 import pytest
 import transformers
 
-from pipelines import handler
+from pipelines import handler, steps
 from pipelines.report import summary_lines
+from pipelines.run import prepare
 from pipelines.tokenise import Tokeniser
 from schemas import Cache
 from schemas.errors import MismatchError, UsageError
@@ -35,6 +36,23 @@ def copy(tmp_path, whole):
 
 def shards(cache):
     return sorted(path.name for path in cache.glob("*.parquet"))
+
+
+@pytest.mark.parametrize(("distinct", "copies"), [(10, "ABC"), (2, "ABCA")])
+def test_repeats_inside_a_piece_are_counted_where_they_are_read(
+    tmp_path, teacher, monkeypatch, distinct, copies
+):
+    """A text that stands a million times in a file meets itself once in the join, not a million times."""
+    monkeypatch.setattr(steps, "DISTINCT", distinct)
+    corpus = write_jsonl(tmp_path / "c.jsonl", [{"text": f"text {letter}"} for letter in "ABABBCAAA"])
+    made, _ = prepare(config(corpus, teacher, tmp_path / "c"), leased=False)
+    reader = steps.ReadDocuments(made.config, made.run, made.labels)
+    reader.setup()
+    found = list(reader.process(tuple(made.pieces[0])))
+    documents = [one[1] for one in found if isinstance(one, tuple)]
+    assert [text for _, _, text, *_ in documents] == [f"text {letter}" for letter in copies]
+    counts = dict(one.value for one in found if not isinstance(one, tuple))
+    assert (counts["documents"], counts["duplicates"]) == (9, 9 - len(copies))
 
 
 def test_a_run_counts_what_it_did(whole):

@@ -66,8 +66,11 @@ def test_lines_about_it_leave_too(nights):
     storage = Storage.at(cache)
     digest, examples = document_of(cache, "user-3")
     other, _ = document_of(cache, "user-4")
-    write_unscored(storage, [Unscored(digest, 1, 3, "not_finite"), Unscored(other, 1, 3, "too_large")])
-    write_unscored(storage, [Unscored(b"d" * 16, 0, 1, "not_finite")])
+    header = Cache.open(cache).header
+    write_unscored(
+        storage, header, [Unscored(digest, 1, 3, "not_finite"), Unscored(other, 1, 3, "too_large")]
+    )
+    write_unscored(storage, header, [Unscored(b"d" * 16, 0, 1, "not_finite")])
     storage.put(f"{UNSCORED_FOLDER}/9-{'0' * 32}.json", b"a damaged list")
     ids = ("user-3", "user-33", None, examples[0].hex(), digest.hex(), "gone-user")
     lines = [json.dumps({"reason": "empty", "file": "f", "offset": n, "id": i}) for n, i in enumerate(ids)]
@@ -82,9 +85,10 @@ def test_lines_about_it_leave_too(nights):
         "no json",
         "",
     ]
-    left = [json.loads(storage.read(name)) for name in remembered_names(storage, UNSCORED_FOLDER)]
+    left = [json.loads(storage.read(name))["windows"] for name in remembered_names(storage, UNSCORED_FOLDER)]
     assert left == [[[other.hex(), 1, 3, "too_large"]]]
     assert traces(cache, digest, "user-3'", *examples) == set()
+    Cache.open(cache).verify()  # none of the files that went is missed
 
 
 @pytest.mark.parametrize("place", ["commit_change", "erase", "read_entries"])

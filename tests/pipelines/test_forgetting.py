@@ -5,16 +5,18 @@ import re
 
 import pytest
 
+import pipelines.run as run_module
 import teachonce
 from pipelines import ForgetConfig, forgetting, handler
+from pipelines.run import prepare
 from schemas import Cache, history
 from schemas.commits import read_version
 from schemas.errors import CacheError, CorruptionError, NoCacheError, UsageError
-from schemas.history import end_lease, take_lease
+from schemas.history import end_lease, living_runs, take_lease
 from schemas.memory import remembered_names
 from schemas.storage import Storage
-from tests.pipelines.helpers import read, run, write_jsonl
-from tests.pipelines.people import FLAGS, call, document_of, people, traces
+from tests.pipelines.helpers import config, read, run, write_jsonl
+from tests.pipelines.people import FLAGS, call, document_of, orphan_of, people, traces
 from tests.synthetic import begin, causal_spec
 
 
@@ -62,7 +64,10 @@ def test_without_ids_the_hash_tells_which_content(tmp_path, teacher):
     assert all(row["document_hash"].tobytes() != digest for row in read(tmp_path / "cache").values())
 
 
-def test_what_is_found_nowhere_is_said_and_kept_out_from_the_first_day(nights, teacher, tmp_path, capsys):
+def test_what_is_found_nowhere_is_said_and_kept_out_from_the_first_day(
+    nights, teacher, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(forgetting, "LINES_AT_ONCE", 10)
     cache, _ = nights
     ids = tmp_path / "ids.txt"
     ids.write_text(
@@ -73,9 +78,11 @@ def test_what_is_found_nowhere_is_said_and_kept_out_from_the_first_day(nights, t
     assert "found nowhere, and kept out all the same: 16 ids: user-20, nobody-0" in out
     assert "and 6 more" in out
     assert "can no longer be read: versions 0 to 1" in out
-    later = write_jsonl(tmp_path / "later.jsonl", people(22))
+    broken = {"id": "user-3", "text": 7}
+    later = write_jsonl(tmp_path / "later.jsonl", [*people(22), broken])
     summary = run(later, teacher, cache, **FLAGS)
-    assert (summary.forgotten_documents, summary.new_documents) == (2, 3)
+    assert (summary.forgotten_documents, summary.new_documents, dict(summary.rejects)) == (3, 3, {})
+    assert traces(cache, 'user-3"', "secret-of-3.") == set(), "nor is it named among the rejects"
     assert {"user-3", "user-20"}.isdisjoint(row["document_id"] for row in read(cache).values())
     Cache.open(cache).verify()
 
@@ -131,6 +138,49 @@ def test_a_run_that_began_with_a_shorter_list_cannot_commit(nights, teacher, tmp
     assert traces(cache, "user-19'", "secret-of-19.") == set()
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_a_run_leaves_that_began_before_the_commit_is_found_or_told(nights, monkeypatch, ended):
+    """It saw the version with the rows, and wrote some of them after the folder was listed."""
+    cache, _ = nights
+    storage, real = Storage.at(cache), forgetting.commit_change
+
+    def meanwhile(*arguments, **fields):
+        if fields["run"].startswith("forget") and arguments[2].number == 1:
+            take_lease(storage, "late")
+            orphan_of(cache, "user-3")
+            if ended:
+                end_lease(storage, "late")
+        return real(*arguments, **fields)
+
+    monkeypatch.setattr(forgetting, "commit_change", meanwhile)
+    if ended:
+        assert call(cache, "user-3").deleted_files > 1
+    else:
+        with pytest.raises(CacheError, match=r"began while this was under way.*got late.*the same again"):
+            call(cache, "user-3")
+    assert traces(cache, "secret-of-3.") == set()
+    end_lease(storage, "late")
+    assert call(cache, "user-3").examples == 0
+    Cache.open(cache).verify()
+
+
+def test_a_run_says_that_it_lives_before_it_reads_anything(nights, teacher, monkeypatch):
+    cache, corpus = nights
+    storage, seen = Storage.at(cache), []
+    for name in ("base_version", "read_header", "orphans", "remembered_names"):
+        real = getattr(run_module, name)
+
+        def watched(*arguments, real=real):
+            seen.append(living_runs(storage))
+            return real(*arguments)
+
+        monkeypatch.setattr(run_module, name, watched)
+    job, _ = prepare(config(corpus, teacher, cache, **FLAGS))
+    assert len(seen) >= 4
+    assert all(living == [job.run.id] for living in seen)
+    end_lease(storage, job.run.id)
+
+
 def test_another_run_that_commits_meanwhile_is_met_by_itself(nights, monkeypatch):
     cache, _ = nights
     storage, real, waiting = Storage.at(cache), forgetting.commit_change, [1]
@@ -152,7 +202,7 @@ def test_another_run_that_commits_meanwhile_is_met_by_itself(nights, monkeypatch
 
 def test_refusals(tmp_path, nights, capsys):
     cache, _ = nights
-    for ids in ((), ("",), ("a",) * (forgetting.MAX_LINES + 1)):
+    for ids in ((), ("",)):
         with pytest.raises(ValueError, match="ids cannot be"):
             ForgetConfig(cache="c", ids=ids)
     with pytest.raises(NoCacheError):

@@ -8,7 +8,7 @@ import pytest
 from pipelines import handler
 from schemas import Cache
 from schemas.errors import TooManyMissingError, TruncatedFileError, UsageError
-from tests.pipelines.helpers import compress, config, documents, read, run, write_jsonl
+from tests.pipelines.helpers import compress, config, documents, read, run, unable, write_jsonl
 
 ALL = {"max_prune_fraction": 1.0}
 IDS = {"id_field": "id", "unit_tokens": 400, "row_group_tokens": 100}
@@ -152,6 +152,31 @@ def test_an_edited_document_replaces_its_old_rows_and_no_others(tmp_path, own, t
     assert before.keys() - after.keys() == old
     assert [row["document_id"] for key, row in after.items() if key not in before] == ["d4"]
     Cache.open(own).verify()
+
+
+@pytest.mark.parametrize("flag", ["replace", "prune"])
+def test_an_edited_document_that_is_rejected_later_than_when_read_keeps_its_old_rows(
+    tmp_path, own, teacher, monkeypatch, flag
+):
+    """By the tokeniser (one token predicts nothing), or by the teacher: also in the nights after."""
+    before = read(own)
+    edited = {"d1": "a", "d2": "not to be scored", "d3": "quite another text"}
+    records = [{**record, "text": edited.get(record["id"], record["text"])} for record in numbered(10)]
+    tonight = write_jsonl(tmp_path / "a.jsonl", records)
+    flags = {**IDS, flag: True, "max_reject_fraction": 0.5}
+    old = {key: row["document_id"] for key, row in before.items()}
+    stay = {key for key, document in old.items() if document != "d3"}
+    with monkeypatch.context() as patch:
+        unable(patch, lambda example: example.document_id == "d2")
+        first = run(tonight, teacher, own, **flags)
+    assert dict(first.rejects) == {"not_finite": 1, "nothing_supervised": 1}
+    assert (first.replaced_examples, first.pruned_examples) == (len(old) - len(stay), 0)
+    assert before.keys() & read(own).keys() == stay
+    second = run(tonight, teacher, own, **flags)
+    assert (second.committed, second.remembered_documents) == (False, 1)
+    third = run(tonight, teacher, own, **flags, retry_rejects=True)
+    assert third.replaced_examples == sum(document == "d2" for document in old.values())
+    assert {old[key] for key in old.keys() - read(own).keys()} == {"d2", "d3"}
 
 
 def test_without_replace_both_states_of_an_edited_document_stay(tmp_path, own, teacher):

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from pipelines import handler, rescore
-from pipelines.units import NOT_FINITE
+from pipelines.gate import NOT_FINITE
+from pipelines.run import prepare
 from schemas import Cache
-from schemas.errors import CorruptionError, DriftError
+from schemas.errors import CorruptionError, DriftError, TooManyRejectsError
+from schemas.history import living_runs
 from schemas.memory import (
     FORGOTTEN_FOLDER,
     UNSCORED_FOLDER,
@@ -21,8 +23,9 @@ from schemas.memory import (
     write_unscored,
 )
 from schemas.storage import Storage
-from tests.pipelines.helpers import documents, read, run, write_jsonl
-from tests.pipelines.test_orphans import UNITS, Asked
+from tests.pipelines.helpers import config, documents, read, run, unable, write_jsonl
+from tests.pipelines.test_orphans import UNITS, Asked, crash
+from tests.synthetic import causal_spec, header_of
 
 LENIENT = {"max_reject_fraction": 1.0}
 
@@ -30,20 +33,6 @@ LENIENT = {"max_reject_fraction": 1.0}
 @pytest.fixture
 def copy(tmp_path, whole):
     return shutil.copytree(whole[0], tmp_path / "copy")
-
-
-def unable(monkeypatch, hashes):
-    """A teacher whose answers about some documents are not finite."""
-    honest = handler.UnitScorer._answers
-
-    def answers(self, members, batch, work):
-        for scored, answer in honest(self, members, batch, work):
-            finite = answer.finite.clone()
-            for place, example in enumerate(scored):
-                finite[place] &= example.document_hash not in hashes
-            yield scored, answer._replace(finite=finite)
-
-    monkeypatch.setattr(handler.UnitScorer, "_answers", answers)
 
 
 def bad_documents(cache, count=2):
@@ -55,7 +44,7 @@ def test_what_could_not_be_scored_is_not_tried_again_unless_asked(
 ):
     bad = bad_documents(whole[0])
     with monkeypatch.context() as patch:
-        unable(patch, bad)
+        unable(patch, lambda example: example.document_hash in bad)
         first = run(corpus, teacher, tmp_path / "c", **UNITS, **LENIENT)
     assert first.rejects == {NOT_FINITE: 2}
     asked = Asked(monkeypatch)
@@ -72,27 +61,54 @@ def test_what_could_not_be_scored_is_not_tried_again_unless_asked(
 def test_it_is_remembered_also_by_a_run_that_commits_nothing(tmp_path, teacher, whole, monkeypatch):
     bad = bad_documents(whole[0], 24)
     corpus = write_jsonl(tmp_path / "c.jsonl", documents(24))
-    unable(monkeypatch, bad)
+    unable(monkeypatch, lambda example: example.document_hash in bad)
     assert run(corpus, teacher, tmp_path / "c", **LENIENT).committed is False
     asked = Asked(monkeypatch)
     assert run(corpus, teacher, tmp_path / "c").remembered_documents == 24
     assert asked == []
 
 
+@pytest.mark.parametrize("end", ["killed", "too many"])
+def test_it_is_remembered_also_by_a_run_that_fails(tmp_path, corpus, teacher, whole, monkeypatch, end):
+    bad = bad_documents(whole[0])
+    with monkeypatch.context() as patch:
+        unable(patch, lambda example: example.document_hash in bad)
+        if end == "killed":
+            crash(monkeypatch, corpus, teacher, tmp_path / "c")
+        else:
+            with pytest.raises(TooManyRejectsError, match=r"2 of 24.*not_finite.*say --retry_rejects"):
+                run(corpus, teacher, tmp_path / "c", **UNITS)
+    asked = Asked(monkeypatch)
+    second = run(corpus, teacher, tmp_path / "c", **UNITS)
+    assert asked == []
+    assert (second.committed, second.adopted_documents, second.remembered_documents) == (True, 22, 2)
+    for name in Cache.open(tmp_path / "c").record.memory:
+        (tmp_path / "c" / name).unlink()
+    with pytest.raises(CorruptionError, match="memory are missing"):
+        prepare(config(corpus, teacher, tmp_path / "c"))
+    assert living_runs(Storage.at(tmp_path / "c")) == []
+    assert prepare(config(corpus, teacher, whole[0]), leased=False)
+
+
 def test_memory_round_trips_and_a_flipped_bit_in_it_is_seen(tmp_path):
     storage = Storage.at(tmp_path)
     written = [Unscored(b"b" * 16, 1, 2, "too_large"), Unscored(b"a" * 16, 0, 1, "not_finite")]
-    write_unscored(storage, written)
-    write_unscored(storage, [])
+    header = header_of(causal_spec())
+    write_unscored(storage, header, written)
+    write_unscored(storage, header, written)
+    write_unscored(storage, header, [])
     (name,) = remembered_names(storage, UNSCORED_FOLDER)
-    assert read_unscored(storage, name) == sorted(written)
+    assert read_unscored(storage, header, name) == sorted(written)
+    assert read_unscored(storage, header_of(causal_spec(max_length=31)), name) == [], "of another spec"
+    other = replace(header, fingerprint=replace(header.fingerprint, weights="another"))
+    assert read_unscored(storage, other, name) == [], "of another teacher"
     data = bytearray((tmp_path / name).read_bytes())
     data[10] ^= 1
     (tmp_path / name).write_bytes(data)
     with pytest.raises(CorruptionError, match="memory is not what was written"):
-        read_unscored(storage, name)
+        read_unscored(storage, header, name)
     with pytest.raises(CorruptionError, match="is missing"):
-        read_unscored(storage, name.replace("unscored/", "unscored/1"))
+        read_unscored(storage, header, name.replace("unscored/", "unscored/1"))
 
 
 def test_the_list_of_what_is_forgotten_tells_nothing_but_membership(tmp_path):

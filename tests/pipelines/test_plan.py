@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import pipelines.run as run_module
 import pipelines.sample
 import teachonce
 from pipelines.plan import break_even, expect, plan
@@ -103,14 +104,17 @@ def test_nothing_new_opens_no_teacher(whole, corpus, teacher, monkeypatch):
     assert (planned.sample, planned.expected, planned.refusals) == (None, None, ())
 
 
-def test_what_the_run_would_refuse_is_told(tmp_path, teacher, whole):
-    few = write_jsonl(tmp_path / "few.jsonl", [*documents(3), b"{broken", b"[]"])
-    planned = plan(config(few, teacher, whole[0], prune=True), sample_tokens=1)
+def test_what_the_run_would_refuse_is_told_by_worker_processes_too(tmp_path, teacher, whole, monkeypatch):
+    few = write_jsonl(tmp_path / "few.jsonl", [*documents(3), {"text": "new tonight"}, b"{broken", b"[]"])
+    claims, forgotten = [], run_module.forget_claims
+    monkeypatch.setattr(run_module, "forget_claims", lambda run: claims.append(run) or forgotten(run))
+    planned = plan(config(few, teacher, whole[0], prune=True, workers=2), sample_tokens=1)
+    assert (planned.workers, planned.sample.examples, len(claims)) == (2, 1, 1)
     rejected, missing = planned.refusals
-    assert "2 of 5 documents are rejected" in rejected
+    assert "2 of 6 documents are rejected" in rejected
     assert "--prune would remove" in missing
     copy = shutil.copytree(whole[0], tmp_path / "copy")
-    with pytest.raises(TooManyRejectsError, match="2 of 5 documents are rejected"):
+    with pytest.raises(TooManyRejectsError, match="2 of 6 documents are rejected"):
         run(few, teacher, copy, prune=True)
     good = write_jsonl(tmp_path / "good.jsonl", documents(3))
     with pytest.raises(TooManyMissingError) as caught:
@@ -203,9 +207,13 @@ def test_a_sample_is_scaled():
     fields |= {"row_group_bytes": 2**13 * 20, "footer_bytes": 1000}
     fields |= {"teacher_seconds": 1.0, "unit_seconds": 2.0, "decode_seconds": 0.125}
     given = {"tokens": 2**20, "num_units": 4, "row_group_tokens": 2**15, "overhead_seconds": 50.0}
+    given |= {"workers": 1}
     found = expect(Measured(**fields), examples=10_000, epochs=2, **given)
     assert (found.shards, found.size_bytes) == (4, 2**20 * 20 + 36 * 1000)
     assert found.wall_seconds == 50 + 128 * 2
     assert (found.tokens_per_second, found.teacher_tokens_per_second) == (2**12, 2**13)
     assert found.students == 306 // (2 * (128 - 16)) + 1
     assert expect(Measured(**fields), examples=2, epochs=2, **given).shards == 2
+    three = expect(Measured(**fields), examples=10_000, epochs=2, **given | {"workers": 3})
+    assert three.wall_seconds == 50 + 128 * 2 / 2, "one of three has two of the four shards"
+    assert three.students == found.students, "what it costs is the same"

@@ -80,7 +80,7 @@ def test_another_teacher_is_refused(tmp_path, cut, teacher):
 def test_the_verb_prints_what_it_found_and_fails_on_drift(cut, teacher, capsys, tmp_path):
     flags = [str(cut), "--teacher", str(teacher), "--sample", "20"]
     assert commands.verify(flags) == 0
-    assert "KL cache to teacher: mean" in capsys.readouterr().out
+    assert "mean KL to the teacher: " in capsys.readouterr().out
     assert commands.verify([*flags, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["examples"], told["scored_again"]["examples"]) == (Cache.open(cut).totals.examples, 20)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import claims
+from pipelines import claims, processes
 from pipelines.beam_options import parse_beam_options
 from pipelines.processes import refuse_workers, threads_each
 from pipelines.progress import PROGRESS
 from pipelines.teacher import own_device
 from schemas import Cache
-from schemas.errors import TeachonceError, UsageError
+from schemas.errors import CorruptionError, TeachonceError, UsageError
 from schemas.spec import CODE_STEP_NATS
 from tests.pipelines import models
 from tests.pipelines.helpers import config, documents, read, run, write_jsonl
@@ -121,6 +121,38 @@ def test_a_worker_that_is_killed_fails_the_run_at_once_and_by_name(tmp_path, muc
     assert took < 20, "nobody waits for the other worker's share"
     assert children(os.getpid()) == []
     assert not (cache / "_delta_log").exists()
+
+
+PLANTED = """
+import os, time
+import pipelines.handler
+from schemas.errors import CorruptionError
+
+def score(self, examples):
+    try:
+        os.close(os.open(os.environ["PLANTED"], os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        raise CorruptionError("a planted fault") from None
+    time.sleep(600)
+
+pipelines.handler.LazyScorer.score = score
+"""
+
+
+def test_an_error_of_one_worker_is_told_before_the_others_have_done_their_share(
+    tmp_path, corpus, teacher, monkeypatch
+):
+    (tmp_path / "planted.py").write_text(PLANTED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PLANTED", str(tmp_path / "first"))
+    monkeypatch.setattr(processes, "_QUIETLY", f"{processes._QUIETLY} import planted;")
+    started = time.monotonic()
+    with pytest.raises(CorruptionError, match="a planted fault"):
+        run(corpus, teacher, tmp_path / "c", workers=2, **UNITS)
+    assert time.monotonic() - started < 300
+    assert (tmp_path / "first").exists()
+    assert children(os.getpid()) == []
+    assert not (tmp_path / "c" / "_delta_log").exists()
 
 
 def test_workers_end_with_a_driver_that_is_killed(tmp_path, much, slow_teacher):

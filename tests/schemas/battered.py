@@ -16,6 +16,7 @@ from schemas.memory import (
     Unscored,
     read_forgotten,
     read_unscored,
+    refuse_lost_memory,
     remembered_names,
     write_forgotten,
     write_unscored,
@@ -36,9 +37,13 @@ def make_battered(path: Path, seed: int = 0, *, checkpoint: bool = True) -> Path
     add(storage, base_version(storage), parts[2:], run="second")
     if checkpoint:
         DeltaTable(str(path)).create_checkpoint()
-    rewrite_one(path)
-    write_unscored(storage, [Unscored(b"u" * 16, 0, 2, "not_finite"), Unscored(b"v" * 16, 1, 2, "too_large")])
+    write_unscored(
+        storage,
+        header_of(SPEC),
+        [Unscored(b"u" * 16, 0, 2, "not_finite"), Unscored(b"v" * 16, 1, 2, "too_large")],
+    )
     write_forgotten(storage, ["somebody", b"f" * 16])
+    rewrite_one(path)
     return path
 
 
@@ -63,7 +68,10 @@ def everything(path: Path, version: int | None = None) -> tuple:
     """All that a reader, a trainer or a run takes from a version, as one comparable value."""
     cache = Cache.open(path, version)
     storage = cache.storage
-    unscored = [read_unscored(storage, name) for name in remembered_names(storage, UNSCORED_FOLDER)]
+    refuse_lost_memory(storage, cache.newest_record().memory)
+    unscored = [
+        read_unscored(storage, cache.header, name) for name in remembered_names(storage, UNSCORED_FOLDER)
+    ]
     return (
         (cache.version, cache.header, cache.shards, cache.record, cache.totals, cache.size_bytes),
         cache.versions(),

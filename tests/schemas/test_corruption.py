@@ -134,9 +134,8 @@ def test_a_file_that_is_cut_short(path, good):
 
 
 def test_a_file_that_is_gone(path, good):
-    """Of the cache's memory no file tells of another: what is gone there is not remembered."""
     found = {}
-    for name in set(files(path)) - set(of_kind(path, "memory")):
+    for name in files(path):
         (path / name).rename(path / "away")
         found[name] = judged(path, good)
         (path / "away").rename(path / name)

@@ -13,10 +13,12 @@ from schemas import Cache, repair
 from schemas.commits import read_record, read_version
 from schemas.errors import CacheError, CorruptionError
 from schemas.history import orphans
+from schemas.memory import Unscored, write_forgotten, write_unscored
 from schemas.repairing import repeated
 from schemas.rows import Rows
 from schemas.shards import Totals
 from schemas.storage import Storage
+from schemas.upkeep_commands import print_repaired
 from tests.synthetic import SPECS, add, begin, header_of, random_rows, seal
 
 
@@ -41,6 +43,29 @@ def damage(cache, name, how):
     else:
         place = {"group": 100, "footer": len(data) - 40}[how]
         path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+
+
+def test_a_file_of_the_memory_that_is_gone_is_missed_until_that_is_told(two_nights, capsys):
+    storage, header = two_nights.storage, two_nights.header
+    add(storage, read_version(storage), [random_rows(two_nights.spec, 2, seed=7).rows], run="wednesday")
+    assert read_record(storage, 2).memory == ()
+    write_forgotten(storage, ["somebody"])
+    write_unscored(storage, header, [Unscored(b"u" * 16, 0, 1, "not_finite")])
+    add(storage, read_version(storage), [random_rows(two_nights.spec, 2, seed=8).rows], run="thursday")
+    names = read_record(storage, 3).memory
+    assert [name.split("/")[1] for name in names] == ["forgotten", "unscored"]
+    for name in names:
+        (Path(storage.root) / name).unlink()
+    for version in (3, 0):
+        with pytest.raises(CorruptionError, match=rf"2 files of the cache's memory are missing.*{names[0]}"):
+            Cache.open(storage.root, version).verify()
+    found = repair(storage.root)
+    assert (found.committed, found.lost, found.lost_memory) == (True, (), names)
+    print_repaired(found, as_json=False)
+    out = capsys.readouterr().out
+    assert all(f"lost: {name}: what it remembered" in out for name in names)
+    assert Cache.open(storage.root).verify().examples == len(ids(two_nights)) + 4
+    assert repair(storage.root).committed is False
 
 
 def ids(cache):

@@ -4,7 +4,9 @@ import os
 import threading
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from schemas.errors import CacheError, CorruptionError, UsageError
@@ -67,8 +69,22 @@ def test_what_is_not_there(either, name):
 
 def test_a_short_file_is_corruption(either):
     either.put("a", b"12345")
-    with pytest.raises(CorruptionError, match="expected 9 bytes, got 5"):
-        either.read_range("a", 2, 9)
+    for start in (2, 5, 7):
+        with pytest.raises(CorruptionError, match="expected 9 bytes, got 5"):
+            either.read_range("a", start, 9)
+
+
+def test_a_store_that_refuses_a_range_of_a_whole_object_is_no_corruption(monkeypatch):
+    storage = Storage(root="s3://bucket", store=MemoryStore())
+    storage.put("a", b"12345")
+
+    def refuse(*_, **__):
+        raise GenericError("503 slow down")
+
+    monkeypatch.setattr(obstore, "get_range", refuse)
+    with pytest.raises(CacheError, match=r"refuses.*slow down") as caught:
+        storage.read_range("a", 2, 5)
+    assert not isinstance(caught.value, CorruptionError)
 
 
 def test_names_are_sorted_and_hide_unfinished_parts(storage):

@@ -1,0 +1,52 @@
+"""The record that each commit leaves in the log: what it says of itself, and what the cache is after it.
+
+It stands there as text with its own hash, so that a flipped letter is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from schemas.shards import Totals
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRecord:
+    """What a commit says of itself and of the cache after it."""
+
+    run: str
+    header_hash: str
+    live_shards: int
+    live_rows: int
+    live_hash: str
+    added_hash: str
+    """Over the names that this commit added."""
+    totals: Totals
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    rejects: Mapping[str, int] = field(default_factory=dict)
+    """Documents that this run rejected, by reason."""
+    time_ms: int = 0
+    memory: tuple[str, ...] = ()
+    """Files of the cache's memory that stand beside it; each name ends in the hash of its bytes."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> CommitRecord:
+        memory = tuple(value.get("memory", ()))
+        return cls(**{**value, "totals": Totals.from_json(value["totals"]), "memory": memory})
+
+    def to_log(self) -> dict[str, str]:
+        """The record as text: `deltalake` parses numbers on their way to the log, and may change a float's last bit."""
+        value = asdict(self)
+        if not self.memory:
+            del value["memory"]
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+        return {"record": text, "hash": record_hash(text)}
+
+
+def record_hash(text: str) -> str:
+    """Hash of a record's text, in hex."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
