@@ -50,10 +50,10 @@ engines: venv
 	$(BIN)/python tests/engines/fetch.py
 
 test-engines: venv
-	$(BIN)/python -m pytest tests -m engines --durations=0
+	$(BIN)/python -m pytest tests/engines -n 2 --dist loadfile --no-loadscope-reorder -m engines --durations=0
 
 test-chaos: venv
-	$(BIN)/python -m pytest tests -m chaos --durations=0
+	$(BIN)/python -m pytest tests/chaos $(TWO) -m chaos --durations=0
 
 check: venv
 	$(BIN)/ruff check .
