@@ -41,6 +41,7 @@ setup(
             "polars",
             "pytest",
             "pytest-cov",
+            "pytest-xdist",
             "ruff",
             "uv",
         ],

@@ -125,7 +125,7 @@ def copy(source, target):
 
 def test_the_installed_command_dies_like_any_process_and_the_next_goes_on(tmp_path, teacher):
     """The same, from the shell: the driver's whole process group is killed as the first shard appears."""
-    corpus, cache = write_jsonl(tmp_path / "c.jsonl", documents(600)), tmp_path / "cache"
+    corpus, cache = write_jsonl(tmp_path / "c.jsonl", documents(200)), tmp_path / "cache"
     argv = [sys.executable, "-m", "teachonce", *command(corpus, teacher, cache)]
     process = subprocess.Popen(argv, start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

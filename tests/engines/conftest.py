@@ -8,11 +8,17 @@ from tests.pipelines import models
 from tests.pipelines.helpers import documents, write_jsonl
 
 
+_LONGEST_FIRST = ("test_stores", "test_flink_cluster", "test_fetch", "test_runners")
+"""Two processes take whole files, as servers start once a file. The one that has two tests or fewer left takes the
+next, so that Flink's cluster draws the quick file, and the stores' process the runners."""
+
+
 def pytest_collection_modifyitems(items):
     """Everything in this folder needs the engines."""
-    for item in items:
-        if "tests/engines/" in item.path.as_posix():
-            item.add_marker(pytest.mark.engines)
+    ours = {item: item.path.stem for item in items if "tests/engines/" in item.path.as_posix()}
+    for item in ours:
+        item.add_marker(pytest.mark.engines)
+    items.sort(key=lambda item: _LONGEST_FIRST.index(ours[item]) if item in ours else -1)
 
 
 @pytest.fixture(scope="session")

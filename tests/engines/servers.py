@@ -1,6 +1,8 @@
 """Engines and object stores as processes: started on free ports, waited for, stopped by their own id, logs kept."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +18,10 @@ from tests.engines.fetch import ENGINES
 
 START_SECONDS = 90
 """Time for a server to come up: two seconds alone, much more beside other work on two cores."""
+
+
+_PORTS = iter(random.SystemRandom().sample(range(20_000, 32_000), 12_000))
+"""Each once, and in another order in every process: tests run in two."""
 
 
 class Server:
@@ -85,10 +91,13 @@ def engine(name: str) -> Path:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return int(found.getsockname()[1])
+    """A port that nobody listens on, below those that the kernel gives to whoever connects somewhere: between this
+    look and the server's start nobody gets it by chance."""
+    for port in _PORTS:
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("localhost", port))
+            return port
+    raise RuntimeError("no port is free")
 
 
 def listens(port: int) -> bool:

@@ -8,8 +8,16 @@ import torch
 from tests.pipelines import models
 from tests.pipelines.helpers import documents, run, write_jsonl
 from tests.pipelines.people import FLAGS, people
+from tests.pipelines.remembered import remember
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _beam_asks_itself_once():
+    with pytest.MonkeyPatch.context() as patch:
+        remember(patch)
+        yield
 
 
 @pytest.fixture(scope="session")
