@@ -17,7 +17,8 @@ from torch import Tensor
 from schemas.ragged import Array
 from schemas.rows import Rows
 from schemas.spec import Feature
-from trainer.losses import NO_LABEL, DenseTargets, SparseTargets, distribution, soften
+from trainer.losses import NO_LABEL, DenseTargets, SparseTargets
+from trainer.targets import class_labels, dense_targets, next_tokens, sparse_targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class Batch:
     entry_offsets: Array
     """Where each position's kept entries begin, `[N + 1]`. On the CPU, for cutting without waiting for a GPU."""
     beyond: float | None
-    """Teacher's mass on ids that the student does not have, summed over the positions; None if it has them all."""
+    """Teacher's mass on ids that the student does not have, summed over the positions; None if it has them all.
+    A sampling policy's is an estimate, at the losses' temperature."""
 
     @property
     def num_rows(self) -> int:
@@ -75,7 +77,7 @@ class Collation:
     """How rows become batches for one student and one set of losses."""
 
     student_vocab: int
-    """V of the student's head; teacher's entries beyond it go to the tail."""
+    """V of the student's head. Teacher's entries beyond it go to the tail, or are left out where there is none."""
     pad_id: int
     temperature: float = 1.0
     features: tuple[Feature, ...] = ()
@@ -117,75 +119,7 @@ class Collation:
         if rows.spec.score != "softmax":
             return dense_targets(rows, row), np.zeros(len(row) + 1, np.int64), None
         gold = next_tokens(rows, row, token) if rows.spec.task == "causal-lm" else class_labels(rows, row)
-        return self._sparse_targets(rows, gold)
-
-    def _sparse_targets(self, rows: Rows, gold: Array) -> tuple[SparseTargets, Array, float | None]:
-        counts = rows.kept_counts.astype(np.int64)
-        ids, logprobs = rows.kept_ids, rows.kept_logprobs()
-        position = np.repeat(np.arange(len(counts)), counts)
-        beyond = None
-        if self.student_vocab < rows.spec.vocab_size:
-            fits = ids < self.student_vocab
-            beyond = float(np.exp(logprobs[~fits]).sum())
-            ids, logprobs, position = ids[fits], logprobs[fits], position[fits]
-            counts = np.bincount(position, minlength=len(counts))
-        whole = torch.from_numpy(counts == min(self.student_vocab, rows.spec.vocab_size))
-        where = torch.from_numpy(position)
-        plain = torch.from_numpy(logprobs)
-        softened = soften(plain, where, self._shift(rows), self.temperature)
-        probs, tail, negentropy = distribution(softened, where, whole)
-        targets = SparseTargets(
-            ids=torch.from_numpy(ids.astype(np.int64)),
-            position=where,
-            probs=probs,
-            logits=_logits(rows, plain, where),
-            tail=tail,
-            negentropy=negentropy,
-            gold=torch.from_numpy(gold),
-        )
-        return targets, np.concatenate([[0], np.cumsum(counts)]), beyond
-
-    def _shift(self, rows: Rows) -> Tensor | None:
-        """`lse_1 / T - lse_T` of each position, where the cache declares the temperature."""
-        if self.temperature not in rows.spec.temperatures[1:]:
-            return None
-        return torch.from_numpy(rows.logsumexp() / self.temperature - rows.logsumexp(self.temperature))
-
-
-def _logits(rows: Rows, logprobs: Tensor, position: Tensor) -> Tensor | None:
-    """The teacher's own logits, where the cache stores what they lack."""
-    if "logsumexp" not in rows.spec.scalars:
-        return None
-    return logprobs + torch.from_numpy(np.ascontiguousarray(rows.logsumexp()))[position]
-
-
-def next_tokens(rows: Rows, row: Array, token: Array) -> Array:
-    """int64 [N]: the token after each position, which a causal LM predicts there."""
-    places = rows.input_ids.offsets[:-1][row] + token + 1
-    gold: Array = rows.input_ids.values[places].astype(np.int64)
-    return gold
-
-
-def class_labels(rows: Rows, row: Array) -> Array:
-    """int64 [N]: the gold class of each position; `NO_LABEL` in rows without."""
-    labels = rows.ragged("labels")
-    gold = np.full(len(row), NO_LABEL, np.int64)
-    gold[labels.validity[row]] = labels.values
-    return gold
-
-
-def dense_targets(rows: Rows, row: Array) -> DenseTargets:
-    """Logits and labels `[N, V]` of a sigmoid or identity teacher."""
-    shape = (len(row), rows.spec.vocab_size)
-    labels = rows.ragged("labels")
-    labelled = labels.validity[row]
-    gold = np.zeros(shape, np.float32)
-    gold[labelled] = labels.values.reshape(-1, shape[1])
-    return DenseTargets(
-        logits=torch.from_numpy(rows.ragged("logits").values.reshape(shape).copy()),
-        gold=torch.from_numpy(gold),
-        labelled=torch.from_numpy(labelled),
-    )
+        return sparse_targets(rows, gold, student_vocab=self.student_vocab, temperature=self.temperature)
 
 
 def _num_labelled(targets: SparseTargets | DenseTargets) -> int:

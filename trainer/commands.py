@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from trainer.arguments import StudentArguments
 from trainer.cli import Parser
@@ -77,7 +80,8 @@ def train(argv: list[str]) -> int:
         shown=_SHOWN,
     )
     config, arguments = parser.values(argv)
-    trained = run_train(config, arguments)
+    with _log_on_stderr():
+        trained = run_train(config, arguments)
     if arguments.process_index == 0:
         sys.stderr.write(f"{trained.steps} steps; the student is in {trained.output_dir}\n")
     return 0
@@ -94,10 +98,24 @@ def evaluate(argv: list[str]) -> int:
     (config,) = parser.values(argv)
     as_json = "--json" in argv
     if as_json:
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
     evaluated = run_evaluate(config)
     if as_json:
         sys.stdout.write(json.dumps(evaluated.to_json(), indent=2) + "\n")
     else:
         show(evaluated)
     return 0
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """What the trainer says of itself; as a library it leaves that to its caller's logging."""
+    logger, handler = logging.getLogger("trainer"), logging.StreamHandler()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

@@ -18,6 +18,7 @@ from schemas.cache import Cache
 from schemas.errors import UsageError
 from schemas.rows import Rows
 from trainer.batches import Batch, Collation
+from trainer.bias import knows_entropy
 from trainer.metrics import Metrics, causal_metrics, class_metrics
 from trainer.records import Record
 from trainer.replay import BATCHES_AHEAD, Ahead
@@ -107,6 +108,8 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         metrics = causal_metrics(student.model, batches, device) | held_out.teacher_metrics()
     else:
         metrics = class_metrics(student.model, batches, cache.spec, device)
+    if not knows_entropy(cache.spec, 1.0, student_has_all=student.vocab_size >= cache.spec.vocab_size):
+        metrics["cross_entropy_with_teacher_nats"] = metrics.pop("kl_nats")
     models = [_size("student", student, held_out, config, device)]
     if config.teacher is not None:
         del student
@@ -168,7 +171,9 @@ class HeldOut:
                 yield collation.batch(rows.take(cut))
 
     def teacher_metrics(self) -> Metrics:
-        """The teacher's cross entropy with the corpus, as the cache has it."""
+        """The teacher's cross entropy with the corpus, where the cache has it."""
+        if "gold" not in self._side.cache.spec.scalars:
+            return {}
         values = [rows.gold_logprob().values for rows in self.rows()]
         return {"teacher_cross_entropy_nats": -float(np.concatenate(values).mean(dtype=np.float64))}
 

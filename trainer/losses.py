@@ -4,12 +4,15 @@ Softmax teachers are sparse: `[N, V]` is never built for the teacher. What is no
 mass of all other ids together. A position whose kept entries are the whole vocabulary has no tail; there the entries,
 rounded by the codec, are renormalised. With K = V every loss equals its dense textbook form (a test says so).
 
+A sampling policy's entries are weighted without bias, and have no tail. They are never renormalised or clipped, though
+they rarely sum to 1: the gradient is `W q - w`, with W the sum of the weights w, and its expectation is the dense one.
+
 Sigmoid and identity teachers have few classes; they are dense `[N, V]`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,14 +34,17 @@ class SparseTargets:
     ids: Int64[Tensor, " E"]
     position: Int64[Tensor, " E"]
     """Which of the N positions each entry belongs to; ascending."""
-    probs: Float[Tensor, " E"]
-    """Probabilities at the temperature; with the tail they sum to 1 for each position."""
+    weights: Float[Tensor, " E"]
+    """At the temperature. Probabilities, which sum to 1 for each position with the tail; or a sampling policy's
+    weights, which do so in expectation."""
+    logprobs: Float[Tensor, " E"]
+    """The entries' own log-probabilities at temperature 1; NaN where the cache does not store a drawn entry's."""
     logits: Float[Tensor, " E"] | None
-    """The teacher's own logits (temperature 1), where the cache can tell them."""
+    """The teacher's own logits (temperature 1), NaN as `logprobs`; None where the cache cannot tell them."""
     tail: Float[Tensor, " N"]
-    """Probability of all ids that are not kept; exactly 0 where every id is."""
+    """Probability of all ids that are not kept; exactly 0 where every id is, and where entries are drawn."""
     negentropy: Float[Tensor, " N"]
-    """Sum of p log p over kept entries and tail, in nats."""
+    """Sum of p log p over the teacher's outcomes in nats, or its estimate; 0 where it is not known."""
     gold: Int64[Tensor, " N"]
     """The corpus's own label, or `NO_LABEL`."""
 
@@ -47,7 +53,8 @@ class SparseTargets:
         return SparseTargets(
             ids=self.ids[entries],
             position=self.position[entries] - first,
-            probs=self.probs[entries],
+            weights=self.weights[entries],
+            logprobs=self.logprobs[entries],
             logits=None if self.logits is None else self.logits[entries],
             tail=self.tail[first:last],
             negentropy=self.negentropy[first:last],
@@ -125,8 +132,26 @@ def kl_divergence(
     return (targets.negentropy + cross) * temperature**2
 
 
+def kl_of_kept(
+    logits: Float[Tensor, "N V"], targets: SparseTargets, temperature: float
+) -> Float[Tensor, " N"]:
+    """KL from the kept entries, divided by their sum, to the student's whole softmax, in nats, times T squared.
+
+    What is not kept is taken to be impossible: biased, and only here to be compared with.
+    """
+    mass = segment_sum(targets.weights, targets.position, len(targets.tail)).clamp_min(_TINY)
+    weights = targets.weights / mass[targets.position]
+    kept = replace(
+        targets,
+        weights=weights,
+        tail=torch.zeros_like(targets.tail),
+        negentropy=segment_sum(torch.xlogy(weights, weights), targets.position, len(targets.tail)),
+    )
+    return kl_divergence(logits, kept, temperature)
+
+
 class _SparseCrossEntropy(torch.autograd.Function):
-    """`-(sum p_i log q_i + p_tail log q_tail)` with `q = softmax(logits)`.
+    """`-(sum p_i log q_i + p_tail log q_tail)` with `q = softmax(logits)`, and p the teacher's weights as they are.
 
     The tail's mass is summed over the tail itself, not taken as `1 - sum q_i`: a student that is nearly sure keeps an
     exact gradient. One `[N, V]` buffer holds first q and then the gradient: with M the teacher's mass,
@@ -136,20 +161,20 @@ class _SparseCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Float[Tensor, "N V"], targets: SparseTargets) -> Float[Tensor, " N"]:
         ids, position = targets.ids, targets.position
-        probs, tail = targets.probs.to(logits.dtype), targets.tail.to(logits.dtype)
+        weights, tail = targets.weights.to(logits.dtype), targets.tail.to(logits.dtype)
         top, best = logits.max(-1, keepdim=True)
         buffer = logits.softmax(-1)
         lse = (top - buffer.gather(-1, best).log())[:, 0]
         kept = buffer[position, ids]
         buffer[position, ids] = 0
         q_tail = buffer.sum(-1).clamp_min(_TINY)
-        mass = segment_sum(probs, position, len(tail)) + tail
+        mass = segment_sum(weights, position, len(tail)) + tail
         if ctx.needs_input_grad[0]:
             buffer *= (mass - tail / q_tail)[:, None]
-            buffer[position, ids] = kept * mass[position] - probs
+            buffer[position, ids] = kept * mass[position] - weights
             ctx.save_for_backward(buffer)
         log_q = logits[position, ids] - lse[position]
-        return -segment_sum(probs * log_q, position, len(tail)) - tail * q_tail.log()
+        return -segment_sum(weights * log_q, position, len(tail)) - tail * q_tail.log()
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, " N"]) -> tuple[Tensor | None, ...]:
@@ -163,10 +188,11 @@ def cross_entropy(logits: Float[Tensor, "N V"], gold: Int64[Tensor, " N"]) -> Fl
 
 
 def squared_error(logits: Float[Tensor, "N V"], targets: SparseTargets) -> Float[Tensor, " N"]:
-    """Mean over a position's kept entries of (teacher's logit - student's logit) squared (arXiv:2105.08919)."""
+    """Mean over a position's entries whose logit is known of (teacher's - student's) squared (arXiv:2105.08919)."""
     assert targets.logits is not None  # `Objective.check` has seen to it
-    difference = logits[targets.position, targets.ids] - targets.logits
-    counts = segment_sum(torch.ones_like(difference), targets.position, len(targets.tail))
+    known = ~targets.logits.isnan()
+    difference = torch.where(known, logits[targets.position, targets.ids] - targets.logits.nan_to_num(), 0)
+    counts = segment_sum(known.to(difference.dtype), targets.position, len(targets.tail))
     return segment_sum(difference.square(), targets.position, len(targets.tail)) / counts.clamp_min(1)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from schemas.errors import StudentError, UsageError
-from schemas.policies import KeepAll
+from schemas.policies import KeepAll, Sampled
 from schemas.spec import Spec
 from trainer.losses import (
     DenseTargets,
@@ -25,11 +25,12 @@ from trainer.losses import (
     binary_kl_divergence,
     cross_entropy,
     kl_divergence,
+    kl_of_kept,
     mean_squared_error,
     squared_error,
 )
 
-LossName = Literal["kl", "ce", "mse_logits", "feature"]
+LossName = Literal["kl", "kl_kept", "ce", "mse_logits", "feature"]
 FeatureLoss = Literal["mse", "cosine"]
 
 
@@ -37,7 +38,9 @@ FeatureLoss = Literal["mse", "cosine"]
 class Objective:
     """A weighted sum of losses.
 
-    * `kl`: forward KL from teacher to student, with a tail bucket, at `temperature`, times its square
+    * `kl`: forward KL from teacher to student at `temperature`, times its square; with a tail bucket where the cache's
+      policy cuts, without bias where it draws
+    * `kl_kept`: the same from the kept entries alone, divided by their sum; to be compared with
     * `ce`: cross entropy with the corpus's own labels (mean squared error where the teacher regresses)
     * `mse_logits`: squared difference of the logits, over kept entries
     * `feature`: distance of pooled hidden states, mean over the cache's features
@@ -106,8 +109,24 @@ class Objective:
                 "mse_logits needs the teacher's logits, and the cache stores probabilities alone",
                 do="Precompute a cache with --scalars entropy gold logsumexp",
             )
+        self._check_policy(spec)
+
+    def _check_policy(self, spec: Spec) -> None:
+        """What the kept entries can serve."""
+        if "kl_kept" in self.weights and (spec.is_sampling or spec.score != "softmax"):
+            raise StudentError(
+                "kl_kept divides a cut distribution by its sum, and this cache holds none",
+                expected="--keep all, top_k or top_p of a softmax teacher",
+                got=f"{spec.keep} of a {spec.score} teacher",
+                do="Use --losses kl=1.0, which needs no division",
+            )
+        if "mse_logits" in self.weights and isinstance(spec.keep, Sampled) and not spec.own_logits:
+            raise StudentError(
+                "mse_logits needs the entries' own log-probabilities, and this cache holds counts of draws alone",
+                do="Precompute a cache with --own_logits, or leave mse_logits out",
+            )
         known = self.temperature in spec.temperatures or isinstance(spec.keep, KeepAll)
-        if "kl" in self.weights and not known:
+        if ("kl" in self.weights or spec.is_sampling) and not known:
             raise StudentError(
                 "the cache cannot serve this temperature",
                 expected="one of " + ", ".join(f"{t:g}" for t in spec.temperatures),
@@ -151,6 +170,8 @@ def position_losses(
 def _sparse(name: LossName, logits: Tensor, targets: SparseTargets, temperature: float) -> Tensor:
     if name == "kl":
         return kl_divergence(logits, targets, temperature)
+    if name == "kl_kept":
+        return kl_of_kept(logits, targets, temperature)
     if name == "ce":
         return cross_entropy(logits, targets.gold)
     return squared_error(logits, targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from schemas.errors import StudentError, UsageError
 from schemas.spec import Feature
 from trainer.arguments import check_arguments
 from trainer.batches import Collation
+from trainer.bias import bias_lines
 from trainer.distiller import Distiller
 from trainer.loop import DistillationTrainer
 from trainer.objective import Objective
@@ -21,6 +23,8 @@ from trainer.records import Record
 from trainer.replay import Replay, Share
 from trainer.stream import Order, Side
 from trainer.students import Student, open_student
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,8 @@ class TrainConfig:
     losses: list[str] = field(
         default_factory=lambda: ["kl=1.0"],
         metadata={
-            "help": "NAME=WEIGHT ...: kl (from the teacher, with tail), ce (the corpus's own labels), mse_logits, "
-            "feature (pooled hidden states). Each is logged, also with weight 0."
+            "help": "NAME=WEIGHT ...: kl (from the teacher), ce (the corpus's own labels), mse_logits, "
+            "feature (pooled hidden states), kl_kept (without tail, to compare). Each is logged, also with weight 0."
         },
     )
     temperature: float = field(
@@ -100,6 +104,8 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> Trained:
     checkpoint = _checkpoint(arguments)
     cache = _open_cache(config, checkpoint)
     config.objective.check(cache.spec)
+    if arguments.process_index == 0:
+        _log.info("\n".join(bias_lines(config.objective, cache.spec)))
     student = open_student(config.student, cache, teacher=config.teacher, seed=arguments.seed)
     record = _record(config, arguments, cache)
     if checkpoint is not None:

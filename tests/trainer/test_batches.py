@@ -51,9 +51,9 @@ def test_targets_are_the_teachers(causal_cache: Cache, teacher: LlamaForCausalLM
     targets = batch.targets
     assert isinstance(targets, SparseTargets)
     dense = (logits / temperature).softmax(-1)[targets.position, targets.ids]
-    torch.testing.assert_close(targets.probs, dense, rtol=1 / 32 / temperature + 0.01, atol=1e-4)
+    torch.testing.assert_close(targets.weights, dense, rtol=1 / 32 / temperature + 0.01, atol=1e-4)
     torch.testing.assert_close(targets.logits, logits[targets.position, targets.ids], atol=0.04, rtol=1e-4)
-    mass = torch.zeros(len(logits)).index_add(0, targets.position, targets.probs) + targets.tail
+    mass = torch.zeros(len(logits)).index_add(0, targets.position, targets.weights) + targets.tail
     torch.testing.assert_close(mass, torch.ones_like(mass))
     assert batch.entry_offsets.tolist() == (np.arange(len(logits) + 1) * 32).tolist()
 
@@ -67,7 +67,7 @@ def test_an_undeclared_temperature_is_served_where_all_is_kept(teacher: LlamaFor
     targets = batch.targets
     assert isinstance(targets, SparseTargets)
     dense = (logits / 3).softmax(-1)[targets.position, targets.ids]
-    torch.testing.assert_close(targets.probs, dense, rtol=0.03, atol=1e-5)
+    torch.testing.assert_close(targets.weights, dense, rtol=0.03, atol=1e-5)
     assert not targets.tail.any()
 
 
@@ -84,7 +84,7 @@ def test_what_the_student_lacks_goes_to_the_tail_and_is_counted(
     assert b.ids.max() < 150
     assert whole.beyond is None
     assert cut.beyond
-    lost = a.probs[a.ids >= 150].sum().item()
+    lost = a.weights[a.ids >= 150].sum().item()
     assert cut.beyond == pytest.approx(lost, rel=0.02)
     kept_whole = keep != TopK(k=32)
     gained = (b.tail - a.tail).sum().item()
@@ -140,7 +140,7 @@ def test_moving_reaches_every_tensor_but_the_counts(causal_cache: Cache) -> None
     moved = batch.to(torch.device("meta"))
     assert moved.input_ids.is_meta
     assert isinstance(moved.targets, SparseTargets)
-    assert moved.targets.probs.is_meta
+    assert moved.targets.weights.is_meta
     assert all(feature.is_meta for feature in moved.features)
     assert not moved.counts.is_meta
 
