@@ -48,7 +48,7 @@ def test_repeats_inside_a_piece_are_counted_where_they_are_read(
     made, _ = prepare(config(corpus, teacher, tmp_path / "c"), leased=False)
     reader = steps.ReadDocuments(made.config, made.run, made.labels)
     reader.setup()
-    found = list(reader.process(tuple(made.pieces[0])))
+    found = list(reader.process(made.pieces[0]))
     documents = [one[1] for one in found if isinstance(one, tuple)]
     assert [text for _, _, text, *_ in documents] == [f"text {letter}" for letter in copies]
     counts = dict(one.value for one in found if not isinstance(one, tuple))

@@ -11,9 +11,10 @@ import pytest
 import teachonce
 from pipelines import CompactConfig, compact, compaction
 from schemas import Cache, shard_reader
+from schemas.cache import base_version
 from schemas.commits import read_version
 from schemas.errors import ConflictError, CorruptionError, NoCacheError, UsageError
-from schemas.history import LEASES_FOLDER, orphans
+from schemas.history import LEASES_FOLDER, living_runs, orphans
 from schemas.identity import unit_number
 from schemas.rewrite import units_of
 from schemas.rows import Rows
@@ -80,6 +81,18 @@ def test_entries_of_a_wide_teacher_bound_a_shard_too(tmp_path):
     wide = type(before.totals)(tokens=10, entries=64 * 100)
     assert compaction.full_shards(wide, 10) == 10
     assert compaction.full_shards(type(before.totals)(), 10) == 1
+
+
+def test_it_says_that_it_lives_before_it_reads_a_version(tmp_path, monkeypatch):
+    """Else `forget` would not know of one that holds a version with the rows."""
+    cache, _ = nights(tmp_path / "cache", causal_spec(), num_nights=1)
+    living = []
+    monkeypatch.setattr(
+        compaction, "base_version", lambda s: living.append(living_runs(s)) or base_version(s)
+    )
+    assert compact(CompactConfig(cache=cache.storage.root)).committed is False
+    assert [len(runs) for runs in living] == [1]
+    assert living_runs(cache.storage) == []
 
 
 def test_what_is_compact_is_left_alone(tmp_path):
