@@ -149,7 +149,7 @@ def test_an_error_of_one_worker_is_told_before_the_others_have_done_their_share(
     started = time.monotonic()
     with pytest.raises(CorruptionError, match="a planted fault"):
         run(corpus, teacher, tmp_path / "c", workers=2, **UNITS)
-    assert time.monotonic() - started < 300
+    assert time.monotonic() - started < 550, "nobody waits for the ten minutes of the other"
     assert (tmp_path / "first").exists()
     assert children(os.getpid()) == []
     assert not (tmp_path / "c" / "_delta_log").exists()
