@@ -70,13 +70,16 @@ def encode_logprobs(
     Raises:
         ValueError: entries do not descend, one is NaN, or a top entry is not finite.
     """
-    levels = np.maximum(_levels(logprobs, counts, top_logprob, step_nats), 0)
+    levels = _levels(logprobs, counts, top_logprob, step_nats)
     starts = (np.cumsum(counts) - counts)[counts > 0]
-    levels[starts] = 0
     codes = np.diff(levels, prepend=0)
     codes[starts] = 0
     if codes.size and codes.min() < 0:
         raise ValueError(f"entries must descend within a position, but a gap is {codes.min()} steps")
+    if levels[starts].any():  # the stored top is steps away from the true one
+        levels[starts] = 0
+        codes = np.diff(np.maximum(levels, 0), prepend=0)
+        codes[starts] = 0
     num_clamped = int((codes > CODE_MAX).sum())
     return Codes(np.minimum(codes, CODE_MAX).astype(np.int16), num_clamped)
 

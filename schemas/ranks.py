@@ -72,12 +72,13 @@ def parse_listed(data: bytes, where: str) -> Int32[np.ndarray, " L"]:
         CorruptionError: it is no list of different ids.
     """
     try:
-        listed = np.array(json.loads(data), np.int64).astype(np.int32)
-    except (ValueError, TypeError, OverflowError) as error:
+        found = json.loads(data)
+    except ValueError as error:
         raise CorruptionError("a shard's list of ids cannot be read", where=where, got=error) from error
-    if listed.ndim != 1 or len(np.unique(listed)) < len(listed) or (listed < 0).any():
+    numbers = isinstance(found, list) and all(type(i) is int and 0 <= i < 2**31 for i in found)
+    if not numbers or len(set(found)) < len(found):
         raise CorruptionError("a shard's list of ids is not one", where=where, expected="different ids")
-    return listed
+    return np.array(found, np.int32)
 
 
 def to_gaps(
@@ -128,16 +129,16 @@ def unranked(data: Mapping[str, Any], ranking: Ranking, where: str) -> dict[str,
     """The columns of kept ids as they stand in memory, from those on disk.
 
     Raises:
-        CorruptionError: a rank is out of range, or drawn ids repeat.
+        CorruptionError: a rank is out of range, or drawn ids do not ascend by rank.
     """
     kept = data["kept_ranks"]
     found = {"kept_ids": _ids(kept.values, kept, "kept_ranks", ranking, where)}
     if "sampled_gaps" in data:
         stored, counts = data["sampled_gaps"], data["num_sampled"].values
         _refuse_unless(int(counts.sum(dtype=np.int64)) == len(stored.values), "sampled_gaps", where)
-        repeats = stored.values == 0
-        repeats[_starts(counts)] = False
-        _refuse_unless(not repeats.any(), "sampled_gaps", where)
+        goes_back = stored.values < 1
+        goes_back[_starts(counts)] = False
+        _refuse_unless(not goes_back.any(), "sampled_gaps", where)
         found["sampled_ids"] = _ids(from_gaps(stored.values, counts), stored, "sampled_gaps", ranking, where)
     return found
 

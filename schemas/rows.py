@@ -20,6 +20,7 @@ from schemas.codec import decode_levels, decode_logprobs, decode_scalars, dequan
 from schemas.columns import shard_schema
 from schemas.errors import CorruptionError
 from schemas.layout import expected_lengths, refuse_range
+from schemas.policies import Sampled
 from schemas.ragged import Array, Ragged, offsets_of
 from schemas.ranks import Ranking, ranked, unranked
 from schemas.spec import Feature, Spec
@@ -236,6 +237,11 @@ class Rows:
         if spec.is_sampling:
             refuse_range("num_sampled", self.sampled_counts, 0, spec.max_sampled, where)
             refuse_range("sampled_ids", self.ragged("sampled_ids").values, 0, spec.vocab_size - 1, where)
+        if isinstance(spec.keep, Sampled):
+            draws, offsets = self.ragged("sampled_counts").values, offsets_of(self.sampled_counts)
+            refuse_range("sampled_counts", draws, 1, spec.keep.n, where)
+            drawn = np.diff(offsets_of(draws)[offsets])
+            refuse_range("sampled_counts (of a position)", drawn, spec.keep.n, spec.keep.n, where)
 
     def _check_places(self, where: str) -> None:
         """A null `position_index` is every token but the last; one that is stored lies inside its example."""

@@ -50,9 +50,17 @@ class OpenFooter(NamedTuple):
     listed: Array | None
     """The shard's most frequent ids; None where every score is kept as it is."""
 
-    def ranking(self, spec: Spec) -> Ranking | None:
-        """How the shard's ids are ranked."""
-        return None if self.listed is None else Ranking(listed=self.listed, vocab_size=spec.vocab_size)
+    def ranking(self, spec: Spec, where: str) -> Ranking | None:
+        """How the shard's ids are ranked.
+
+        Raises:
+            CorruptionError: the footer lists none, or an id that is not below V.
+        """
+        if spec.score != "softmax":
+            return None
+        if self.listed is None or (self.listed >= spec.vocab_size).any():
+            raise CorruptionError("a shard's footer lists no ids, or one out of range", where=where)
+        return Ranking(listed=self.listed, vocab_size=spec.vocab_size)
 
 
 def open_footer(storage: Storage, name: str, *, size: int | None = None) -> OpenFooter:
@@ -160,7 +168,9 @@ def read_group(
     file = pq.ParquetFile(_Segments(segments, opened.size), metadata=opened.metadata)
     check_schema(file.schema_arrow, spec, where)
     wanted = list(shard_schema(spec).names) if names is None else list(names)
-    rows = Rows.from_arrow(file.read_row_group(index, columns=wanted), spec, where, opened.ranking(spec))
+    rows = Rows.from_arrow(
+        file.read_row_group(index, columns=wanted), spec, where, opened.ranking(spec, where)
+    )
     if (len(rows), names is None and rows.num_tokens) != (
         group.examples,
         names is None and group.tokens,

@@ -22,6 +22,8 @@ FORMAT_VERSION = 1
 CODE_STEP_NATS = 1 / 16
 TOP_STEP_NATS = 1 / 64
 SCALAR_STEP_NATS = 1 / 32
+MAX_VOCAB = 2**24
+"""Ids are ranked through tables of V numbers: 200 MB for the largest while a shard is written."""
 
 Task = Literal["causal-lm", "sequence-classification"]
 Score = Literal["softmax", "sigmoid", "identity"]
@@ -105,7 +107,7 @@ class Spec:
     def __post_init__(self) -> None:
         _refuse_unless(self.task in get_args(Task), "task", self.task)
         _refuse_unless(self.score in get_args(Score), "score", self.score)
-        _refuse_unless(1 <= self.vocab_size < 2**31, "vocab_size", self.vocab_size)
+        _refuse_unless(1 <= self.vocab_size <= MAX_VOCAB, "vocab_size", self.vocab_size)
         _refuse_unless(self.max_length >= 2, "max_length", self.max_length)
         _refuse_unless(0 <= self.stride < self.max_length, "stride", self.stride)
         _refuse_unless(self.supervise in get_args(Supervise), "supervise", self.supervise)

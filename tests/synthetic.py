@@ -2,21 +2,24 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from schemas import Cache, Feature, Fingerprint, Header, Spec
 from schemas.cache import create_header
-from schemas.codec import decode_scalars, encode_logprobs, encode_scalars, quantise
+from schemas.codec import quantise
 from schemas.commits import Shard, Version, commit, record_after
 from schemas.identity import unit_name
-from schemas.policies import KeepAll, TopK, TopP
-from schemas.ragged import Ragged, offsets_of
+from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
+from schemas.ragged import Ragged
 from schemas.rows import Rows
 from schemas.shards import Totals, length_histogram, ranking_of, seal_shard
 from schemas.storage import Storage
+from tests.answers import kept, ragged
 
 FINGERPRINT = Fingerprint(
     weights="w" * 32, config="c" * 32, tokenizer="t" * 32, chat_template="", dtype="float32"
@@ -38,7 +41,10 @@ class Truth(NamedTuple):
 
     rows: Rows
     logprobs: np.ndarray
+    """Of exact entries; or the logits."""
     features: dict[str, np.ndarray]
+    drawn: np.ndarray
+    """Log-probabilities of the drawn entries."""
 
 
 SCALARS = ("entropy", "gold", "logsumexp")
@@ -80,7 +86,12 @@ def class_spec(**changes) -> Spec:
 
 SPECS = {
     "top_p": causal_spec(),
-    "top_k": causal_spec(keep=TopK(k=4), temperatures=(1.0,), features=()),
+    "top_k": causal_spec(keep=TopK(k=4), temperatures=(1.0,), scalars=(), features=()),
+    "threshold": causal_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), scalars=("entropy", "gold")),
+    "temperatures": causal_spec(
+        keep=Threshold(tau=1 / 16, k=3), temperatures=(1.0, 2.0, 0.5), own_logits=True
+    ),
+    "sampled": causal_spec(keep=Sampled(n=13), temperatures=(1.0,), scalars=("gold",), features=()),
     "all": causal_spec(keep=KeepAll(), vocab_size=7),
     "texts": causal_spec(has_text=True, has_document_id=True),
     "classes": class_spec(),
@@ -114,15 +125,11 @@ def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
             data[name] = np.array([rng.choice([*WORDS, None]) for _ in range(num_rows)], object)
     if spec.has_token_type_ids:
         data["token_type_ids"] = ragged(rng.integers(0, 2, lengths.sum()).astype(np.int8), lengths)
-    scores, logprobs = (_kept if spec.score == "softmax" else _logits)(spec, counts, rng)
+    scores, logprobs, drawn = (kept if spec.score == "softmax" else _logits)(spec, counts, rng)
     features = {f.column: rng.normal(size=(num_rows, f.width)).astype(np.float32) for f in spec.features}
     rows = Rows(spec=spec, data=data | scores | _features(spec, features))
     rows.check("synthetic")
-    return Truth(rows, logprobs, features)
-
-
-def ragged(values, lengths) -> Ragged:
-    return Ragged(values=values, offsets=offsets_of(lengths))
+    return Truth(rows, logprobs, features, drawn)
 
 
 def unit_of(rows: Rows) -> str:
@@ -194,48 +201,27 @@ def _places(spec: Spec, lengths, rng) -> list:
     ]
 
 
-def _kept(spec: Spec, counts, rng):
-    total = counts.sum()
-    every = isinstance(spec.keep, KeepAll)
-    kept = np.full(total, spec.vocab_size) if every else rng.integers(1, spec.max_kept + 1, total)
-    ids = [rng.permutation(spec.vocab_size)[:k] for k in kept]
-    scores = [np.sort(np.log(rng.dirichlet(np.ones(k)) * rng.uniform(0.5, 1)))[::-1] for k in kept]
-    logprobs = np.concatenate([*scores, np.zeros(0)]).astype(np.float32)
-    top = encode_scalars(-logprobs[offsets_of(kept)[:-1]], spec.top_step_nats).codes
-    codes = encode_logprobs(
-        logprobs, kept, -decode_scalars(top, spec.top_step_nats), spec.code_step_nats
-    ).codes
-    per_row = np.diff(offsets_of(kept)[offsets_of(counts)])
-    floats = lambda width=1: ragged(rng.normal(size=total * width).astype(np.float32), counts * width)  # noqa: E731
-    data = {
-        "labels": _labels(spec, len(counts), rng),
-        "num_kept": ragged(kept.astype(np.int32), counts),
-        "kept_ids": ragged(np.concatenate([*ids, np.zeros(0)]).astype(np.int32), per_row),
-        "kept_codes": ragged(codes, per_row),
-        "top_codes": ragged(top, counts),
-        "entropy_codes": ragged(rng.integers(0, 300, total).astype(np.int16), counts),
-        "logsumexp": floats(len(spec.temperatures)),
-    }
-    valid = data["labels"].validity | (spec.task == "causal-lm")
-    gold = [rng.integers(0, 500, n) if v else None for n, v in zip(counts, valid, strict=True)]
-    data["gold_codes"] = Ragged.of(gold, np.int16)
-    if "logsumexp" not in spec.scalars:
-        del data["logsumexp"]
-    return data, logprobs
+def table_of(rows: Rows) -> pa.Table:
+    """The table of a shard of just these rows: equal rows have equal ones, in whatever order draws stand."""
+    return rows.to_arrow(ranking_of([rows]))
 
 
-def _labels(spec: Spec, num_rows: int, rng) -> Ragged:
-    if spec.task == "causal-lm":
-        return Ragged.of([None] * num_rows, np.int32)
-    given = [None if rng.random() < 0.3 else rng.integers(0, spec.vocab_size, 1) for _ in range(num_rows)]
-    return Ragged.of(given, np.int32)
+def draws_by_id(rows: Rows) -> Rows:
+    """The same rows, with each position's drawn entries by id: their order means nothing."""
+    if not rows.spec.is_sampling:
+        return rows
+    position = np.repeat(np.arange(rows.num_positions), rows.sampled_counts)
+    order = np.lexsort([rows.ragged("sampled_ids").values, position])
+    names = [name for name in ("sampled_ids", "sampled_codes", "sampled_counts") if name in rows.data]
+    moved = {name: replace(rows.ragged(name), values=rows.ragged(name).values[order]) for name in names}
+    return Rows(spec=rows.spec, data={**rows.data, **moved})
 
 
 def _logits(spec: Spec, counts, rng):
     widths = counts * spec.vocab_size
     labels = [None if rng.random() < 0.3 else rng.integers(0, 2, width) for width in widths]
     logits = rng.normal(size=widths.sum()).astype(np.float32)
-    return {"labels": Ragged.of(labels, np.float32), "logits": ragged(logits, widths)}, logits
+    return {"labels": Ragged.of(labels, np.float32), "logits": ragged(logits, widths)}, logits, np.zeros(0)
 
 
 def _features(spec: Spec, values):

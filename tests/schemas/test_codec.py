@@ -3,15 +3,27 @@
 import numpy as np
 import pytest
 
-from schemas.codec import CODE_MAX, LEVEL_MAX, decode_logprobs, dequantise, encode_logprobs, quantise
+from schemas.codec import (
+    CODE_MAX,
+    LEVEL_MAX,
+    decode_levels,
+    decode_logprobs,
+    decode_scalars,
+    dequantise,
+    encode_levels,
+    encode_logprobs,
+    encode_scalars,
+    quantise,
+)
 
-STEP = 1 / 16
+STEP, TOP_STEP = 1 / 16, 1 / 64
 
 
-def round_trip(logprobs, counts, step=STEP):
+def round_trip(logprobs, counts, step=STEP, top=None):
+    """Of entries whose top is stored exactly, or as `top` says."""
     logprobs, counts = np.asarray(logprobs, np.float32), np.asarray(counts, np.int64)
-    codes, clamped = encode_logprobs(logprobs, counts, step)
-    top = logprobs[np.cumsum(counts) - counts]
+    top = logprobs[(np.cumsum(counts) - counts)[counts > 0]] if top is None else np.asarray(top, np.float32)
+    codes, clamped = encode_logprobs(logprobs, counts, top, step)
     return decode_logprobs(codes, counts, top, step), codes, clamped
 
 
@@ -103,6 +115,99 @@ def test_nothing_at_all():
 def test_nonsense_is_refused(entries):
     with pytest.raises(ValueError, match="entries must"):
         round_trip(entries, [2])
+
+
+def as_stored(top):
+    """Top log-probabilities as a reader decodes them."""
+    return -decode_scalars(encode_scalars(-top, TOP_STEP).codes, TOP_STEP)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_the_error_of_the_stored_top_is_no_other_entrys(rng, scale):
+    """Levels are counted from the top as it is stored: every entry but the first is within half a code step."""
+    counts = rng.integers(1, 60, 400)
+    logprobs = descending(rng, counts, scale)
+    starts = np.cumsum(counts) - counts
+    top = as_stored(logprobs[starts])
+    decoded, codes, clamped = round_trip(logprobs, counts, top=top)
+    assert clamped == 0
+    assert codes.min() >= 0
+    others = np.ones(len(logprobs), bool)
+    others[starts] = False
+    error = np.abs(decoded - logprobs)
+    ahead = (
+        top.repeat(counts) < logprobs - STEP / 2
+    )  # an entry above the stored top by rounding stays at the top
+    assert not ahead.any()
+    assert (error[others] <= half_a_step(logprobs[others])).all()
+    assert (error[starts] <= half_a_step(logprobs[starts], TOP_STEP)).all()
+
+
+def test_an_entry_above_the_stored_top_is_the_stored_top():
+    logprobs = np.array([-0.09, -0.09, -0.3], np.float32)
+    top = as_stored(logprobs[:1])
+    assert top[0] < logprobs[1]
+    decoded, codes, _ = round_trip(logprobs, [3], top=top)
+    assert codes.tolist() == [0, 0, 3]
+    assert decoded[:2].tolist() == [top[0]] * 2
+
+
+def test_positions_without_entries_stand_between_others(rng):
+    counts = np.array([0, 3, 0, 0, 2, 0])
+    logprobs = np.array([-0.5, -1, -2, -0.25, -4], np.float32)
+    top = np.array([-9, -0.5, -9, -9, -0.25, -9], np.float32)
+    decoded, *_ = round_trip(logprobs, counts, top=top)
+    assert decoded.tolist() == logprobs.tolist()
+    codes, _ = encode_levels(logprobs, counts, top, STEP)
+    assert decode_levels(codes, counts, top, STEP).tolist() == logprobs.tolist()
+
+
+@pytest.mark.parametrize("step", [1 / 16, 1 / 7])
+def test_levels_keep_entries_in_any_order(rng, step):
+    counts = rng.integers(0, 30, 300)
+    logprobs = (-rng.exponential(5, counts.sum())).astype(np.float32)
+    top = np.zeros(300, np.float32)
+    codes, clamped = encode_levels(logprobs, counts, top, step)
+    assert (codes.dtype, clamped) == (np.int16, 0)
+    assert (np.abs(decode_levels(codes, counts, top, step) - logprobs) <= half_a_step(logprobs, step)).all()
+
+
+@pytest.mark.parametrize("far", [CODE_MAX * STEP + 1, 1e30, np.inf])
+def test_a_level_too_large_is_clamped_counted_and_touches_no_other(far):
+    logprobs = np.array([-1, -far, -2], np.float32)
+    codes, clamped = encode_levels(logprobs, np.array([3]), np.zeros(1, np.float32), STEP)
+    assert (codes.tolist(), clamped) == ([16, CODE_MAX, 32], 1)
+
+
+def test_levels_reach_further_than_32_nats():
+    assert CODE_MAX * STEP > 2_000
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan])
+def test_levels_must_be_numbers(bad):
+    with pytest.raises(ValueError, match="entries must be numbers"):
+        encode_levels(np.array([bad], np.float32), np.array([1]), np.zeros(1, np.float32), STEP)
+
+
+@pytest.mark.parametrize("step", [1 / 32, 1 / 64, 0.1])
+def test_scalars_are_within_half_a_step(rng, step):
+    nats = np.concatenate([[0], rng.exponential(3, 5_000), rng.uniform(0, CODE_MAX * step, 100)])
+    nats = nats.astype(np.float32)
+    codes, clamped = encode_scalars(nats, step)
+    assert (codes.dtype, clamped) == (np.int16, 0)
+    assert (np.abs(decode_scalars(codes, step) - nats) <= half_a_step(nats, step)).all()
+    assert (encode_scalars(decode_scalars(codes, step), step).codes == codes).all()
+
+
+def test_scalars_that_do_not_fit_are_clamped_and_counted():
+    nats = np.array([np.inf, 1e30, CODE_MAX * STEP + 1, CODE_MAX * STEP, -1e-7, -0.0], np.float32)
+    codes, clamped = encode_scalars(nats, STEP)
+    assert (codes.tolist(), clamped) == ([CODE_MAX] * 4 + [0, 0], 3)
+
+
+def test_a_scalar_must_be_a_number():
+    with pytest.raises(ValueError, match="NaN"):
+        encode_scalars(np.array([1.0, np.nan], np.float32), STEP)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])

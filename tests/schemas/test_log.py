@@ -99,9 +99,9 @@ def test_another_spec_than_the_committed_one_is_seen(own_cache):
 
 def test_a_newer_format_is_told_before_its_log_is_read(own_cache):
     path = Path(own_cache.storage.root) / "_teachonce" / "spec.json"
-    path.write_text(path.read_text().replace('"format_version": 0', '"format_version": 9'))
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 9'))
     log_of(own_cache.storage).write_text("a log that only version 9 can read")
-    with pytest.raises(FormatError, match="expected 0, got 9"):
+    with pytest.raises(FormatError, match="expected 1, got 9"):
         Cache.open(own_cache.storage.root)
 
 

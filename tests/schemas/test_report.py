@@ -13,6 +13,7 @@ import pytest
 import teachonce
 from schemas import Cache
 from schemas.cache import base_version
+from schemas.entries import entries_of
 from schemas.errors import CorruptionError, NoCacheError, UsageError
 from schemas.report import bytes_by_column, describe, describe_rows
 from schemas.storage import Storage
@@ -51,7 +52,9 @@ def test_describe_counts_what_is_there(grown):
 def test_bytes_of_columns_add_up(grown):
     by_column = bytes_by_column(grown)
     assert sum(by_column.values()) == grown.size_bytes
-    assert {"kept_ids", "kept_codes", "feature_mean_2", "feature_mean_2_scale", "(footers)"} <= set(by_column)
+    assert {"kept_ranks", "kept_codes", "feature_mean_2", "feature_mean_2_scale", "(footers)"} <= set(
+        by_column
+    )
     assert min(by_column.values()) > 0
 
 
@@ -104,11 +107,15 @@ def test_rows_are_decoded(tmp_path, name):
         logits = [entry["logit"] for one in found for entry in one["positions"][0]["entries"]]
         assert logits == rows.ragged("logits").values.tolist()
         return
-    first, counts = found[0]["positions"], rows.kept_counts
-    assert [p["kept"] for p in first] == counts[: len(first)].tolist()
+    first = found[0]["positions"]
+    every = entries_of(rows)
+    assert [p["kept"] for p in first] == every.counts[: len(first)].tolist()
     assert [p["index"] for p in first] == rows.position_index()[: len(first)].tolist()
-    assert [e["id"] for e in first[0]["entries"]] == rows.kept_ids[: min(5, counts[0])].tolist()
-    assert [e["logprob"] for e in first[0]["entries"]] == rows.kept_logprobs()[: min(5, counts[0])].tolist()
+    ends = slice(0, min(5, int(every.counts[0])))
+    assert [e["id"] for e in first[0]["entries"]] == every.ids[ends].tolist()
+    assert [e["weight"] for e in first[0]["entries"]] == every.weights[ends].tolist()
+    logprobs = [e.get("logprob", np.nan) for e in first[0]["entries"]]
+    np.testing.assert_array_equal(np.array(logprobs, np.float32), every.logprobs[ends])
 
 
 def test_labels_of_a_causal_lm_are_the_next_tokens(cache):

@@ -8,7 +8,19 @@ from schemas import Cache
 from schemas.errors import CorruptionError
 from schemas.ragged import Ragged
 from schemas.rows import Rows
-from tests.synthetic import SPECS, add, begin, causal_spec, class_spec, ragged, random_rows
+from schemas.shards import ranking_of
+from schemas.spec import MAX_VOCAB
+from tests.synthetic import (
+    SPECS,
+    add,
+    begin,
+    causal_spec,
+    class_spec,
+    draws_by_id,
+    ragged,
+    random_rows,
+    table_of,
+)
 
 
 def same(a, b):
@@ -33,24 +45,37 @@ def test_what_was_written_is_read(tmp_path, name, seed):
     truth = random_rows(SPECS[name], 30, seed)
     add(begin(tmp_path, SPECS[name]), None, [truth.rows])
     read = Rows.concatenate(list(Cache.open(tmp_path).read_all()))
-    assert_same(read, truth.rows)
+    assert_same(draws_by_id(read), draws_by_id(truth.rows))
     assert read.num_positions == truth.rows.num_positions
     assert_scores(read, truth)
+
+
+def by_id(rows):
+    """The order of drawn entries that `draws_by_id` gives them."""
+    position = np.repeat(np.arange(rows.num_positions), rows.sampled_counts)
+    return np.lexsort([rows.ragged("sampled_ids").values, position])
 
 
 def assert_scores(rows, truth):
     if rows.spec.score != "softmax":
         assert (rows.ragged("logits").values == truth.logprobs).all()
         return
-    assert np.abs(rows.kept_logprobs() - truth.logprobs).max() <= rows.spec.code_step_nats / 2 + 1e-5
+    starts = rows.kept_offsets[:-1][rows.kept_counts > 0]
+    bound = np.full(rows.kept_counts.sum(), rows.spec.code_step_nats / 2 + 1e-5)
+    bound[starts] = rows.spec.top_step_nats / 2 + 1e-5
+    assert (np.abs(rows.kept_logprobs() - truth.logprobs) <= bound).all()
+    if rows.spec.own_logits:
+        own = draws_by_id(rows).sampled_logprobs()
+        true = truth.drawn[by_id(truth.rows)]
+        assert np.abs(own - true).max() <= rows.spec.code_step_nats / 2 + 1e-5
     for feature in rows.spec.features:
         error = np.abs(rows.feature(feature) - truth.features[feature.column])
         bound = rows.array(feature.scale_column)[:, None] * 0.501 if feature.dtype == "int8" else 0.0
         assert (error <= bound).all()
 
 
-@pytest.mark.parametrize("vocab_size", [2**17 + 3, 2**31 - 1])
-def test_no_vocabulary_is_too_large(tmp_path, vocab_size):
+@pytest.mark.parametrize("vocab_size", [2**17 + 3, MAX_VOCAB])
+def test_no_id_of_a_large_vocabulary_is_another(tmp_path, vocab_size):
     spec = causal_spec(vocab_size=vocab_size, features=())
     rows = random_rows(causal_spec(features=()), 5).rows
     ids = rows.ragged("kept_ids")
@@ -62,19 +87,12 @@ def test_no_vocabulary_is_too_large(tmp_path, vocab_size):
     assert read.kept_ids.max() > 2**17
 
 
-def test_documents_without_positions(tmp_path):
-    rows = random_rows(causal_spec(features=()), 3).rows
+@pytest.mark.parametrize("name", ["top_p", "temperatures", "sampled"])
+def test_documents_without_positions(tmp_path, name):
+    rows = random_rows(SPECS[name], 3).rows
     empty = np.zeros(3, np.int64)
-    names = (
-        "position_index",
-        "num_kept",
-        "kept_ids",
-        "kept_codes",
-        "top_logprob",
-        "logsumexp",
-        "entropy",
-        "label_logprob",
-    )
+    beside = {"input_ids", "labels", *(feature.column for feature in rows.spec.features)}
+    names = [n for n, column in rows.data.items() if isinstance(column, Ragged) and n not in beside]
     none = {name: ragged(rows.ragged(name).values[:0], empty) for name in names}
     bare = Rows(spec=rows.spec, data={**rows.data, **none})
     add(begin(tmp_path, rows.spec), None, [bare])
@@ -134,20 +152,25 @@ def changed(rows, name, values=None, lengths=None):
         "num_kept",
         "kept_ids",
         "kept_codes",
+        "top_codes",
         "logsumexp",
-        "entropy",
-        "label_logprob",
+        "entropy_codes",
+        "gold_codes",
+        "num_sampled",
+        "sampled_ids",
+        "sampled_codes",
         "feature_mean_2",
         "feature_last_0",
     ],
 )
 def test_a_list_of_the_wrong_length_is_refused(name):
-    rows = random_rows(causal_spec(), 6).rows
+    rows = random_rows(SPECS["temperatures" if "sampled" in name else "top_p"], 6).rows
     column = rows.ragged(name)
     lengths = column.lengths.copy()
     lengths[3] += 1
     broken = changed(rows, name, np.append(column.values, 1), lengths)
-    with pytest.raises(CorruptionError, match=f"(?s){name}.*here.*example"):
+    told = "position_index|top_codes" if name == "num_kept" else name  # the others are measured by it
+    with pytest.raises(CorruptionError, match=f"(?s)({told}).*here.*example"):
         broken.check("here")
 
 
@@ -168,6 +191,29 @@ def test_ids_outside_the_vocabulary_are_refused(bad):
     ids[7] = bad
     with pytest.raises(CorruptionError, match="kept_ids"):
         changed(rows, "kept_ids", ids).check("here")
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "bad", "told"),
+    [
+        ("threshold", "sampled_ids", -1, "sampled_ids"),
+        ("threshold", "sampled_ids", 50, "sampled_ids"),
+        ("sampled", "sampled_counts", 0, "sampled_counts"),
+        ("sampled", "sampled_counts", 14, "sampled_counts"),
+        ("sampled", "sampled_counts", "one more", r"sampled_counts \(of a position\)"),
+        ("sampled", "num_kept", 1, "num_kept"),
+        ("threshold", "num_kept", 0, "num_kept"),
+        ("threshold", "num_sampled", 10, "num_sampled"),
+    ],
+)
+def test_counts_and_ids_of_draws_out_of_range_are_refused(name, column, bad, told):
+    rows = random_rows(SPECS[name], 6).rows
+    values = rows.ragged(column).values.copy()
+    place = int(np.flatnonzero(values < 13)[0])
+    values[place] = values[place] + 1 if bad == "one more" else bad
+    lengths = rows.ragged(column).lengths
+    with pytest.raises(CorruptionError, match=told):
+        changed(rows, column, values, lengths)._check_entries("here")
 
 
 def test_a_null_position_index_needs_every_position():
@@ -192,12 +238,12 @@ def test_positions_lie_inside_their_example(bad):
 @pytest.mark.parametrize("spec", [causal_spec(), class_spec()])
 def test_a_gold_logprob_stands_where_a_label_is_known(spec):
     rows = random_rows(spec, 40).rows
-    gold = rows.ragged("label_logprob")
+    gold = rows.ragged("gold_codes")
     lists = [gold.row(i) if gold.validity[i] else None for i in range(40)]
     first = next(i for i in range(40) if gold.validity[i])
     lists[first] = None
-    broken = Rows(spec=spec, data={**rows.data, "label_logprob": Ragged.of(lists, np.float32)})
-    with pytest.raises(CorruptionError, match="label_logprob is null"):
+    broken = Rows(spec=spec, data={**rows.data, "gold_codes": Ragged.of(lists, np.int16)})
+    with pytest.raises(CorruptionError, match="gold_codes is null"):
         broken.check("here")
 
 
@@ -215,8 +261,8 @@ def test_logits_come_in_whole_positions():
         ("example_id", pa.array([b"x" * 16, b"x" * 15]), "16 bytes"),
         ("example_id", pa.array([b"x" * 16, None]), "has a null"),
         ("window_index", pa.array([1, None], pa.int32()), "has a null"),
-        ("entropy", pa.array([[1.0, None], [1.0]], pa.list_(pa.float32())), "has a null"),
-        ("entropy", pa.array([[1.0], None], pa.list_(pa.float32())), "has a null"),
+        ("entropy_codes", pa.array([[1, None], [1]], pa.list_(pa.int16())), "has a null"),
+        ("entropy_codes", pa.array([[1], None], pa.list_(pa.int16())), "has a null"),
         ("labels", pa.array([[1, None], [1]], pa.list_(pa.int32())), "has a null"),
     ],
 )
@@ -227,7 +273,7 @@ def test_nulls_and_odd_hashes_are_refused(name, value, message):
 
 def test_sliced_tables_are_read_rightly():
     """Arrow hands out slices whose offsets do not begin at 0."""
-    for spec in (causal_spec(), class_spec()):
+    for spec in (causal_spec(), SPECS["temperatures"], class_spec()):
         rows = random_rows(spec, 20).rows
-        part = Rows.from_arrow(rows.to_arrow().slice(5, 9), spec, "here")
-        assert_same(part, rows.take(np.arange(5, 14)))
+        part = Rows.from_arrow(table_of(rows).slice(5, 9), spec, "here", ranking_of([rows]))
+        assert_same(draws_by_id(part), draws_by_id(rows.take(np.arange(5, 14))))

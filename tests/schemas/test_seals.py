@@ -12,7 +12,7 @@ from schemas import Cache
 from schemas.commits import Shard, commit, record_after
 from schemas.errors import CorruptionError, TeachonceError
 from schemas.shard_reader import group_end, open_footer, read_group, read_identities
-from schemas.shards import parse_name, seal_shard
+from schemas.shards import parse_name, ranking_of, seal_shard
 from tests.schemas.damage import flips
 from tests.synthetic import begin, causal_spec, header_of, random_rows, seal
 
@@ -172,8 +172,9 @@ def test_sealing_is_a_function_of_its_input():
 def test_nothing_cannot_be_sealed(groups):
     rows = random_rows(causal_spec(), 3).rows
     parts = [rows.take(rows.position_offsets[:0]) for _ in groups]
+    named = {"spec": rows.spec, "fingerprint_hash": "", "unit": "0" * 32, "totals": seal(rows).footer.totals}
     with pytest.raises(ValueError, match="empty"):
-        seal_shard(parts, spec=rows.spec, fingerprint_hash="", unit="0" * 32, totals=seal(rows).footer.totals)
+        seal_shard(parts, **named, ranking=ranking_of([rows]))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from schemas import Feature, Fingerprint, Header, Spec
 from schemas.errors import CorruptionError, FormatError, TeachonceError
 from schemas.identity import canonical_json, digest
-from schemas.policies import TopK
-from schemas.spec import differences
+from schemas.policies import Sampled, Threshold, TopK
+from schemas.spec import MAX_VOCAB, differences
 from tests.synthetic import SPECS, causal_spec, header_of
 
 REFUSED = (ValueError, TypeError)
@@ -19,16 +19,28 @@ REFUSED = (ValueError, TypeError)
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("task", "masked-lm"), ("score", "logits"), ("vocab_size", 0), ("vocab_size", 2**31), ("max_length", 1),
+        ("task", "masked-lm"), ("score", "logits"), ("vocab_size", 0), ("vocab_size", MAX_VOCAB + 1), ("max_length", 1),
         ("stride", -1), ("stride", 32), ("supervise", "user"), ("temperatures", ()), ("temperatures", (2.0,)),
         ("temperatures", (2.0, 1.0)), ("temperatures", (1.0, 1.0)), ("temperatures", (1.0, 0.0)),
         ("temperatures", (1.0, -2.0)), ("features", (Feature(pooling="mean", layer=1, width=2),) * 2),
-        ("code_step_nats", 0.0), ("code_step_nats", 2.0),
+        ("code_step_nats", 0.0), ("code_step_nats", 2.0), ("top_step_nats", 0.0), ("scalar_step_nats", 2.0),
+        ("scalars", ("gold", "entropy", "logsumexp")), ("scalars", ("entropy", "entropy", "logsumexp")),
+        ("scalars", ("entropy", "gold")), ("scalars", ("mood",)), ("sample_seed", 2**63),
+        ("own_logits", True), ("keep", Threshold(tau=0.1)), ("keep", Sampled(n=3)),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused_and_named(field, value):
-    with pytest.raises(REFUSED, match=field):
+    named = {"keep": "own_logits|temperatures"}.get(field, field)
+    with pytest.raises(REFUSED, match=named):
         causal_spec(**{field: value})
+
+
+def test_temperatures_need_the_draws_own_logprobs():
+    keep = Threshold(tau=0.1)
+    assert causal_spec(keep=keep, own_logits=True).temperatures == (1.0, 2.0)
+    assert not causal_spec(keep=keep, temperatures=(1.0,)).own_logits
+    with pytest.raises(ValueError, match="draws serve temperature 1 alone"):
+        causal_spec(keep=Sampled(n=3), own_logits=True)
 
 
 def test_only_softmax_scores_can_be_cut():
@@ -59,15 +71,20 @@ def test_every_field_is_in_the_hash():
         "task": "sequence-classification", "vocab_size": 51, "keep": TopK(k=8), "max_length": 33, "stride": 1,
         "supervise": "assistant", "temperatures": (1.0,), "features": (), "label_names": ("a",),
         "has_labels": True, "code_step_nats": 0.125, "has_token_type_ids": True, "has_document_id": True,
-        "has_text": True, "has_text_pair": True,
+        "has_text": True, "has_text_pair": True, "sample_seed": 7, "top_step_nats": 0.5, "scalar_step_nats": 0.5,
     }  # fmt: skip
-    assert set(changes) | {"score"} == {field.name for field in dataclasses.fields(Spec)}
+    assert set(changes) | {"score", "scalars", "own_logits"} == {
+        field.name for field in dataclasses.fields(Spec)
+    }
     hashes = {causal_spec(**{field: value}).hash for field, value in changes.items()}
     assert len(hashes | {causal_spec().hash}) == len(changes) + 1
+    plain = {"temperatures": (1.0,), "keep": Threshold(tau=0.1)}
+    more = [causal_spec(**plain, **own).hash for own in ({}, {"own_logits": True}, {"scalars": ()})]
+    assert len(set(more)) == 3
 
 
 def test_golden_hashes():
-    assert causal_spec().hash == "958cade031fe56c24800a392989b12ba"
+    assert causal_spec().hash == "be9f80bd90fa5ff3872e96b4d00db4b0"
     assert header_of(causal_spec()).fingerprint.hash == "56d147e09f40963dae09f002bed87dc6"
     assert header_of(causal_spec()).to_json()["hash"] == "0342d7cd555621314e3a5f2d3bf639cb"
 
@@ -99,15 +116,15 @@ def resealed(**changes):
     return json.dumps({**body, "hash": digest(canonical_json(body), "header").hex()}).encode()
 
 
-@pytest.mark.parametrize("version", [1, -1, "0", None, 10**6])
+@pytest.mark.parametrize("version", [0, 2, -1, "1", None, 10**6])
 def test_another_format_version_is_refused(version):
-    with pytest.raises(FormatError, match=r"format version.*expected 0"):
+    with pytest.raises(FormatError, match=r"format version.*expected 1"):
         Header.from_bytes(resealed(format_version=version), "here")
 
 
 def test_an_unknown_required_feature_is_refused_by_name():
-    features = ["score:softmax", "keep:threshold", "score:rank"]
-    with pytest.raises(FormatError, match="keep:threshold, score:rank"):
+    features = ["score:softmax", "keep:min_p", "score:rank"]
+    with pytest.raises(FormatError, match="keep:min_p, score:rank"):
         Header.from_bytes(resealed(required_features=features), "here")
 
 
@@ -116,7 +133,7 @@ def test_an_unknown_required_feature_is_refused_by_name():
     [
         {"task": "masked-lm"},
         {"new_field": 1},
-        {"keep": "threshold:0.1"},
+        {"keep": "min_p:0.1"},
         {"features": [{"kind": "sum"}]},
         {"stride": -1},
     ],
@@ -146,6 +163,8 @@ def test_tokenizer_files_stay_inside_their_folder(name):
 
 def test_required_features_are_known():
     assert causal_spec().required_features == ("keep:top_p", "score:softmax")
+    assert SPECS["temperatures"].required_features == ("keep:threshold", "score:softmax")
+    assert SPECS["sampled"].required_features == ("keep:sampled", "score:softmax")
     assert SPECS["regression"].required_features == ("keep:all", "score:identity")
 
 

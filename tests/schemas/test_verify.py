@@ -16,13 +16,24 @@ from schemas.errors import CorruptionError
 from schemas.policies import KeepAll
 from schemas.rows import Rows
 from schemas.shard_reader import read_group
-from schemas.shards import FOOTER_KEY, ShardFooter, bytes_hash
-from tests.synthetic import add, begin, causal_spec, header_of, ragged, random_rows, seal, unit_of
+from schemas.shards import FOOTER_KEY, LISTED_KEY, ShardFooter, bytes_hash, ranking_of
+from tests.synthetic import (
+    SPECS,
+    add,
+    begin,
+    causal_spec,
+    header_of,
+    ragged,
+    random_rows,
+    seal,
+    table_of,
+    unit_of,
+)
 
 
-def foreign_shard(rows, *, extra=None, **options):
+def foreign_shard(rows, *, extra=None, listed=None, **options):
     """A sealed shard as another writer would make it."""
-    table = rows.to_arrow() if extra is None else rows.to_arrow().append_column(*extra)
+    table = table_of(rows) if extra is None else table_of(rows).append_column(*extra)
     sink = pa.BufferOutputStream()
     good = seal(rows, groups=1).footer
     with pq.ParquetWriter(sink, table.schema, **{**write_options(rows.spec), **options}) as writer:
@@ -31,7 +42,8 @@ def foreign_shard(rows, *, extra=None, **options):
         data = _so_far(table, rows, options)[:size]
         group = {**good.row_groups[0].__dict__, "end": size, "hash": bytes_hash(data)}
         footer = json.loads(good.to_bytes()) | {"row_groups": [group]}
-        writer.add_key_value_metadata({FOOTER_KEY: json.dumps(footer).encode()})
+        ids = ranking_of([rows]).to_bytes() if listed is None else listed
+        writer.add_key_value_metadata({FOOTER_KEY: json.dumps(footer).encode(), LISTED_KEY: ids})
     whole = sink.getvalue().to_pybytes()
     return f"{unit_of(rows)}-{bytes_hash(whole[size:])}.parquet", whole
 
@@ -69,7 +81,7 @@ def test_an_unknown_column_is_ignored(tmp_path):
     [
         ({"use_dictionary": True, "column_encoding": None}, "example_id"),
         ({"use_dictionary": False}, "window_index"),
-        ({"column_encoding": {"kept_ids.element": "BYTE_STREAM_SPLIT"}}, "input_ids.list.element"),
+        ({"column_encoding": {"kept_ranks.element": "BYTE_STREAM_SPLIT"}}, "input_ids.list.element"),
     ],
 )
 def test_other_encodings_are_read_but_verify_tells(tmp_path, options, column):
@@ -164,14 +176,17 @@ def test_verify_sees_totals_that_are_not_those_of_the_shards(cache, total):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("entropy", np.nan, "entropy.*not finite"),
-        ("logsumexp", np.inf, "logsumexp"),
-        ("kept_codes", -3, "negative gap"),
+        ("logsumexp", np.inf, "logsumexp.*not finite"),
+        ("kept_codes", -3, "negative code"),
+        ("top_codes", -1, "negative code"),
+        ("entropy_codes", -1, "negative code"),
+        ("gold_codes", -1, "negative code"),
+        ("sampled_codes", -1, "negative code"),
     ],
 )
 def test_verify_sees_values_that_cannot_be(tmp_path, name, value, message):
 
-    rows = random_rows(causal_spec(), 12).rows
+    rows = random_rows(SPECS["temperatures" if name == "sampled_codes" else "top_p"], 12).rows
     values = rows.ragged(name).values.copy()
     values[5] = value
     broken = Rows(spec=rows.spec, data={**rows.data, name: ragged(values, rows.ragged(name).lengths)})
