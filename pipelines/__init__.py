@@ -5,6 +5,7 @@ from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
 from pipelines.forgetting import Erased, ForgetConfig, forget
 from pipelines.outcome import RunSummary
 from pipelines.run import precompute
+from pipelines.thin_run import ThinConfig, Thinned, thin
 
 __all__ = [
     "CompactConfig",
@@ -15,7 +16,10 @@ __all__ = [
     "PrecomputeConfig",
     "RunSummary",
     "TeacherConfig",
+    "ThinConfig",
+    "Thinned",
     "compact",
     "forget",
     "precompute",
+    "thin",
 ]
