@@ -36,6 +36,7 @@ VERBS = {
     "compact": Verb(
         "pipelines.upkeep_commands", "pipelines", "merge the small shards of many runs into full ones"
     ),
+    "thin": Verb("pipelines.thin_commands", "pipelines", "make a smaller cache from a larger one"),
     "forget": Verb(
         "pipelines.upkeep_commands", "pipelines", "erase documents or examples, and keep them out"
     ),

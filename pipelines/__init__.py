@@ -6,6 +6,7 @@ from pipelines.erasure import Erased
 from pipelines.forgetting import ForgetConfig, forget
 from pipelines.outcome import RunSummary
 from pipelines.run import precompute
+from pipelines.thin_run import ThinConfig, Thinned, thin
 
 __all__ = [
     "CompactConfig",
@@ -16,7 +17,10 @@ __all__ = [
     "PrecomputeConfig",
     "RunSummary",
     "TeacherConfig",
+    "ThinConfig",
+    "Thinned",
     "compact",
     "forget",
     "precompute",
+    "thin",
 ]

@@ -159,7 +159,7 @@ def _one_a_unit(lines: Iterable[ShardLine]) -> list[ShardLine]:
 def _commit(run: Run, change: Change, provenance: Mapping[str, str], counts: Mapping[str, int]) -> None:
     storage = Storage.at(run.root)
     header = _create(run, storage) if run.base == NO_VERSION else run.header
-    _refuse_missing(storage, change)
+    refuse_missing(storage, change)
     base: Version | None = None if run.base == NO_VERSION else read_version(storage, run.base)
     commit_change(
         storage, header, base, change, run=run.id, provenance=provenance, rejects=rejects_of(counts)
@@ -200,7 +200,7 @@ def commit_change(
     )
 
 
-def _refuse_missing(storage: Storage, change: Change) -> None:
+def refuse_missing(storage: Storage, change: Change) -> None:
     """Every shard must be where the commit says: not on another machine's disk, and not deleted meanwhile."""
     present = {file.name for file in storage.files()}
     if missing := [shard.name for shard in change.added if shard.name not in present]:

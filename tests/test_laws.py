@@ -49,9 +49,12 @@ EXPORTED = {
         "PrecomputeConfig",
         "RunSummary",
         "TeacherConfig",
+        "ThinConfig",
+        "Thinned",
         "compact",
         "forget",
         "precompute",
+        "thin",
     },
     trainer: {
         "EvaluateConfig",
