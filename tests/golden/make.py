@@ -1,46 +1,70 @@
-"""Makes the golden cache of this format version: `python -m tests.golden.make`.
+"""Makes the golden caches of this format version, once: `python -m tests.golden.make`.
 
-`v0/` is the cache, `v0.json` what its rows decode to. Every later release must open it and decode the same values.
-Format 0 is still free to change: until version 1 is frozen, a change of the format makes the golden cache anew, on
-purpose and in the same change. From version 1 on, golden caches are added and never made again.
+`v1/NAME/` is a cache of one policy, `v1/NAME.json` what its rows decode to. Every later release must open it and decode
+the same values. Version 1 is frozen: what stands there is never made again, and this refuses to. A later version gets
+a folder of its own.
 """
 
 import json
 import re
 import shutil
+import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from schemas import Cache, Feature
 from schemas.cache import base_version
+from schemas.entries import entries_of
+from schemas.rows import Rows
 from schemas.spec import FORMAT_VERSION
-from tests.synthetic import add, begin, causal_spec, random_rows
+from tests.synthetic import SPECS, add, begin, random_rows
 
-FOLDER = Path(__file__).parent
-CACHE, VALUES = FOLDER / f"v{FORMAT_VERSION}", FOLDER / f"v{FORMAT_VERSION}.json"
+ROOT = Path(__file__).parent
+FEATURES = (
+    Feature(pooling="mean", layer=2, width=4),
+    Feature(pooling="last", layer=0, width=2, dtype="float32"),
+)
+GOLDEN = {
+    name: replace(SPECS[name], max_length=12, features=FEATURES if name == "top_p" else ())
+    for name in (
+        "all",
+        "top_k",
+        "top_p",
+        "threshold",
+        "temperatures",
+        "sampled",
+        "classes",
+        "sigmoid",
+        "regression",
+    )
+}
+ROWS, FIRST = 6, 4
 
 
 def main() -> None:
-    """Two versions, a shard each, of eight rows in all."""
-    with tempfile.TemporaryDirectory() as folder:
-        spec = causal_spec(
-            keep=causal_spec().keep,
-            max_length=12,
-            has_text=True,
-            features=(Feature(pooling="mean", layer=2, width=4),),
+    folder = ROOT / f"v{FORMAT_VERSION}"
+    if folder.exists():
+        sys.exit(
+            f"{folder} is there: golden caches are never made again, or old caches would no longer be tested"
         )
-        rows = random_rows(spec, 8, seed=7).rows
-        storage = begin(Path(folder) / "cache", spec)
-        add(storage, None, [rows.take(np.arange(5))], run="first", rejects={"empty": 1})
-        add(storage, base_version(storage), [rows.take(np.arange(5, 8))], run="second")
+    for name, spec in GOLDEN.items():
+        make(folder / name, random_rows(spec, ROWS, seed=7).rows)
+
+
+def make(path: Path, rows: Rows) -> None:
+    """Two versions, a shard each."""
+    with tempfile.TemporaryDirectory() as folder:
+        storage = begin(Path(folder) / "cache", rows.spec)
+        add(storage, None, [rows.take(np.arange(FIRST))], run="first", rejects={"empty": 1})
+        add(storage, base_version(storage), [rows.take(np.arange(FIRST, ROWS))], run="second")
         values = decoded(Cache.open(storage.root))
-        shutil.rmtree(CACHE, ignore_errors=True)
-        shutil.copytree(storage.root, CACHE)
-    for entry in (CACHE / "_delta_log").glob("*.json"):
+        shutil.copytree(storage.root, path)
+    for entry in (path / "_delta_log").glob("*.json"):
         entry.write_text(re.sub(r'"location":"[^"]*"', '"location":"file:///cache/"', entry.read_text()))
-    VALUES.write_text(json.dumps(values, indent=1) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(values, separators=(",", ":")) + "\n")
 
 
 def decoded(cache: Cache) -> list[dict[str, object]]:
@@ -48,19 +72,37 @@ def decoded(cache: Cache) -> list[dict[str, object]]:
     return [_row(rows.take(np.array([i]))) for rows in cache.read_all() for i in range(len(rows))]
 
 
-def _row(row) -> dict[str, object]:
-    lists = {
-        name: row.ragged(name).values.tolist()
-        for name in ("input_ids", "num_kept", "kept_ids", "entropy", "label_logprob")
-    }
+def _row(row: Rows) -> dict[str, object]:
+    spec = row.spec
+    hashes = ("example_id", "document_hash")
+    single = ("window_index", "window_count", "document_id", "text", "text_pair")
+    lists = ("input_ids", "token_type_ids", "labels")
     return {
-        "example_id": row.example_ids[0].hex(),
-        "text": row.array("text")[0],
+        **{name: row.array(name)[0].tobytes().hex() for name in hashes},
+        **{name: row.array(name).tolist()[0] for name in single if name in row.data},
+        **{name: row.ragged(name).values.tolist() for name in lists if name in row.data},
         "position_index": row.position_index().tolist(),
-        "kept_logprobs": row.kept_logprobs().tolist(),
-        "logsumexp": [row.logsumexp(t).tolist() for t in row.spec.temperatures],
-        "feature": row.feature(row.spec.features[0])[0].tolist(),
-        **lists,
+        "features": [row.feature(feature)[0].tolist() for feature in spec.features],
+        **(_scores(row) if spec.score == "softmax" else {"logits": row.ragged("logits").values.tolist()}),
+    }
+
+
+def _scores(row: Rows) -> dict[str, object]:
+    spec, found = row.spec, entries_of(row)
+    return {
+        "top_logprob": row.top_logprob().tolist(),
+        **({"entropy": row.entropy().tolist()} if "entropy" in spec.scalars else {}),
+        **({"gold_logprob": row.gold_logprob().values.tolist()} if "gold" in spec.scalars else {}),
+        **(
+            {"logsumexp": [row.logsumexp(t).tolist() for t in spec.temperatures]}
+            if "logsumexp" in spec.scalars
+            else {}
+        ),
+        "ids": found.ids.tolist(),
+        "counts": found.counts.tolist(),
+        "is_exact": found.is_exact.tolist(),
+        "logprobs": [None if np.isnan(value) else value for value in found.logprobs.tolist()],
+        "weights": [entries_of(row, t).weights.tolist() for t in spec.temperatures],
     }
 
 

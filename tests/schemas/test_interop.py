@@ -14,11 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from schemas.codec import decode_logprobs, encode_logprobs
+from schemas.codec import decode_logprobs, decode_scalars, encode_logprobs, encode_scalars
+from schemas.columns import shard_schema
+from schemas.entries import entries_of
 from schemas.identity import document_hash, example_id, unit_name
+from schemas.policies import Sampled
+from schemas.ranks import Ranking, to_gaps
 from schemas.rows import Rows
 from schemas.spec import KNOWN_FEATURES
-from tests.synthetic import SPECS, make_cache, random_rows
+from tests.synthetic import SPECS, make_cache
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cache-format.md").read_text(encoding="utf-8")
 
@@ -87,45 +91,118 @@ def by_shard(cache):
     return [Rows.concatenate(part) for part in parts]
 
 
-def test_the_numpy_recipe_decodes(cache):
-    scope = {}
+RECIPES = ("top_p", "top_k", "all", "threshold", "temperatures", "sampled")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_numpy_recipe_decodes(tmp_path, name):
+    cache, scope = make_cache(tmp_path, SPECS[name]), {}
     exec(blocks("python")[0], scope)
     for path, rows in zip(live(cache), by_shard(cache), strict=True):
-        ids, logprobs, counts = scope["kept_logprobs"](path)
+        ids, logprobs, counts = scope["exact"](path, cache.spec.vocab_size)
         assert (ids == rows.kept_ids).all()
         assert (counts == rows.kept_counts).all()
-        assert np.abs(logprobs - rows.kept_logprobs()).max() < 1e-5
+        np.testing.assert_allclose(logprobs, rows.kept_logprobs(), atol=1e-5)
+        if cache.spec.is_sampling:
+            ids, counts = scope["drawn"](path, cache.spec.vocab_size)
+            assert (ids == rows.ragged("sampled_ids").values).all()
+            assert (counts == rows.sampled_counts).all()
 
 
-def test_the_sql_recipe_decodes(cache):
-    found = duckdb.execute(blocks("sql")[0], {"shards": live(cache)}).fetchall()
-    parts = by_shard(cache)
-    order = np.argsort([i for rows in parts for i in rows.example_ids])
-    rows = Rows.concatenate(parts).take(order)
-    assert [line[3] for line in found] == rows.kept_ids.tolist()
-    assert np.abs(np.array([line[4] for line in found]) - rows.kept_logprobs()).max() < 1e-5
-    assert list(dict.fromkeys(line[0] for line in found)) == [
-        i.hex().upper() for i, n in zip(rows.example_ids, np.diff(rows.position_offsets), strict=True) if n
-    ]
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_sql_recipe_decodes(tmp_path, name):
+    cache = make_cache(tmp_path, SPECS[name])
+    files, queries = {"shards": live(cache)}, blocks("sql")
+    rows = Rows.concatenate(by_shard(cache))
+    rows = rows.take(np.argsort(rows.example_ids))
+    with duckdb.connect() as connection:
+        connection.execute(queries[0], {**files, "vocab_size": cache.spec.vocab_size})
+        found = connection.execute(queries[1], files).fetchall()
+        assert [line[3] for line in found] == rows.kept_ids.tolist()
+        np.testing.assert_allclose([line[4] for line in found], rows.kept_logprobs(), atol=1e-5)
+        assert [line[:2] for line in found] == named(rows, rows.kept_counts)
+        if cache.spec.is_sampling:
+            drawn = connection.execute(queries[2], files).fetchall()
+            assert [line[3] for line in drawn] == rows.ragged("sampled_ids").values.tolist()
+            assert [line[:2] for line in drawn] == named(rows, rows.sampled_counts)
+        if isinstance(cache.spec.keep, Sampled):
+            weights = connection.execute(queries[3], {**files, "n": cache.spec.keep.n}).fetchnumpy()["weight"]
+            np.testing.assert_allclose(weights, entries_of(rows).weights, rtol=1e-6)
 
 
-def test_the_worked_example_holds():
-    table = {
+def named(rows, counts):
+    """Example and position, from 1, of each entry."""
+    examples = np.repeat([i.hex().upper() for i in rows.example_ids], np.diff(rows.position_offsets))
+    places = np.concatenate([np.arange(n) + 1 for n in np.diff(rows.position_offsets)])
+    return list(zip(np.repeat(examples, counts).tolist(), np.repeat(places, counts).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["top_p", "threshold", "sampled"])
+@pytest.mark.parametrize("tool", READERS)
+def test_every_tool_decodes_the_values_of_the_cache(tmp_path, name, tool):
+    """The recipe's arithmetic, on the columns as each tool gives them."""
+    cache, scope = make_cache(tmp_path, SPECS[name]), {}
+    exec(blocks("python")[0], scope)
+    for path, rows in zip(live(cache), by_shard(cache), strict=True):
+        table = READERS[tool](path)
+        flat = {n: np.concatenate([np.asarray(row) for row in table[n]]) for n in table if n in DECODED}
+        ids = scope["ids_by_rank"](path, cache.spec.vocab_size)
+        counts, entries = flat["num_kept"].astype(int), entries_of(rows)
+        logprobs = (
+            np.repeat(flat["top_codes"], counts) / -64 - scope["running"](flat["kept_codes"], counts) / 16
+        )
+        assert ids[flat["kept_ranks"].astype(int)].tolist() == entries.ids[entries.is_exact].tolist()
+        np.testing.assert_allclose(np.exp(logprobs), entries.weights[entries.is_exact], rtol=1e-5)
+        if cache.spec.is_sampling:
+            ranks = scope["running"](flat["sampled_gaps"], flat["num_sampled"].astype(int))
+            assert ids[ranks].tolist() == entries.ids[~entries.is_exact].tolist()
+            weights = flat["sampled_counts"] / 13 if name == "sampled" else np.full(len(ranks), 1 / 8)
+            np.testing.assert_allclose(weights, entries.weights[~entries.is_exact], rtol=1e-6)
+
+
+DECODED = (
+    "num_kept",
+    "kept_ranks",
+    "kept_codes",
+    "top_codes",
+    "num_sampled",
+    "sampled_gaps",
+    "sampled_counts",
+)
+
+
+def table_rows():
+    return {
         name.strip(): cells.split("|")
         for name, cells in re.findall(r"^\| ([a-z /-]+) \|(.*?)\|$", PAGE, re.MULTILINE)
     }
+
+
+def test_the_worked_example_holds():
+    table = table_rows()
     logprobs, codes, decoded = (
         np.array(table[n], np.float32) for n in ("log-probability", "code", "decoded")
     )
-    encoded, clamped = encode_logprobs(logprobs, np.array([4]), 1 / 16)
+    top = encode_scalars(-logprobs[:1], 1 / 64).codes
+    assert top.tolist() == [6]
+    top = -decode_scalars(top, 1 / 64)
+    encoded, clamped = encode_logprobs(logprobs, np.array([4]), top, 1 / 16)
     assert (encoded.tolist(), clamped) == (codes.astype(int).tolist(), 0)
     assert np.cumsum(encoded).tolist() == [int(level) for level in table["level"]]
-    assert np.allclose(decode_logprobs(encoded, np.array([4]), logprobs[:1], 1 / 16), decoded)
+    assert decode_logprobs(encoded, np.array([4]), top, 1 / 16).tolist() == decoded.tolist()
+
+
+def test_the_worked_example_of_ranks_holds():
+    ranking = Ranking(listed=np.array([5, 2], np.int32), vocab_size=8)
+    assert ranking.id_by_rank.tolist() == [int(cell) for cell in table_rows()["id"]]
+    gaps, _ = to_gaps(np.array([7, 5, 2], np.int32), np.array([3]), ranking)
+    assert gaps.tolist() == [0, 1, 6]
+    assert f"the gaps {', '.join(map(str, gaps))}." in PAGE
 
 
 def test_every_column_and_feature_is_on_the_page():
     for spec in SPECS.values():
-        for name in random_rows(spec, 2).rows.data:
+        for name in shard_schema(spec).names:
             generic = re.sub(r"feature_[a-z]+_\d+", "feature_<pooling>_<layer>", name)
             assert f"`{generic}`" in PAGE, generic
         assert all(f"`{key}`" in PAGE for key in spec.to_json())
@@ -161,7 +238,7 @@ def assert_sealed(path, spec_hash):
     length = int.from_bytes(data[-8:-4], "little")
     assert blake(data[-length - 8 :]).hexdigest() == seal
     footer = json.loads(pq.read_metadata(path).metadata[b"teachonce"])
-    assert (footer["unit"], footer["spec_hash"], footer["format_version"]) == (unit, spec_hash, 0)
+    assert (footer["unit"], footer["spec_hash"], footer["format_version"]) == (unit, spec_hash, 1)
     ids = b"".join(sorted(pq.read_table(path)["example_id"].to_pylist()))
     assert blake(ids + spec_hash.encode(), b"unit").hexdigest() == unit
     for place, group in enumerate(footer["row_groups"]):
