@@ -37,8 +37,8 @@ def from_arrow(chunked: pa.ChunkedArray, field: pa.Field, where: str) -> ColumnD
     Raises:
         CorruptionError: a null where none may be, or a hash of another length.
     """
-    array = chunked.combine_chunks()
-    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    # combine_chunks copies, also where there is one chunk, as in each row group that was read
+    array = chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
     inner = array.values if pa.types.is_list(field.type) else array
     if (array.null_count and not field.nullable) or (inner is not array and inner.null_count):
         raise CorruptionError(f"column {field.name} has a null", where=where)

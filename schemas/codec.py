@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, Int8, Int16, Int64, Num
 
-from schemas.ragged import Array
+from schemas.ragged import Array, segmented_sums
 
 CODE_MAX = 2**15 - 1
 """Largest gap between neighbours, and largest scalar, in steps: 2,047 nats at 1/16, 511 at 1/64. What is larger is
@@ -121,16 +121,10 @@ def decode_logprobs(
 ) -> Float32[np.ndarray, " E"]:
     """The log-probabilities that `encode_logprobs` kept, each within half a step of the true one.
 
-    The running sum may wrap around in int32; the differences are right all the same, as long as one position spans
-    fewer than 2^31 steps.
+    A position may span fewer than 2^31 steps.
     """
-    counts = counts.astype(np.int64)
-    running = np.zeros(len(codes) + 1, np.int32)
-    np.cumsum(codes, dtype=np.int32, out=running[1:])
-    levels = running[1:] - np.repeat(running[np.cumsum(counts) - counts], counts)
-    logprobs: Array = np.repeat(top_logprob, counts)
-    logprobs -= levels * np.float32(step_nats)
-    return logprobs
+    levels = segmented_sums(codes, counts)
+    return _below(levels, counts, top_logprob, step_nats)
 
 
 def decode_levels(
@@ -140,8 +134,12 @@ def decode_levels(
     step_nats: float,
 ) -> Float32[np.ndarray, " E"]:
     """The log-probabilities that `encode_levels` kept, each within half a step of the true one."""
-    logprobs: Array = np.repeat(top_logprob, counts.astype(np.int64))
-    logprobs -= codes * np.float32(step_nats)
+    return _below(codes, counts, top_logprob, step_nats)
+
+
+def _below(levels: Array, counts: Array, top_logprob: Array, step_nats: float) -> Float32[np.ndarray, " E"]:
+    logprobs: Array = np.multiply(levels, np.float32(-step_nats), dtype=np.float32)
+    logprobs += np.repeat(top_logprob, counts)
     return logprobs
 
 

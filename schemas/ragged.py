@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int32, Int64, Num
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -91,3 +91,22 @@ def spans(
     indices: Array = np.arange(offsets[-1], dtype=np.int64)
     indices += np.repeat(starts - offsets[:-1], lengths)
     return indices
+
+
+def segment_starts(counts: Num[np.ndarray, " N"]) -> Int64[np.ndarray, " M"]:
+    """Where each of the segments that are not empty begins."""
+    counts = counts.astype(np.int64)
+    starts: Array = (np.cumsum(counts) - counts)[counts > 0]
+    return starts
+
+
+def segmented_sums(values: Num[np.ndarray, " E"], counts: Num[np.ndarray, " N"]) -> Int32[np.ndarray, " E"]:
+    """Running sums that begin anew at each segment of `counts[n]` values; in int32, which wraps around.
+
+    Each segment's first value is lowered by the sum of the one before, so that one running sum over all does it.
+    """
+    found = values.astype(np.int32)
+    starts = segment_starts(counts)
+    if len(starts) > 1:
+        found[starts[1:]] -= np.add.reduceat(found, starts, dtype=np.int32)[:-1]
+    return np.cumsum(found, dtype=np.int32, out=found)

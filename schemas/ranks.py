@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, Num
 
 from schemas.errors import CorruptionError
-from schemas.ragged import Array, Ragged
+from schemas.ragged import Array, Ragged, segment_starts, segmented_sums
 
 MAX_LISTED = 2**14
 _ALONG = ("sampled_codes", "sampled_counts")
@@ -86,36 +86,24 @@ def to_gaps(
 ) -> tuple[Int32[np.ndarray, " E"], Int64[np.ndarray, " E"]]:
     """Gaps between the ascending ranks of each position's ids, the first from 0; and the order they now stand in."""
     position = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    keys = position << 32 | ranking.rank_by_id[ids]
+    keys = position << 32 | np.take(ranking.rank_by_id, ids)
     order = np.argsort(keys, kind="stable")
     ranks = (keys[order] & 0xFFFFFFFF).astype(np.int32)
     gaps: Array = np.diff(ranks, prepend=np.int32(0))
-    first = _starts(counts)
+    first = segment_starts(counts)
     gaps[first] = ranks[first]
     return gaps, order
 
 
 def from_gaps(gaps: Int32[np.ndarray, " E"], counts: Num[np.ndarray, " N"]) -> Int32[np.ndarray, " E"]:
     """Ranks from gaps. The running sum may wrap around in int32; the differences are right all the same."""
-    running = np.zeros(len(gaps) + 1, np.int32)
-    np.cumsum(gaps, dtype=np.int32, out=running[1:])
-    counts = counts.astype(np.int64)
-    base = running[np.cumsum(counts) - counts]
-    ranks: Array = running[1:] - np.repeat(base, counts)
-    return ranks
-
-
-def _starts(counts: Num[np.ndarray, " N"]) -> Int64[np.ndarray, " M"]:
-    """Where each position that has any entry begins."""
-    counts = counts.astype(np.int64)
-    starts: Array = (np.cumsum(counts) - counts)[counts > 0]
-    return starts
+    return segmented_sums(gaps, counts)
 
 
 def ranked(data: Mapping[str, Any], ranking: Ranking) -> dict[str, Ragged]:
     """The columns of kept ids as they stand on disk, from those in memory."""
     kept = data["kept_ids"]
-    found = {"kept_ranks": Ragged(values=ranking.rank_by_id[kept.values], offsets=kept.offsets)}
+    found = {"kept_ranks": Ragged(values=np.take(ranking.rank_by_id, kept.values), offsets=kept.offsets)}
     if "sampled_ids" in data:
         sampled = data["sampled_ids"]
         gaps, order = to_gaps(sampled.values, data["num_sampled"].values, ranking)
@@ -137,7 +125,7 @@ def unranked(data: Mapping[str, Any], ranking: Ranking, where: str) -> dict[str,
         stored, counts = data["sampled_gaps"], data["num_sampled"].values
         _refuse_unless(int(counts.sum(dtype=np.int64)) == len(stored.values), "sampled_gaps", where)
         goes_back = stored.values < 1
-        goes_back[_starts(counts)] = False
+        goes_back[segment_starts(counts)] = False
         _refuse_unless(not goes_back.any(), "sampled_gaps", where)
         found["sampled_ids"] = _ids(from_gaps(stored.values, counts), stored, "sampled_gaps", ranking, where)
     return found
@@ -146,7 +134,8 @@ def unranked(data: Mapping[str, Any], ranking: Ranking, where: str) -> dict[str,
 def _ids(ranks: Array, like: Ragged, name: str, ranking: Ranking, where: str) -> Ragged:
     fits = not ranks.size or (ranks.min() >= 0 and ranks.max() < ranking.vocab_size)
     _refuse_unless(bool(fits), name, where)
-    return Ragged(values=ranking.id_by_rank[ranks], offsets=like.offsets)
+    ids = np.take(ranking.id_by_rank, ranks, mode="clip")  # they are in range, and so "clip" costs nothing
+    return Ragged(values=ids, offsets=like.offsets)
 
 
 def _refuse_unless(condition: bool, name: str, where: str) -> None:

@@ -227,17 +227,18 @@ class _Segments(io.RawIOBase):
         self._place = base + offset
         return self._place
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes | memoryview:
+        """A view: Arrow takes it as it is."""
         end = self._size if size is None or size < 0 else min(self._size, self._place + size)
         data = self.fetch(self._place, end)
         self._place = end
         return data
 
-    def fetch(self, start: int, end: int) -> bytes:
+    def fetch(self, start: int, end: int) -> bytes | memoryview:
         """The bytes of a range that lies inside one segment."""
         for begin, data in self._segments.items():
             if begin <= start and end <= begin + len(data):
-                return data[start - begin : end - begin]
+                return memoryview(data)[start - begin : end - begin]
         raise OSError(f"bytes {start} to {end} were not fetched")
 
 

@@ -1,0 +1,205 @@
+"""How fast a row group becomes flat arrays, and a teacher's answer a shard: processor time, one thread, best of many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from answers import Answers
+from shards_of import seal
+
+from pipelines.encode import encode
+from pipelines.select import Selected
+from pipelines.teacher import Answer
+from pipelines.tokenise import Example
+from schemas.entries import Entries, entries_of
+from schemas.ragged import Array, offsets_of
+from schemas.rows import Rows
+from schemas.shard_reader import open_footer, read_group
+from schemas.spec import Spec
+from schemas.storage import Storage
+
+_SLOW_POSITIONS = 4_000
+
+
+def best(work: Callable[[], object], turns: int) -> float:
+    """Least processor seconds of some turns: what else runs on the machine only ever adds."""
+    seconds = []
+    for _ in range(turns):
+        start = time.process_time()
+        work()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Positions a second of three ways to read the same entries, and the bytes a position of the naive one."""
+
+    ours: float
+    naive: float
+    naive_bytes: float
+    lists: float
+
+
+def decoding(rows: Rows, folder: Path, turns: int = 12) -> Decoding:
+    """From files in the page cache: fetched, checked, decoded, exact and drawn entries merged; input_ids too."""
+    sealed = seal(rows)
+    storage = Storage.at(folder)
+    storage.put(sealed.name, sealed.data)
+    groups = len(sealed.footer.row_groups)
+
+    def ours() -> None:
+        opened = open_footer(storage, sealed.name)
+        for index in range(groups):
+            entries_of(read_group(storage, sealed.name, opened, index, rows.spec))
+
+    entries = entries_of(rows)
+    naive = naive_file(rows, entries, folder / "naive.parquet")
+    lists, some = lists_file(rows, entries, folder / "lists.parquet")
+    return Decoding(
+        ours=rows.num_positions / best(ours, turns),
+        naive=rows.num_positions / best(lambda: read_naive(naive), turns),
+        naive_bytes=naive.stat().st_size / rows.num_positions,
+        lists=some / best(lambda: read_lists(lists), 3),
+    )
+
+
+def naive_file(rows: Rows, entries: Entries, file: Path) -> Path:
+    """int32 ids and float32 log-probabilities (or weights), a list a row, as Parquet's defaults write them with zstd."""
+    per_row = offsets_of(entries.counts)[rows.position_offsets]
+    lists = lambda offsets, values: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))  # noqa: E731
+    table = pa.table(
+        {
+            "input_ids": lists(rows.input_ids.offsets, rows.input_ids.values),
+            "counts": lists(rows.position_offsets, entries.counts.astype(np.int32)),
+            "ids": lists(per_row, entries.ids),
+            "values": lists(per_row, entries.weights if rows.spec.is_sampling else entries.logprobs),
+        }
+    )
+    pq.write_table(table, file, compression="zstd")
+    return file
+
+
+def read_naive(file: Path) -> list[Array]:
+    table = pq.ParquetFile(file).read(use_threads=False)
+    return [table[name].combine_chunks().values.to_numpy() for name in table.column_names]
+
+
+def lists_file(rows: Rows, entries: Entries, file: Path) -> tuple[Path, int]:
+    """A list a position inside a list a row, codes as uint8; of the first rows only, for it is slow."""
+    few = max(1, int(np.searchsorted(rows.position_offsets, _SLOW_POSITIONS, side="right")) - 1)
+    positions = int(rows.position_offsets[few])
+    inner = offsets_of(entries.counts[:positions])
+    outer = pa.array(rows.position_offsets[: few + 1], pa.int32())
+    codes = np.minimum(-16 * np.log(entries.weights[: inner[-1]]), 255).astype(np.uint8)
+    nested = lambda values: pa.ListArray.from_arrays(  # noqa: E731
+        outer, pa.ListArray.from_arrays(pa.array(inner, pa.int32()), pa.array(values))
+    )
+    table = pa.table({"ids": nested(entries.ids[: inner[-1]]), "codes": nested(codes)})
+    pq.write_table(table, file, compression="zstd")
+    return file, positions
+
+
+def read_lists(file: Path) -> list[tuple[Array, Array]]:
+    """As people read it: each position's lists become arrays."""
+    table = pq.ParquetFile(file).read(use_threads=False)
+    return [
+        (np.array(ids), np.exp(np.array(codes) / -16.0))
+        for row in zip(table["ids"].to_pylist(), table["codes"].to_pylist(), strict=True)
+        for ids, codes in zip(*row, strict=True)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Positions a second of the steps from a teacher's answer to a finished shard."""
+
+    encode: float
+    seal: float
+
+    @property
+    def both(self) -> float:
+        return 1 / (1 / self.encode + 1 / self.seal)
+
+
+def encoding(answers: Answers, spec: Spec, rows: Rows, turns: int = 5) -> Encoding:
+    """Batch by batch as a unit does it; then rows in order, ranking, Parquet and hashes."""
+    batches = list(batches_of(answers, spec, rows))
+    parts = [encode(examples, answer, spec).rows for examples, answer in batches]
+    positions = answers.num_positions
+    return Encoding(
+        encode=positions / best(lambda: [encode(*batch, spec) for batch in batches], turns),
+        seal=positions / best(lambda: seal(Rows.concatenate(parts)), turns),
+    )
+
+
+def batches_of(
+    answers: Answers, spec: Spec, rows: Rows, size: int = 16
+) -> list[tuple[list[Example], Answer]]:
+    """What the teacher gives for `size` examples at a time."""
+    found = []
+    offsets = rows.position_offsets
+    for start in range(0, len(rows), size):
+        end = min(len(rows), start + size)
+        found.append(
+            (
+                [example_of(rows, row) for row in range(start, end)],
+                Answer(
+                    selected=selected_of(answers, spec, slice(offsets[start], offsets[end])),
+                    logits=None,
+                    features=(),
+                    finite=torch.ones(end - start, dtype=torch.bool),
+                ),
+            )
+        )
+    return found
+
+
+def selected_of(answers: Answers, spec: Spec, part: slice) -> Selected:
+    """Exact entries alone: what is drawn is a dozen a position, and the exact ones 64."""
+    logprobs = torch.from_numpy(answers.top_logprobs[part, : spec.max_kept])
+    n = len(logprobs)
+    none = torch.zeros(n, 0)
+    values: dict[str, Any] = {
+        "ids": torch.from_numpy(answers.top_ids[part, : spec.max_kept].astype(np.int64)),
+        "logprobs": logprobs,
+        "counts": torch.from_numpy(answers.exact_counts(spec.keep)[part].astype(np.int64)),
+        "logsumexp": torch.zeros(n, 1),
+        "entropy": torch.from_numpy(answers.entropy[part]),
+        "kept_mass": logprobs.exp().sum(1),
+        "label_logprob": torch.from_numpy(answers.gold_logprob[part]),
+        "top_logprob": logprobs[:, 0],
+        "sampled_ids": none.long(),
+        "sampled_logprobs": none,
+        "draws": none.long(),
+        "num_sampled": torch.zeros(n, dtype=torch.int64),
+    }
+    return Selected(**{name: values[name] for name in Selected._fields})
+
+
+def example_of(rows: Rows, row: int) -> Example:
+    values: dict[str, Any] = dict.fromkeys(Example._fields)
+    values |= {
+        "id": rows.array("example_id")[row].tobytes(),
+        "document_hash": rows.array("document_hash")[row].tobytes(),
+        "window_index": 0,
+        "window_count": 1,
+        "input_ids": rows.input_ids.row(row).tobytes(),
+        "file": "",
+        "offset": 0,
+    }
+    return Example(**values)
+
+
+def columns_read(sealed_data: memoryview) -> float:
+    """Processor seconds that Arrow alone takes for a shard in memory, all columns: the floor of any reader."""
+    buffer = pa.py_buffer(sealed_data)
+    return best(lambda: pq.ParquetFile(pa.BufferReader(buffer)).read(use_threads=False), 8)
