@@ -240,7 +240,7 @@ def pass_gate(
 def gate_of(run: Run, config: PrecomputeConfig, counts: Mapping[str, int]) -> Gate:
     """How a run goes on that has these counts."""
     spec = run.header.spec
-    entries = counts.get("positions", 0) * (spec.max_kept + spec.max_sampled)
+    entries = counts.get("positions", 0) * spec.max_entries
     weight = max(counts.get("tokens", 0), entries // ENTRIES_A_TOKEN)
     count = num_units(weight, config.unit_tokens, config.workers)
     return Gate(num_units=count, prune_withheld=counts.get("unidentified", 0) > 0)

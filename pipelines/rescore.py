@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from pipelines.fingerprint import make_fingerprint, resolve
 from pipelines.teacher import Answer, Teacher, open_teacher
 from pipelines.tokenise import Example
 from schemas import Cache
+from schemas.entries import entries_of
 from schemas.errors import DriftError, MismatchError
-from schemas.policies import KeepAll
+from schemas.policies import KeepAll, Sampled
 from schemas.ragged import Array
 from schemas.rows import Rows
 from schemas.spec import Spec
@@ -146,29 +147,64 @@ def _distances(rows: Rows, teacher: Teacher, pad_id: int) -> Array:
     return np.concatenate(found)
 
 
-def _divergences(rows: Rows, logits: Any) -> Array:
-    """KL(cache || fresh) of each position over its kept entries and one bucket for the tail, in float64."""
-    counts, ids = rows.kept_counts, torch.from_numpy(rows.kept_ids.astype(np.int64))
-    owner = np.repeat(np.arange(len(counts)), counts)
-    fresh, start = np.empty(len(ids)), 0
-    offsets = rows.kept_offsets
-    for chunk in logits:
-        end = start + len(chunk)
-        entries = slice(offsets[start], offsets[end])
-        place = torch.from_numpy(owner[entries] - start)
-        logsumexp = chunk.double().logsumexp(1)
-        picked = chunk[place.to(chunk.device), ids[entries].to(chunk.device)].double()
-        fresh[entries] = (picked - logsumexp[place.to(chunk.device)]).cpu().numpy()
-        start = end
-    cached = rows.kept_logprobs().astype(np.float64)
-    if isinstance(rows.spec.keep, KeepAll):
-        cached -= np.repeat(np.log(np.add.reduceat(np.exp(cached), offsets[:-1])), counts)
-    kept = np.add.reduceat(np.exp(cached) * (cached - fresh), offsets[:-1])
-    p = np.clip(1 - np.add.reduceat(np.exp(cached), offsets[:-1]), 0, 1)
-    q = np.clip(1 - np.add.reduceat(np.exp(fresh), offsets[:-1]), 1e-12, 1)
-    tail = np.where(p > 1e-12, p * np.log(np.maximum(p, 1e-12) / q), 0)
-    total: Array = kept + tail
+def _divergences(rows: Rows, logits: Iterable[torch.Tensor]) -> Array:
+    """KL(cache || fresh) of each position, in float64, as far as what the cache keeps tells.
+
+    Exact entries make one bucket of all others. Where drawn entries have their own log-probabilities there is no
+    bucket: the sum of weight x (p log p / q - p + q) / p is unbiased, and never negative. Draws alone say nothing of p:
+    then it is the largest probability against the rest.
+    """
+    spec = rows.spec
+    if isinstance(spec.keep, Sampled) and not spec.own_logits:
+        return _two_buckets(np.exp(rows.top_logprob().astype(np.float64)), np.exp(_largest(logits)))
+    entries = entries_of(rows)
+    known = ~np.isnan(entries.logprobs)
+    owner = np.repeat(np.arange(len(entries.counts)), entries.counts)[known]
+    cached, fresh = entries.logprobs[known].astype(np.float64), _fresh(entries.ids[known], owner, logits)
+
+    def summed(terms: Array) -> Array:
+        sums: Array = np.bincount(owner, terms, minlength=len(entries.counts))
+        return sums
+
+    if spec.own_logits:
+        apart = cached - fresh
+        return summed(entries.weights[known] * (apart + np.expm1(-apart)))
+    if isinstance(spec.keep, KeepAll):
+        cached -= np.log(summed(np.exp(cached)))[owner]
+    kept = summed(np.exp(cached) * (cached - fresh))
+    p, q = 1 - summed(np.exp(cached)), 1 - summed(np.exp(fresh))
+    total: Array = kept + _bucket(p, q)
     return total
+
+
+def _fresh(ids: Array, owner: Array, logits: Iterable[torch.Tensor]) -> Array:
+    """The fresh teacher's log-probabilities of some entries, given by id and position; positions ascend."""
+    found, start = np.empty(len(ids)), 0
+    for chunk in logits:
+        entries = slice(*np.searchsorted(owner, [start, start + len(chunk)]))
+        place = torch.from_numpy(owner[entries] - start).to(chunk.device)
+        picked = chunk[place, torch.from_numpy(ids[entries].astype(np.int64)).to(chunk.device)].double()
+        found[entries] = (picked - chunk.double().logsumexp(1)[place]).cpu().numpy()
+        start += len(chunk)
+    return found
+
+
+def _largest(logits: Iterable[torch.Tensor]) -> Array:
+    """The fresh teacher's largest log-probability of each position."""
+    parts = [(chunk.amax(1).double() - chunk.double().logsumexp(1)).cpu().numpy() for chunk in logits]
+    return np.concatenate(parts)
+
+
+def _two_buckets(p: Array, q: Array) -> Array:
+    total: Array = _bucket(p, q) + _bucket(1 - p, 1 - q)
+    return total
+
+
+def _bucket(p: Array, q: Array) -> Array:
+    """p log p / q of a bucket; what rounding made negative is nothing."""
+    p, q = np.clip(p, 0, 1), np.clip(q, 1e-12, 1)
+    found: Array = np.where(p > 1e-12, p * np.log(np.maximum(p, 1e-12) / q), 0)
+    return found
 
 
 def _differences(rows: Rows, answer: Answer) -> Array:

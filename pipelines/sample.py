@@ -20,6 +20,7 @@ from pipelines.handler import TeacherJob, open_scorer
 from pipelines.tokenise import Example
 from pipelines.units import ShardLine, UnitScorer
 from pipelines.versions import check_versions
+from schemas.entries import entries_of
 from schemas.identity import unit_name
 from schemas.shard_reader import open_footer, read_group
 from schemas.spec import Spec
@@ -169,4 +170,4 @@ def _decode(folder: str, name: str, spec: Spec) -> None:
     for place in range(len(opened.footer.row_groups)):
         rows = read_group(storage, name, opened, place, spec)
         if spec.score == "softmax":
-            rows.kept_logprobs()
+            entries_of(rows)

@@ -146,6 +146,12 @@ class Spec:
         return max_sampled(self.keep, self.vocab_size, len(self.temperatures))
 
     @property
+    def max_entries(self) -> int:
+        """The most entries of a position, exact and drawn: an id with p >= tau leaves so much less to draw."""
+        exact = self.keep.k if isinstance(self.keep, Threshold) else self.max_kept
+        return min(self.vocab_size, exact + self.max_sampled)
+
+    @property
     def is_sampling(self) -> bool:
         """Whether entries are drawn, and weigh without bias."""
         return is_sampling(self.keep)

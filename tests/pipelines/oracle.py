@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import transformers
 
-HALF_STEP = 1 / 32
+HALF_STEP, HALF_TOP_STEP, HALF_SCALAR_STEP = 1 / 32, 1 / 128, 1 / 64
+"""What rounding to codes costs entries, the top one, and scalars, at most."""
 ROUNDING = 5e-5
 """Nats by which two orders of the same float32 sums may differ here."""
 
@@ -46,18 +47,19 @@ def check_row(row: dict, truth: Truth, spec, *, rounding: float = ROUNDING) -> i
         kept = slice(offsets[n], offsets[n + 1])
         swapped += check_kept(row["kept_ids"][kept], row["logprobs"][kept], scores, spec, rounding)
     shape = (len(logits), len(spec.temperatures))
-    expected = np.stack([logsumexp(logits / t) for t in spec.temperatures], axis=1)
-    np.testing.assert_allclose(row["logsumexp"].reshape(shape), expected, rtol=1e-6, atol=rounding)
+    if "logsumexp" in spec.scalars:
+        expected = np.stack([logsumexp(logits / t) for t in spec.temperatures], axis=1)
+        np.testing.assert_allclose(row["logsumexp"].reshape(shape), expected, rtol=1e-6, atol=rounding)
     logprobs = logits - logsumexp(logits)[:, None]
     entropy = -(np.exp(logprobs) * logprobs).sum(1)
-    np.testing.assert_allclose(row["entropy"], entropy, rtol=1e-4, atol=rounding)
+    np.testing.assert_allclose(row["entropy"], entropy, rtol=1e-4, atol=HALF_SCALAR_STEP + rounding)
     return swapped
 
 
 def check_labels(row: dict, truth: Truth, labels, *, rounding: float = ROUNDING) -> None:
     logits = truth.logits[row["positions"]]
     expected = logits[np.arange(len(logits)), labels] - logsumexp(logits)
-    np.testing.assert_allclose(row["label_logprob"], expected, rtol=1e-6, atol=rounding)
+    np.testing.assert_allclose(row["label_logprob"], expected, rtol=1e-6, atol=HALF_SCALAR_STEP + rounding)
 
 
 def check_kept(ids, logprobs, scores, spec, rounding: float) -> int:
@@ -68,7 +70,7 @@ def check_kept(ids, logprobs, scores, spec, rounding: float) -> int:
     assert len(set(ids.tolist())) == len(ids)
     assert np.abs(logprobs - exact[ids]).max() <= HALF_STEP + rounding
     assert logprobs[0] == np.float32(logprobs[0])
-    assert abs(logprobs[0] - exact[ids[0]]) <= rounding, "the top entry is not rounded to a step"
+    assert abs(logprobs[0] - exact[ids[0]]) <= HALF_TOP_STEP + rounding
     check_count(len(ids), np.exp(exact[order]), spec, rounding)
     return int((ids != order[: len(ids)]).sum())
 
