@@ -33,6 +33,7 @@ VERBS = {
     "verify": Verb(
         "schemas.commands", "", "check every byte, count and id; with --teacher, the values; or --repair"
     ),
+    "export": Verb("schemas.export_commands", "", "write a cache as plain Parquet, for other tools"),
     "compact": Verb(
         "pipelines.upkeep_commands", "pipelines", "merge the small shards of many runs into full ones"
     ),

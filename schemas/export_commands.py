@@ -1,0 +1,68 @@
+"""The verb `export`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from schemas.arguments import Parser, natural
+from schemas.cache import Cache
+from schemas.export import Exported
+from schemas.export import export as run_export
+
+_HELP = """\
+Writes a cache as plain Parquet, for tools that know nothing of codes: one file a shard, a row an example.
+
+ids and logprobs hold a list for each position: the kept ids, and their log-probabilities under the full softmax at
+temperature 1. Where entries are drawn there are weights too: an average over entries takes these, and drawn entries
+without a stored log-probability have null there. labels are the gold ids, position_index the token of each position,
+features lists of floats. For scores that are all kept there is logits instead.
+
+The files take several times the cache's bytes, and are no cache: train and verify read the cache itself. Memory is
+that of one row group.
+"""
+
+_EXAMPLES = """\
+examples:
+  All columns, then a look at them with DuckDB:
+    teachonce export ./cache --out ./plain
+    duckdb -c "SELECT input_ids, ids[1], logprobs[1] FROM './plain/*.parquet' LIMIT 5"
+  Two columns of an older version:
+    teachonce export s3://bucket/cache --version 4 --out ./plain --columns input_ids,feature_mean_6
+
+exit status: 0 done; 1 a shard is damaged; 2 a wrong flag or path, or a folder that is not empty
+"""
+
+
+def export(argv: Sequence[str]) -> int:
+    """`teachonce export CACHE --out DIR`."""
+    parser = Parser(prog="teachonce export", description=_HELP, epilog=_EXAMPLES)
+    parser.add_argument("cache", metavar="CACHE", help="folder, s3://, gs:// or az://")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty local folder")
+    parser.add_argument(
+        "--version", type=natural, metavar="N", help="a committed version (default: the newest)"
+    )
+    parser.add_argument(
+        "--format", choices=["parquet"], default="parquet", help="of the files (default: parquet)"
+    )
+    parser.add_argument("--columns", default="", metavar="A,B", help="only these columns, in this order")
+    parser.add_argument("--json", action="store_true", help="one JSON object at the end")
+    arguments = parser.parse_args(list(argv))
+    names = [name for name in arguments.columns.split(",") if name]
+    found = run_export(Cache.open(arguments.cache, arguments.version), arguments.out, names, _tell)
+    if arguments.json:
+        sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
+    else:
+        sys.stdout.write(f"{_counts(found)} in {found.path}\n")
+    return 0
+
+
+def _tell(found: Exported, files: int) -> None:
+    """A line a file, on stderr."""
+    sys.stderr.write(f"{found.files:,} of {files:,} files: {_counts(found)}\n")
+
+
+def _counts(found: Exported) -> str:
+    return f"{found.files:,} files, {found.examples:,} examples, {found.bytes:,} bytes"
