@@ -66,9 +66,8 @@ def main() -> None:
         ids(answers, keep)
         levels_and_groups(answers, keep)
     width = answers.features.shape[1]
-    print(
-        f"\nint8 feature of 384 (measured at {width}): {feature_bytes(answers):.0f} B an example   (aim: at most 420)"
-    )
+    found = feature_bytes(answers)
+    print(f"\nint8 feature of 384 (measured at {width}): {found:.0f} B an example   (aim: at most 420)")
     speeds(answers)
 
 
@@ -83,29 +82,31 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def head(*names: str) -> None:
+    print("\n| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+
+
 def policies(answers: Answers) -> None:
-    print(
-        "\n| policy | entries | B entries | aim | ids | codes | counts | KL mean | KL max | kept mass | variance | B / bound |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    sized = ("B entries", "aim", "ids", "codes", "counts")
+    head("policy", "entries", *sized, "KL mean", "KL max", "exact mass", "variance", "B / bound")
     for label, aim in POLICIES.items():
         name, _, own = label.partition(" ")
         spec = spec_of(answers, name, own_logits=bool(own))
         rows = rows_of(answers, spec)
         size = sizes(seal(rows))
         divergence = quantisation_kl(answers, spec)
-        kept = mass(answers, name)
         bound = bounds(rows, answers.inputs)
         limit = bound["ids unigram, no order"] + bound["codes"] + bound["counts"]
         ratio = "" if own or name.startswith("sampled") else f"{size.entries / limit:.2f}"
         print(
-            f"| {label} | {rows.num_entries / rows.num_positions:.1f} | {size.entries:.2f} | {aim or ''} | {size.ids:.2f} | "
-            f"{size.codes:.2f} | {size.counts:.2f} | {divergence.mean():.1e} | {divergence.max():.1e} | "
-            f"{kept.mean():.4f} | {variance(answers, name):.4f} | {ratio} |"
+            f"| {label} | {rows.num_entries / rows.num_positions:.1f} | {size.entries:.2f} | {aim or ''} | "
+            f"{size.ids:.2f} | {size.codes:.2f} | {size.counts:.2f} | {divergence.mean():.1e} | "
+            f"{divergence.max():.1e} | {mass(answers, name).mean():.4f} | {variance(answers, name):.4f} | {ratio} |"
         )
     print(
-        f"\nbeside each: scalars {size.scalars:.2f} B (aim: at most 3), input_ids {size.input_ids:.2f} B; of the entries, "
-        f"the list of ids {size.listed:.3f} B\nbound: entropies of ids (unigram, drawn ones without their order), codes and counts"
+        f"\nbeside each: scalars {size.scalars:.2f} B (aim: at most 3), input_ids {size.input_ids:.2f} B; "
+        f"of the entries, the list of ids {size.listed:.3f} B\n"
+        "bound: entropies of ids (unigram, drawn ones without their order), codes and counts"
     )
 
 
@@ -131,17 +132,14 @@ def variance(answers: Answers, name: str) -> float:
 
 
 def steps(answers: Answers) -> None:
-    print("\n| step, nats | policy | B codes | KL mean | KL max |")
-    print("|---|---|---|---|---|")
+    head("step, nats", "policy", "B codes", "KL mean (aim at 1/16: 1e-4)", "KL max")
     for keep in SHOWN:
         for step in (1 / 8, 1 / 16, 1 / 32):
             spec = spec_of(answers, keep, step=step)
             divergence = quantisation_kl(answers, spec)
             codes = sizes(seal(rows_of(answers, spec))).codes
-            aim = "   (aim: KL mean at most 1e-4)" if step == 1 / 16 else ""
-            print(
-                f"| 1/{round(1 / step)} | {keep} | {codes:.2f} | {divergence.mean():.1e} | {divergence.max():.1e} |{aim}"
-            )
+            errors = f"{divergence.mean():.1e} | {divergence.max():.1e}"
+            print(f"| 1/{round(1 / step)} | {keep} | {codes:.2f} | {errors} |")
 
 
 def ids(answers: Answers, keep: str) -> None:
@@ -165,10 +163,8 @@ def levels_and_groups(answers: Answers, keep: str) -> None:
 
 
 def speeds(answers: Answers) -> None:
-    print(
-        "\n| decoding | M positions/s | aim | naive Parquet | ratio | bytes / naive's | lists through Python | ratio | Arrow alone |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    naive = ("naive Parquet", "ratio", "bytes / naive's")
+    head("decoding", "M positions/s", "aim", *naive, "lists through Python", "ratio (aim: 50)", "Arrow alone")
     for keep in ("threshold:1/16", "top_p:0.99,k=64", "top_k:64"):
         rows = rows_of(answers, spec_of(answers, keep))
         sealed = seal(rows)

@@ -26,7 +26,7 @@ from schemas.policies import Sampled, parse_keep
 from schemas.ragged import Array, Ragged
 from schemas.rewrite import ROW_GROUP_TOKENS, seal_rows
 from schemas.rows import Rows
-from schemas.shards import LISTED_KEY, SealedShard
+from schemas.shards import LISTED_KEY, SealedShard, Totals
 from schemas.spec import Feature, Fingerprint, Header, Spec
 
 FINGERPRINT = Fingerprint(weights="0", config="0", tokenizer="0", chat_template="", dtype="float32")
@@ -107,9 +107,9 @@ def _of_examples(answers: Answers) -> dict[str, Any]:
 
 
 def seal(rows: Rows, row_group_tokens: int = ROW_GROUP_TOKENS) -> SealedShard:
-    return seal_rows(
-        rows, Header(fingerprint=FINGERPRINT, spec=rows.spec, teacher={}, tokenizer={}), row_group_tokens
-    )
+    """As the job does it, which knows the totals from the teacher's pass."""
+    header = Header(fingerprint=FINGERPRINT, spec=rows.spec, teacher={}, tokenizer={})
+    return seal_rows(rows, header, row_group_tokens, totals=Totals())
 
 
 class Sizes(NamedTuple):
@@ -150,7 +150,7 @@ def zstd_level(level: int) -> Iterator[None]:
 
 
 def quantisation_kl(answers: Answers, spec: Spec) -> Array:
-    """KL of each position's exact entries after coding from what they were, both divided by their sums; in nats, [N]."""
+    """KL of each position's exact entries after coding from before, both divided by their sums; in nats, [N]."""
     kept = answers.exact_counts(spec.keep)
     mask = np.arange(answers.top_ids.shape[1]) < kept[:, None]
     top = -decode_scalars(

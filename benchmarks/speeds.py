@@ -1,4 +1,4 @@
-"""How fast a row group becomes flat arrays, and a teacher's answer a shard: processor time, one thread, best of many."""
+"""How fast a row group becomes flat arrays, and a teacher's answer a shard: processor time of one thread."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def decoding(rows: Rows, folder: Path, turns: int = 12) -> Decoding:
 
 
 def naive_file(rows: Rows, entries: Entries, file: Path) -> Path:
-    """int32 ids and float32 log-probabilities (or weights), a list a row, as Parquet's defaults write them with zstd."""
+    """int32 ids and float32 log-probabilities (or weights), a list a row, as Parquet writes them with zstd."""
     per_row = offsets_of(entries.counts)[rows.position_offsets]
     lists = lambda offsets, values: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))  # noqa: E731
     table = pa.table(

@@ -1,4 +1,4 @@
-"""Running sums that begin anew at each position, against the plain loop; and columns that come out of Arrow uncopied."""
+"""Running sums that begin anew at each position, against the plain loop; columns that Arrow holds uncopied."""
 
 import numpy as np
 import pyarrow as pa
