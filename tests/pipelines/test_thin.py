@@ -1,4 +1,4 @@
-"""`thin` by the command: a smaller cache in one commit, kept as an image of the larger, and never anything in between."""
+"""`thin` by the command: a smaller cache in one commit, an image of the larger, and never anything in between."""
 
 import json
 
@@ -32,13 +32,19 @@ def all_rows(cache):
     return rows.take(np.array(sorted(range(len(rows)), key=rows.example_ids.__getitem__)))
 
 
-def same_columns(found, expected):
-    """Every column of two caches, as it stands in memory."""
-    ours, theirs = all_rows(found), all_rows(expected)
+def same_columns(found, expected, *, but=()):
+    """Every column of two caches, as it stands in memory; drawn ids in order, which means nothing."""
+    ours, theirs = (all_rows(cache) for cache in (found, expected))
     assert ours.data.keys() == theirs.data.keys()
-    for name, column in ours.data.items():
-        values = [getattr(c, "values", c) for c in (column, theirs.data[name])]
-        np.testing.assert_array_equal(*values, name)
+    for name in ours.data.keys() - set(but):
+        np.testing.assert_array_equal(column(ours, name), column(theirs, name), name)
+
+
+def column(rows, name):
+    values = getattr(rows.data[name], "values", rows.data[name])
+    if name != "sampled_ids":
+        return values
+    return np.sort(np.repeat(np.arange(rows.num_positions), rows.sampled_counts) << 32 | values)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,11 @@ def test_the_largest_are_row_for_row_those_of_a_precompute(tmp_path, capsys, cac
     found = Cache.open(tmp_path / "out")
     assert found.header.to_json() == expected.header.to_json()
     assert found.verify().examples == larger.totals.examples == told["examples"]
-    same_columns(found, expected)
+    # the teacher's own features differ in their last bit from run to run
+    features = [name for name in all_rows(found).data if name.startswith("feature_")]
+    same_columns(found, expected, but=features)
+    for name in features:
+        np.testing.assert_array_equal(column(all_rows(found), name), column(all_rows(larger), name))
     assert (told["size_bytes_before"], told["size_bytes"]) == (larger.size_bytes, found.size_bytes)
     assert told["size_bytes"] < told["size_bytes_before"]
     assert len(found.shards) == len(larger.shards) == told["added_shards"] > 1
@@ -137,18 +147,16 @@ def test_nights_are_followed_and_what_left_leaves(tmp_path, capsys, teacher):
         1,
         2,
     )
-    before = all_rows(Cache.open(out))
+    before = Cache.open(out)
     again = thin(asked)
     assert (again.committed, again.version, again.added_shards) == (False, 1, 0)
     flags = ["thin", str(cache), "--keep=threshold:1/16", f"--out={out}"]
     assert teachonce.main(flags) == 0
     assert capsys.readouterr().out == f"nothing new: version 1 of {out} is thinned from version 1\n"
     compact(CompactConfig(cache=str(cache)))
-    assert (thin(asked).shards, Cache.open(out).verify().examples) == (1, len(before))
-    after = all_rows(Cache.open(out))
-    for name, column in before.data.items():
-        np.testing.assert_array_equal(getattr(after.data[name], "values", 0), getattr(column, "values", 0))
-    gone = after.array("document_id")[0]
+    assert (thin(asked).shards, Cache.open(out).verify().examples) == (1, before.totals.examples)
+    same_columns(Cache.open(out), before)
+    gone = all_rows(before).array("document_id")[0]
     assert forget(ForgetConfig(cache=str(out), ids=(gone,))).examples > 0
     kept = Cache.open(out).totals.examples
     thin(asked)
@@ -172,14 +180,14 @@ def larger(tmp_path):
     return Cache.open(storage.root)
 
 
-def task_of(larger, out, keep=Threshold(tau=1 / 8)):
+def task_of(larger, out):
     """What the steps of one call are told."""
     tasks, real = [], thin_steps.build
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "pipelines.thin_run.build", lambda p, task, *rest: (tasks.append(task), real(p, task, *rest))
         )
-        thin(config(larger.storage.root, out, keep))
+        thin(config(larger.storage.root, out, Threshold(tau=1 / 8)))
     return tasks[0]
 
 
@@ -255,8 +263,8 @@ def test_another_call_that_commits_meanwhile_is_met(tmp_path, monkeypatch, large
 
 def test_what_is_no_image_of_this_cache_is_left_alone(tmp_path, larger):
     root, out = larger.storage.root, tmp_path / "out"
+    begin(tmp_path / "other", larger.spec)
     with pytest.raises(MismatchError, match=r"spec\.keep: cache all, run top_k:3"):
-        begin(tmp_path / "other", larger.spec)
         thin(config(root, tmp_path / "other", TopK(k=3)))
     thin(config(root, out, TopK(k=3)))
     twin = begin(tmp_path / "twin", larger.spec)
