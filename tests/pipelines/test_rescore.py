@@ -13,7 +13,7 @@ from pipelines import rescore as rescore_module
 from pipelines.rescore import RescoreConfig, rescore
 from schemas import Cache
 from schemas.errors import CorruptionError, DriftError, MismatchError
-from schemas.policies import KeepAll, TopP
+from schemas.policies import KeepAll, Sampled, Threshold, TopP
 from tests.pipelines import models
 from tests.pipelines.helpers import documents, run, write_jsonl
 
@@ -51,12 +51,8 @@ def perturbed(folder, teacher, scale):
     return models.save(model, transformers.AutoTokenizer.from_pretrained(teacher), folder)
 
 
-def test_the_distance_is_the_kl_divergence_of_the_two_teachers(tmp_path, whole, teacher, monkeypatch):
-    """With all entries kept it is the textbook's sum, here from two plain forwards."""
-    other = perturbed(tmp_path / "other", teacher, 0.02)
-    monkeypatch.setattr(rescore_module, "make_fingerprint", lambda *_: Cache.open(whole[0]).fingerprint)
-    opened = Cache.open(whole[0])
-    found = rescore(opened, RescoreConfig(teacher=str(other), sample=10**6))
+def divergences(opened, teacher, other):
+    """KL of each position of a cache's rows, from plain forwards of the two teachers."""
     p, q = (transformers.AutoModelForCausalLM.from_pretrained(folder) for folder in (teacher, other))
     distances = []
     for rows in opened.read_all():
@@ -65,6 +61,16 @@ def test_the_distance_is_the_kl_divergence_of_the_two_teachers(tmp_path, whole, 
             with torch.inference_mode():
                 ours, theirs = (m(ids).logits[0, :-1].double().log_softmax(1) for m in (p, q))
             distances += (ours.exp() * (ours - theirs)).sum(1).tolist()
+    return distances
+
+
+def test_the_distance_is_the_kl_divergence_of_the_two_teachers(tmp_path, whole, teacher, monkeypatch):
+    """With all entries kept it is the textbook's sum, here from two plain forwards."""
+    other = perturbed(tmp_path / "other", teacher, 0.02)
+    monkeypatch.setattr(rescore_module, "make_fingerprint", lambda *_: Cache.open(whole[0]).fingerprint)
+    opened = Cache.open(whole[0])
+    found = rescore(opened, RescoreConfig(teacher=str(other), sample=10**6))
+    distances = divergences(opened, teacher, other)
     assert isinstance(opened.spec.keep, KeepAll)
     assert found.mean_kl_nats == pytest.approx(np.mean(distances), rel=0.05, abs=CODEC_NATS)
     assert found.max_kl_nats == pytest.approx(np.max(distances), rel=0.05, abs=CODEC_NATS)
@@ -121,3 +127,30 @@ def test_positions_of_instruction_data_are_found_again(tmp_path, teacher):
     found = rescore(Cache.open(tmp_path / "c"), RescoreConfig(teacher=str(teacher), sample=10**6))
     assert found.positions == Cache.open(tmp_path / "c").totals.positions
     assert found.max_kl_nats < 5e-3
+
+
+DRAWING = {
+    "threshold": {"keep": Threshold(tau=1 / 16)},
+    "own": {"keep": Threshold(tau=1 / 16), "temperatures": (1.0, 2.0)},
+    "draws": {"keep": Sampled(n=13)},
+    "own draws": {"keep": Sampled(n=13), "own_logits": True},
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_caches_that_draw_are_compared_by_what_they_know(tmp_path, teacher, name, monkeypatch):
+    """Own log-probabilities give the whole KL divergence without bias; all else a lower bound of it."""
+    corpus = write_jsonl(tmp_path / "c.jsonl", documents(10))
+    run(corpus, teacher, tmp_path / "c", **DRAWING[name])
+    opened = Cache.open(tmp_path / "c")
+    same = rescore(opened, RescoreConfig(teacher=str(teacher), sample=10**6))
+    assert same.positions == opened.totals.positions
+    assert 0 <= same.mean_kl_nats < CODEC_NATS
+    other = perturbed(tmp_path / "other", teacher, 0.02)
+    monkeypatch.setattr(rescore_module, "make_fingerprint", lambda *_: opened.fingerprint)
+    found = rescore(opened, RescoreConfig(teacher=str(other), sample=10**6)).mean_kl_nats
+    kl = np.mean(divergences(opened, teacher, other))
+    if opened.spec.own_logits:
+        assert found == pytest.approx(kl, rel=0.2, abs=CODEC_NATS)
+    else:
+        assert 0.01 * kl < found < kl
