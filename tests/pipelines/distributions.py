@@ -4,7 +4,8 @@ import numpy as np
 
 from schemas import Spec
 from schemas.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars
-from schemas.policies import KeepAll
+from schemas.entries import entries_of
+from schemas.policies import KeepAll, Threshold
 from schemas.ragged import Ragged, offsets_of
 from schemas.rows import Rows
 
@@ -96,3 +97,50 @@ def _drawn(p, drawn, decoded, positions, spec: Spec) -> dict:
         codes = encode_levels(own, number, decoded, spec.code_step_nats).codes
         data["sampled_codes"] = Ragged(values=codes, offsets=per_row)
     return data
+
+
+def exact(p, tau, k):
+    """The ids that `threshold` holds exactly, descending, and all others ascending."""
+    order = np.argsort(-p, kind="stable")
+    held = [i for rank, i in enumerate(order) if rank < k or p[i] >= tau]
+    return held, sorted(set(range(len(p))) - set(held))
+
+
+def threshold_rows(p, keep, uniform, **changes):
+    """Rows of a threshold policy, drawn from unrounded probabilities."""
+    spec = spec_of(keep, p.shape[1], **changes)
+    ranked = [exact(row, keep.tau, keep.k) for row in p]
+    drawn = []
+    for row, (_, others), u in zip(p, ranked, uniform, strict=True):
+        running = np.cumsum(row[others]) / keep.tau
+        kept = np.floor(running - u) > np.floor(np.concatenate([[0.0], running[:-1]]) - u)
+        drawn.append(np.array(others)[kept])
+    return drawn_rows(p, [len(held) for held, _ in ranked], drawn, spec)
+
+
+def dense(rows, weights_of=lambda found: found.weights, temperature=1.0):
+    """[N, V]: what each id weighs."""
+    found = entries_of(rows, temperature)
+    weights = np.zeros((rows.num_positions, rows.spec.vocab_size))
+    np.add.at(weights, (np.repeat(np.arange(len(found.counts)), found.counts), found.ids), weights_of(found))
+    return weights
+
+
+SOURCES = {
+    "whole": lambda p: whole_rows(p, spec_of(KeepAll(), p.shape[1])),
+    "drawn": lambda p: threshold_rows(p, Threshold(tau=1 / 32, k=4), np.linspace(0.01, 0.97, len(p))),
+    "own": lambda p: threshold_rows(
+        p, Threshold(tau=1 / 32, k=4), np.linspace(0.2, 0.9, len(p)), own_logits=True
+    ),
+}
+
+
+def same(rows, expected):
+    assert rows.data.keys() == expected.data.keys()
+    for name, column in rows.data.items():
+        other = expected.data[name]
+        if not isinstance(column, Ragged):
+            np.testing.assert_array_equal(column, other)
+            continue
+        for part in ("values", "offsets", "validity"):
+            np.testing.assert_array_equal(getattr(column, part), getattr(other, part), name)

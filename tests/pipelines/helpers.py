@@ -13,6 +13,7 @@ import zstandard
 
 from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, handler, precompute
 from schemas import Cache
+from schemas.rows import Rows
 from tests.pipelines.models import TEXT
 
 MAX_LENGTH = 24
@@ -127,3 +128,23 @@ def rejects(cache, summary) -> list[dict]:
     """The lines of a run's rejects file."""
     file = Path(cache) / "_teachonce" / "rejects" / f"{summary.run}.jsonl"
     return [json.loads(text) for text in file.read_text().splitlines()]
+
+
+def all_rows(cache):
+    rows = Rows.concatenate(list(cache.read_all()))
+    return rows.take(np.array(sorted(range(len(rows)), key=rows.example_ids.__getitem__)))
+
+
+def same_columns(found, expected, *, but=()):
+    """Every column of two caches, as it stands in memory; drawn ids in order, which means nothing."""
+    ours, theirs = (all_rows(cache) for cache in (found, expected))
+    assert ours.data.keys() == theirs.data.keys()
+    for name in ours.data.keys() - set(but):
+        np.testing.assert_array_equal(column(ours, name), column(theirs, name), name)
+
+
+def column(rows, name):
+    values = getattr(rows.data[name], "values", rows.data[name])
+    if name != "sampled_ids":
+        return values
+    return np.sort(np.repeat(np.arange(rows.num_positions), rows.sampled_counts) << 32 | values)

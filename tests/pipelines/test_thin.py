@@ -15,7 +15,7 @@ from schemas.history import LEASES_FOLDER, orphans
 from schemas.policies import KeepAll, Threshold, TopK, TopP
 from schemas.rows import Rows
 from tests.pipelines.distributions import shapes, spec_of, whole_rows
-from tests.pipelines.helpers import documents, read, run, write_jsonl
+from tests.pipelines.helpers import all_rows, column, documents, read, run, same_columns, write_jsonl
 from tests.synthetic import TOKENIZER_FILES, add, begin
 from tests.trainer.tiny import STUDENT
 from trainer import StudentArguments, TrainConfig, train
@@ -25,26 +25,6 @@ FEATURES = {"features": ("mean:-1", "last:0"), "keep_text": True}
 
 def config(cache, out, keep, **changes):
     return ThinConfig(cache=str(cache), out=str(out), keep=keep, **changes)
-
-
-def all_rows(cache):
-    rows = Rows.concatenate(list(cache.read_all()))
-    return rows.take(np.array(sorted(range(len(rows)), key=rows.example_ids.__getitem__)))
-
-
-def same_columns(found, expected, *, but=()):
-    """Every column of two caches, as it stands in memory; drawn ids in order, which means nothing."""
-    ours, theirs = (all_rows(cache) for cache in (found, expected))
-    assert ours.data.keys() == theirs.data.keys()
-    for name in ours.data.keys() - set(but):
-        np.testing.assert_array_equal(column(ours, name), column(theirs, name), name)
-
-
-def column(rows, name):
-    values = getattr(rows.data[name], "values", rows.data[name])
-    if name != "sampled_ids":
-        return values
-    return np.sort(np.repeat(np.arange(rows.num_positions), rows.sampled_counts) << 32 | values)
 
 
 @pytest.fixture(scope="module")
