@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from pipelines.select import num_uniforms
 from pipelines.teacher import Batch
 from pipelines.tokenise import Example
+from pipelines.uniforms import streams, uniforms
+from schemas.policies import Sampled
 from schemas.ragged import Array
 from schemas.spec import Spec
 
@@ -57,11 +60,12 @@ def padded_width(longest: int, *, on_device: bool) -> int:
 
 
 def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: bool = False) -> Batch:
-    """Pads examples on the right to one width, and lists their positions."""
+    """Pads examples on the right to one width, and lists their positions, with the random numbers of their draws."""
     ids = [np.frombuffer(example.input_ids, np.int32) for example in examples]
     width = padded_width(max(map(len, ids)), on_device=on_device)
     positions = [positions_of(example) for example in examples]
-    counts = [len(part) for part in positions]
+    rows = np.repeat(np.arange(len(ids)), [len(part) for part in positions])
+    tokens = np.concatenate(positions).astype(np.int64)
     types = None
     if spec.has_token_type_ids:
         types = _padded([np.frombuffer(e.token_type_ids or b"", np.int32) for e in examples], width, 0)
@@ -69,9 +73,10 @@ def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: 
         input_ids=_padded(ids, width, pad_id),
         attention_mask=_padded([np.ones(len(part), np.int32) for part in ids], width, 0),
         token_type_ids=types,
-        position_rows=torch.from_numpy(np.repeat(np.arange(len(ids)), counts)),
-        position_tokens=torch.from_numpy(np.concatenate(positions).astype(np.int64)),
+        position_rows=torch.from_numpy(rows),
+        position_tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(_labels(examples, ids, positions, spec)),
+        uniforms=torch.from_numpy(_uniforms(examples, rows, tokens, spec)),
     )
 
 
@@ -80,6 +85,17 @@ def positions_of(example: Example) -> Array:
     if example.position_index is None:
         return np.arange(example.num_tokens - 1, dtype=np.int32)
     return np.frombuffer(example.position_index, np.int32)
+
+
+def _uniforms(examples: Sequence[Example], rows: Array, tokens: Array, spec: Spec) -> Array:
+    """The random numbers of each position: a function of seed, example and token, in whatever batch it stands."""
+    count = num_uniforms(spec.keep)
+    if not count:
+        return np.zeros((len(rows), 0))
+    ids = np.frombuffer(b"".join(example.id for example in examples), np.uint8).reshape(len(examples), -1)
+    if isinstance(spec.keep, Sampled):
+        return streams(ids, rows, tokens, spec.sample_seed, count=count)
+    return uniforms(ids, rows, tokens, spec.sample_seed)[:, None]
 
 
 def _labels(

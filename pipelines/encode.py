@@ -16,7 +16,8 @@ from pipelines.select import Selected
 from pipelines.teacher import Answer
 from pipelines.tokenise import Example
 from schemas.arrow import ColumnData
-from schemas.codec import decode_scalars, encode_logprobs, encode_scalars, quantise
+from schemas.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars, quantise
+from schemas.policies import Sampled
 from schemas.ragged import Array, Ragged, offsets_of
 from schemas.rows import Rows
 from schemas.shards import Totals
@@ -89,9 +90,10 @@ def _entries(selected: Selected, counts: Array, spec: Spec) -> tuple[dict[str, C
     num_kept = selected.counts.numpy()
     kept = np.arange(selected.ids.shape[1]) < num_kept[:, None]
     logprobs = selected.logprobs.numpy()
-    top = encode_scalars(-logprobs[:, 0], spec.top_step_nats)
+    top = encode_scalars(-selected.top_logprob.numpy(), spec.top_step_nats)
     decoded = -decode_scalars(top.codes, spec.top_step_nats)
     codes = encode_logprobs(logprobs[kept], num_kept, decoded, spec.code_step_nats)
+    drawn, clamped_drawn = _drawn(selected, counts, decoded, spec)
     scalars, clamped = _scalars(selected, counts, spec)
     per_row = _sums(num_kept, counts)
     columns: dict[str, ColumnData] = {
@@ -99,14 +101,35 @@ def _entries(selected: Selected, counts: Array, spec: Spec) -> tuple[dict[str, C
         "kept_ids": _lists(selected.ids.numpy()[kept].astype(np.int32), per_row),
         "kept_codes": _lists(codes.codes, per_row),
         "top_codes": _lists(top.codes, counts),
+        **drawn,
         **scalars,
     }
     totals = Totals(
-        clamped_codes=codes.num_clamped + top.num_clamped + clamped,
+        clamped_codes=codes.num_clamped + top.num_clamped + clamped + clamped_drawn,
         kept_mass_sum=float(selected.kept_mass.sum(dtype=None)),
         entropy_sum_nats=float(selected.entropy.sum()),
     )
     return columns, totals
+
+
+def _drawn(selected: Selected, counts: Array, top: Array, spec: Spec) -> tuple[dict[str, ColumnData], int]:
+    """The columns of drawn entries, and how many of their log-probabilities did not fit; `top` is the decoded one."""
+    if not spec.is_sampling:
+        return {}, 0
+    number = selected.num_sampled.numpy()
+    taken = np.arange(selected.sampled_ids.shape[1]) < number[:, None]
+    per_row = _sums(number, counts)
+    columns: dict[str, ColumnData] = {
+        "num_sampled": _lists(number.astype(np.int32), counts),
+        "sampled_ids": _lists(selected.sampled_ids.numpy()[taken].astype(np.int32), per_row),
+    }
+    if isinstance(spec.keep, Sampled):
+        columns["sampled_counts"] = _lists(selected.draws.numpy()[taken].astype(np.int32), per_row)
+    if not spec.own_logits:
+        return columns, 0
+    levels = encode_levels(selected.sampled_logprobs.numpy()[taken], number, top, spec.code_step_nats)
+    columns["sampled_codes"] = _lists(levels.codes, per_row)
+    return columns, levels.num_clamped
 
 
 def _scalars(selected: Selected, counts: Array, spec: Spec) -> tuple[dict[str, ColumnData], int]:

@@ -3,6 +3,8 @@
 Ties break by id: of equal logits the lower id comes first, and is kept first. `torch.topk` promises no order among
 equal values, so ties at the cut are found and those positions sorted in full.
 
+Policies that draw ids go by `pipelines/sampler.py`, and have everything from its float64 pass.
+
 Costs, for N positions of V logits on a CPU: one pass each for the largest of each block, for exp, for its sum and for
 the entropy's dot product; the top-k itself looks only into the k blocks with the largest maxima.
 """
@@ -11,17 +13,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 
-from schemas.policies import KeepAll, KeepPolicy, TopP, max_kept
+from pipelines.sampler import Scratch, draw_rare, draw_with_replacement, join, survey
+from schemas.policies import KeepAll, KeepPolicy, Sampled, Threshold, TopP, max_kept, max_sampled
 
 _BLOCK = 64
 _CACHED_BYTES = 2**21
 """On a CPU, logits are gone over in pieces that stay in the core's cache between the passes."""
+_SCRATCH_BYTES = 2**27
+"""On an accelerator, logits that ids are drawn from: a float64 copy of so many, twice, is in memory at a time."""
 
 
 class Selected(NamedTuple):
-    """What is kept of N positions. Entries descend; those from `counts[n]` on are not kept."""
+    """What is kept of N positions. Exact entries descend; those from `counts[n]` on are not kept.
+
+    Drawn entries ascend by id; those from `num_sampled[n]` on are none. S is 0 for policies that draw none.
+    """
 
     ids: Int[torch.Tensor, "N K"]
     logprobs: Float[torch.Tensor, "N K"]
@@ -31,7 +39,15 @@ class Selected(NamedTuple):
     entropy: Float[torch.Tensor, " N"]
     """Of the full distribution, in nats."""
     kept_mass: Float[torch.Tensor, " N"]
+    """Of the exact entries."""
     label_logprob: Float[torch.Tensor, " N"]
+    top_logprob: Float[torch.Tensor, " N"]
+    sampled_ids: Int[torch.Tensor, "N S"]
+    sampled_logprobs: Float[torch.Tensor, "N S"]
+    """Their own, under the full softmax at T=1, in nats."""
+    draws: Int[torch.Tensor, "N S"]
+    """How often each was drawn."""
+    num_sampled: Int[torch.Tensor, " N"]
 
 
 def select(
@@ -39,18 +55,30 @@ def select(
     labels: Int[torch.Tensor, " N"],
     policy: KeepPolicy,
     temperatures: tuple[float, ...] = (1.0,),
+    uniforms: Float64[torch.Tensor, "N U"] | None = None,
 ) -> Selected:
     """Applies a keep policy to float32 logits. A label below 0 is none: its log-probability is NaN.
 
+    A policy that draws ids needs `num_uniforms` random numbers of each position, in [0, 1).
     A position whose logits are not all finite has a `logsumexp`, `entropy` or log-probability that is not finite.
     `logits` are used as working memory: they hold something else afterwards.
     """
+    if isinstance(policy, Threshold | Sampled):
+        assert uniforms is not None
+        return _select_drawn(logits, labels, policy, temperatures, uniforms)
     size = len(logits) if logits.is_cuda else max(1, _CACHED_BYTES // (4 * logits.shape[1]))
     parts = [
         _select(rows, gold, policy, temperatures)
         for rows, gold in zip(torch.split(logits, size), torch.split(labels, size), strict=True)
     ]
     return parts[0] if len(parts) == 1 else concatenate(parts)
+
+
+def num_uniforms(policy: KeepPolicy) -> int:
+    """U: random numbers that the policy needs for a position."""
+    if isinstance(policy, Sampled):
+        return policy.n
+    return 1 if isinstance(policy, Threshold) else 0
 
 
 def concatenate(parts: Sequence[Selected]) -> Selected:
@@ -69,14 +97,62 @@ def _select(
     extra = [_logsumexp_at(logits, values[:, :1], temperature) for temperature in temperatures[1:]]
     logsumexp, entropy = _logsumexp_and_entropy(logits, values[:, :1])
     logprobs = values - logsumexp[:, None]
+    counts = _counts(logprobs, policy)
+    whole = torch.ones_like(logsumexp)
     return Selected(
         ids=ids,
         logprobs=logprobs,
-        counts=_counts(logprobs, policy),
+        counts=counts,
         logsumexp=torch.stack([logsumexp, *extra], dim=1),
         entropy=entropy,
-        kept_mass=_kept_mass(logprobs, policy),
+        kept_mass=whole if isinstance(policy, KeepAll) else _kept_mass(logprobs, counts),
         label_logprob=torch.where(labels < 0, torch.nan, gold - logsumexp),
+        top_logprob=logprobs[:, 0],
+        sampled_ids=ids[:, :0],
+        sampled_logprobs=logprobs[:, :0],
+        draws=ids[:, :0],
+        num_sampled=torch.zeros_like(counts),
+    )
+
+
+def _select_drawn(
+    logits: Float[torch.Tensor, "N V"],
+    labels: Int[torch.Tensor, " N"],
+    policy: Threshold | Sampled,
+    temperatures: tuple[float, ...],
+    uniforms: Float64[torch.Tensor, "N U"],
+) -> Selected:
+    """The passes over V in pieces, the draws for all positions at once: they are many operations, each on little."""
+    kept = max_kept(policy, logits.shape[1], len(temperatures))
+    tau, k = (policy.tau, policy.k) if isinstance(policy, Threshold) else (torch.inf, 0)
+    size = max(1, (_SCRATCH_BYTES if logits.is_cuda else _CACHED_BYTES) // (4 * logits.shape[1]))
+    scratch = Scratch.of(min(size, len(logits)), logits)
+    pieces = torch.split(logits, size)
+    found = join(
+        [survey(p, top_k(p, max(kept, 1)), temperatures, scratch, tau=tau, k=k) for p in pieces],
+    )
+    if isinstance(policy, Threshold):
+        most = max_sampled(policy, logits.shape[1], len(temperatures))
+        drawn = draw_rare(logits, found, temperatures, uniforms[:, 0], tau=tau, most=most)
+    else:
+        drawn = draw_with_replacement(logits, found, uniforms)
+    logsumexp = found.logsumexp(temperatures)
+    normaliser = logsumexp[:, :1]
+    logprobs = (found.head_logits - normaliser).float()
+    gold = (logits.gather(1, labels.clamp(min=0)[:, None]) - normaliser).float()[:, 0]
+    return Selected(
+        ids=found.head[:, :kept],
+        logprobs=logprobs[:, :kept],
+        counts=found.num_exact,
+        logsumexp=logsumexp.float(),
+        entropy=found.entropy.float(),
+        kept_mass=_kept_mass(logprobs, found.num_exact),
+        label_logprob=torch.where(labels < 0, torch.nan, gold),
+        top_logprob=logprobs[:, 0],
+        sampled_ids=drawn.ids,
+        sampled_logprobs=(logits.gather(1, drawn.ids) - normaliser).float(),
+        draws=drawn.draws,
+        num_sampled=drawn.counts,
     )
 
 
@@ -161,10 +237,8 @@ def _counts(logprobs: Float[torch.Tensor, "N K"], policy: KeepPolicy) -> Int[tor
     return (_before(logprobs) < policy.p).sum(1).clamp(min=1)
 
 
-def _kept_mass(logprobs: Float[torch.Tensor, "N K"], policy: KeepPolicy) -> Float[torch.Tensor, " N"]:
-    mass = logprobs.exp()
-    if isinstance(policy, KeepAll):
-        return torch.ones_like(mass[:, 0])
-    if isinstance(policy, TopP):
-        mass = mass * (_before(logprobs) < policy.p)
-    return mass.sum(1)
+def _kept_mass(
+    logprobs: Float[torch.Tensor, "N K"], counts: Int[torch.Tensor, " N"]
+) -> Float[torch.Tensor, " N"]:
+    kept = torch.arange(logprobs.shape[1], device=logprobs.device) < counts[:, None]
+    return (logprobs.exp() * kept).sum(1)

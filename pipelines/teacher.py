@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 
 from pipelines.claims import claim_number
 from pipelines.config import TeacherConfig
 from pipelines.heads import Head, compare_with_forward
 from pipelines.load import first_line, load_model
-from pipelines.select import Selected, concatenate, select
+from pipelines.select import Selected, concatenate, num_uniforms, select
 from schemas.errors import TeacherError, UsageError
 from schemas.spec import Feature, Spec
 
@@ -33,6 +33,8 @@ class Batch(NamedTuple):
     position_tokens: Int[torch.Tensor, " N"]
     labels: Int[torch.Tensor, " N"]
     """Gold class of each position; -1 for none."""
+    uniforms: Float64[torch.Tensor, "N U"]
+    """Random numbers that decide what is drawn; U is 0 for policies that draw nothing."""
 
 
 class Answer(NamedTuple):
@@ -80,7 +82,7 @@ class Teacher:
             bad |= ~feature.isfinite().all(1)
         selected = None
         if self.spec.score == "softmax":
-            selected = self._selected(logits, batch.labels.to(self.device))
+            selected = self._selected(logits, batch)
             fine = selected.logsumexp.isfinite().all(1) & selected.entropy.isfinite()
             fine &= selected.logprobs.isfinite().all(1)
         else:
@@ -120,16 +122,14 @@ class Teacher:
         layers: int = self.model.config.get_text_config().num_hidden_layers
         return layers
 
-    def _selected(self, given: torch.Tensor, labels: torch.Tensor) -> Selected:
+    def _selected(self, given: torch.Tensor, batch: Batch) -> Selected:
         """Selects from logits, or from head inputs in chunks, so that `[N, V]` never exists whole."""
         size = self._chunk_positions
-        parts = [
-            select(logits, chunk, self.spec.keep, self.spec.temperatures)
-            for logits, chunk in zip(
-                self._logits(torch.split(given, size)), torch.split(labels, size), strict=True
-            )
-        ]
-        return concatenate(parts)
+        labels = torch.split(batch.labels.to(self.device), size)
+        uniforms = torch.split(batch.uniforms.to(self.device), size)
+        chunks = zip(self._logits(torch.split(given, size)), labels, uniforms, strict=True)
+        keep, temperatures = self.spec.keep, self.spec.temperatures
+        return concatenate([select(rows, gold, keep, temperatures, u) for rows, gold, u in chunks])
 
     def _logits(self, chunks: tuple[torch.Tensor, ...]) -> Iterator[torch.Tensor]:
         """float32 logits of each chunk; on a CPU they share one buffer, and are gone when the next are asked for."""
@@ -195,6 +195,7 @@ def _blank(rows: int, width: int, spec: Spec) -> Batch:
         position_rows=places,
         position_tokens=torch.full_like(places, width - 1),
         labels=torch.full_like(places, -1),
+        uniforms=torch.zeros(rows, num_uniforms(spec.keep), dtype=torch.float64),
     )
 
 
