@@ -72,6 +72,7 @@ def class_cache_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ca
             vocab_size=num_labels,
             keep=KeepAll(),
             max_length=64,
+            scalars=("entropy", "gold", "logsumexp"),
             features=FEATURES[:1],
         )
         rng, labels = np.random.default_rng(1), []

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schemas.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars
-from schemas.policies import Sampled, Threshold
+from schemas.policies import KeepPolicy, Sampled, Threshold
 from schemas.ragged import Ragged, offsets_of
 from schemas.rows import Rows
 from schemas.spec import Spec
-from tests.trainer.caches import finished_rows
+from tests.trainer.caches import causal_spec, finished_rows
+from tests.trainer.tiny import VOCAB, random_examples
 
 
 class Position(NamedTuple):
@@ -126,3 +127,53 @@ def column(values: np.ndarray, lengths: np.ndarray) -> Ragged:
 
 def flat(lists: list[list[int]]) -> np.ndarray:
     return np.array([i for each in lists for i in each], np.int32)
+
+
+FINE = {"code_step_nats": 2**-11, "top_step_nats": 2**-13, "scalar_step_nats": 2**-13}
+"""Steps so small that rounding is far below the bounds here."""
+
+SMALL = 12
+
+
+def sampling_spec(keep: KeepPolicy, vocab_size: int = SMALL, **changes: Any) -> Spec:
+    values = {
+        "vocab_size": vocab_size,
+        "temperatures": (1.0,),
+        "features": (),
+        "scalars": ("entropy", "gold"),
+    }
+    return causal_spec(keep, **(values | FINE | changes))
+
+
+def shaped(scale: float, vocab_size: int = SMALL) -> np.ndarray:
+    """Flat at 0.3, middling at 1.5, peaked at 4."""
+    return np.random.default_rng(5).normal(size=vocab_size) * scale
+
+
+def rows_of_draws(logits: np.ndarray, draws: list[Position], spec: Spec) -> Rows:
+    """One position a row: the first token is the draw's number, because rows stand in the order of their ids."""
+    examples = [np.array([number, 3], np.int32) for number in range(len(draws))]
+    return rows_of(examples, np.tile(logits, (len(draws), 1)), draws, spec)
+
+
+def enumerated(scale: float, tau: float, k: int, temperatures: tuple[float, ...]) -> tuple[Rows, np.ndarray]:
+    warm = len(temperatures) > 1
+    scalars = ("entropy", "gold", "logsumexp") if warm else ("entropy", "gold")
+    keep = Threshold(tau=tau, k=k)
+    spec = sampling_spec(keep, temperatures=temperatures, own_logits=warm, scalars=scalars)
+    draws, shares = every_draw(shaped(scale), spec)
+    return rows_of_draws(shaped(scale), draws, spec), shares
+
+
+def some_rows(keep: KeepPolicy, examples: int = 6, **changes: Any) -> Rows:
+    """Rows of several positions with V = 200."""
+    spec, rng = sampling_spec(keep, VOCAB, **changes), np.random.default_rng(3)
+    texts = random_examples(examples)
+    logits = rng.normal(size=(sum(len(t) - 1 for t in texts), VOCAB)) * 3
+    draws = [
+        drawn_by_sampling(z, spec, rng)
+        if isinstance(keep, Sampled)
+        else drawn_by_threshold(z, spec, rng.random())
+        for z in logits
+    ]
+    return rows_of(texts, logits, draws, spec)
