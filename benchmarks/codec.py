@@ -173,7 +173,7 @@ def speeds(answers: Answers) -> None:
         alone = rows.num_positions / columns_read(sealed.data)
         print(
             f"| {keep} | {found.ours / 1e6:.2f} | 2 | {found.naive / 1e6:.2f} | {found.ours / found.naive:.2f} | "
-            f"{len(sealed.data) / rows.num_positions / found.naive_bytes:.2f} | {found.lists / 1e6:.3f} | "
+            f"{sizes(sealed).entries / found.naive_bytes:.2f} | {found.lists / 1e6:.3f} | "
             f"{found.ours / found.lists:.0f} | {alone / 1e6:.2f} |"
         )
     print("\n| encoding | k positions/s | aim | encode | ranks, Parquet, hashes |\n|---|---|---|---|---|")
