@@ -100,7 +100,7 @@ def test_without_labels_there_are_none(tmp_path, classifier):
     run(corpus, classifier, tmp_path / "c", task=CLASSIFY["task"])
     [rows] = Cache.open(tmp_path / "c").read_all()
     assert not rows.ragged("labels").validity.any()
-    assert not rows.ragged("label_logprob").validity.any()
+    assert not rows.gold_logprob().validity.any()
 
 
 @pytest.mark.parametrize("kind", ["messages", "prompt"])

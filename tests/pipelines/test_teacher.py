@@ -53,7 +53,7 @@ def test_what_is_not_finite_is_rejected_alone(tmp_path, poisoned, corpus, teache
     }
     found = {row["input_ids"].tobytes(): row["entropy"] for row in kept.values()}
     for row in clean.values():
-        assert found[row["input_ids"].tobytes()] == pytest.approx(row["entropy"], abs=1e-4)
+        assert found[row["input_ids"].tobytes()] == pytest.approx(row["entropy"], abs=1 / 32 + 1e-4)
     assert Cache.open(tmp_path / "c").verify().examples == len(clean)
 
 
