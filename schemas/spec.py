@@ -22,8 +22,7 @@ FORMAT_VERSION = 1
 CODE_STEP_NATS = 1 / 16
 TOP_STEP_NATS = 1 / 64
 SCALAR_STEP_NATS = 1 / 32
-MAX_VOCAB = 2**24
-"""Ids are ranked through tables of V numbers: 200 MB for the largest while a shard is written."""
+MAX_VOCAB = 2**24  # ids are ranked through tables of V numbers: 200 MB while a shard is written
 
 Task = Literal["causal-lm", "sequence-classification"]
 Score = Literal["softmax", "sigmoid", "identity"]
@@ -280,13 +279,8 @@ def _parse(data: bytes, where: str) -> tuple[dict[str, Any], object]:
 def _refuse_unknown(body: Mapping[str, Any], where: str) -> None:
     version = body.get("format_version")
     if version != FORMAT_VERSION:
-        raise FormatError(
-            "this cache has another format version",
-            where=where,
-            expected=FORMAT_VERSION,
-            got=version,
-            do=_NEWER,
-        )
+        told = "this cache has another format version"
+        raise FormatError(told, where=where, expected=FORMAT_VERSION, got=version, do=_NEWER)
     unknown = sorted(set(map(str, body.get("required_features") or ())) - KNOWN_FEATURES)
     if unknown:
         raise FormatError(

@@ -43,18 +43,18 @@ def expected(cache):
     return rows.to_arrow(ranking).to_pydict()
 
 
+def with_datasets(path):
+    with tempfile.TemporaryDirectory() as folder:
+        return datasets.Dataset.from_parquet(path, cache_dir=folder).to_dict()
+
+
 READERS = {
     "pyarrow": lambda path: pq.read_table(path).to_pydict(),
     "duckdb": lambda path: duckdb.read_parquet(path).to_arrow_table().to_pydict(),
     "polars": lambda path: pl.read_parquet(path).to_dict(as_series=False),
     "pandas": lambda path: pd.read_parquet(path).to_dict("list"),
-    "datasets": lambda path: with_datasets(path),
+    "datasets": with_datasets,
 }
-
-
-def with_datasets(path):
-    with tempfile.TemporaryDirectory() as folder:
-        return datasets.Dataset.from_parquet(path, cache_dir=folder).to_dict()
 
 
 def plain(values):
