@@ -42,6 +42,7 @@ from trainer.batches import Collation
 from trainer.distiller import Distiller
 from trainer.objective import Objective
 from trainer.replay import Address, Replay, Share
+from trainer.shrink import parse_shrink
 from trainer.stream import Order
 from trainer.students import Student, open_student, open_trained
 from trainer.training import make_distiller
@@ -86,11 +87,12 @@ _ENTRIES = (
 class Settings:
     """What all runs of a file have in common."""
 
-    student: dict[str, Any]
+    student: dict[str, Any] | str
+    """A config, or `shrink:layers=N` of the teacher."""
     share: float
     """Of the documents that are not held out."""
-    batch_size: int = 4
-    learning_rate: float = 3e-3
+    batch_size: int
+    learning_rate: float
     warmup: float = 0.1
 
 
@@ -112,7 +114,12 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    settings = Settings(student=json.loads(Path(arguments.student).read_text()), share=arguments.share)
+    settings = Settings(
+        student=student_of(arguments.student),
+        share=arguments.share,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+    )
     runs = [
         Run(row, epochs, seed)
         for seed, epochs, row in itertools.product(arguments.seeds, arguments.epochs, arguments.rows)
@@ -138,10 +145,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", nargs="+", type=int, default=[1, 4])
-    parser.add_argument("--share", type=float, default=1.0, help="of the documents to train on")
-    parser.add_argument(
-        "--student", default=str(ROOT / "examples/student.json"), help="config of a causal LM"
-    )
+    parser.add_argument("--share", type=float, default=0.4, help="of the documents to train on")
+    parser.add_argument("--student", default="shrink:layers=2", help="or a config of a causal LM")
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "data/quality", help="where the caches are made"
     )
@@ -156,6 +163,11 @@ def parse_arguments() -> argparse.Namespace:
     name = "quick" if arguments.quick else "demo"
     arguments.results = arguments.results or ROOT / f"benchmarks/results/quality-{name}.jsonl"
     return arguments
+
+
+def student_of(name: str) -> dict[str, Any] | str:
+    found: dict[str, Any] | str = name if parse_shrink(name) else json.loads(Path(name).read_text())
+    return found
 
 
 def finished(results: Path, settings: Settings) -> set[Run]:
@@ -195,8 +207,10 @@ class Bench:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder / f"{settings.share:g}"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._config, self._corpus = self._folder / "student.json", self._folder / "corpus.jsonl"
-        self._config.write_text(json.dumps(settings.student))
+        self._student, self._corpus = settings.student, self._folder / "corpus.jsonl"
+        if not isinstance(settings.student, str):
+            self._student = str(self._folder / "student.json")
+            Path(self._student).write_text(json.dumps(settings.student))
         self._corpus.write_text("".join(documents_below(train_below(settings, 1))))
         first = self.cache(ROWS["ce"].keep)
         self._teacher = open_trained(str(TEACHER), first)
@@ -225,7 +239,7 @@ class Bench:
         """Trains and measures one student."""
         row, started = ROWS[run.row], time.monotonic()
         cache = self.cache(row.keep)
-        student = open_student(str(self._config), cache, seed=run.seed)
+        student = open_student(self._student, cache, teacher=str(TEACHER), seed=run.seed)
         part = Part(
             cache=cache,
             eval_fraction=HELD_OUT,
