@@ -10,7 +10,8 @@ times fewer documents.
     python benchmarks/quality.py --quick              # five minutes: four rows, one epoch
     python benchmarks/quality.py --report             # table, CSV and plot from what has been run so far
 
-Every finished run is a line of `benchmarks/results/quality-NAME.jsonl`; started again, what is there is not run again.
+Every finished run is a line of `benchmarks/results/quality-demo.jsonl`; started again, what is there is not run again.
+`--quick` begins anew each time, but for its caches.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,13 +29,11 @@ from typing import Any, NamedTuple
 import quality_report
 import torch
 import transformers
-import zstandard
-from quality_parts import HELD_OUT, Online, Part, Test
+from quality_parts import HELD_OUT, ROOT, Online, Part, Test, documents_below
 
 from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
 from schemas import Cache
 from schemas.errors import CacheError
-from schemas.identity import document_hash, is_held_out
 from schemas.policies import parse_keep
 from schemas.report import bytes_by_column
 from trainer.batches import Collation
@@ -47,8 +45,7 @@ from trainer.stream import Order
 from trainer.students import Student, open_student, open_trained
 from trainer.training import make_distiller
 
-ROOT = Path(__file__).resolve().parents[1]
-CORPUS, TEACHER = ROOT / "examples/corpus.jsonl.zst", ROOT / "examples/teacher"
+TEACHER = ROOT / "examples/teacher"
 MAX_LENGTH = 128
 
 
@@ -160,8 +157,9 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rows, arguments.epochs, arguments.share = list(QUICK), [1], 0.25
-    name = "quick" if arguments.quick else "demo"
-    arguments.results = arguments.results or ROOT / f"benchmarks/results/quality-{name}.jsonl"
+        arguments.results = arguments.folder / "quick.jsonl"
+        arguments.results.unlink(missing_ok=True)
+    arguments.results = arguments.results or ROOT / "benchmarks/results/quality-demo.jsonl"
     return arguments
 
 
@@ -181,14 +179,6 @@ def finished(results: Path, settings: Settings) -> set[Run]:
 def train_below(settings: Settings, epochs: int) -> float:
     """Documents whose hash is below this, and that are not held out, are trained on."""
     return min(HELD_OUT + (1 - HELD_OUT) * settings.share / epochs, 1 - 2**-50)  # 1 is no 64-bit fraction
-
-
-def documents_below(bound: float) -> Iterator[str]:
-    """The lines of the corpus that a run sees in training or in the end."""
-    with zstandard.open(CORPUS, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            if is_held_out(document_hash({"text": json.loads(line)["text"]}), bound):
-                yield line
 
 
 def append(results: Path, line: dict[str, Any]) -> None:
