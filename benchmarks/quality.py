@@ -10,7 +10,8 @@ times fewer documents.
     python benchmarks/quality.py --quick              # five minutes: four rows, one epoch
     python benchmarks/quality.py --report             # table, CSV and plot from what has been run so far
 
-Every finished run is a line of `benchmarks/results/quality-NAME.jsonl`; started again, what is there is not run again.
+Every finished run is a line of `benchmarks/results/quality-demo.jsonl`; started again, what is there is not run again.
+`--quick` begins anew each time, but for its caches.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,25 +29,23 @@ from typing import Any, NamedTuple
 import quality_report
 import torch
 import transformers
-import zstandard
-from quality_parts import HELD_OUT, Online, Part, Test
+from quality_parts import HELD_OUT, ROOT, Online, Part, Test, documents_below
 
 from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
 from schemas import Cache
 from schemas.errors import CacheError
-from schemas.identity import document_hash, is_held_out
 from schemas.policies import parse_keep
 from schemas.report import bytes_by_column
 from trainer.batches import Collation
 from trainer.distiller import Distiller
 from trainer.objective import Objective
 from trainer.replay import Address, Replay, Share
+from trainer.shrink import parse_shrink
 from trainer.stream import Order
 from trainer.students import Student, open_student, open_trained
 from trainer.training import make_distiller
 
-ROOT = Path(__file__).resolve().parents[1]
-CORPUS, TEACHER = ROOT / "examples/corpus.jsonl.zst", ROOT / "examples/teacher"
+TEACHER = ROOT / "examples/teacher"
 MAX_LENGTH = 128
 
 
@@ -86,11 +84,12 @@ _ENTRIES = (
 class Settings:
     """What all runs of a file have in common."""
 
-    student: dict[str, Any]
+    student: dict[str, Any] | str
+    """A config, or `shrink:layers=N` of the teacher."""
     share: float
     """Of the documents that are not held out."""
-    batch_size: int = 4
-    learning_rate: float = 3e-3
+    batch_size: int
+    learning_rate: float
     warmup: float = 0.1
 
 
@@ -112,7 +111,12 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    settings = Settings(student=json.loads(Path(arguments.student).read_text()), share=arguments.share)
+    settings = Settings(
+        student=student_of(arguments.student),
+        share=arguments.share,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+    )
     runs = [
         Run(row, epochs, seed)
         for seed, epochs, row in itertools.product(arguments.seeds, arguments.epochs, arguments.rows)
@@ -138,10 +142,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", nargs="+", type=int, default=[1, 4])
-    parser.add_argument("--share", type=float, default=1.0, help="of the documents to train on")
-    parser.add_argument(
-        "--student", default=str(ROOT / "examples/student.json"), help="config of a causal LM"
-    )
+    parser.add_argument("--share", type=float, default=0.4, help="of the documents to train on")
+    parser.add_argument("--student", default="shrink:layers=2", help="or a config of a causal LM")
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "data/quality", help="where the caches are made"
     )
@@ -153,9 +157,15 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rows, arguments.epochs, arguments.share = list(QUICK), [1], 0.25
-    name = "quick" if arguments.quick else "demo"
-    arguments.results = arguments.results or ROOT / f"benchmarks/results/quality-{name}.jsonl"
+        arguments.results = arguments.folder / "quick.jsonl"
+        arguments.results.unlink(missing_ok=True)
+    arguments.results = arguments.results or ROOT / "benchmarks/results/quality-demo.jsonl"
     return arguments
+
+
+def student_of(name: str) -> dict[str, Any] | str:
+    found: dict[str, Any] | str = name if parse_shrink(name) else json.loads(Path(name).read_text())
+    return found
 
 
 def finished(results: Path, settings: Settings) -> set[Run]:
@@ -169,14 +179,6 @@ def finished(results: Path, settings: Settings) -> set[Run]:
 def train_below(settings: Settings, epochs: int) -> float:
     """Documents whose hash is below this, and that are not held out, are trained on."""
     return min(HELD_OUT + (1 - HELD_OUT) * settings.share / epochs, 1 - 2**-50)  # 1 is no 64-bit fraction
-
-
-def documents_below(bound: float) -> Iterator[str]:
-    """The lines of the corpus that a run sees in training or in the end."""
-    with zstandard.open(CORPUS, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            if is_held_out(document_hash({"text": json.loads(line)["text"]}), bound):
-                yield line
 
 
 def append(results: Path, line: dict[str, Any]) -> None:
@@ -195,8 +197,10 @@ class Bench:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder / f"{settings.share:g}"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._config, self._corpus = self._folder / "student.json", self._folder / "corpus.jsonl"
-        self._config.write_text(json.dumps(settings.student))
+        self._student, self._corpus = settings.student, self._folder / "corpus.jsonl"
+        if not isinstance(settings.student, str):
+            self._student = str(self._folder / "student.json")
+            Path(self._student).write_text(json.dumps(settings.student))
         self._corpus.write_text("".join(documents_below(train_below(settings, 1))))
         first = self.cache(ROWS["ce"].keep)
         self._teacher = open_trained(str(TEACHER), first)
@@ -225,7 +229,7 @@ class Bench:
         """Trains and measures one student."""
         row, started = ROWS[run.row], time.monotonic()
         cache = self.cache(row.keep)
-        student = open_student(str(self._config), cache, seed=run.seed)
+        student = open_student(self._student, cache, teacher=str(TEACHER), seed=run.seed)
         part = Part(
             cache=cache,
             eval_fraction=HELD_OUT,

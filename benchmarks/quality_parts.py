@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import zstandard
 from torch import Tensor
 
 from schemas import Cache
+from schemas.identity import document_hash, is_held_out
 from schemas.ragged import Array
 from schemas.rows import Rows
 from trainer.batches import Batch, Collation
@@ -19,6 +23,8 @@ from trainer.heads import Head
 from trainer.stream import Side, held_out
 from trainer.students import Student
 
+ROOT = Path(__file__).resolve().parents[1]
+CORPUS = ROOT / "examples/corpus.jsonl.zst"
 HELD_OUT = 0.05
 """The share of documents that neither the teacher nor a student has seen."""
 CONFIDENCE_BINS = 15
@@ -106,3 +112,11 @@ def positions_of(model: Any, batch: Batch) -> Tensor:
     """The last hidden state at each position, `[N, H]`."""
     hidden = model.base_model(**batch.model_inputs, use_cache=False).last_hidden_state
     return hidden[batch.row, batch.token]
+
+
+def documents_below(bound: float) -> Iterator[str]:
+    """The lines of the corpus that a run sees in training or in the end."""
+    with zstandard.open(CORPUS, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            if is_held_out(document_hash({"text": json.loads(line)["text"]}), bound):
+                yield line
