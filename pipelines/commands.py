@@ -202,8 +202,7 @@ def _add_cache_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--keep", metavar="POLICY", help=keep + "else top_p:0.99,k=64); see docs/quality.md")
     own = "store drawn entries' own log-probabilities; on by itself with a temperature other than 1"
     group.add_argument("--own_logits", action="store_true", help=own)
-    seed = "another seed draws other ids (default: 0)"
-    group.add_argument("--sample_seed", type=int, metavar="N", help=seed)
+    group.add_argument("--sample_seed", type=int, metavar="N", help="decides what is drawn (default: 0)")
     scalars = "stored beside the entries: entropy gold logsumexp (default: entropy gold)"
     group.add_argument("--scalars", nargs="*", choices=get_args(Scalar), metavar="S", help=scalars)
     features = "pooled hidden states: mean:L, cls:L or last:L; L counts blocks, -1 is the last"
@@ -212,12 +211,8 @@ def _add_cache_flags(group: argparse._ArgumentGroup) -> None:
     temperatures = "temperatures that students will use; the first is 1"
     group.add_argument("--temperatures", nargs="+", type=float, metavar="T", help=temperatures)
     group.add_argument("--score", choices=get_args(Score), help="default: what the teacher's config says")
-    group.add_argument(
-        "--max_length", type=positive, metavar="N", help="tokens of a window (default: up to 1,024)"
-    )
-    group.add_argument(
-        "--stride", type=natural, metavar="N", help="tokens shared with the window before (default: 0)"
-    )
+    group.add_argument("--max_length", type=positive, metavar="N", help="tokens of a window (up to 1,024)")
+    group.add_argument("--stride", type=natural, metavar="N", help="tokens shared with the window before (0)")
     supervise = "which tokens are positions of instruction data (default: assistant)"
     group.add_argument("--supervise", choices=get_args(Supervise), help=supervise)
     text = "store the text too: students with another tokenizer need it"
