@@ -21,7 +21,7 @@ from schemas.policies import Sampled
 from schemas.spec import Spec
 
 ZSTD_LEVEL = 1
-"""Not part of the format. Planes hold next to no repeats: level 3 takes a quarter longer to write and no fewer bytes."""
+"""Not part of the format. Planes hold next to no repeats: level 3 takes a quarter longer and saves nothing."""
 CODES = ("kept_codes", "sampled_codes", "top_codes", "entropy_codes", "gold_codes")
 """Columns whose values are steps, clamped where they do not fit."""
 
