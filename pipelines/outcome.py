@@ -72,6 +72,8 @@ class RunSummary:
     """Damaged records that could be any document; while there are any, nothing is pruned."""
     teacher_seconds: float
     wall_seconds: float
+    encode_seconds: float = 0.0
+    """Of encoding, most of it beside the teacher, sealing and storing, over all workers."""
     workers: int = 0
     """Processes that scored units."""
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -251,6 +253,7 @@ def _summary(
         padded_tokens=sum(line.work.get("padded_tokens", 0) for line in lines),
         teacher_seconds=sum((line.work.get("teacher_seconds", 0.0) for line in lines), 0.0),
         wall_seconds=time.time() - run.started,
+        encode_seconds=sum((line.work.get("encode_seconds", 0.0) for line in lines), 0.0),
         provenance=provenance,
         workers=len({line.work["worker"] for line in lines if "worker" in line.work}),
     )

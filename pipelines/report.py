@@ -56,6 +56,7 @@ def summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
     if totals.tokens:
         positions = max(totals.positions, 1)
         workers = max(summary.workers, 1)
+        worked = max(summary.wall_seconds * workers, 1e-9)
         lines += [
             ("examples", f"{totals.examples:,}"),
             ("tokens", f"{totals.tokens:,}"),
@@ -68,7 +69,8 @@ def summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
             ("workers", f"{workers:,}"),
             ("one teacher, tokens/s", f"{totals.tokens / max(summary.teacher_seconds, 1e-9):,.0f}"),
             ("job, tokens/s", f"{totals.tokens / max(summary.wall_seconds, 1e-9):,.0f}"),
-            ("teachers busy", f"{summary.teacher_seconds / max(summary.wall_seconds * workers, 1e-9):.0%}"),
+            ("teachers busy", f"{summary.teacher_seconds / worked:.0%}"),
+            ("encoding and sealing", f"{summary.encode_seconds / worked:.1%}"),
         ]
     lines += [
         ("seconds", f"{summary.wall_seconds:.1f}"),

@@ -58,6 +58,8 @@ class Work:
     tokens: int = 0
     padded_tokens: int = 0
     teacher_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    """Encoding, beside the teacher, and then sealing and storing."""
     unit_seconds: float = 0.0
     batches: int = 0
     budget_tokens: int = 0
@@ -92,7 +94,9 @@ class UnitScorer:
         unscored = [(e.document_hash, e.window_index, e.window_count, reason) for e, reason in rejects]
         # before the shard: whoever finds that also knows why some rows are not in it
         write_unscored(Storage.at(self.root), self.header, itertools.starmap(Unscored, unscored))
+        sealing = time.monotonic()
         line = self._store(unit, encoded) if encoded else no_shard(unit)
+        work.encode_seconds += time.monotonic() - sealing
         work.unit_seconds = time.monotonic() - started
         written: list[tuple[str, str, int, str | None]] = [
             (reason, e.file, e.offset, e.document_id or e.id.hex()) for e, reason in rejects
@@ -119,7 +123,7 @@ class UnitScorer:
                     if answer is None:
                         rejects += [(example, TOO_LARGE) for example in scored]
                         continue
-                    waiting.append(side.submit(self._encode, scored, answer))
+                    waiting.append(side.submit(self._encode, scored, answer, work))
                     rejects += _not_finite(scored, answer)
                 PROGRESS.add(examples=len(members), tokens=sum(e.num_tokens for e in members))
             return [future.result() for future in waiting]
@@ -167,8 +171,15 @@ class UnitScorer:
     def _collate(self, members: Sequence[Example]) -> Batch:
         return collate(members, self.teacher.spec, pad_id=self.pad_id, on_device=self._on_device)
 
-    def _encode(self, members: Sequence[Example], answer: Answer) -> Encoded:
-        """The rows of the members whose answers are finite."""
+    def _encode(self, members: Sequence[Example], answer: Answer, work: Work) -> Encoded:
+        """The rows of the members whose answers are finite. Runs in one thread."""
+        started = time.monotonic()
+        try:
+            return self._rows_of(members, answer)
+        finally:
+            work.encode_seconds += time.monotonic() - started
+
+    def _rows_of(self, members: Sequence[Example], answer: Answer) -> Encoded:
         keep = answer.finite.numpy()
         if not keep.all():
             counts = np.array([len(positions_of(example)) for example in members])

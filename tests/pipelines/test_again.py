@@ -67,6 +67,7 @@ def test_a_run_counts_what_it_did(whole):
     assert summary.totals.tokens <= summary.padded_tokens < 1.5 * summary.totals.tokens
     assert sum(summary.totals.length_histogram) == verified.examples
     assert summary.teacher_seconds > 0
+    assert 0 < summary.encode_seconds < summary.wall_seconds
     assert summary.wall_seconds > 0
     assert opened.record.provenance["device"] == summary.provenance["device"]
     assert {"torch", "transformers", "apache-beam"} <= summary.provenance.keys()
