@@ -94,6 +94,7 @@ def _of_row(by_run: dict[tuple[str, int, int], Line], row: str, epochs: int) -> 
         "steps": ours[0]["steps"],
         "documents": ours[0]["documents"],
         "teacher_loss_nats": ours[0]["teacher_loss_nats"],
+        "settings": ours[0]["settings"],
     }
 
 
@@ -127,10 +128,12 @@ def tables(lines: Sequence[Line]) -> str:
         chosen = [line for line in lines if line["epochs"] == epochs]
         first = chosen[0]
         seen = "once" if epochs == 1 else f"{epochs} times"
+        settings = first["settings"]
+        seeds = ", ".join(map(str, first["seeds"]))
         parts.append(
-            f"{first['documents']} documents seen {seen}, {first['steps']} steps of {first['tokens_a_step']:,.0f} "
-            f"tokens, seeds {', '.join(map(str, first['seeds']))}; the teacher's own loss is "
-            f"{first['teacher_loss_nats']:.4f} nats.\n"
+            f"{first['documents']} documents seen {seen}, {first['steps']} steps of {settings['batch_size']} rows "
+            f"({first['tokens_a_step']:,.0f} tokens), learning rate {settings['learning_rate']:g}, seeds {seeds}; the "
+            f"teacher's own loss is {first['teacher_loss_nats']:.4f} nats.\n"
         )
         parts.append(f"| {' | '.join(HEAD)} |\n|---|{'---:|' * (len(HEAD) - 1)}")
         parts += [f"| {' | '.join(cells(line))} |" for line in chosen]
@@ -203,6 +206,8 @@ def draw(lines: Sequence[Line], path: Path) -> None:
             ylabel="share of the gap closed, %",
             title=f"{epochs} epoch{'s' if epochs > 1 else ''}",
         )
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis("{x:g}")
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
