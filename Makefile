@@ -64,6 +64,8 @@ check: venv
 bench: venv
 	$(BIN)/python benchmarks/precompute.py
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/quality.py --quick
 
 lock: venv
 	$(BIN)/uv pip compile --quiet setup.py --all-extras --python-version 3.11 -c constraints.txt \
