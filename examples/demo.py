@@ -75,7 +75,7 @@ def main() -> int:
     cache, started = folder / "cache", time.monotonic()
     corpus, teacher = relative("corpus.jsonl.zst"), relative("teacher")
     run("precompute", "--corpus", corpus, "--teacher", teacher, "--task", "causal-lm", "--cache", str(cache),
-        "--max_length", "128", "--keep", "top_p:0.99,k=64", "--features", "mean:-1")  # fmt: skip
+        "--max_length", "128", "--keep", "threshold:1/32", "--features", "mean:-1")  # fmt: skip
     run("inspect", str(cache))
     results = [distil(student, cache, folder) for student in students(teacher)]
     console = Console()

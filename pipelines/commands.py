@@ -199,7 +199,7 @@ def _add_cache_flags(group: argparse._ArgumentGroup) -> None:
         "--cache", required=True, metavar="DIR", help="folder, s3://, gs:// or az://; made if it is not there"
     )
     keep = "all, top_k:K, top_p:P,k=K, threshold:TAU[,k=K] or sampled:N (default: all up to 4,096 classes, "
-    group.add_argument("--keep", metavar="POLICY", help=keep + "else top_p:0.99,k=64); see docs/quality.md")
+    group.add_argument("--keep", metavar="POLICY", help=keep + "else threshold:1/32); see docs/quality.md")
     own = "store drawn entries' own log-probabilities; on by itself with a temperature other than 1"
     group.add_argument("--own_logits", action="store_true", help=own)
     group.add_argument("--sample_seed", type=int, metavar="N", help="decides what is drawn (default: 0)")

@@ -93,7 +93,7 @@ class PrecomputeConfig:
     teacher: TeacherConfig
     cache: str
     keep: KeepPolicy | None = None
-    """None: every score up to 4,096 classes, else `top_p:0.99,k=64`."""
+    """None: every score up to 4,096 classes, else `threshold:1/32`."""
     features: tuple[str, ...] = ()
     """`pooling:layer` each, for instance `mean:-1`; negative layers count from the last."""
     feature_dtype: FeatureDtype = "int8"

@@ -2,9 +2,10 @@
 
 * `all`            every score; the default up to 4,096 classes
 * `top_k:K`        the K largest
-* `top_p:P,k=K`    the smallest set with mass P, at most K; the default (`top_p:0.99,k=64`) for a vocabulary
+* `top_p:P,k=K`    the smallest set with mass P, at most K
 * `threshold:TAU,k=K`  the K largest (1 if not said) and every id with p >= TAU, exactly; a rarer one is drawn with
-  probability p / TAU, and then weighs TAU: the weights' expectation is the whole distribution
+  probability p / TAU, and then weighs TAU: the weights' expectation is the whole distribution. The default for a
+  vocabulary, with TAU = 1/32: `docs/quality.md`
 * `sampled:N`      N draws with replacement, each weighing 1 / N (RS-KD: arXiv:2503.16870)
 
 The first three are biased: what is not kept is one tail bucket. The last two are unbiased, and have no tail.
@@ -95,8 +96,8 @@ KeepPolicy = KeepAll | TopK | TopP | Threshold | Sampled
 
 
 def default_keep(vocab_size: int) -> KeepPolicy:
-    """`all` up to 4,096 classes, else `top_p:0.99,k=64`."""
-    return KeepAll() if vocab_size <= MAX_CLASSES_KEPT_WHOLE else TopP(p=0.99, k=64)
+    """`all` up to 4,096 classes, else `threshold:1/32`."""
+    return KeepAll() if vocab_size <= MAX_CLASSES_KEPT_WHOLE else Threshold(tau=1 / 32)
 
 
 def max_kept(policy: KeepPolicy, vocab_size: int, num_temperatures: int = 1) -> int:

@@ -67,7 +67,7 @@ def test_nonsense_is_refused_at_construction(bad):
 
 def test_defaults():
     assert default_keep(4096) == KeepAll()
-    assert default_keep(4097) == TopP(p=0.99, k=64)
+    assert default_keep(4097) == Threshold(tau=1 / 32)
 
 
 def test_max_kept():
