@@ -173,6 +173,8 @@ class WatchedWorker(GrpcWorkerHandler):  # type: ignore[misc]
             for line in lines:
                 _add_progress(json.loads(line))
         code = self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         if not self._closing:
             _DIED.append(f"signal {-code}" if code < 0 else f"exit status {code}")
         while not self._closing:

@@ -168,10 +168,23 @@ class Cache:
             raise given_up
         return verify_shards(self.storage, self.header, self.shards, self.totals)
 
-    def newest_record(self) -> CommitRecord:
-        """The newest version's: the cache's memory is one for all versions."""
-        newest = latest_version(self.storage)
-        return self.record if newest == self.version else read_record(self.storage, newest)
+    def check_memory(self) -> None:
+        """Checks that what is remembered is there: the newest version names it for all versions.
+
+        Raises:
+            CorruptionError: a file is missing.
+        """
+        record = self._newest_record()
+        if record is not None:
+            refuse_lost_memory(self.storage, record.memory)
+
+    def _newest_record(self) -> CommitRecord | None:
+        """None where a later version than this is damaged: that is told where it is opened."""
+        try:
+            newest = latest_version(self.storage)
+            return self.record if newest == self.version else read_record(self.storage, newest)
+        except CorruptionError:
+            return None
 
     def check_beside(self) -> None:
         """Checks what stands beside the shards: the log up to this version, what is remembered, the tokenizer.
@@ -180,7 +193,7 @@ class Cache:
             CorruptionError: a file is missing, or not the one that was written.
         """
         self.check_whole()
-        refuse_lost_memory(self.storage, self.newest_record().memory)
+        self.check_memory()
 
     def check_whole(self) -> None:
         """Checks what `verify --repair` cannot mend: the log up to this version, the tokenizer, and of what is

@@ -145,7 +145,7 @@ def test_another_seed_of_the_same_shape_is_another_teacher(copy, corpus, teacher
     ("changes", "fields"),
     [
         ({"dtype": "bfloat16"}, ["fingerprint.dtype: cache float32, run bfloat16"]),
-        ({"keep": TopK(k=4)}, ["spec.keep: cache all, run top_k:4"]),
+        ({"keep": TopK(k=4)}, ["spec.keep: cache all, run top_k:4", "spec.scalars"]),
         (
             {"max_length": 25, "stride": 2},
             ["spec.max_length: cache 24, run 25", "spec.stride: cache 0, run 2"],

@@ -36,7 +36,7 @@ def test_by_document_id_every_trace_is_gone_and_the_rest_is_untouched(nights):
     assert after.verify().examples == len(before) - len(examples)
     rows = read(cache)
     assert rows.keys() == before.keys() - set(examples)
-    assert all((rows[e]["kept_codes"] == before[e]["kept_codes"]).all() for e in rows)
+    assert all((rows[e]["logprobs"] == before[e]["logprobs"]).all() for e in rows)
     assert all(rows[e]["text"] == before[e]["text"] for e in rows)
     assert done.unreadable_versions == (0, 1)
     for version in (0, 1):

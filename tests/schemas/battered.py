@@ -16,7 +16,6 @@ from schemas.memory import (
     Unscored,
     read_forgotten,
     read_unscored,
-    refuse_lost_memory,
     remembered_names,
     write_forgotten,
     write_unscored,
@@ -68,7 +67,7 @@ def everything(path: Path, version: int | None = None) -> tuple:
     """All that a reader, a trainer or a run takes from a version, as one comparable value."""
     cache = Cache.open(path, version)
     storage = cache.storage
-    refuse_lost_memory(storage, cache.newest_record().memory)
+    cache.check_memory()
     unscored = [
         read_unscored(storage, cache.header, name) for name in remembered_names(storage, UNSCORED_FOLDER)
     ]
