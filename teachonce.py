@@ -57,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return 0 if arguments else USAGE
-    logging.basicConfig(
-        level=logging.ERROR
-    )  # libraries warn while they are imported; an error of ours is one line
+    # Libraries warn while they are imported; an error of ours is one line.
+    logging.basicConfig(level=logging.ERROR)
     try:
         return run(arguments[0], arguments[1:])
     except (TeachonceError, KeyboardInterrupt) as error:

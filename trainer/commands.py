@@ -111,7 +111,7 @@ def evaluate(argv: list[str]) -> int:
 def _log_on_stderr() -> Iterator[None]:
     """What the trainer says of itself; as a library it leaves that to its caller's logging."""
     logger, handler = logging.getLogger("trainer"), logging.StreamHandler()
-    before = logger.level
+    before, logger.propagate = logger.level, False
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
@@ -119,3 +119,4 @@ def _log_on_stderr() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+        logger.propagate = True

@@ -123,7 +123,9 @@ def test_from_flags_to_a_student_to_its_numbers(
     quiet = ["--disable_tqdm", "true", "--use_cpu", "--dataloader_pin_memory", "false"]
     floats = ["--logging_steps", "1.0", "--save_strategy", "no", "--eval_fraction", "0.25"]
     assert teachonce.main(["train", *shared, *flags, *quiet, *floats]) == 0
-    assert "3 steps" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "3 steps" in told
+    assert told.count("kl from") == 1
     measure = ["evaluate", *shared, "--student", out, "--speed_seconds", "0", "--device", "cpu"]
     assert teachonce.main([*measure, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
