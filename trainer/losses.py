@@ -79,22 +79,6 @@ def segment_sum(
     return values.new_zeros(num_positions).index_add(0, position, values)
 
 
-def soften(
-    logprobs: Float[Tensor, " E"],
-    position: Int64[Tensor, " E"],
-    shift: Float[Tensor, " N"] | None,
-    temperature: float,
-) -> Float[Tensor, " E"]:
-    """Log-probabilities at T: `logprob / T + shift` with `shift = lse_1 / T - lse_T`, under the full softmax.
-
-    Without the shift the result lacks its normaliser, which serves positions that are kept whole only.
-    """
-    if temperature == 1:
-        return logprobs
-    scaled = logprobs / temperature
-    return scaled if shift is None else scaled + shift[position]
-
-
 def distribution(
     logprobs: Float[Tensor, " E"],
     position: Int64[Tensor, " E"],

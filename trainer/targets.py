@@ -19,7 +19,7 @@ from schemas.entries import Entries, entries_of, softened
 from schemas.policies import Sampled
 from schemas.ragged import Array
 from schemas.rows import Rows
-from trainer.losses import NO_LABEL, DenseTargets, SparseTargets, distribution, segment_sum, soften
+from trainer.losses import NO_LABEL, DenseTargets, SparseTargets, distribution, segment_sum
 
 
 def sparse_targets(
@@ -45,7 +45,7 @@ def sparse_targets(
         negentropy = _estimated_negentropy(rows, entries, where, fits, temperature)
     else:
         whole = torch.from_numpy(counts == min(student_vocab, rows.spec.vocab_size))
-        at_temperature = soften(logprobs, where, _shift(rows, temperature), temperature)
+        at_temperature = torch.from_numpy(_at(rows, entries, temperature)[fits])
         weights, tail, negentropy = distribution(at_temperature, where, whole)
     targets = SparseTargets(
         ids=torch.from_numpy(entries.ids[fits].astype(np.int64)),
@@ -86,11 +86,12 @@ def _estimated_negentropy(
     return segment_sum(terms, position, len(entries.counts))
 
 
-def _shift(rows: Rows, temperature: float) -> Tensor | None:
-    """`lse_1 / T - lse_T` of each position, where the cache declares the temperature."""
-    if temperature not in rows.spec.temperatures[1:]:
-        return None
-    return torch.from_numpy(rows.logsumexp() / temperature - rows.logsumexp(temperature))
+def _at(rows: Rows, entries: Entries, temperature: float) -> Array:
+    """Log-probabilities at T, float32 [E]; at one that is not declared without their normaliser, which positions that
+    are kept whole do not need."""
+    if temperature in rows.spec.temperatures:
+        return softened(rows, entries.logprobs, entries.counts, temperature)
+    return entries.logprobs / np.float32(temperature)
 
 
 def _logits(rows: Rows, logprobs: Tensor, position: Tensor) -> Tensor | None:

@@ -16,7 +16,6 @@ from trainer.losses import (
     feature_distance,
     kl_divergence,
     mean_squared_error,
-    soften,
     squared_error,
 )
 
@@ -35,7 +34,7 @@ def sparse(teacher: torch.Tensor, k: int, temperature: float = 1.0) -> SparseTar
     ids = kept.reshape(-1)
     plain = logprobs.gather(-1, kept).reshape(-1)
     lse, lse_t = teacher.logsumexp(-1), (teacher / temperature).logsumexp(-1)
-    softened = soften(plain, position, lse / temperature - lse_t, temperature)
+    softened = plain / temperature + (lse / temperature - lse_t)[position]
     whole = torch.full((len(teacher),), k == teacher.shape[1])
     probs, tail, negentropy = distribution(softened, position, whole)
     return SparseTargets(
@@ -126,7 +125,7 @@ def test_a_whole_position_needs_no_normaliser() -> None:
     teacher = logits(5)
     position = torch.arange(N).repeat_interleave(V)
     plain = teacher.log_softmax(-1).reshape(-1)
-    softened = soften(plain, position, None, 3.0)
+    softened = plain / 3.0
     probs, tail, _ = distribution(softened, position, torch.ones(N, dtype=torch.bool))
     torch.testing.assert_close(probs.reshape(N, V), (teacher / 3).softmax(-1))
     assert not tail.any()
