@@ -95,9 +95,10 @@ def _entries(selected: Selected, counts: Array, spec: Spec) -> tuple[dict[str, C
     codes = encode_logprobs(logprobs[kept], num_kept, decoded, spec.code_step_nats)
     drawn, clamped_drawn = _drawn(selected, counts, decoded, spec)
     scalars, clamped = _scalars(selected, counts, spec)
-    per_row = _sums(num_kept, counts)
+    stored = _lists(num_kept.astype(np.int32), counts)
+    per_row = stored.sums()
     columns: dict[str, ColumnData] = {
-        "num_kept": _lists(num_kept.astype(np.int32), counts),
+        "num_kept": stored,
         "kept_ids": _lists(selected.ids.numpy()[kept].astype(np.int32), per_row),
         "kept_codes": _lists(codes.codes, per_row),
         "top_codes": _lists(top.codes, counts),
@@ -118,9 +119,10 @@ def _drawn(selected: Selected, counts: Array, top: Array, spec: Spec) -> tuple[d
         return {}, 0
     number = selected.num_sampled.numpy()
     taken = np.arange(selected.sampled_ids.shape[1]) < number[:, None]
-    per_row = _sums(number, counts)
+    stored = _lists(number.astype(np.int32), counts)
+    per_row = stored.sums()
     columns: dict[str, ColumnData] = {
-        "num_sampled": _lists(number.astype(np.int32), counts),
+        "num_sampled": stored,
         "sampled_ids": _lists(selected.sampled_ids.numpy()[taken].astype(np.int32), per_row),
     }
     if isinstance(spec.keep, Sampled):
@@ -184,14 +186,6 @@ def _features(answer: Answer, spec: Spec) -> dict[str, ColumnData]:
 
 def _lists(values: Array, lengths: Array) -> Ragged:
     return Ragged(values=values, offsets=offsets_of(lengths))
-
-
-def _sums(values: Array, counts: Array) -> Array:
-    """Sum of `values` over each run of `counts` of them."""
-    total = np.concatenate([[0], np.cumsum(values)])
-    offsets = offsets_of(counts)
-    sums: Array = total[offsets[1:]] - total[offsets[:-1]]
-    return sums
 
 
 def _hashes(hashes: Sequence[bytes]) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.errors import CorruptionError
+from schemas.errors import REPAIR, CorruptionError
 from schemas.identity import HASH_BYTES
 from schemas.ragged import Array, Ragged, offsets_of, spans
 
@@ -41,7 +41,7 @@ def from_arrow(chunked: pa.ChunkedArray, field: pa.Field, where: str) -> ColumnD
     array = chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
     inner = array.values if pa.types.is_list(field.type) else array
     if (array.null_count and not field.nullable) or (inner is not array and inner.null_count):
-        raise CorruptionError(f"column {field.name} has a null", where=where)
+        raise CorruptionError(f"column {field.name} has a null", where=where, do=REPAIR)
     if inner is not array:
         valid = None if not array.null_count else np.asarray(array.is_valid())
         return _rows_of_lists(array, valid)
@@ -64,6 +64,8 @@ def _rows_of_lists(array: pa.ListArray, valid: Any) -> Ragged:
 def _fixed_hashes(array: pa.BinaryArray, name: str, where: str) -> Array:
     lengths = np.asarray(pc.binary_length(array))
     if not (lengths == HASH_BYTES).all():
-        raise CorruptionError(f"column {name} has a hash that is not {HASH_BYTES} bytes", where=where)
+        raise CorruptionError(
+            f"column {name} has a hash that is not {HASH_BYTES} bytes", where=where, do=REPAIR
+        )
     data = b"".join(array.to_pylist())
     return np.frombuffer(data, np.uint8).reshape(-1, HASH_BYTES)

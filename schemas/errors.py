@@ -27,6 +27,9 @@ from typing import Any
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MAX_GOT_CHARS = 300
 
+REPAIR = "Restore the file from a copy; or run `teachonce verify --repair` and then precompute again"
+"""What to do about a shard that is not what was sealed."""
+
 
 class TeachonceError(Exception):
     """The root. `str(error)` is one line made of the parts that were given."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from schemas.errors import CorruptionError
-from schemas.ragged import Array, Ragged, offsets_of
+from schemas.errors import REPAIR, CorruptionError
+from schemas.ragged import Array
 from schemas.spec import Spec
 
 
@@ -28,18 +28,11 @@ def _of_entries(spec: Spec, data: Mapping[str, Any], positions: Array) -> dict[s
     each = ("labels", "num_kept", "num_sampled", "top_codes", "entropy_codes", "gold_codes")
     expected = dict.fromkeys(each, positions)
     expected["logsumexp"] = positions * len(spec.temperatures)
-    expected |= dict.fromkeys(("kept_ids", "kept_codes"), _sums(data["num_kept"]))
+    expected |= dict.fromkeys(("kept_ids", "kept_codes"), data["num_kept"].sums())
     if spec.is_sampling:
-        drawn = _sums(data["num_sampled"])
+        drawn = data["num_sampled"].sums()
         expected |= dict.fromkeys(("sampled_ids", "sampled_codes", "sampled_counts"), drawn)
     return expected
-
-
-def _sums(column: Ragged) -> Array:
-    """Each row's sum."""
-    totals = offsets_of(column.values)
-    sums: Array = totals[column.offsets[1:]] - totals[column.offsets[:-1]]
-    return sums
 
 
 def refuse_range(name: str, values: Array, low: int, high: int, where: str) -> None:
@@ -54,4 +47,5 @@ def refuse_range(name: str, values: Array, low: int, high: int, where: str) -> N
             where=where,
             expected=f"{low} to {high}",
             got=f"{values.min()} to {values.max()}",
+            do=REPAIR,
         )

@@ -61,6 +61,12 @@ class Ragged:
             valid = np.concatenate([part.validity for part in parts])
         return cls(values=values, offsets=offsets, valid=valid)
 
+    def sums(self) -> Array:
+        """The sum of each row's values."""
+        totals = offsets_of(self.values)
+        found: Array = totals[self.offsets[1:]] - totals[self.offsets[:-1]]
+        return found
+
     @property
     def validity(self) -> Bool[np.ndarray, " R"]:
         return np.ones(len(self), np.bool_) if self.valid is None else self.valid

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, Num
 
-from schemas.errors import CorruptionError
+from schemas.errors import REPAIR, CorruptionError
 from schemas.ragged import Array, Ragged, segment_starts, segmented_sums
 
 MAX_LISTED = 2**14
@@ -74,10 +74,14 @@ def parse_listed(data: bytes, where: str) -> Int32[np.ndarray, " L"]:
     try:
         found = json.loads(data)
     except ValueError as error:
-        raise CorruptionError("a shard's list of ids cannot be read", where=where, got=error) from error
+        raise CorruptionError(
+            "a shard's list of ids cannot be read", where=where, got=error, do=REPAIR
+        ) from error
     numbers = isinstance(found, list) and all(type(i) is int and 0 <= i < 2**31 for i in found)
     if not numbers or len(set(found)) < len(found):
-        raise CorruptionError("a shard's list of ids is not one", where=where, expected="different ids")
+        raise CorruptionError(
+            "a shard's list of ids is not one", where=where, expected="different ids", do=REPAIR
+        )
     return np.array(found, np.int32)
 
 
@@ -141,5 +145,5 @@ def _ids(ranks: Array, like: Ragged, name: str, ranking: Ranking, where: str) ->
 def _refuse_unless(condition: bool, name: str, where: str) -> None:
     if not condition:
         raise CorruptionError(
-            f"column {name} has a value out of range, or a list of the wrong length", where=where
+            f"column {name} has a value out of range, or a list of the wrong length", where=where, do=REPAIR
         )

@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int32, Int64
 from schemas.arrow import ColumnData, from_arrow, to_arrow
 from schemas.codec import decode_levels, decode_logprobs, decode_scalars, dequantise
 from schemas.columns import shard_schema
-from schemas.errors import CorruptionError
+from schemas.errors import REPAIR, CorruptionError
 from schemas.layout import expected_lengths, refuse_range
 from schemas.policies import Sampled
 from schemas.ragged import Array, Ragged, offsets_of
@@ -251,7 +251,7 @@ class Rows:
         ends = tokens - 1 if self.spec.task == "causal-lm" else tokens
         outside = places.values >= np.repeat(ends, places.lengths)
         if outside.any() or (places.values < 0).any():
-            raise CorruptionError("column position_index points outside its example", where=where)
+            raise CorruptionError("column position_index points outside its example", where=where, do=REPAIR)
 
     def _check_gold(self, where: str) -> None:
         """A gold log-probability stands wherever a label is known; a causal LM's labels are its next tokens."""
@@ -259,7 +259,9 @@ class Rows:
             return
         known = self.ragged("labels").validity | (self.spec.task == "causal-lm")
         if (known != self.ragged("gold_codes").validity).any():
-            raise CorruptionError("column gold_codes is null where a label is known, or not", where=where)
+            raise CorruptionError(
+                "column gold_codes is null where a label is known, or not", where=where, do=REPAIR
+            )
 
     def _refuse_length(self, name: str, lengths: Array, expected: Array, asked: Array, where: str) -> None:
         wrong = np.flatnonzero((lengths != expected) & asked)
@@ -269,6 +271,7 @@ class Rows:
                 where=f"{where}, example {self.array('example_id')[wrong[0]].tobytes().hex()}",
                 expected=int(expected[wrong[0]]),
                 got=int(lengths[wrong[0]]),
+                do=REPAIR,
             )
 
 

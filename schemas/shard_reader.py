@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from schemas.columns import check_schema, identity_columns, shard_schema
 from schemas.commits import Shard
-from schemas.errors import CorruptionError
+from schemas.errors import REPAIR, CorruptionError
 from schemas.ragged import Array
 from schemas.ranks import Ranking, parse_listed
 from schemas.rows import Rows
@@ -37,7 +37,6 @@ from schemas.storage import Storage
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8
 _GUESS_BYTES = 2**16
-REPAIR = "Restore the file from a copy; or run `teachonce verify --repair` and then precompute again"
 
 
 class OpenFooter(NamedTuple):

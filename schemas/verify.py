@@ -15,10 +15,10 @@ import numpy as np
 
 from schemas.columns import CODES, check_encodings
 from schemas.commits import Shard
-from schemas.errors import CorruptionError, TeachonceError
+from schemas.errors import REPAIR, CorruptionError, TeachonceError
 from schemas.ragged import Array
 from schemas.rows import Rows
-from schemas.shard_reader import REPAIR, OpenFooter, group_end, open_shard, read_group
+from schemas.shard_reader import OpenFooter, group_end, open_shard, read_group
 from schemas.shards import Totals, identity_hash
 from schemas.spec import Header
 from schemas.storage import Storage
