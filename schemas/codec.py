@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, Int8, Int16, Int64, Num
 
-from schemas.ragged import Array, segmented_sums
+from schemas.ragged import Array, segment_starts, segmented_sums
 
 CODE_MAX = 2**15 - 1
 """Largest gap between neighbours, and largest scalar, in steps: 2,047 nats at 1/16, 511 at 1/64. What is larger is
@@ -71,7 +71,7 @@ def encode_logprobs(
         ValueError: entries do not descend, one is NaN, or a top entry is not finite.
     """
     levels = _levels(logprobs, counts, top_logprob, step_nats)
-    starts = (np.cumsum(counts) - counts)[counts > 0]
+    starts = segment_starts(counts)
     codes = np.diff(levels, prepend=0)
     codes[starts] = 0
     if codes.size and codes.min() < 0:

@@ -137,8 +137,6 @@ def _write_unscored(storage: Storage, maker: list[str], unscored: Iterable[Unsco
 
 def _read_unscored(storage: Storage, name: str) -> tuple[list[str], list[Unscored]]:
     value = _read(storage, name)
-    if isinstance(value, list):  # from before files told their maker: it is nobody's, and is tried again
-        value = {"maker": [], "windows": value}
     return value["maker"], [Unscored(bytes.fromhex(line[0]), *line[1:]) for line in value["windows"]]
 
 
