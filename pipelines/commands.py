@@ -56,7 +56,7 @@ exit status: 0 done, or nothing new; 1 failed; 2 a wrong flag, path or model; 3 
 _VERIFY_HELP = """\
 Checks every byte, count and id of a cache; with --teacher, also scores a sample again and compares.
 
-The mean and the largest KL divergence between cache and fresh teacher are printed, in nats over kept entries and tail.
+The mean and the largest KL divergence between cache and fresh teacher are printed, in nats, as far as the cache knows.
 """
 
 _VERIFY_EXAMPLES = """\

@@ -4,8 +4,8 @@
 `tau` from a random start on; an id is kept whose stretch holds a mark. So an id of probability p < tau is kept with
 probability p / tau exactly, and the number of kept ids varies by one at most.
 
-Everything is decided in float64, unrounded: a float32 sum over a
-vocabulary is off by more than the rarest ids are worth.
+Everything is decided in float64, unrounded: a float32 sum over a vocabulary is off by more than the rarest ids are
+worth.
 
 Costs, for N positions of V logits: in float64 a pass each for the difference to the top, for exp, for the entropy and
 for the sums of blocks of 64 ids; the running sums of single ids are made for the few blocks that hold a mark.

@@ -128,7 +128,8 @@ class Spec:
         _refuse_unless(list(self.scalars) == known, "scalars (in this order, each once)", self.scalars)
         warmer = len(self.temperatures) > 1
         _refuse_unless("logsumexp" in self.scalars or not warmer, "scalars", self.scalars)
-        _refuse_unless(self.is_sampling or not self.own_logits, "own_logits", True)
+        known_draws = self.is_sampling or not self.own_logits
+        _refuse_unless(known_draws, "own_logits (only threshold and sampled draw entries)", True)
         if warmer and self.is_sampling:
             serves = isinstance(self.keep, Threshold)
             _refuse_unless(serves, "temperatures (draws serve temperature 1 alone)", self.temperatures)

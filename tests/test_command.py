@@ -88,6 +88,8 @@ def test_verify_with_a_teacher_has_a_help_of_its_own(capsys):
         (["--task=translation"], "invalid choice"),
         (["--keep=best"], "--keep names no policy"),
         (["--keep=top_p:2,k=3"], "--keep is out of range"),
+        (["--keep=top_k:3", "--own_logits"], "only threshold and sampled draw entries"),
+        (["--keep=sampled:5", "--temperatures", "1", "2"], "draws serve temperature 1 alone"),
         (["--features=middle:1"], "mean:L, cls:L or last:L"),
         (["--temperatures", "1", "0"], "temperatures"),
         (["--max_reject_fraction=2"], "max_reject_fraction cannot be 2.0"),
