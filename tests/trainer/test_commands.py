@@ -1,6 +1,7 @@
 """The verbs: flags, files, help, and errors of one line with status 2."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,10 @@ def test_help_all_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_from_flags_to_a_student_to_its_numbers(
-    causal_cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    causal_cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # as the command's own process has it: what reaches the root logger is shown too
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler()])
     (tmp_path / "student.json").write_text(json.dumps(STUDENT))
     shared = ["--cache", causal_cache.storage.root]
     out = str(tmp_path / "student")
