@@ -18,7 +18,7 @@ import transformers
 import zstandard
 
 from pipelines.select import top_k
-from schemas.policies import KeepPolicy, Sampled, Threshold, parse_keep
+from schemas.policies import KeepAll, KeepPolicy, Sampled, Threshold, TopP, parse_keep
 from schemas.ragged import Array, Ragged, offsets_of
 
 K = 64
@@ -78,10 +78,12 @@ class Answers:
             return np.maximum(policy.k, (p >= policy.tau).sum(1))
         if isinstance(policy, Sampled):
             return np.zeros(len(p), np.int64)
-        if hasattr(policy, "p"):
+        if isinstance(policy, KeepAll):
+            raise ValueError("answers hold no whole distributions")
+        if isinstance(policy, TopP):
             before = np.cumsum(p, 1) - p
             return np.maximum(1, (before[:, : policy.k] < policy.p).sum(1))
-        return np.full(len(p), policy.k)  # type: ignore[union-attr]
+        return np.full(len(p), policy.k)
 
     def save(self, file: Path) -> None:
         """Whole or not at all."""

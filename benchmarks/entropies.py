@@ -83,7 +83,10 @@ def id_codings(rows: Rows, inputs: Array) -> dict[str, float]:
     ranking = Ranking.of([kept, drawn], size)
     same = Ranking(listed=np.zeros(0, np.int32), vocab_size=size)
     halves = [Ranking.of([part[: len(part) // 2] for part in (kept, drawn)], size)]
-    gaps = lambda by: to_gaps(drawn, drawn_counts, by)[0]  # noqa: E731
+
+    def gaps(by: Ranking) -> Array:
+        return to_gaps(drawn, drawn_counts, by)[0]
+
     per_input = bigram_ranks(
         np.concatenate([kept, drawn]),
         np.concatenate([np.repeat(inputs, kept_counts), np.repeat(inputs, drawn_counts)]),

@@ -56,7 +56,10 @@ def rows_of(answers: Answers, spec: Spec) -> Rows:
     """All examples, as the policy of the spec keeps them."""
     counts = answers.lengths - 1
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    per_row = lambda values: np.add.reduceat(values, offsets[:-1])  # noqa: E731
+
+    def per_row(values: Array) -> Array:
+        return np.add.reduceat(values, offsets[:-1])
+
     kept = answers.exact_counts(spec.keep)
     mask = np.arange(answers.top_ids.shape[1]) < kept[:, None]
     top = encode_scalars(-answers.top_logprobs[:, 0], spec.top_step_nats).codes

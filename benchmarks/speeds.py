@@ -75,13 +75,12 @@ def decoding(rows: Rows, folder: Path, turns: int = 12) -> Decoding:
 def naive_file(rows: Rows, entries: Entries, file: Path) -> Path:
     """int32 ids and float32 weights, a list a row, as Parquet writes them with zstd."""
     per_row = offsets_of(entries.counts)[rows.position_offsets]
-    lists = lambda offsets, values: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))  # noqa: E731
     table = pa.table(
         {
-            "input_ids": lists(rows.input_ids.offsets, rows.input_ids.values),
-            "counts": lists(rows.position_offsets, entries.counts.astype(np.int32)),
-            "ids": lists(per_row, entries.ids),
-            "values": lists(per_row, entries.weights),
+            "input_ids": nested(rows.input_ids.values, rows.input_ids.offsets),
+            "counts": nested(entries.counts.astype(np.int32), rows.position_offsets),
+            "ids": nested(entries.ids, per_row),
+            "values": nested(entries.weights, per_row),
         }
     )
     pq.write_table(table, file, compression="zstd")
@@ -105,14 +104,16 @@ def lists_file(rows: Rows, entries: Entries, file: Path) -> tuple[Path, int]:
     few = max(1, int(np.searchsorted(rows.position_offsets, _SLOW_POSITIONS, side="right")) - 1)
     positions = int(rows.position_offsets[few])
     inner = offsets_of(entries.counts[:positions])
-    outer = pa.array(rows.position_offsets[: few + 1], pa.int32())
+    outer = rows.position_offsets[: few + 1]
     codes = np.minimum(-16 * np.log(entries.weights[: inner[-1]]), 255).astype(np.uint8)
-    nested = lambda values: pa.ListArray.from_arrays(  # noqa: E731
-        outer, pa.ListArray.from_arrays(pa.array(inner, pa.int32()), pa.array(values))
-    )
-    table = pa.table({"ids": nested(entries.ids[: inner[-1]]), "codes": nested(codes)})
+    columns = {"ids": entries.ids[: inner[-1]], "codes": codes}
+    table = pa.table({name: nested(nested(values, inner), outer) for name, values in columns.items()})
     pq.write_table(table, file, compression="zstd")
     return file, positions
+
+
+def nested(values: Array | pa.Array, offsets: Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
 
 
 def read_lists(file: Path) -> list[tuple[Array, Array]]:
