@@ -17,7 +17,7 @@ import torch
 import transformers
 import zstandard
 
-from pipelines.select import top_k
+from pipelines.select import num_uniforms, select, top_k
 from schemas.policies import KeepAll, KeepPolicy, Sampled, Threshold, TopP, parse_keep
 from schemas.ragged import Array, Ragged, offsets_of
 
@@ -154,7 +154,7 @@ def collect(cut: Sequence[list[int]], spoken: Iterator[tuple[torch.Tensor, Array
     """Goes over the logits once."""
     draw = np.random.default_rng(0)
     columns: dict[str, list[Any]] = {name: [] for name in ("ids", "logprobs", "entropy", "gold", "squares")}
-    draws: dict[str, list[tuple[Array, Array, Array]]] = {name: [] for name in DRAWN}
+    draws: dict[str, list[Draws]] = {name: [] for name in DRAWN}
     features = []
     vocab_size = 0
     for window, (logits, feature) in zip(cut, spoken, strict=True):
@@ -170,10 +170,8 @@ def collect(cut: Sequence[list[int]], spoken: Iterator[tuple[torch.Tensor, Array
             columns["entropy"].append(-(p * logprobs).sum(1).numpy())
             columns["gold"].append(logprobs.gather(1, labels[:, None])[:, 0].float().numpy())
             columns["squares"].append((p * p).sum(1).numpy())
-            for row, top in zip(p.numpy(), ids.numpy(), strict=True):
-                for name in DRAWN:
-                    drawn, times = drawn_of(parse_keep(name), row, top, draw)
-                    draws[name].append((drawn, np.log(row[drawn]), times))
+            for name in DRAWN:
+                draws[name].append(drawn_of(parse_keep(name), rows, labels, draw))
     return Answers(
         lengths=np.array([len(window) for window in cut]),
         input_ids=np.concatenate([np.array(window, np.int32) for window in cut]),
@@ -188,30 +186,23 @@ def collect(cut: Sequence[list[int]], spoken: Iterator[tuple[torch.Tensor, Array
     )
 
 
-def joined(parts: list[tuple[Array, Array, Array]]) -> Draws:
-    ids, logprobs, times = (np.concatenate(column) for column in zip(*parts, strict=True))
+def joined(parts: Sequence[Draws]) -> Draws:
+    return Draws(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Draws)})
+
+
+def drawn_of(
+    policy: KeepPolicy, logits: torch.Tensor, labels: torch.Tensor, draw: np.random.Generator
+) -> Draws:
+    """What a policy draws at some positions, as the job draws it."""
+    uniforms = torch.from_numpy(draw.random((len(logits), num_uniforms(policy))))
+    found = select(logits.clone(), labels, policy, uniforms=uniforms)
+    is_drawn = torch.arange(found.sampled_ids.shape[1]) < found.num_sampled[:, None]
     return Draws(
-        counts=np.array([len(part[0]) for part in parts]),
-        ids=ids.astype(np.int32),
-        logprobs=logprobs.astype(np.float32),
-        times=times.astype(np.int32),
+        counts=found.num_sampled.numpy(),
+        ids=found.sampled_ids[is_drawn].int().numpy(),
+        logprobs=found.sampled_logprobs[is_drawn].numpy(),
+        times=found.draws[is_drawn].int().numpy(),
     )
-
-
-def drawn_of(policy: KeepPolicy, p: Array, top: Array, draw: np.random.Generator) -> tuple[Array, Array]:
-    """Ids that a policy draws at one position, ascending, and how often: the textbook way, one position at a time."""
-    if isinstance(policy, Sampled):
-        total = np.cumsum(p)
-        places = np.searchsorted(total, draw.random(policy.n) * total[-1], side="right")
-        return np.unique(np.minimum(places, len(p) - 1), return_counts=True)
-    assert isinstance(policy, Threshold)
-    tail = p.copy()
-    tail[top[: policy.k]] = 0
-    tail[p >= policy.tau] = 0
-    total = np.cumsum(tail)
-    points = (draw.random() + np.arange(int(total[-1] / policy.tau) + 1)) * policy.tau
-    found = np.searchsorted(total, points[points <= total[-1]], side="left")
-    return found, np.ones(len(found), np.int64)
 
 
 def lists(values: Array, lengths: Array) -> Ragged:

@@ -1,8 +1,8 @@
 """Bytes, errors and speeds of the codec on a real teacher's answers to real text.
 
-Every figure comes from the functions of the real write and read path (`schemas.codec`, `ranks`, `shards`,
-`shard_reader`, `pipelines.encode`). What the teacher said is kept in a file, so that only the first start is slow. The
-draws are made here, the textbook way, one position at a time.
+Every figure comes from the functions of the real write and read path (`pipelines.select`, `pipelines.encode`,
+`schemas.codec`, `ranks`, `shards`, `shard_reader`). What the teacher said is kept in a file, so that only the first
+start is slow.
 
     python benchmarks/codec.py                          # the teacher and corpus that the repository ships
     python benchmarks/assets.py data                    # once: real models, and real texts
