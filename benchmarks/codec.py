@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,7 @@ def head(*names: str) -> None:
 def policies(answers: Answers) -> None:
     sized = ("B entries", "aim", "ids", "codes", "counts")
     head("policy", "entries", *sized, "KL mean", "KL max", "exact mass", "variance", "B / bound")
+    noise: dict[str, tuple[float, float]] = {}
     for label, aim in POLICIES.items():
         name, _, own = label.partition(" ")
         spec = spec_of(answers, name, own_logits=bool(own))
@@ -98,6 +100,8 @@ def policies(answers: Answers) -> None:
         bound = bounds(rows, answers.inputs)
         limit = bound["ids unigram, no order"] + bound["codes"] + bound["counts"]
         ratio = "" if own or name.startswith("sampled") else f"{size.entries / limit:.2f}"
+        if is_sampling(spec.keep) and not own:
+            noise[label] = size.entries, variance(answers, name)
         print(
             f"| {label} | {rows.num_entries / rows.num_positions:.1f} | {size.entries:.2f} | {aim or ''} | "
             f"{size.ids:.2f} | {size.codes:.2f} | {size.counts:.2f} | {divergence.mean():.1e} | "
@@ -108,6 +112,19 @@ def policies(answers: Answers) -> None:
         f"of the entries, the list of ids {size.listed:.3f} B\n"
         "bound: entropies of ids (unigram, drawn ones without their order), codes and counts"
     )
+    at_equal_bytes(noise)
+
+
+def at_equal_bytes(noise: Mapping[str, tuple[float, float]]) -> None:
+    """Variance of `threshold` at the bytes of `sampled`, between its measured ones on a line of logarithms."""
+    ours = sorted(pair for label, pair in noise.items() if label.startswith("threshold"))
+    sizes_, variances = np.log(np.array(ours).T)
+    for label in (label for label in noise if label.startswith("sampled")):
+        size, other = noise[label]
+        mine = float(np.exp(np.interp(np.log(size), sizes_, variances)))
+        print(
+            f"at the bytes of {label}: threshold's variance {mine:.4f}, {mine / other:.2f} of its {other:.4f}"
+        )
 
 
 def mass(answers: Answers, name: str) -> np.ndarray:
@@ -163,8 +180,9 @@ def levels_and_groups(answers: Answers, keep: str) -> None:
 
 
 def speeds(answers: Answers) -> None:
+    ours = ("M positions/s", "aim", "less fetch and hash")
     naive = ("naive Parquet", "ratio", "bytes / naive's")
-    head("decoding", "M positions/s", "aim", *naive, "lists through Python", "ratio (aim: 50)", "Arrow alone")
+    head("decoding", *ours, *naive, "lists through Python", "ratio (aim: 50)", "Arrow alone")
     for keep in ("threshold:1/16", "top_p:0.99,k=64", "top_k:64"):
         rows = rows_of(answers, spec_of(answers, keep))
         sealed = seal(rows)
@@ -172,7 +190,8 @@ def speeds(answers: Answers) -> None:
             found = decoding(rows, Path(folder))
         alone = rows.num_positions / columns_read(sealed.data)
         print(
-            f"| {keep} | {found.ours / 1e6:.2f} | 2 | {found.naive / 1e6:.2f} | {found.ours / found.naive:.2f} | "
+            f"| {keep} | {found.ours / 1e6:.2f} | 2 | {found.decoded / 1e6:.2f} | "
+            f"{found.naive / 1e6:.2f} | {found.ours / found.naive:.2f} | "
             f"{sizes(sealed).entries / found.naive_bytes:.2f} | {found.lists / 1e6:.3f} | "
             f"{found.ours / found.lists:.0f} | {alone / 1e6:.2f} |"
         )

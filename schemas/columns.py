@@ -51,6 +51,11 @@ class Column(NamedTuple):
         """The leaf's path in the Parquet schema."""
         return f"{self.name}.list.element" if pa.types.is_list(self.type) else self.name
 
+    @property
+    def is_planes_of_lists(self) -> bool:
+        """Whether it holds lists without nulls, in byte planes."""
+        return pa.types.is_list(self.type) and self.encoding == _SPLIT and not self.nullable
+
 
 def identity_columns(spec: Spec) -> tuple[str, ...]:
     """What tells rows apart; hashed together for each row group, so that they can be read and checked alone."""

@@ -136,7 +136,7 @@ def unranked(data: Mapping[str, Any], ranking: Ranking, where: str) -> dict[str,
 
 
 def _ids(ranks: Array, like: Ragged, name: str, ranking: Ranking, where: str) -> Ragged:
-    fits = not ranks.size or (ranks.min() >= 0 and ranks.max() < ranking.vocab_size)
+    fits = not ranks.size or ranks.view(np.uint32).max() < ranking.vocab_size  # below 0 is far above
     _refuse_unless(bool(fits), name, where)
     ids = np.take(ranking.id_by_rank, ranks, mode="clip")  # they are in range, and so "clip" costs nothing
     return Ragged(values=ids, offsets=like.offsets)

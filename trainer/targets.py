@@ -7,15 +7,15 @@ lacks are then left out, and their share of the gradient with them.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import EllipsisType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemas.entries import Entries, entries_of, softened
+from schemas.entries import entries_of, softened
 from schemas.policies import Sampled
 from schemas.ragged import Array
 from schemas.rows import Rows
@@ -30,23 +30,23 @@ def sparse_targets(
     Raises:
         ValueError: entries were drawn for other temperatures than this.
     """
-    entries = _entries(rows, temperature)
+    entries = _drawn(rows, temperature) if rows.spec.is_sampling else _exact(rows)
     counts, beyond = entries.counts, None
     position = np.repeat(np.arange(len(counts)), counts)
     fits: Array | EllipsisType = ...
     if student_vocab < rows.spec.vocab_size:
         fits = entries.ids < student_vocab
-        beyond = float(entries.weights[~fits].sum())
+        beyond = float(entries.mass[~fits].sum())
         position = position[fits]
         counts = np.bincount(position, minlength=len(counts))
     where, logprobs = torch.from_numpy(position), torch.from_numpy(entries.logprobs[fits])
-    if rows.spec.is_sampling:
-        weights, tail = torch.from_numpy(entries.weights[fits]), torch.zeros(len(counts))
-        negentropy = _estimated_negentropy(rows, entries, where, fits, temperature)
-    else:
+    if entries.weights is None:
         whole = torch.from_numpy(counts == min(student_vocab, rows.spec.vocab_size))
         at_temperature = torch.from_numpy(_at(rows, entries, temperature)[fits])
         weights, tail, negentropy = distribution(at_temperature, where, whole)
+    else:
+        weights, tail = torch.from_numpy(entries.weights[fits]), torch.zeros(len(counts))
+        negentropy = _estimated_negentropy(rows, entries, where, fits, temperature)
     targets = SparseTargets(
         ids=torch.from_numpy(entries.ids[fits].astype(np.int64)),
         position=where,
@@ -60,21 +60,36 @@ def sparse_targets(
     return targets, np.concatenate([[0], np.cumsum(counts)]), beyond
 
 
-def _entries(rows: Rows, temperature: float) -> Entries:
-    """The kept entries, each position's likeliest first. Those of an exact policy at temperature 1."""
-    if not rows.spec.is_sampling:
-        return entries_of(rows)
-    entries = entries_of(rows, temperature)
+class _Entries(NamedTuple):
+    """Kept entries, each position's likeliest first."""
+
+    ids: Array
+    counts: Array
+    logprobs: Array
+    """Each entry's own, at temperature 1."""
+    weights: Array | None
+    """Of a sampling policy, at the temperature that was asked for; of others the trainer makes them."""
+
+    @property
+    def mass(self) -> Array:
+        return np.exp(self.logprobs) if self.weights is None else self.weights
+
+
+def _exact(rows: Rows) -> _Entries:
+    return _Entries(rows.kept_ids, rows.kept_counts.astype(np.int64), rows.kept_logprobs(), None)
+
+
+def _drawn(rows: Rows, temperature: float) -> _Entries:
+    found = entries_of(rows, temperature)
     if not isinstance(rows.spec.keep, Sampled):
-        return entries
-    position = np.repeat(np.arange(len(entries.counts)), entries.counts)
-    order = np.lexsort((-entries.weights, position))
-    names = ("ids", "weights", "logprobs", "is_exact")
-    return replace(entries, **{name: getattr(entries, name)[order] for name in names})
+        return _Entries(found.ids, found.counts, found.logprobs, found.weights)
+    position = np.repeat(np.arange(len(found.counts)), found.counts)
+    order = np.lexsort((-found.weights, position))
+    return _Entries(found.ids[order], found.counts, found.logprobs[order], found.weights[order])
 
 
 def _estimated_negentropy(
-    rows: Rows, entries: Entries, position: Tensor, fits: Array | EllipsisType, temperature: float
+    rows: Rows, entries: _Entries, position: Tensor, fits: Array | EllipsisType, temperature: float
 ) -> Float[Tensor, " N"]:
     """The teacher's, where the cache stores its entropy; else `sum w log p`, which is unbiased; else 0."""
     if temperature == 1 and "entropy" in rows.spec.scalars and fits is ...:
@@ -86,7 +101,7 @@ def _estimated_negentropy(
     return segment_sum(terms, position, len(entries.counts))
 
 
-def _at(rows: Rows, entries: Entries, temperature: float) -> Array:
+def _at(rows: Rows, entries: _Entries, temperature: float) -> Array:
     """Log-probabilities at T, float32 [E]; at one that is not declared without their normaliser, which positions that
     are kept whole do not need."""
     if temperature in rows.spec.temperatures:
