@@ -6,7 +6,7 @@ distribution; all others replay a real cache, made by `teachonce precompute` wit
 a cache, so a run of several epochs sees the same ones again: it has as many steps as the run of one epoch, and so many
 times fewer documents.
 
-    python benchmarks/quality.py                      # everything: 84 runs
+    python benchmarks/quality.py                      # everything: 90 runs
     python benchmarks/quality.py --quick              # five minutes: four rows, one epoch
     python benchmarks/quality.py --report             # table, CSV and plot from what has been run so far
 
@@ -68,6 +68,7 @@ ROWS = {
     "sampled:50": Row("sampled:50"),
     "threshold:1/8": Row("threshold:1/8"),
     "threshold:1/16": Row("threshold:1/16"),
+    "threshold:1/18": Row("threshold:1/18"),
     "threshold:1/32": Row("threshold:1/32"),
     "threshold:1/64": Row("threshold:1/64"),
     "threshold:1/16,k=8": Row("threshold:1/16,k=8"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from scipy.stats import t as student_t
 
 mpl.use("Agg")
@@ -137,8 +138,24 @@ def tables(lines: Sequence[Line]) -> str:
         )
         parts.append(f"| {' | '.join(HEAD)} |\n|---|{'---:|' * (len(HEAD) - 1)}")
         parts += [f"| {' | '.join(cells(line))} |" for line in chosen]
-        parts.append("")
+        parts += ["", *at_equal_quality(chosen)]
     return "\n".join(parts)
+
+
+def at_equal_quality(lines: Sequence[Line]) -> list[str]:
+    """The bytes that `threshold` with k=1 takes for the quality of `sampled`, between its rows (log bytes)."""
+    rows = [line for line in lines if line["row"].startswith("threshold") and "k=" not in line["row"]]
+    pairs = sorted((line["gap_closed"].mean, math.log(line["entry_bytes_a_token"])) for line in rows)
+    found = []
+    for other in (line for line in lines if line["row"].startswith("sampled")):
+        share, size = other["gap_closed"].mean, other["entry_bytes_a_token"]
+        if len(pairs) > 1 and pairs[0][0] <= share <= pairs[-1][0]:
+            ours = math.exp(np.interp(share, *zip(*pairs, strict=True)))
+            found.append(
+                f"At the quality of `{other['row']}` ({share:.1%} of the gap) `threshold` takes {ours:.1f} B, "
+                f"{ours / size:.0%} of {size:.1f}.\n"
+            )
+    return found
 
 
 def text(results: Path) -> str:
