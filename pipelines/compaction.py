@@ -29,7 +29,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines.beam_options import parse_beam_options
 from pipelines.moves import lines_of
 from pipelines.outcome import Change, commit_change
-from pipelines.run import new_pipeline, run_to_end
+from pipelines.progress import SHARDS, shards_shown
+from pipelines.run import in_process, new_pipeline, run_to_end
 from pipelines.units import ShardLine, line_of, no_shard
 from schemas.cache import base_version, read_header
 from schemas.commits import Shard, Version, read_version
@@ -52,6 +53,7 @@ class CompactConfig:
     unit_tokens: int = UNIT_TOKENS
     """Tokens of a full shard."""
     row_group_tokens: int = ROW_GROUP_TOKENS
+    show_progress: bool = True
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -143,7 +145,8 @@ def _leased(
         return _outcome(task, base, base)
     pipeline = new_pipeline(options)
     build(pipeline, task, list(small))
-    run_to_end(pipeline)
+    with shards_shown(config.show_progress and in_process(options)):
+        run_to_end(pipeline)
     after = read_version(storage)
     if after.number > base.number:
         after = read_version(storage, base.number + 1)
@@ -177,6 +180,7 @@ def _weight(totals: Totals) -> int:
 
 def build(pipeline: beam.Pipeline, task: Task, shards: Sequence[Shard]) -> None:
     """Wires one compaction."""
+    SHARDS.expect("compact", sources=len(shards), units=task.num_units)
     _ = (
         pipeline
         | "list shards" >> beam.Create([tuple(shard) for shard in shards])
@@ -194,6 +198,7 @@ def ranges_of(shard: tuple[Any, ...], task: Task) -> Iterator[tuple[int, tuple[A
     opened = open_shard(Storage.at(task.root), task.header, Shard(*shard))
     places = range(len(opened.footer.row_groups))
     found = {unit for place in places for unit in units_of(opened.metadata, place, task.num_units)}
+    SHARDS.add(seen=1)
     return ((unit, shard) for unit in sorted(found))
 
 
@@ -208,11 +213,11 @@ def copy_unit(element: tuple[int, Iterable[tuple[Any, ...]]], task: Task) -> Sha
         num_units=task.num_units,
         row_group_tokens=task.row_group_tokens,
     )
-    if sealed is None:
-        return no_shard(f"range {unit}")
-    storage.put(sealed.name, sealed.data)
-    renew_lease(storage, task.run)
-    return line_of(sealed)
+    if sealed is not None:
+        storage.put(sealed.name, sealed.data)
+        renew_lease(storage, task.run)
+    SHARDS.add(finished=1)
+    return no_shard(f"range {unit}") if sealed is None else line_of(sealed)
 
 
 def commit_compaction(values: list[Any], task: Task) -> None:

@@ -28,7 +28,8 @@ from pipelines.beam_options import parse_beam_options
 from pipelines.erasure import Erased, Found, Gone, Wanted, documents_of, erase, joined, search, search_late
 from pipelines.moves import lines_of, without_rows
 from pipelines.outcome import Change, change_of, commit_change
-from pipelines.run import new_pipeline, run_to_end
+from pipelines.progress import SHARDS, shards_shown
+from pipelines.run import in_process, new_pipeline, run_to_end
 from pipelines.units import ShardLine
 from schemas.cache import RUNS_FOLDER, base_version, read_header
 from schemas.commits import Version, read_version
@@ -68,6 +69,7 @@ class ForgetConfig:
     """Document ids; or, as 32 hex digits, hashes of documents or ids of examples."""
     force: bool = False
     """Whether runs that seem to live are taken for dead."""
+    show_progress: bool = True
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -153,7 +155,8 @@ def _once(config: ForgetConfig, wanted: Wanted, fence: bool, living: tuple[str, 
     try:
         pipeline = new_pipeline(options)
         build(pipeline, task, base)
-        run_to_end(pipeline, "the same call finishes what it began")
+        with shards_shown(config.show_progress and in_process(options)):
+            run_to_end(pipeline, "the same call finishes what it began")
     finally:
         with contextlib.suppress(CacheError):
             end_lease(storage, task.run)
@@ -176,6 +179,7 @@ def build(pipeline: beam.Pipeline, task: Task, base: Version) -> None:
     live = {shard.name for shard in base.shards}
     present = {file.name: file.size_bytes for file in Storage.at(task.root).files() if is_shard(file.name)}
     sizes = present | {shard.name: shard.size_bytes for shard in base.shards}
+    SHARDS.expect("forget", sources=len(sizes))
     _ = (
         pipeline
         | "list shards" >> beam.Create([(name, size, name in live) for name, size in sizes.items()])
@@ -190,11 +194,13 @@ def forget_in(file: tuple[str, int, bool], task: Task) -> tuple[Found, list[Shar
     """What one shard holds of it and, if it is live, the shard that replaces it."""
     storage = Storage.at(task.root)
     found = search(storage, task.header, file, task.wanted)
-    if not (found.live and found.examples):
-        return found, []
-    line = without_rows(storage, task.header, found.name, frozenset(found.examples), ROW_GROUP_TOKENS)
-    renew_lease(storage, task.run)
-    return found, [line]
+    lines = []
+    if found.live and found.examples:
+        leaving = frozenset(found.examples)
+        lines.append(without_rows(storage, task.header, found.name, leaving, ROW_GROUP_TOKENS))
+        renew_lease(storage, task.run)
+    SHARDS.add(seen=1)
+    return found, lines
 
 
 def finish(values: list[Any], task: Task) -> None:

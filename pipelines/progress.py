@@ -11,12 +11,23 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Protocol, runtime_checkable
 
 _PLAIN_SECONDS = 10.0
 _TERMINAL_SECONDS = 0.5
+
+
+@runtime_checkable
+class Screen(Protocol):
+    """What lines are written to: stderr, or what stands in its place."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool: ...
 
 
 @dataclass(kw_only=True)
@@ -77,13 +88,62 @@ class Progress:
 PROGRESS = Progress()
 
 
+@dataclass(kw_only=True)
+class Shards:
+    """Shards that a verb which asks no teacher has gone through in this process: first it looks, then it writes."""
+
+    verb: str = ""
+    sources: int = 0
+    """To be looked at."""
+    units: int = 0
+    """To be finished: written, or found to be there already; 0 where a verb does all of it as it looks."""
+    seen: int = 0
+    finished: int = 0
+    lock: contextlib.AbstractContextManager[bool] = field(default_factory=threading.Lock)
+
+    def expect(self, verb: str, *, sources: int, units: int = 0) -> None:
+        """Forgets an earlier call: a new one begins."""
+        with self.lock:
+            self.verb, self.sources, self.units = verb, sources, units
+            self.seen = self.finished = 0
+
+    def add(self, *, seen: int = 0, finished: int = 0) -> None:
+        """Adds to the numbers."""
+        with self.lock:
+            self.seen += seen
+            self.finished += finished
+
+    def line(self) -> str:
+        """One line: what, how much, of how much."""
+        what, done, of = ("looked at", self.seen, self.sources)
+        if self.finished:
+            what, done, of = ("finished", self.finished, self.units)
+        return f"{self.verb}: {done:,} of {of:,} shards {what} ({done / max(of, 1):.0%})"
+
+
+SHARDS = Shards()
+
+
 @contextlib.contextmanager
-def shown(enabled: bool, stream: TextIO | None = None) -> Iterator[None]:
+def shown(enabled: bool, stream: Screen | None = None) -> Iterator[None]:
     """Prints `PROGRESS` to stderr while the block runs: one line that changes, or plain lines without a terminal."""
     PROGRESS.reset()
+    with _printed(PROGRESS.line, enabled, stream):
+        yield
+
+
+@contextlib.contextmanager
+def shards_shown(enabled: bool, stream: Screen | None = None) -> Iterator[None]:
+    """Prints `SHARDS` in the same way."""
+    with _printed(SHARDS.line, enabled, stream):
+        yield
+
+
+@contextlib.contextmanager
+def _printed(line: Callable[[], str], enabled: bool, stream: Screen | None) -> Iterator[None]:
     stop = threading.Event()
     out = stream or sys.stderr
-    thread = threading.Thread(target=_print_until, args=(stop, out), daemon=True)
+    thread = threading.Thread(target=_print_until, args=(line, stop, out), daemon=True)
     if enabled:
         thread.start()
     try:
@@ -94,11 +154,11 @@ def shown(enabled: bool, stream: TextIO | None = None) -> Iterator[None]:
             thread.join()
 
 
-def _print_until(stop: threading.Event, out: TextIO) -> None:
+def _print_until(line_of: Callable[[], str], stop: threading.Event, out: Screen) -> None:
     terminal = out.isatty()
     last = ""
     while not stop.wait(_TERMINAL_SECONDS if terminal else _PLAIN_SECONDS):
-        line = PROGRESS.line()
+        line = line_of()
         if line != last:
             out.write(f"\r\x1b[K{line}" if terminal else f"{line}\n")
             out.flush()

@@ -58,6 +58,7 @@ def thin(argv: Sequence[str]) -> int:
             temperatures=None if arguments.temperatures is None else tuple(arguments.temperatures),
             own_logits=arguments.own_logits,
             row_group_tokens=arguments.row_group_tokens,
+            show_progress=arguments.show_progress,
             beam_options=tuple(beam),
         )
     )
@@ -98,5 +99,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--row_group_tokens", type=positive, default=ROW_GROUP_TOKENS, metavar="N", help=group
     )
+    parser.add_argument("--no_progress", dest="show_progress", action="store_false", help="no progress lines")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a line")
     return parser

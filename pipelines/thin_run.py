@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipelines.beam_options import parse_beam_options
-from pipelines.run import new_pipeline, run_to_end
+from pipelines.progress import shards_shown
+from pipelines.run import in_process, new_pipeline, run_to_end
 from pipelines.servable import thinned_spec
 from pipelines.thin_steps import Task, build, refuse_another
 from schemas.cache import base_version, read_header
@@ -48,6 +49,7 @@ class ThinConfig:
     temperatures: tuple[float, ...] | None = None
     own_logits: bool | None = None
     row_group_tokens: int = ROW_GROUP_TOKENS
+    show_progress: bool = True
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -118,7 +120,8 @@ def _once(config: ThinConfig) -> Thinned:
     try:
         pipeline = new_pipeline(options)
         build(pipeline, task, version, base)
-        run_to_end(pipeline)
+        with shards_shown(config.show_progress and in_process(options)):
+            run_to_end(pipeline)
     finally:
         with contextlib.suppress(CacheError):
             end_lease(storage, task.run)

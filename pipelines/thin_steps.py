@@ -15,6 +15,7 @@ import numpy as np
 
 from pipelines.moves import lines_of
 from pipelines.outcome import change_of, commit_change, refuse_missing
+from pipelines.progress import SHARDS
 from pipelines.thinning import thin_rows
 from pipelines.units import ShardLine, line_of, no_shard
 from schemas.cache import Cache, create_header
@@ -53,6 +54,7 @@ class Task:
 def build(pipeline: beam.Pipeline, task: Task, version: Version, base: Version | None) -> None:
     """Wires one thinning."""
     there = [(parse_name(shard.name)[0], tuple(shard)) for shard in (base.shards if base else ())]
+    SHARDS.expect("thin", sources=len(version.shards), units=len(version.shards))
     source = (
         pipeline
         | "list shards" >> beam.Create([tuple(shard) for shard in version.shards])
@@ -74,6 +76,7 @@ def name_unit(shard: tuple[Any, ...], task: Task) -> tuple[str, tuple[Any, ...]]
     opened = open_shard(storage, task.source_header, named)
     rows = read_identities(storage, named.name, opened, task.source_header.spec)
     ids = rows.take(_remembering(rows, task)).example_ids
+    SHARDS.add(seen=1)
     return (unit_name(ids, task.header.spec.hash) if ids else f"nothing of {named.name}"), shard
 
 
@@ -82,14 +85,16 @@ def thin_unit(element: tuple[str, Mapping[str, Iterable[tuple[Any, ...]]]], task
     unit, found = element
     source = [Shard(*shard) for shard in found[_SOURCE]]
     there = [Shard(*shard) for shard in found[_THERE]]
-    if source and there:
-        return no_shard(unit, read_examples=source[0].examples)
     storage = Storage.at(task.root)
-    if there:
+    if there and not source:
         totals = open_shard(storage, task.header, there[0]).footer.totals
         return no_shard(unit)._replace(replaces=(there[0].name, asdict(totals)))
-    line = _thinned(storage, unit, source[0], task)
-    renew_lease(storage, task.run)
+    if there:
+        line = no_shard(unit, read_examples=source[0].examples)
+    else:
+        line = _thinned(storage, unit, source[0], task)
+        renew_lease(storage, task.run)
+    SHARDS.add(finished=1)
     return line
 
 

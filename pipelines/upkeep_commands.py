@@ -78,6 +78,7 @@ def compact(argv: Sequence[str]) -> int:
             cache=arguments.cache,
             unit_tokens=arguments.unit_tokens,
             row_group_tokens=arguments.row_group_tokens,
+            show_progress=arguments.show_progress,
             beam_options=tuple(beam),
         )
     )
@@ -98,6 +99,7 @@ def forget(argv: Sequence[str]) -> int:
             cache=arguments.cache,
             ids=read_ids(arguments.ids),
             force=arguments.force,
+            show_progress=arguments.show_progress,
             beam_options=tuple(beam),
         )
     except ValueError as error:
@@ -158,5 +160,6 @@ def _print(value: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> 
 def _parser(verb: str, description: str, examples: str) -> Parser:
     parser = Parser(prog=f"teachonce {verb}", description=description, epilog=examples)
     parser.add_argument("cache", metavar="CACHE", help="folder, s3://, gs:// or az://")
+    parser.add_argument("--no_progress", dest="show_progress", action="store_false", help="no progress lines")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     return parser

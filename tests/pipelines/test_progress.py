@@ -11,10 +11,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+import teachonce
 from pipelines import progress
-from pipelines.progress import PROGRESS, Progress, shown
+from pipelines.progress import PROGRESS, SHARDS, Progress, Shards, shown
 from pipelines.report import summary_lines, summary_table
+from schemas import Cache
 from tests.pipelines.helpers import run
+from tests.pipelines.people import document_of
 
 INF = float("inf")
 
@@ -116,6 +119,44 @@ def test_a_run_ends_at_all_of_its_tokens(tmp_path, corpus, teacher, whole):
     assert (PROGRESS.documents, PROGRESS.examples) == (24, totals.examples)
     assert PROGRESS.tokens == PROGRESS.tokens_found == totals.tokens
     assert "(100%)" in PROGRESS.line()
+
+
+def test_shards_are_looked_at_and_then_finished():
+    state = Shards()
+    state.expect("thin", sources=1200, units=3)
+    state.add(seen=600)
+    assert state.line() == "thin: 600 of 1,200 shards looked at (50%)"
+    state.add(seen=600, finished=1)
+    assert state.line() == "thin: 1 of 3 shards finished (33%)"
+    state.expect("forget", sources=0)
+    assert state.line() == "forget: 0 of 0 shards looked at (0%)"
+
+
+def test_the_verbs_without_a_teacher_tell_how_far_they_are(nights, tmp_path, capfd, monkeypatch):
+    """Each in the same words, on stderr alone, and to its end; `--no_progress` leaves the lines out."""
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.001)
+    cache, out, ids = str(nights[0]), str(tmp_path / "out"), tmp_path / "ids.txt"
+    ids.write_text(document_of(cache, "user-9")[0].hex() + "\n")
+    count = len(Cache.open(cache).shards)
+    assert count > 2
+    for call, last in (
+        (
+            ["thin", cache, "--keep=top_k:3", f"--out={out}"],
+            f"thin: {count} of {count} shards finished (100%)",
+        ),
+        (["compact", cache], "compact: 1 of 1 shards finished (100%)"),
+        (["forget", cache, f"--ids={ids}"], f"forget: {count + 1} of {count + 1} shards looked at (100%)"),
+    ):
+        assert teachonce.main(call) == 0
+        told = capfd.readouterr()
+        lines = told.err.splitlines()
+        assert lines, call
+        assert all(line.startswith(f"{call[0]}: ") and " shards " in line for line in lines), lines
+        assert SHARDS.line() == last
+        assert call[0] + ": " not in told.out
+        SHARDS.expect("", sources=0)
+    assert teachonce.main(["thin", out, "--keep=top_k:2", f"--out={tmp_path / 'less'}", "--no_progress"]) == 0
+    assert capfd.readouterr().err == ""
 
 
 def table(summary):
