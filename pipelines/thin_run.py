@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from apache_beam.options.pipeline_options import PipelineOptions
+
 from pipelines.beam_options import parse_beam_options
 from pipelines.progress import shards_shown
 from pipelines.run import in_process, new_pipeline, run_to_end
@@ -27,7 +29,7 @@ from schemas.cache import base_version, read_header
 from schemas.commits import NO_VERSION, Version, read_record, read_version
 from schemas.errors import CacheError, ConflictError, MismatchError, NoCacheError, UsageError
 from schemas.history import end_lease, new_run, read_entries, take_lease
-from schemas.memory import FORGOTTEN_FOLDER, remembered_names
+from schemas.memory import FORGOTTEN_FOLDER, refuse_lost_memory, remembered_names
 from schemas.policies import KeepPolicy
 from schemas.rewrite import ROW_GROUP_TOKENS
 from schemas.shards import Totals
@@ -87,7 +89,8 @@ def thin(config: ThinConfig) -> Thinned:
         UsageError: the larger cache cannot serve what is asked, with the reason.
         NoCacheError: nothing was committed in the larger cache.
         MismatchError: the smaller one has another teacher, spec or origin.
-        CorruptionError: a shard is broken; nothing was committed.
+        CorruptionError: a shard is broken, or the smaller cache's list of what was forgotten is lost; nothing was
+            committed.
         ConflictError: others committed to the smaller one in the meantime, twice.
     """
     try:
@@ -99,8 +102,7 @@ def thin(config: ThinConfig) -> Thinned:
 def _once(config: ThinConfig) -> Thinned:
     options = parse_beam_options(config.beam_options)
     source, storage = Storage.at(config.cache), Storage.at(config.out)
-    larger = read_header(source)
-    version, base = base_version(source), base_version(storage)
+    larger, version = read_header(source), base_version(source)
     if version is None:
         raise NoCacheError("no cache is there: nothing was committed", where=source.root)
     task = Task(
@@ -109,22 +111,32 @@ def _once(config: ThinConfig) -> Thinned:
         source_version=version.number,
         source_header=larger,
         root=storage.root,
-        base=NO_VERSION if base is None else base.number,
+        base=NO_VERSION,
         header=agreed_header(storage, larger, config),
-        forgotten=remembered_names(storage, FORGOTTEN_FOLDER),
+        forgotten=(),
         row_group_tokens=config.row_group_tokens,
         provenance=_provenance(source, version),
     )
-    refuse_others(storage, base, task.provenance)
-    take_lease(storage, task.run)
+    take_lease(storage, task.run)  # before the list is read: `forget` knows of each run that may have a shorter one
     try:
-        pipeline = new_pipeline(options)
-        build(pipeline, task, version, base)
-        with shards_shown(config.show_progress and in_process(options)):
-            run_to_end(pipeline)
+        return _leased(config, options, storage, task, version)
     finally:
         with contextlib.suppress(CacheError):
             end_lease(storage, task.run)
+
+
+def _leased(
+    config: ThinConfig, options: PipelineOptions, storage: Storage, task: Task, version: Version
+) -> Thinned:
+    base, forgotten = base_version(storage), remembered_names(storage, FORGOTTEN_FOLDER)
+    if base is not None:
+        refuse_lost_memory(storage, base.record.memory)
+    refuse_others(storage, base, task.provenance)
+    task = replace(task, base=NO_VERSION if base is None else base.number, forgotten=forgotten)
+    pipeline = new_pipeline(options)
+    build(pipeline, task, version, base)
+    with shards_shown(config.show_progress and in_process(options)):
+        run_to_end(pipeline)
     return _outcome(storage, task, version, base)
 
 

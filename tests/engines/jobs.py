@@ -15,6 +15,9 @@ from tests.pipelines.helpers import read
 LIMIT_SECONDS = 300
 """A job that takes longer hangs: engines wait in silence for a worker that died."""
 
+THINNED = "top_p:0.8,k=8"
+"""What the engines thin a default cache to."""
+
 LOGPROB_TOLERANCE = 1e-3
 """Nats. Engines cut the same units, and a unit its batches: on one machine the codes are the same, bit for bit."""
 
@@ -64,6 +67,22 @@ def call(
     given = {"corpus": corpus, "teacher": teacher, "cache": cache, "report": report, **own}
     flags = [f"--{name}={value}" for name, value in given.items()]
     return ["precompute", *flags, "--no_progress", *(["--", *beam] if beam else [])]
+
+
+def thin_call(cache: object, out: object, *flags: str, beam: Sequence[str] = ()) -> list[object]:
+    """The words of one `thin`, which tells what it did as one JSON object."""
+    words = ["thin", cache, f"--keep={THINNED}", f"--out={out}", "--json", "--no_progress", *flags]
+    return [*words, *(["--", *beam] if beam else [])]
+
+
+def told(out: str) -> list[dict]:
+    """The JSON objects that calls printed, one after the other."""
+    found, decoder = [], json.JSONDecoder()
+    while (start := out.find("{\n")) >= 0:
+        value, end = decoder.raw_decode(out[start:])
+        found.append(value)
+        out = out[start + end :]
+    return found
 
 
 def precompute(
