@@ -9,6 +9,7 @@ from deltalake import DeltaTable
 from schemas import Cache
 from schemas.cache import base_version, read_header
 from schemas.commits import Shard, commit, record_after
+from schemas.entries import entries_of
 from schemas.errors import TeachonceError
 from schemas.memory import (
     FORGOTTEN_FOLDER,
@@ -20,17 +21,24 @@ from schemas.memory import (
     write_forgotten,
     write_unscored,
 )
-from schemas.policies import TopK
+from schemas.policies import Sampled, Threshold, TopK
 from schemas.rewrite import copy_rows
 from tests.synthetic import add, begin, causal_spec, header_of, random_rows
 
-SPEC = causal_spec(keep=TopK(k=2), max_length=8, temperatures=(1.0,), features=(), has_document_id=True)
+_SMALL = {"max_length": 8, "temperatures": (1.0,), "features": (), "has_document_id": True}
+SPECS = {
+    "top_k": causal_spec(**{**_SMALL, "keep": TopK(k=2)}),
+    "threshold": causal_spec(
+        **{**_SMALL, "keep": Threshold(tau=1 / 4), "temperatures": (1.0, 2.0), "own_logits": True}
+    ),
+    "sampled": causal_spec(**{**_SMALL, "keep": Sampled(n=5), "scalars": ("gold",)}),
+}
 
 
-def make_battered(path: Path, seed: int = 0, *, checkpoint: bool = True) -> Path:
+def make_battered(path: Path, seed: int = 0, *, spec: str = "top_k", checkpoint: bool = True) -> Path:
     """Three versions: two shards, one more, and one of them rewritten without a third of its rows."""
-    rows = random_rows(SPEC, 15, seed).rows
-    storage = begin(path, SPEC)
+    rows = random_rows(SPECS[spec], 15, seed).rows
+    storage = begin(path, rows.spec)
     parts = [rows.take(part) for part in np.array_split(np.arange(15), 3)]
     add(storage, None, parts[:2], run="first", rejects={"blank": 1})
     add(storage, base_version(storage), parts[2:], run="second")
@@ -38,7 +46,7 @@ def make_battered(path: Path, seed: int = 0, *, checkpoint: bool = True) -> Path
         DeltaTable(str(path)).create_checkpoint()
     write_unscored(
         storage,
-        header_of(SPEC),
+        header_of(rows.spec),
         [Unscored(b"u" * 16, 0, 2, "not_finite"), Unscored(b"v" * 16, 1, 2, "too_large")],
     )
     write_forgotten(storage, ["somebody", b"f" * 16])
@@ -57,10 +65,8 @@ def rewrite_one(path: Path) -> None:
     new = Shard(sealed.name, len(sealed.data), sealed.footer.totals.examples)
     change = sealed.footer.totals + -cache.footers[old.name].footer.totals
     base = base_version(cache.storage)
-    record = record_after(
-        base, [new], change, [old], run="third", header_hash=header_of(SPEC).to_json()["hash"]
-    )
-    commit(cache.storage, SPEC, base, [new], record, removed=[old])
+    record = record_after(base, [new], change, [old], run="third", header_hash=cache.header.to_json()["hash"])
+    commit(cache.storage, cache.spec, base, [new], record, removed=[old])
 
 
 def everything(path: Path, version: int | None = None) -> tuple:
@@ -104,6 +110,10 @@ def _digest(rows) -> str:
         state.update(repr(values.tolist()).encode() if values.dtype == object else values.tobytes())
         if not isinstance(column, np.ndarray):
             state.update(column.offsets.tobytes() + column.validity.tobytes())
-    if "kept_codes" in rows.data:
-        state.update(rows.kept_logprobs().tobytes() + rows.position_index().tobytes())
+    if "kept_ids" not in rows.data:
+        return state.hexdigest()
+    state.update(rows.kept_logprobs().tobytes() + rows.position_index().tobytes())
+    for temperature in rows.spec.temperatures:
+        entries = entries_of(rows, temperature)
+        state.update(entries.ids.tobytes() + entries.counts.tobytes() + entries.weights.tobytes())
     return state.hexdigest()

@@ -106,6 +106,23 @@ def test_the_cache_has_all_kinds_of_files(path, good):
     ],
 )
 def test_a_flipped_bit_is_seen_or_changes_nothing(path, good, kind, count, least_seen):
+    """So many bits, one at a time, of each file of a kind in a `top_k` cache."""
+    flip_and_judge(path, good, kind, count, least_seen)
+
+
+@pytest.mark.parametrize("spec", ["threshold", "sampled"])
+def test_a_flipped_bit_of_drawn_entries_is_seen_or_changes_nothing(tmp_path, spec):
+    """Fewer bits of a `threshold` cache at two temperatures with own log-probabilities, and of a `sampled` one: of
+    each shard 25, of each log entry 6, of each file of the checkpoint 4, of the spec 300, of each other file 3."""
+    path = make_battered(tmp_path / "cache", spec=spec)
+    good = everything(path)
+    assert judged(path, good) == "harmless"
+    few = {"live": 25, "removed": 3, "log": 6, "checkpoint": 4, "spec": 300, "tokenizer": 3, "memory": 3}
+    for kind, count in few.items():
+        flip_and_judge(path, good, kind, count, 0.0 if kind in ("removed", "log", "checkpoint") else 1.0)
+
+
+def flip_and_judge(path, good, kind, count, least_seen):
     found = Counter()
     for name in of_kind(path, kind):
         found.update(judged(path, good) for _ in flips(path / name, count))
