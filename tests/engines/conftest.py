@@ -2,10 +2,12 @@
 
 import pytest
 
+from pipelines import ThinConfig, thin
+from schemas.policies import Threshold
 from tests.engines.flink import Cluster, start_job_server
 from tests.engines.jobs import precompute
 from tests.pipelines import models
-from tests.pipelines.helpers import documents, write_jsonl
+from tests.pipelines.helpers import documents, run, write_jsonl
 
 _LONGEST_FIRST = ("test_stores", "test_flink_cluster", "test_fetch", "test_runners")
 """Two processes take whole files, as servers start once a file. The one that has two tests or fewer left takes the
@@ -42,6 +44,16 @@ def whole(tmp_path_factory, teacher, corpus):
     cache = tmp_path_factory.mktemp("whole") / "cache"
     (summary,) = precompute(corpus, teacher, cache, report=cache.with_name("report"))
     return cache, summary
+
+
+@pytest.fixture(scope="session")
+def thinned(tmp_path_factory, teacher, corpus):
+    """A cache of draws, and the smaller one that the in-process runner makes of it."""
+    folder = tmp_path_factory.mktemp("thinned")
+    run(corpus, teacher, folder / "drawn", keep=Threshold(tau=1 / 32, k=2), unit_tokens=200)
+    keep = Threshold(tau=1 / 8)
+    assert thin(ThinConfig(cache=str(folder / "drawn"), out=str(folder / "small"), keep=keep)).committed
+    return folder / "drawn", folder / "small"
 
 
 @pytest.fixture(scope="module")

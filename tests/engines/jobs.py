@@ -15,9 +15,6 @@ from tests.pipelines.helpers import read
 LIMIT_SECONDS = 300
 """A job that takes longer hangs: engines wait in silence for a worker that died."""
 
-THINNED = "top_p:0.8,k=8"
-"""What the engines thin a default cache to."""
-
 LOGPROB_TOLERANCE = 1e-3
 """Nats. Engines cut the same units, and a unit its batches: on one machine the codes are the same, bit for bit."""
 
@@ -69,14 +66,14 @@ def call(
     return ["precompute", *flags, "--no_progress", *(["--", *beam] if beam else [])]
 
 
-def thin_call(cache: object, out: object, *flags: str, beam: Sequence[str] = ()) -> list[object]:
-    """The words of one `thin`, which tells what it did as one JSON object."""
-    words = ["thin", cache, f"--keep={THINNED}", f"--out={out}", "--json", "--no_progress", *flags]
+def thin_call(cache: object, out: object, beam: Sequence[str] = ()) -> list[object]:
+    """The words of one `thin` from draws to fewer draws, which tells what it did as one JSON object."""
+    words = ["thin", cache, "--keep=threshold:1/8", f"--out={out}", "--json", "--no_progress"]
     return [*words, *(["--", *beam] if beam else [])]
 
 
 def told(out: str) -> list[dict]:
-    """The JSON objects that calls printed, one after the other."""
+    """The JSON objects that calls printed, among whatever engines say."""
     found, decoder = [], json.JSONDecoder()
     while (start := out.find("{\n")) >= 0:
         value, end = decoder.raw_decode(out[start:])
@@ -86,12 +83,19 @@ def told(out: str) -> list[dict]:
 
 
 def precompute(
-    *args, times: int = 1, report: Path, env: Mapping[str, str] | None = None, **own
+    *args,
+    times: int = 1,
+    report: Path,
+    env: Mapping[str, str] | None = None,
+    then: Sequence[Sequence[object]] = (),
+    **own,
 ) -> list[dict]:
-    """The summaries of a run that succeeds, and of the same run again, as often as asked."""
+    """The summaries of a run that succeeds, and of the same run again, as often as asked; then what other calls of
+    the same process told."""
     reports = [report.with_name(f"{report.name}-{index}") for index in range(times)]
-    teachonce(*(call(*args, report=path, **own) for path in reports), env=env)
-    return [json.loads(path.read_text()) for path in reports]
+    out = teachonce(*(call(*args, report=path, **own) for path in reports), *then, env=env)
+    summaries = [json.loads(path.read_text()) for path in reports]
+    return [*summaries, *(told(out)[-len(then) :] if then else [])]
 
 
 def assert_same_rows(cache: object, reference: object) -> None:
@@ -103,3 +107,10 @@ def assert_same_rows(cache: object, reference: object) -> None:
         assert np.array_equal(row["kept_ids"], wanted[key]["kept_ids"])
         assert np.allclose(row["logprobs"], wanted[key]["logprobs"], rtol=0, atol=LOGPROB_TOLERANCE)
     assert opened.verify().examples == len(wanted)
+
+
+def assert_same_bytes(cache: object, reference: object) -> None:
+    """Both have the same shards by their seals, and the first is whole: so each byte is the same."""
+    found, wanted = Cache.open(cache), Cache.open(reference)
+    assert found.verify().examples == wanted.totals.examples
+    assert [(s.name, s.size_bytes) for s in found.shards] == [(s.name, s.size_bytes) for s in wanted.shards]

@@ -5,9 +5,11 @@ import json
 import pytest
 
 import teachonce
+from pipelines import ThinConfig, thin
 from schemas import Cache
+from schemas.policies import TopP
 from tests.engines import jobs
-from tests.engines.jobs import assert_same_rows, precompute
+from tests.engines.jobs import assert_same_bytes, assert_same_rows, precompute
 from tests.engines.stores import start_gs, start_s3
 from tests.pipelines.helpers import documents, run, write_jsonl
 from tests.trainer.tiny import STUDENT
@@ -84,6 +86,16 @@ def test_nights_readers_and_a_student(store, here, teacher, reference, tmp_path,
     assert json.loads(capsys.readouterr().out)["examples"] == len(jobs.read(reference))
     assert teachonce.main(["verify", cache]) == 0
     assert teachonce.main(["verify", cache, "--version=0"]) == 0
+
+    small, local = (
+        ThinConfig(cache=cache, out=out, keep=TopP(p=0.8, k=8))
+        for out in (f"{store.root}/nights/small", str(tmp_path / "small"))
+    )
+    told = [thin(small), thin(small)]
+    assert [(one.committed, one.version, one.source_version) for one in told] == [(True, 0, 1), (False, 0, 1)]
+    assert told[0].added_shards == told[0].shards > 2
+    assert thin(local).committed
+    assert_same_bytes(small.out, local.out)
 
     assert teachonce.main(["compact", cache]) == 0
     assert (Cache.open(cache).version, len(Cache.open(cache).shards)) == (2, 1)
