@@ -117,7 +117,8 @@ def _once(config: ThinConfig) -> Thinned:
         row_group_tokens=config.row_group_tokens,
         provenance=_provenance(source, version),
     )
-    take_lease(storage, task.run)  # before the list is read: `forget` knows of each run that may have a shorter one
+    # before the list is read: `forget` knows of each run that may have a shorter one
+    take_lease(storage, task.run)
     try:
         return _leased(config, options, storage, task, version)
     finally:
