@@ -10,18 +10,19 @@ Cost: that of `verify`, and one shard in memory for each that holds repeats.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from schemas.cache import Cache
+from schemas.cache import Cache, read_header
 from schemas.commits import Shard, Version, commit, read_version, record_after
-from schemas.errors import CorruptionError
-from schemas.history import new_run, origins, read_entries
+from schemas.errors import CacheError, CorruptionError
+from schemas.history import end_lease, new_run, origins, read_entries, renew_lease, take_lease
 from schemas.memory import lost_memory
 from schemas.ragged import Array
 from schemas.records import CommitRecord
@@ -99,23 +100,41 @@ def repair(path: str | os.PathLike[str]) -> Repaired:
         CorruptionError: log, spec or tokenizer are damaged; nothing was committed.
         ConflictError: a run committed in the meantime.
     """
+    storage, run = Storage.at(path), new_run("repair")
+    with _told_what_is_left_to_people():
+        read_header(storage)
+    take_lease(storage, run)  # before the version is read, as all who copy rows: `forget` must know of them
     try:
-        cache = Cache.open(path)
-        cache.check_whole()
-        base = read_version(cache.storage, cache.version)
-        entries = read_entries(cache.storage, cache.version)
+        return _leased(storage, run)
+    finally:
+        with contextlib.suppress(CacheError):
+            end_lease(storage, run)
+
+
+@contextlib.contextmanager
+def _told_what_is_left_to_people() -> Iterator[None]:
+    try:
+        yield
     except CorruptionError as error:
         do = f"{error.do}. {_BY_HAND}" if error.do else _BY_HAND
         raise CorruptionError(error.what, where=error.where, got=error.got, do=do) from error
+
+
+def _leased(storage: Storage, run: str) -> Repaired:
+    with _told_what_is_left_to_people():
+        cache = Cache.open(storage.root)
+        cache.check_whole()
+        base = read_version(cache.storage, cache.version)
+        entries = read_entries(cache.storage, cache.version)
     found = _check(cache)
-    copied = _without_repeats(cache.storage, cache.header, found.whole)
+    copied = _without_repeats(cache.storage, cache.header, found.whole, run)
     miscounted = not found.broken and _differs(base.record, found.totals)
     removed = [*(shard for shard, _ in found.broken), *copied.removed]
     version = base.number
     unremembered = lost_memory(cache.storage, base.record.memory)
     if removed or miscounted or unremembered:
         totals = found.totals + copied.change
-        version = _commit(cache, base, copied.added, removed, totals, unremembered=unremembered)
+        version = _commit(cache, base, copied.added, removed, totals, run=run, unremembered=unremembered)
     came = origins(entries)
     tokens = base.record.totals.tokens - found.totals.tokens
     return Repaired(
@@ -150,13 +169,16 @@ def _check(cache: Cache) -> _Found:
     return found
 
 
-def _without_repeats(storage: Storage, header: Header, whole: Sequence[tuple[Shard, Checked]]) -> _Copied:
+def _without_repeats(
+    storage: Storage, header: Header, whole: Sequence[tuple[Shard, Checked]], run: str
+) -> _Copied:
     """Copies, stored and not committed, of shards that hold ids of earlier ones: without these rows."""
     removed, added, change = [], [], Totals()
     masks = repeated([checked.ids for _, checked in whole])
     for (shard, checked), mask in zip(whole, masks, strict=True):
         if not mask.any():
             continue
+        renew_lease(storage, run)
         removed.append(shard)
         change += -checked.totals
         sealed = copy_rows(storage, header, [shard], functools.partial(_others, mask), ROW_GROUP_TOKENS)
@@ -198,10 +220,11 @@ def _commit(
     removed: Sequence[Shard],
     totals: Totals,
     *,
+    run: str,
     unremembered: Sequence[str],
 ) -> int:
     fields = {
-        "run": new_run("repair"),
+        "run": run,
         "header_hash": base.record.header_hash,
         "provenance": base.record.provenance,
     }

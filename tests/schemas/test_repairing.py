@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import teachonce
-from schemas import Cache, repair
+from schemas import Cache, repair, repairing
 from schemas.commits import read_record, read_version
-from schemas.errors import CacheError, CorruptionError
-from schemas.history import orphans
+from schemas.errors import CacheError, CorruptionError, NoCacheError
+from schemas.history import LEASES_FOLDER, living_runs, orphans
 from schemas.memory import Unscored, write_forgotten, write_unscored
 from schemas.repairing import repeated
 from schemas.rows import Rows
@@ -66,6 +66,31 @@ def test_a_file_of_the_memory_that_is_gone_is_missed_until_that_is_told(two_nigh
     assert all(f"lost: {name}: what it remembered" in out for name in names)
     assert Cache.open(storage.root).verify().examples == len(ids(two_nights)) + 4
     assert repair(storage.root).committed is False
+
+
+def test_it_holds_a_lease_from_before_it_reads_until_its_end(two_nights, batches, monkeypatch):
+    """So `vacuum` leaves alone what it copies, and `forget` waits for its end."""
+    storage, living = two_nights.storage, []
+    add(storage, read_version(storage), [batches[0].take(np.arange(3))], run="twice")
+    for name in ("read_version", "copy_rows"):
+        real = getattr(repairing, name)
+
+        def seen(storage, *rest, real=real):
+            living.append(living_runs(storage))
+            return real(storage, *rest)
+
+        monkeypatch.setattr(repairing, name, seen)
+    assert repair(storage.root).repeats == 3
+    run = read_record(storage, 3).run
+    assert living == [[run], [run]]
+    assert storage.names(LEASES_FOLDER) == []
+    damage(two_nights, "_teachonce/tokenizer/tokenizer.json", "cut")
+    with pytest.raises(CorruptionError, match="--repair mends shards only"):
+        repair(storage.root)
+    assert storage.names(LEASES_FOLDER) == []
+    with pytest.raises(NoCacheError):
+        repair(f"{storage.root}/nothing")
+    assert not Path(f"{storage.root}/nothing").exists()
 
 
 def ids(cache):
