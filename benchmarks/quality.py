@@ -3,11 +3,11 @@
 Every row trains the same student from the same start on the same batches in the same order, once for each seed; rows
 differ in the loss alone. `ce` has the corpus's tokens and no teacher; `full` has the teacher beside it and its whole
 distribution; all others replay a real cache, made by `teachonce precompute` with that row's policy. Draws are frozen in
-a cache, so a run of several epochs sees the same ones again: it has as many steps as the run of one epoch, and so many
-times fewer documents.
+a cache, so a run of several epochs sees the same ones again: it has about as many steps as the run of one epoch, and so
+many times fewer documents.
 
     python benchmarks/quality.py                      # everything: 90 runs
-    python benchmarks/quality.py --quick              # five minutes: four rows, one epoch
+    python benchmarks/quality.py --quick              # four minutes: four rows, one epoch
     python benchmarks/quality.py --report             # table, CSV and plot from what has been run so far
 
 Every finished run is a line of `benchmarks/results/quality-demo.jsonl`; started again, what is there is not run again.

@@ -123,7 +123,7 @@ def _config(arguments: argparse.Namespace, beam: Sequence[str]) -> PrecomputeCon
     given |= {"files": tuple(arguments.corpus), "path": arguments.teacher}
     if arguments.supervise is None:
         given["supervise"] = "assistant" if arguments.messages_field or arguments.prompt_field else "all"
-    if arguments.keep:
+    if arguments.keep is not None:
         given["keep"] = parse_keep(arguments.keep)
     return PrecomputeConfig(
         corpus=CorpusConfig(**_taken(given, CorpusConfig)),

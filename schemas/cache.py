@@ -10,7 +10,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,15 +135,15 @@ class Cache:
             for place, group in enumerate(self.footers[shard.name].footer.row_groups)
         )
 
-    def read(self, ref: RowGroupRef, names: Sequence[str] | None = None) -> Rows:
-        """Fetches, checks and parses one row group: all columns of the spec, or those named.
+    def read(self, ref: RowGroupRef) -> Rows:
+        """Fetches, checks and parses one row group.
 
         Raises:
             CorruptionError: naming the shard.
         """
         opened = self.footers[ref.shard.name]
         with self._told_if_gone(ref.shard):
-            return read_group(self.storage, ref.shard.name, opened, ref.place, self.spec, names=names)
+            return read_group(self.storage, ref.shard.name, opened, ref.place, self.spec)
 
     def read_all(self) -> Iterator[Rows]:
         """Every row group, one at a time."""

@@ -179,8 +179,12 @@ def _example(row: Mapping[str, Any]) -> Table:
 
 
 def _entry(entry: Mapping[str, Any]) -> str:
-    value = f"{entry['logprob']:.2f}" if "logprob" in entry else f"{entry['logit']:.3f}"
-    return f"{_text(entry)} {value}"
+    """What is known of it: its log-probability, its raw score, or what a drawn one weighs."""
+    if "logprob" in entry:
+        return f"{_text(entry)} {entry['logprob']:.2f}"
+    if "logit" in entry:
+        return f"{_text(entry)} {entry['logit']:.3f}"
+    return f"{_text(entry)} weighs {entry['weight']:.3g}"
 
 
 def _text(value: Any) -> str:

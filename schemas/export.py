@@ -6,6 +6,7 @@ group by row group, so memory is that of one. Costs several times the cache's by
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -118,10 +119,10 @@ def _columns(rows: Rows) -> dict[str, Callable[[], pa.Array]]:
 
 
 def _of_entries(rows: Rows) -> dict[str, Callable[[], pa.Array]]:
-    found = entries_of(rows)
+    decoded = functools.cache(lambda: entries_of(rows))
 
     def entries(name: str) -> pa.Array:
-        return _per_position(getattr(found, name), found, rows)
+        return _per_position(getattr(decoded(), name), decoded(), rows)
 
     return {
         "labels": lambda: _labels(rows),
@@ -192,10 +193,10 @@ def _write(cache: Cache, groups: Sequence[RowGroupRef], schema: pa.Schema, path:
 
 def _chosen(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
     unknown = [name for name in names if name not in schema.names]
-    if unknown:
-        raise UsageError(
-            "no such column", expected=f"some of {', '.join(schema.names)}", got=", ".join(unknown)
-        )
+    if unknown or len(set(names)) < len(names):
+        what = "no such column" if unknown else "a column is asked for twice"
+        got = ", ".join(map(repr, unknown or names))
+        raise UsageError(what, expected=f"some of {', '.join(schema.names)}", got=got)
     return pa.schema([schema.field(name) for name in names]) if names else schema
 
 

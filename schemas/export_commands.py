@@ -47,10 +47,10 @@ def export(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--format", choices=["parquet"], default="parquet", help="of the files (default: parquet)"
     )
-    parser.add_argument("--columns", default="", metavar="A,B", help="only these columns, in this order")
+    parser.add_argument("--columns", metavar="A,B", help="only these columns, in this order")
     parser.add_argument("--json", action="store_true", help="one JSON object at the end")
     arguments = parser.parse_args(list(argv))
-    names = [name for name in arguments.columns.split(",") if name]
+    names = [] if arguments.columns is None else [name.strip() for name in arguments.columns.split(",")]
     found = run_export(Cache.open(arguments.cache, arguments.version), arguments.out, names, _tell)
     if arguments.json:
         sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")

@@ -20,6 +20,8 @@ from fractions import Fraction
 from schemas.errors import UsageError
 
 MAX_CLASSES_KEPT_WHOLE = 4096
+MIN_TAU = 2.0**-40
+MAX_DRAWS = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,8 @@ class Threshold:
     k: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.tau < 1:
-            raise ValueError(f"threshold needs a tau strictly between 0 and 1, but got tau={self.tau}")
+        if not MIN_TAU <= self.tau < 1:
+            raise ValueError(f"threshold needs a tau from 2^-40 on, and below 1, but got tau={self.tau}")
         if self.k < 1:
             raise ValueError(f"threshold keeps at least the largest entry exactly, but got k={self.k}")
 
@@ -85,8 +87,8 @@ class Sampled:
     n: int
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"sampled needs at least one draw, but got n={self.n}")
+        if not 1 <= self.n <= MAX_DRAWS:
+            raise ValueError(f"sampled draws 1 to {MAX_DRAWS:,} ids of a position, but got n={self.n}")
 
     def __str__(self) -> str:
         return f"sampled:{self.n}"

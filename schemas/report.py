@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from schemas.cache import Cache
-from schemas.entries import entries_of
-from schemas.ragged import offsets_of
+from schemas.entries import Entries, entries_of
+from schemas.ragged import Array, offsets_of
 from schemas.records import CommitRecord
 from schemas.rows import Rows
 from schemas.shards import Totals
@@ -77,6 +77,8 @@ def bytes_by_column(cache: Cache) -> dict[str, int]:
 
 def describe_rows(cache: Cache, limit: int, top: int = 5) -> list[dict[str, Any]]:
     """The first `limit` examples, decoded: of each position the `top` likeliest entries.
+
+    Drawn ones whose probability is not stored come behind the exact ones; the heavier first.
 
     Raises:
         CorruptionError: a shard is damaged.
@@ -144,13 +146,14 @@ def _example(row: Rows, inputs: Mapping[int, str], scores: Mapping[int, str], to
 def _kept(
     row: Rows, inputs: Mapping[int, str], scores: Mapping[int, str], top: int
 ) -> Iterator[dict[str, Any]]:
-    """Each position of a softmax row: where it stands, its label and its first entries, each with its weight."""
+    """Each position of a softmax row: where it stands, its label and its likeliest entries, each with its weight."""
     found, labels = entries_of(row), _labels(row)
-    offsets = offsets_of(found.counts)
+    offsets, order = offsets_of(found.counts), _likeliest_first(found)
+    ids, logprobs, weights = (values[order] for values in (found.ids, found.logprobs, found.weights))
     entropy = row.entropy().tolist() if "entropy" in row.spec.scalars else None
     for n, index in enumerate(row.position_index().tolist()):
         ends = slice(offsets[n], min(offsets[n] + top, offsets[n + 1]))
-        triples = zip(*(a[ends].tolist() for a in (found.ids, found.logprobs, found.weights)), strict=True)
+        triples = zip(*(values[ends].tolist() for values in (ids, logprobs, weights)), strict=True)
         yield {
             "index": index,
             "input": _named(int(row.input_ids.values[index]), inputs),
@@ -159,6 +162,13 @@ def _kept(
             "kept": int(found.counts[n]),
             "entries": [_entry(_named(i, scores), logprob, weight) for i, logprob, weight in triples],
         }
+
+
+def _likeliest_first(found: Entries) -> Array:
+    """Places of all entries, position by position."""
+    position = np.repeat(np.arange(len(found.counts)), found.counts)
+    known = np.nan_to_num(found.logprobs, nan=-np.inf, neginf=-np.inf)
+    return np.lexsort((-found.weights, -known, position))
 
 
 def _entry(named: dict[str, Any], logprob: float, weight: float) -> dict[str, Any]:

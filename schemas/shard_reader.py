@@ -3,20 +3,20 @@
 The log vouches for a shard's name, the name for its footer, the footer for each row group's bytes. So everything that
 Arrow sees here has been checked first; what does not match is a `CorruptionError` that names the shard.
 
-Cost: a row group is fetched whole, also when only some of its columns are wanted. The identity columns alone are read
-by ranges, and checked by the hash of their values.
+Cost: a row group is fetched whole. The identity columns alone are read by ranges, and checked by the hash of their
+values.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.columns import Column, check_schema, columns, identity_columns
+from schemas.columns import check_schema, columns, identity_columns
 from schemas.commits import Shard
 from schemas.errors import REPAIR, CorruptionError
 from schemas.pages import read_lists
@@ -148,16 +148,8 @@ def fetch_group(storage: Storage, name: str, group: RowGroup) -> bytes:
     return data
 
 
-def read_group(
-    storage: Storage,
-    name: str,
-    opened: OpenFooter,
-    index: int,
-    spec: Spec,
-    *,
-    names: Sequence[str] | None = None,
-) -> Rows:
-    """Fetches, checks and parses one row group; `names` chooses columns (all bytes are checked all the same).
+def read_group(storage: Storage, name: str, opened: OpenFooter, index: int, spec: Spec) -> Rows:
+    """Fetches, checks and parses one row group.
 
     Raises:
         CorruptionError: the bytes, the schema or the lists are not what was sealed.
@@ -167,27 +159,21 @@ def read_group(
     segments = {group.start: fetch_group(storage, name, group), group_end(opened): opened.data}
     file = pq.ParquetFile(_Segments(segments, opened.size), metadata=opened.metadata)
     check_schema(file.schema_arrow, spec, where)
-    wanted = [column for column in columns(spec) if names is None or column.name in names]
-    table = _table(file, index, memoryview(segments[group.start]), group.start, wanted)
+    table = _table(file, index, memoryview(segments[group.start]), group.start, spec)
     rows = Rows.from_arrow(table, spec, where, opened.ranking(spec, where))
-    if (len(rows), names is None and rows.num_tokens) != (
-        group.examples,
-        names is None and group.tokens,
-    ):
+    if (len(rows), rows.num_tokens) != (group.examples, group.tokens):
         raise CorruptionError("a row group does not hold what its footer counts", where=where)
     return rows
 
 
-def _table(
-    file: pq.ParquetFile, index: int, data: memoryview, start: int, wanted: Sequence[Column]
-) -> pa.Table:
+def _table(file: pq.ParquetFile, index: int, data: memoryview, start: int, spec: Spec) -> pa.Table:
     """A row group's columns. Long lists without nulls, which take Arrow several times as long, are read here."""
     group = file.metadata.row_group(index)
     chunks = {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
-    planes = [c for c in wanted if c.is_planes_of_lists and c.path in chunks]
+    planes = [c for c in columns(spec) if c.is_planes_of_lists]
     found = {c: read_lists(data, chunks[c.path], start, c.type) for c in planes}
     lists = {c: array for c, array in found.items() if array is not None}
-    table = file.read_row_group(index, columns=[c.name for c in wanted if c not in lists])
+    table = file.read_row_group(index, columns=[c.name for c in columns(spec) if c not in lists])
     for column, array in lists.items():
         table = table.append_column(column.field, array)
     return table

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -107,14 +108,14 @@ class Spec:
         _refuse_unless(self.task in get_args(Task), "task", self.task)
         _refuse_unless(self.score in get_args(Score), "score", self.score)
         _refuse_unless(1 <= self.vocab_size <= MAX_VOCAB, "vocab_size", self.vocab_size)
-        _refuse_unless(self.max_length >= 2, "max_length", self.max_length)
+        _refuse_unless(self.max_length >= 2, "max_length (2 tokens at least)", self.max_length)
         _refuse_unless(0 <= self.stride < self.max_length, "stride", self.stride)
         _refuse_unless(self.supervise in get_args(Supervise), "supervise", self.supervise)
-        _refuse_unless(self.temperatures[:1] == (1.0,), "temperatures", self.temperatures)
         distinct = len(set(self.temperatures)) == len(self.temperatures)
-        _refuse_unless(distinct and min(self.temperatures) > 0, "temperatures", self.temperatures)
-        columns = {feature.column for feature in self.features}
-        _refuse_unless(len(columns) == len(self.features), "features", self.features)
+        serve = self.temperatures[:1] == (1.0,) and all(0 < t < math.inf for t in self.temperatures)
+        _refuse_unless(serve and distinct, "temperatures (1 first, each once, above 0)", self.temperatures)
+        columns = [feature.column for feature in self.features]
+        _refuse_unless(len(set(columns)) == len(columns), "features (each once)", columns)
         whole = self.score == "softmax" or isinstance(self.keep, KeepAll)
         _refuse_unless(whole, "keep (only softmax scores can be cut)", str(self.keep))
         for name in ("code_step_nats", "top_step_nats", "scalar_step_nats"):

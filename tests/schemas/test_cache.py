@@ -46,13 +46,6 @@ def test_each_row_group_is_one_read(cache, reads):
     assert [len(part) for part in parts] == [ref.group.examples for ref in groups]
 
 
-def test_chosen_columns_alone(cache):
-    part = cache.read(cache.row_groups[0], names=["example_id", "entropy_codes"])
-    assert set(part.data) == {"example_id", "entropy_codes"}
-    whole = cache.read(cache.row_groups[0])
-    assert (part.entropy() == whole.entropy()).all()
-
-
 def test_identities_are_read_without_the_rest(tmp_path, reads):
     cache = make_cache(tmp_path / "cache", causal_spec(max_length=400), num_rows=60, num_shards=1)
     footer_bytes = sum(len(opened.data) for opened in cache.footers.values())

@@ -147,7 +147,7 @@ def test_the_verb_tells_how_far_it_is(tmp_path, own_cache, capsys):
 
 def test_chosen_columns_and_json(tmp_path, own_cache, capsys):
     out = str(tmp_path / "plain")
-    argv = ["export", own_cache.storage.root, "--out", out, "--columns", "ids,input_ids", "--json"]
+    argv = ["export", own_cache.storage.root, "--out", out, "--columns", "ids, input_ids", "--json"]
     assert teachonce.main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["path"], found["files"], found["examples"]) == (out, 2, 24)
@@ -167,7 +167,8 @@ def test_what_is_asked_wrongly_is_refused(tmp_path, own_cache):
         (filled, (), r"empty folder.*mine\.txt"),
         (filled / "mine.txt", (), "cannot be written"),
         ("s3://bucket/plain", (), "local folder"),
-        (tmp_path / "new", ("ids", "logits", "mood"), "no such column.*got logits, mood"),
+        (tmp_path / "new", ("ids", "logits", "mood"), "no such column.*got 'logits', 'mood'"),
+        (tmp_path / "new", ("ids", "labels", "ids"), "asked for twice.*got 'ids', 'labels', 'ids'"),
     ):
         with pytest.raises(UsageError, match=told):
             export(own_cache, out, columns)
@@ -181,6 +182,8 @@ def test_what_is_asked_wrongly_is_refused(tmp_path, own_cache):
         (["{cache}"], 2),
         (["/nowhere", "--out", "{new}"], 2),
         (["{cache}", "--out", "{new}", "--format", "csv"], 2),
+        (["{cache}", "--out", "{new}", "--columns", ","], 2),
+        (["{cache}", "--out", "{new}", "--columns", ""], 2),
     ],
 )
 def test_a_wrong_call_is_one_line_and_status_2(tmp_path, own_cache, argv, code, capsys):

@@ -48,7 +48,7 @@ def test_no_digit_of_p_is_lost(p):
         "top_p:nan,k=4", "top_p:x,k=4", "top_p:0.9,k=4,z=1", "TOP_K:4",
         "threshold", "threshold:", "threshold:0", "threshold:1", "threshold:-0.1", "threshold:nan", "threshold:1/0",
         "threshold:x", "threshold:0.1,k=0", "threshold:0.1,8", "threshold:0.1,k=1,k=2", "sampled", "sampled:0",
-        "sampled:1.5", "sampled:-2", "sampled:3,k=1",
+        "sampled:1.5", "sampled:-2", "sampled:3,k=1", "sampled:3000000000", "threshold:1e-320",
     ],
 )  # fmt: skip
 def test_every_other_text_is_refused(text):

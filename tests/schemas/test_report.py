@@ -111,11 +111,20 @@ def test_rows_are_decoded(tmp_path, name):
     every = entries_of(rows)
     assert [p["kept"] for p in first] == every.counts[: len(first)].tolist()
     assert [p["index"] for p in first] == rows.position_index()[: len(first)].tolist()
-    ends = slice(0, min(5, int(every.counts[0])))
-    assert [e["id"] for e in first[0]["entries"]] == every.ids[ends].tolist()
-    assert [e["weight"] for e in first[0]["entries"]] == every.weights[ends].tolist()
+    of_first = slice(0, int(every.counts[0]))
+    columns = (every.ids, every.logprobs, every.weights)
+    kept = sorted(zip(*(values[of_first].tolist() for values in columns), strict=True), key=likeliest_first)[
+        :5
+    ]
+    assert [(e["id"], e["weight"]) for e in first[0]["entries"]] == [(i, weight) for i, _, weight in kept]
     logprobs = [e.get("logprob", np.nan) for e in first[0]["entries"]]
-    np.testing.assert_array_equal(np.array(logprobs, np.float32), every.logprobs[ends])
+    np.testing.assert_array_equal(logprobs, [logprob for _, logprob, _ in kept])
+
+
+def likeliest_first(entry):
+    """Whose probability is not stored stands behind, the heavier first."""
+    _, logprob, weight = entry
+    return (1, 0.0, -weight) if np.isnan(logprob) else (0, -logprob, -weight)
 
 
 def test_labels_of_a_causal_lm_are_the_next_tokens(cache):
@@ -189,6 +198,16 @@ def test_inspect_shows_tables(grown, capsys, monkeypatch):
         assert word in shown
     assert re.search(r"empty\s*\u2502\s*5 ", shown)
     assert re.search(r"examples\s*\u2502 20 ", shown)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_inspect_prints_rows_of_every_kind(tmp_path, name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    cache = make_cache(tmp_path, SPECS[name], num_rows=6)
+    assert teachonce.main(["inspect", cache.storage.root, "--rows", "6"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("largest entries") == 6
+    assert ("weighs" in shown) == (name in ("threshold", "sampled")), "where no log-probability is stored"
 
 
 @pytest.mark.parametrize("name", ["classes", "sigmoid", "regression"])

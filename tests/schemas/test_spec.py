@@ -22,6 +22,7 @@ REFUSED = (ValueError, TypeError)
         ("task", "masked-lm"), ("score", "logits"), ("vocab_size", 0), ("vocab_size", MAX_VOCAB + 1), ("max_length", 1),
         ("stride", -1), ("stride", 32), ("supervise", "user"), ("temperatures", ()), ("temperatures", (2.0,)),
         ("temperatures", (2.0, 1.0)), ("temperatures", (1.0, 1.0)), ("temperatures", (1.0, 0.0)),
+        ("temperatures", (1.0, float("nan"))), ("temperatures", (1.0, float("inf"))),
         ("temperatures", (1.0, -2.0)), ("features", (Feature(pooling="mean", layer=1, width=2),) * 2),
         ("code_step_nats", 0.0), ("code_step_nats", 2.0), ("top_step_nats", 0.0), ("scalar_step_nats", 2.0),
         ("scalars", ("gold", "entropy", "logsumexp")), ("scalars", ("entropy", "entropy", "logsumexp")),
