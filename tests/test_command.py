@@ -98,7 +98,7 @@ def test_verify_with_a_teacher_has_a_help_of_its_own(capsys):
         (["--temperatures", "1", "nan"], "temperatures (from 0.1 on)"),
         (["--temperatures", "1", "inf"], "temperatures (from 0.1 on)"),
         (["--temperatures", "2"], "temperatures (1 first, each once, above 0) cannot be (2.0,)"),
-        (["--features", "mean:-1", "mean:1"], "features (each once)"),
+        (["--features", "mean:-1", "mean:2"], "features (each once)"),
         (["--max_reject_fraction=2"], "max_reject_fraction cannot be 2.0"),
         (["--max_reject_fraction=nan"], "max_reject_fraction"),
         (["--prompt_field=p"], "completion_field"),
