@@ -29,6 +29,8 @@ _MAX_GOT_CHARS = 300
 
 REPAIR = "Restore the file from a copy; or run `teachonce verify --repair` and then precompute again"
 """What to do about a shard that is not what was sealed."""
+NEWER = "Install the teachonce release that wrote it, or a newer one"
+"""What to do about a format that this reader does not know."""
 
 
 class TeachonceError(Exception):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from schemas.columns import check_schema, columns, identity_columns
 from schemas.commits import Shard
-from schemas.errors import REPAIR, CorruptionError
+from schemas.errors import NEWER, REPAIR, CorruptionError, FormatError
 from schemas.pages import read_lists
 from schemas.ragged import Array
 from schemas.ranks import Ranking, parse_listed
@@ -68,6 +68,7 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
 
     Raises:
         CorruptionError: the file is missing, cut short, or its footer is not the sealed one.
+        FormatError: the footer says what this reader does not know.
     """
     _, seal = parse_name(name)
     where = f"{storage.root}/{name}"
@@ -87,7 +88,13 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
     metadata = pq.read_metadata(pa.BufferReader(_MAGIC + data))
     stored = metadata.metadata
     listed = parse_listed(stored[LISTED_KEY], where) if LISTED_KEY in stored else None
-    return OpenFooter(ShardFooter.from_bytes(stored[FOOTER_KEY]), metadata, data, size, listed)
+    try:
+        footer = ShardFooter.from_bytes(stored[FOOTER_KEY])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            "a shard's footer says what this reader does not know", where=where, got=repr(error), do=NEWER
+        ) from error
+    return OpenFooter(footer, metadata, data, size, listed)
 
 
 def open_shard(storage: Storage, header: Header, shard: Shard) -> OpenFooter:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 
-from schemas.errors import CorruptionError, FormatError, UsageError
+from schemas.errors import NEWER, CorruptionError, FormatError, UsageError
 from schemas.identity import canonical_json, digest
 from schemas.policies import KeepAll, KeepPolicy, Threshold, is_sampling, max_kept, max_sampled, parse_keep
 
@@ -241,7 +241,7 @@ class Header:
             return cls._from_body(body)
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise FormatError(
-                "this cache's spec says what this reader does not know", where=where, got=error, do=_NEWER
+                "this cache's spec says what this reader does not know", where=where, got=error, do=NEWER
             ) from error
 
     @classmethod
@@ -264,7 +264,6 @@ def differences(ours: Header, theirs: Header) -> list[str]:
     return lines
 
 
-_NEWER = "Install the teachonce release that wrote it, or a newer one"
 _RESTORE = "Restore the file from a copy; a cache whose spec is gone cannot be read"
 
 
@@ -282,14 +281,14 @@ def _refuse_unknown(body: Mapping[str, Any], where: str) -> None:
     version = body.get("format_version")
     if version != FORMAT_VERSION:
         told = "this cache has another format version"
-        raise FormatError(told, where=where, expected=FORMAT_VERSION, got=version, do=_NEWER)
+        raise FormatError(told, where=where, expected=FORMAT_VERSION, got=version, do=NEWER)
     unknown = sorted(set(map(str, body.get("required_features") or ())) - KNOWN_FEATURES)
     if unknown:
         raise FormatError(
             "this cache needs features that this reader does not know",
             where=where,
             got=", ".join(unknown),
-            do=_NEWER,
+            do=NEWER,
         )
 
 

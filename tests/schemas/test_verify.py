@@ -12,11 +12,12 @@ import pytest
 from schemas import Cache
 from schemas.columns import write_options
 from schemas.commits import Shard, commit, record_after
-from schemas.errors import CorruptionError
+from schemas.errors import CorruptionError, FormatError
 from schemas.policies import KeepAll
+from schemas.repairing import repair
 from schemas.rows import Rows
 from schemas.shard_reader import read_group
-from schemas.shards import FOOTER_KEY, LISTED_KEY, ShardFooter, bytes_hash, ranking_of
+from schemas.shards import FOOTER_KEY, LISTED_KEY, ShardFooter, Totals, bytes_hash, ranking_of
 from tests.synthetic import (
     SPECS,
     add,
@@ -31,7 +32,7 @@ from tests.synthetic import (
 )
 
 
-def foreign_shard(rows, *, extra=None, listed=None, **options):
+def foreign_shard(rows, *, extra=None, listed=None, says=None, **options):
     """A sealed shard as another writer would make it."""
     table = table_of(rows) if extra is None else table_of(rows).append_column(*extra)
     sink = pa.BufferOutputStream()
@@ -41,7 +42,7 @@ def foreign_shard(rows, *, extra=None, listed=None, **options):
         size = sink.tell()
         data = _so_far(table, rows, options)[:size]
         group = {**good.row_groups[0].__dict__, "end": size, "hash": bytes_hash(data)}
-        footer = json.loads(good.to_bytes()) | {"row_groups": [group]}
+        footer = json.loads(good.to_bytes()) | {"row_groups": [group]} | (says or {})
         ids = ranking_of([rows]).to_bytes() if listed is None else listed
         writer.add_key_value_metadata({FOOTER_KEY: json.dumps(footer).encode(), LISTED_KEY: ids})
     whole = sink.getvalue().to_pybytes()
@@ -56,11 +57,21 @@ def _so_far(table, rows, options):
     return sink.getvalue().to_pybytes()
 
 
+def test_a_footer_that_says_more_is_a_newer_formats(tmp_path):
+    rows = random_rows(causal_spec(), 12).rows
+    cache = committed(tmp_path, rows, *foreign_shard(rows, says={"mood": 0.5}))
+    with pytest.raises(FormatError, match=r"footer says what this reader does not know.*mood.*newer"):
+        next(cache.read_all())
+    with pytest.raises(FormatError):
+        repair(tmp_path)  # it is no damage
+
+
 def committed(path, rows, name, data):
     storage = begin(path, rows.spec)
     storage.put(name, data)
     found = [Shard(name, len(data), len(rows))]
-    totals = ShardFooter.from_bytes(pq.read_metadata(pa.BufferReader(data)).metadata[FOOTER_KEY]).totals
+    said = json.loads(pq.read_metadata(pa.BufferReader(data)).metadata[FOOTER_KEY])
+    totals = Totals.from_json(said["totals"])
     record = record_after(None, found, totals, run="r", header_hash=header_of(rows.spec).to_json()["hash"])
     commit(storage, rows.spec, None, found, record)
     return Cache.open(path)
