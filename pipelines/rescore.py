@@ -18,7 +18,7 @@ from pipelines.tokenise import Example
 from schemas import Cache
 from schemas.entries import entries_of
 from schemas.errors import DriftError, MismatchError
-from schemas.policies import KeepAll, Sampled
+from schemas.policies import Sampled
 from schemas.ragged import Array
 from schemas.rows import Rows
 from schemas.spec import Spec
@@ -150,31 +150,59 @@ def _distances(rows: Rows, teacher: Teacher, pad_id: int) -> Array:
 def _divergences(rows: Rows, logits: Iterable[torch.Tensor]) -> Array:
     """KL(cache || fresh) of each position, in float64, as far as what the cache keeps tells.
 
-    Exact entries make one bucket of all others. Where drawn entries have their own log-probabilities there is no
-    bucket: the sum of weight x (p log p / q - p + q) / p is unbiased, and never negative. Draws alone say nothing of p:
-    then it is the largest probability against the rest.
+    Where drawn entries have their own log-probabilities the sum of weight x (p log p / q - p + q) / p is unbiased, and
+    never negative. Draws alone say nothing of p: then it is the largest probability against the rest.
     """
     spec = rows.spec
     if isinstance(spec.keep, Sampled) and not spec.own_logits:
-        return _two_buckets(np.exp(rows.top_logprob().astype(np.float64)), np.exp(_largest(logits)))
+        return _two_buckets(rows.top_logprob().astype(np.float64), np.exp(_largest(logits)), spec)
+    if not spec.own_logits:
+        return _exact_and_tail(rows, logits)
     entries = entries_of(rows)
-    known = ~np.isnan(entries.logprobs)
-    owner = np.repeat(np.arange(len(entries.counts)), entries.counts)[known]
-    cached, fresh = entries.logprobs[known].astype(np.float64), _fresh(entries.ids[known], owner, logits)
+    owner = _owners(entries.counts)
+    apart = entries.logprobs.astype(np.float64) - _fresh(entries.ids, owner, logits)
+    return _summed(entries.weights * (apart + np.expm1(-apart)), owner, len(entries.counts))
 
-    def summed(terms: Array) -> Array:
-        sums: Array = np.bincount(owner, terms, minlength=len(entries.counts))
-        return sums
 
-    if spec.own_logits:
-        apart = cached - fresh
-        return summed(entries.weights[known] * (apart + np.expm1(-apart)))
-    if isinstance(spec.keep, KeepAll):
-        cached -= np.log(summed(np.exp(cached)))[owner]
-    kept = summed(np.exp(cached) * (cached - fresh))
-    p, q = 1 - summed(np.exp(cached)), 1 - summed(np.exp(fresh))
-    total: Array = kept + _bucket(p, q)
+def _exact_and_tail(rows: Rows, logits: Iterable[torch.Tensor]) -> Array:
+    """Exact entries, and one bucket of all others.
+
+    Each adds p log p / q - p + q, which is never negative, and the KL divergence where both sides sum to 1. So rounding
+    enters squared: at most (step / 2)^2 / 2. What the cached entries lack to 1 is known to their rounding alone, and
+    may be nothing but that: of the tails that would have been rounded to them, the nearest to the fresh one is taken.
+    """
+    counts = rows.kept_counts
+    owner, whole = _owners(counts), counts == rows.spec.vocab_size
+    cached = rows.kept_logprobs().astype(np.float64)
+    fresh = _fresh(rows.kept_ids, owner, logits)
+    cached -= np.where(whole, np.log(_summed(np.exp(cached), owner, len(counts))), 0)[owner]
+    p, q, half = np.exp(cached), np.exp(fresh), _half_steps(rows)
+    kept = _summed(p * (cached - fresh) - p + q, owner, len(counts))
+    rest = np.clip(1 - _summed(q, owner, len(counts)), 0, 1)
+    least, most = (
+        np.clip(1 - _summed(p * np.exp(sign * half), owner, len(counts)), 0, 1) for sign in (1, -1)
+    )
+    tail = np.where(whole, 0, np.clip(rest, least, most))
+    total: Array = kept + _bucket(tail, rest)
     return total
+
+
+def _half_steps(rows: Rows) -> Array:
+    """How far each exact entry can be from the log-probability that was rounded to it, in nats."""
+    spec = rows.spec
+    found = np.full(len(rows.kept_ids), max(spec.code_step_nats, spec.top_step_nats) / 2)
+    found[rows.kept_offsets[:-1]] = spec.top_step_nats / 2
+    return found
+
+
+def _owners(counts: Array) -> Array:
+    """The position of each entry."""
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def _summed(terms: Array, owner: Array, positions: int) -> Array:
+    sums: Array = np.bincount(owner, terms, minlength=positions)
+    return sums
 
 
 def _fresh(ids: Array, owner: Array, logits: Iterable[torch.Tensor]) -> Array:
@@ -195,15 +223,18 @@ def _largest(logits: Iterable[torch.Tensor]) -> Array:
     return np.concatenate(parts)
 
 
-def _two_buckets(p: Array, q: Array) -> Array:
-    total: Array = _bucket(p, q) + _bucket(1 - p, 1 - q)
+def _two_buckets(top: Array, fresh: Array, spec: Spec) -> Array:
+    """The largest probability against the rest, at the p nearest to the fresh one that is rounded to `top`."""
+    half = spec.top_step_nats / 2
+    p = np.clip(fresh, np.exp(top - half), np.minimum(np.exp(top + half), 1))
+    total: Array = _bucket(p, fresh) + _bucket(1 - p, 1 - fresh)
     return total
 
 
 def _bucket(p: Array, q: Array) -> Array:
-    """p log p / q of a bucket; what rounding made negative is nothing."""
-    p, q = np.clip(p, 0, 1), np.clip(q, 1e-12, 1)
-    found: Array = np.where(p > 1e-12, p * np.log(np.maximum(p, 1e-12) / q), 0)
+    """p log p / q - p + q of a bucket, which is never negative."""
+    ratio = np.maximum(p, 1e-12) / np.maximum(q, 1e-12)
+    found: Array = np.where(p > 1e-12, p * np.log(ratio), 0) - p + q
     return found
 
 

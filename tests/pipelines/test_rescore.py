@@ -13,12 +13,15 @@ from pipelines import rescore as rescore_module
 from pipelines.rescore import RescoreConfig, rescore
 from schemas import Cache
 from schemas.errors import CorruptionError, DriftError, MismatchError
-from schemas.policies import KeepAll, Sampled, Threshold, TopP
+from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
 from tests.pipelines import models
 from tests.pipelines.helpers import documents, run, write_jsonl
 
 CODEC_NATS = 5e-4
 """What rounding to 1/16 nat may cost a position here, at most."""
+
+BOUND = 0.005
+"""What `--max_mean_kl` and `--max_drift_kl` are by default."""
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,9 @@ def test_positions_of_instruction_data_are_found_again(tmp_path, teacher):
     assert found.max_kl_nats < 5e-3
 
 
-DRAWING = {
+LOSING = {
+    "top_p": {"keep": TopP(p=0.9, k=32)},
+    "top_k": {"keep": TopK(k=8)},
     "threshold": {"keep": Threshold(tau=1 / 16)},
     "own": {"keep": Threshold(tau=1 / 16), "temperatures": (1.0, 2.0)},
     "draws": {"keep": Sampled(n=13)},
@@ -137,11 +142,11 @@ DRAWING = {
 }
 
 
-@pytest.mark.parametrize("name", DRAWING)
-def test_caches_that_draw_are_compared_by_what_they_know(tmp_path, teacher, name, monkeypatch):
+@pytest.mark.parametrize("name", LOSING)
+def test_caches_that_cut_or_draw_are_compared_by_what_they_know(tmp_path, teacher, name, monkeypatch):
     """Own log-probabilities give the whole KL divergence without bias; all else a lower bound of it."""
     corpus = write_jsonl(tmp_path / "c.jsonl", documents(10))
-    run(corpus, teacher, tmp_path / "c", **DRAWING[name])
+    run(corpus, teacher, tmp_path / "c", **LOSING[name])
     opened = Cache.open(tmp_path / "c")
     same = rescore(opened, RescoreConfig(teacher=str(teacher), sample=10**6))
     assert same.positions == opened.totals.positions
@@ -153,4 +158,80 @@ def test_caches_that_draw_are_compared_by_what_they_know(tmp_path, teacher, name
     if opened.spec.own_logits:
         assert found == pytest.approx(kl, rel=0.2, abs=CODEC_NATS)
     else:
-        assert 0.01 * kl < found < kl
+        assert BOUND < found < kl
+
+
+@pytest.fixture(scope="module")
+def sures(tmp_path_factory):
+    """Classifiers of two classes by how sure they are: their largest probabilities are 0.50 to 0.66, and 0.53 to 1."""
+    found = {}
+    for name, scale in (("unsure", 0.2), ("sure", 2.0)):
+        folder = models.classifier(tmp_path_factory.mktemp(name) / "bert", num_labels=2)
+        found[name] = moved(folder.with_name("scaled"), folder, lambda head, by=scale: head.mul_(by))
+    return found
+
+
+def moved(folder, classifier, change):
+    """A classifier saved again, its head's weights changed."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(classifier)
+    with torch.no_grad():
+        change(model.classifier.weight)
+    return models.save(model, transformers.AutoTokenizer.from_pretrained(classifier), folder)
+
+
+FEW_CLASSES = [
+    ("unsure", TopK(k=2)),
+    ("unsure", Threshold(tau=1 / 32)),
+    ("unsure", Threshold(tau=0.4)),
+    ("sure", KeepAll()),
+    ("sure", TopK(k=1)),
+    ("sure", TopP(p=0.99, k=2)),
+    ("sure", Threshold(tau=1 / 32)),
+    ("sure", Threshold(tau=0.4)),
+    ("sure", Sampled(n=13)),
+]
+
+
+@pytest.mark.parametrize(("sure", "keep"), FEW_CLASSES, ids=str)
+def test_rounding_is_no_drift_where_there_is_no_tail_to_speak_of(tmp_path, sures, sure, keep, monkeypatch):
+    """Whether both scores are kept, or one that is nearly 1; and real drift is told at the bound that people have."""
+    corpus = write_jsonl(tmp_path / "c.jsonl", documents(24))
+    run(corpus, sures[sure], tmp_path / "c", task="sequence-classification", score="softmax", keep=keep)
+    opened = Cache.open(tmp_path / "c")
+    same = rescore(opened, RescoreConfig(teacher=str(sures[sure]), sample=10**6))
+    monkeypatch.setattr(rescore_module, "make_fingerprint", lambda *_: opened.fingerprint)
+    torch.manual_seed(1)
+    by = {"unsure": 0.1, "sure": 0.3}[sure]
+    other = moved(tmp_path / "other", sures[sure], lambda head: head.add_(by * torch.randn_like(head)))
+    found = rescore(opened, RescoreConfig(teacher=str(other), sample=10**6)).mean_kl_nats
+    kl = np.mean(class_divergences(opened, sures[sure], other))
+    assert 0 <= same.mean_kl_nats <= same.max_kl_nats < CODEC_NATS
+    assert kl > 2 * BOUND
+    assert (
+        BOUND < found < (kl**0.5 + CODEC_NATS**0.5) ** 2
+    )  # the rounding of entries moves log p by half a step
+
+
+def class_divergences(opened, teacher, other):
+    """KL of each text, from plain forwards of the two classifiers."""
+    p, q = (transformers.AutoModelForSequenceClassification.from_pretrained(f) for f in (teacher, other))
+    distances = []
+    for rows in opened.read_all():
+        for index in range(len(rows)):
+            ids = torch.from_numpy(rows.input_ids.row(index).astype(np.int64))[None]
+            types = torch.from_numpy(rows.ragged("token_type_ids").row(index).astype(np.int64))[None]
+            with torch.inference_mode():
+                ours, theirs = (
+                    m(ids, token_type_ids=types).logits[0].double().log_softmax(0) for m in (p, q)
+                )
+            distances.append((ours.exp() * (ours - theirs)).sum().item())
+    return distances
+
+
+@pytest.mark.parametrize("keep", [TopK(k=2), Threshold(tau=1 / 32), Threshold(tau=0.4)], ids=str)
+def test_a_night_with_another_attention_goes_on(tmp_path, sures, keep, monkeypatch):
+    flags = {"task": "sequence-classification", "score": "softmax", "keep": keep}
+    run(write_jsonl(tmp_path / "1.jsonl", documents(40)), sures["sure"], tmp_path / "c", **flags)
+    more = write_jsonl(tmp_path / "2.jsonl", documents(45))
+    assert run(more, sures["sure"], tmp_path / "c", attn_implementation="eager", **flags).committed
+    assert Cache.open(tmp_path / "c").record.provenance["attn_implementation"] == "eager"
