@@ -1,11 +1,14 @@
 """Entries with their weights: at every declared temperature what the policy says, and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from schemas.entries import entries_of
 from schemas.policies import Sampled, Threshold
-from schemas.ragged import offsets_of
+from schemas.ragged import Ragged, offsets_of
+from schemas.rows import Rows
 from tests.synthetic import SPECS, causal_spec, random_rows
 
 SOFTMAX = [name for name, spec in SPECS.items() if spec.score == "softmax"]
@@ -131,7 +134,41 @@ def test_weights_of_an_unbiased_policy_are_its_distribution_on_average():
     assert np.add.reduceat(exact, offsets_of(found.counts)[:-1]).mean() < 0.9
 
 
-def test_positions_without_any_entry():
+@pytest.mark.parametrize("name", ["top_p", "threshold", "temperatures"])
+def test_positions_without_any_entry(name):
+    """The first, the last and two together; the others' entries are what they were."""
+    rows = random_rows(SPECS[name], 20).rows
+    before = entries_of(rows)
+    emptied = np.arange(rows.num_positions) % 5 < 2
+    emptied[-1] = True
+    found = entries_of(without_entries(rows, emptied))
+    assert (found.counts == np.where(emptied, 0, before.counts)).all()
+    stays = np.repeat(~emptied, before.counts)
+    assert 0 < stays.sum() < len(stays)
+    for field in ("ids", "weights", "logprobs", "is_exact"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(before, field)[stays], field)
+
+
+def without_entries(rows, emptied):
+    """The same rows, as though some positions had kept nothing."""
+    data = dict(rows.data)
+    for number, names in (
+        ("num_kept", ("kept_ids", "kept_codes")),
+        ("num_sampled", ("sampled_ids", "sampled_codes")),
+    ):
+        if number not in data:
+            continue
+        counts, offsets = data[number].values, data[number].offsets
+        left = np.where(emptied, 0, counts).astype(counts.dtype)
+        data[number] = replace(data[number], values=left)
+        for name in names:
+            if name in data:
+                values = data[name].values[np.repeat(~emptied, counts)]
+                data[name] = Ragged(values=values, offsets=offsets_of(left)[offsets])
+    return Rows(spec=rows.spec, data=data)
+
+
+def test_rows_without_any_position():
     rows = random_rows(SPECS["threshold"], 4).rows.take(np.zeros(0, np.int64))
     found = entries_of(rows)
     assert (len(found.ids), len(found.counts), len(found.weights)) == (0, 0, 0)
