@@ -31,7 +31,10 @@ def _line(name: LossName, objective: Objective, spec: Spec) -> str:
 
 
 def knows_entropy(spec: Spec, temperature: float, *, student_has_all: bool = True) -> bool:
-    """Whether the teacher's entropy is known or can be estimated: else the value of `kl` is a cross entropy."""
+    """Whether the teacher's entropy is known or can be estimated: else the value of `kl` is a cross entropy.
+
+    What is stored is that of all V ids: of no use to a student that lacks some.
+    """
     stored = temperature == 1 and "entropy" in spec.scalars and student_has_all
     return not spec.is_sampling or stored or spec.own_logits
 
@@ -41,9 +44,21 @@ def _of_kl(temperature: float, spec: Spec) -> str:
         return "exact"
     if not spec.is_sampling:
         return "biased by the tail's shape, of which the mass alone is known"
-    if knows_entropy(spec, temperature):
-        return "unbiased"
-    return "unbiased; its value is a cross entropy, because the cache does not store the teacher's entropy"
+    if not knows_entropy(spec, temperature):
+        told = (
+            "unbiased; its value is a cross entropy, because the cache does not store the teacher's entropy"
+        )
+        return told + _of_fewer_ids(spec)
+    if knows_entropy(spec, temperature, student_has_all=False):
+        return "unbiased" + _of_fewer_ids(spec)
+    return "unbiased" + _of_fewer_ids(spec, ", and the value is then a cross entropy")
+
+
+def _of_fewer_ids(spec: Spec, also: str = "") -> str:
+    """The line is told before the student is open. A classifier has all classes; a vocabulary may have been cut."""
+    if spec.task != "causal-lm":
+        return ""
+    return f"; a student with fewer than {spec.vocab_size:,} ids learns it without those that it lacks{also}"
 
 
 def _of_logits(spec: Spec) -> str:

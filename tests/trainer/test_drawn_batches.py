@@ -156,6 +156,25 @@ def test_each_loss_says_what_is_unbiased(
     assert said in line
 
 
+@pytest.mark.parametrize("own_logits", [False, True])
+@pytest.mark.parametrize("keep", [Threshold(tau=1 / 8), Sampled(n=13)])
+def test_what_is_said_of_a_student_that_lacks_ids_is_so(keep: KeepPolicy, own_logits: bool) -> None:
+    """It learns without them; and the entropy that is stored is not that of the ids that it has."""
+    rows, fewer = some_rows(keep, own_logits=own_logits), VOCAB // 2
+    (line,) = bias_lines(Objective.parse(["kl"]), rows.spec)
+    all_ids, some = (Collation(student_vocab=v, pad_id=0).batch(rows).targets for v in (VOCAB, fewer))
+    assert isinstance(all_ids, SparseTargets)
+    assert isinstance(some, SparseTargets)
+    assert all_ids.negentropy.abs().min() > 0
+    assert "a student with fewer than 200 ids learns it without those that it lacks" in line
+    has = all_ids.ids < fewer
+    assert 0 < has.sum() < len(has)
+    assert some.ids.tolist() == all_ids.ids[has].tolist()
+    assert some.weights.tolist() == all_ids.weights[has].tolist()
+    assert not some.tail.any()
+    assert ("and the value is then a cross entropy" in line) is not bool(some.negentropy.any())
+
+
 @pytest.mark.parametrize("keep", [Threshold(tau=1 / 8), Sampled(n=13)])
 def test_a_student_learns_from_draws_and_is_measured(
     run: Callable[..., Path], tmp_path: Path, keep: KeepPolicy, caplog: pytest.LogCaptureFixture
