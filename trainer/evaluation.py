@@ -150,7 +150,11 @@ class HeldOut:
         )
         if self._order.num_rows == 0:
             raise UsageError(
-                "no document is held out", where=cache.storage.root, got=f"eval_fraction {eval_fraction}"
+                "no document is held out",
+                where=cache.storage.root,
+                got=f"eval_fraction {eval_fraction:g} of {cache.totals.examples} rows",
+                do="Name a larger --eval_fraction, also to train the student, which else has seen what is added; or "
+                "precompute more documents",
             )
 
     def rows(self) -> Iterator[Rows]:
