@@ -17,7 +17,7 @@ from torch import Tensor
 
 from schemas.errors import StudentError, UsageError
 from schemas.policies import KeepAll, Sampled
-from schemas.spec import Spec
+from schemas.spec import Scalar, Spec
 from trainer.losses import (
     DenseTargets,
     SparseTargets,
@@ -104,12 +104,24 @@ class Objective:
                 "a regression teacher gives values, not a distribution: kl has no meaning",
                 do="Use --losses mse_logits=1.0",
             )
-        if "mse_logits" in self.weights and spec.score == "softmax" and "logsumexp" not in spec.scalars:
-            raise StudentError(
-                "mse_logits needs the teacher's logits, and the cache stores probabilities alone",
-                do="Precompute a cache with --scalars entropy gold logsumexp",
-            )
+        self._check_logits(spec)
         self._check_policy(spec)
+
+    def _check_logits(self, spec: Spec) -> None:
+        """A logit is an entry's own log-probability and its position's logsumexp: both that lack are told at once."""
+        if "mse_logits" not in self.weights or spec.score != "softmax":
+            return
+        only_draws = isinstance(spec.keep, Sampled) and not spec.own_logits
+        if "logsumexp" in spec.scalars and not only_draws:
+            return
+        got = "counts of draws alone" if only_draws else "probabilities alone"
+        scalars = " ".join(name for name in get_args(Scalar) if name in (*spec.scalars, "logsumexp"))
+        flags = f"--scalars {scalars}" + (" --own_logits" if only_draws else "")
+        raise StudentError(
+            f"mse_logits needs the teacher's logits, and the cache stores {got}",
+            got=f"{spec.keep} with the scalars {' '.join(spec.scalars) or 'none'}",
+            do=f"Precompute a cache with {flags}, or leave mse_logits out",
+        )
 
     def _check_policy(self, spec: Spec) -> None:
         """What the kept entries can serve."""
@@ -120,19 +132,20 @@ class Objective:
                 got=f"{spec.keep} of a {spec.score} teacher",
                 do="Use --losses kl=1.0, which needs no division",
             )
-        if "mse_logits" in self.weights and isinstance(spec.keep, Sampled) and not spec.own_logits:
-            raise StudentError(
-                "mse_logits needs the entries' own log-probabilities, and this cache holds counts of draws alone",
-                do="Precompute a cache with --own_logits, or leave mse_logits out",
-            )
         known = self.temperature in spec.temperatures or isinstance(spec.keep, KeepAll)
         if ("kl" in self.weights or spec.is_sampling) and not known:
             raise StudentError(
                 "the cache cannot serve this temperature",
                 expected="one of " + ", ".join(f"{t:g}" for t in spec.temperatures),
                 got=f"{self.temperature:g}",
-                do=f"Precompute a cache with --temperatures 1 {self.temperature:g}, or with --keep all",
+                do=f"Precompute a cache with {_serving(spec, self.temperature)}",
             )
+
+
+def _serving(spec: Spec, temperature: float) -> str:
+    """Flags of `precompute` for a cache that can be asked at a temperature; draws with replacement never can."""
+    keep = "--keep threshold:1/32 " if isinstance(spec.keep, Sampled) else ""
+    return f"{keep}--temperatures 1 {temperature:g}, or with --keep all"
 
 
 def _check_names(losses: Iterable[str], feature_loss: str) -> None:

@@ -1,10 +1,12 @@
 """The losses of a run as a value: what is written, what is refused, and what a cache can serve."""
 
+from dataclasses import replace
+
 import pytest
 
 from schemas.errors import StudentError, UsageError
-from schemas.policies import KeepAll
-from schemas.spec import Spec
+from schemas.policies import KeepAll, Sampled, Threshold
+from schemas.spec import Scalar, Spec
 from tests.trainer.caches import causal_spec
 from trainer.objective import Objective
 
@@ -52,6 +54,38 @@ def test_an_undeclared_temperature_says_what_to_do() -> None:
     objective.check(causal_spec(KeepAll()))
     Objective.parse(["kl"], 2.0).check(causal_spec())
     Objective.parse(["ce"], 3.0).check(causal_spec())
+
+
+def test_advice_for_draws_with_replacement_is_a_spec_that_can_be() -> None:
+    """They serve temperature 1 alone: what is advised must not be refused in its turn."""
+    draws = causal_spec(Sampled(n=50), temperatures=(1.0,), features=())
+    objective = Objective.parse(["kl"], 2.0)
+    advised = r"Precompute a cache with --keep threshold:1/32 --temperatures 1 2, or with --keep all$"
+    with pytest.raises(StudentError, match=advised):
+        objective.check(draws)
+    objective.check(replace(draws, keep=Threshold(tau=1 / 32), temperatures=(1.0, 2.0), own_logits=True))
+    objective.check(replace(draws, keep=KeepAll()))
+    with pytest.raises(StudentError, match=r"cache with --temperatures 1 2, or with --keep all$"):
+        objective.check(replace(draws, keep=Threshold(tau=1 / 32)))
+
+
+@pytest.mark.parametrize(
+    ("scalars", "own_logits", "advised"),
+    [
+        (("entropy", "gold"), False, "--scalars entropy gold logsumexp --own_logits,"),
+        ((), False, "--scalars logsumexp --own_logits,"),
+        (("gold",), True, "--scalars gold logsumexp,"),
+        (("gold", "logsumexp"), False, "--scalars gold logsumexp --own_logits,"),
+    ],
+)
+def test_all_that_logits_of_draws_lack_is_said_at_once(
+    scalars: tuple[Scalar, ...], own_logits: bool, advised: str
+) -> None:
+    draws = causal_spec(Sampled(n=5), temperatures=(1.0,), scalars=scalars, own_logits=own_logits)
+    objective = Objective.parse(["mse_logits"])
+    with pytest.raises(StudentError, match=advised):
+        objective.check(draws)
+    objective.check(replace(draws, scalars=("gold", "logsumexp"), own_logits=True))
 
 
 def test_features_must_be_in_the_cache() -> None:
