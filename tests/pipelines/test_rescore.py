@@ -229,9 +229,10 @@ def class_divergences(opened, teacher, other):
 
 
 @pytest.mark.parametrize("keep", [TopK(k=2), Threshold(tau=1 / 32), Threshold(tau=0.4)], ids=str)
-def test_a_night_with_another_attention_goes_on(tmp_path, sures, keep, monkeypatch):
+def test_a_night_with_another_attention_goes_on(tmp_path, sures, keep):
     flags = {"task": "sequence-classification", "score": "softmax", "keep": keep}
     run(write_jsonl(tmp_path / "1.jsonl", documents(40)), sures["sure"], tmp_path / "c", **flags)
     more = write_jsonl(tmp_path / "2.jsonl", documents(45))
     assert run(more, sures["sure"], tmp_path / "c", attn_implementation="eager", **flags).committed
     assert Cache.open(tmp_path / "c").record.provenance["attn_implementation"] == "eager"
+    assert commands.verify([str(tmp_path / "c"), "--teacher", str(sures["sure"])]) == 0
