@@ -8,15 +8,15 @@ from schemas.spec import Spec
 from trainer.objective import LossName, Objective
 
 
-def bias_lines(objective: Objective, spec: Spec) -> list[str]:
+def bias_lines(objective: Objective, spec: Spec, student_vocab: int) -> list[str]:
     """One line for each loss, for instance `kl from top_k:64: biased by the tail's shape, ...`."""
-    return [_line(name, objective, spec) for name in objective.weights]
+    return [_line(name, objective, spec, student_vocab) for name in objective.weights]
 
 
-def _line(name: LossName, objective: Objective, spec: Spec) -> str:
+def _line(name: LossName, objective: Objective, spec: Spec, student_vocab: int) -> str:
     match name:
         case "kl":
-            return f"kl from {spec.keep}: {_of_kl(objective.temperature, spec)}"
+            return f"kl from {spec.keep}: {_of_kl(objective.temperature, spec, student_vocab)}"
         case "kl_kept":
             whole = isinstance(spec.keep, KeepAll)
             said = (
@@ -39,26 +39,16 @@ def knows_entropy(spec: Spec, temperature: float, *, student_has_all: bool = Tru
     return not spec.is_sampling or stored or spec.own_logits
 
 
-def _of_kl(temperature: float, spec: Spec) -> str:
+def _of_kl(temperature: float, spec: Spec, student_vocab: int) -> str:
+    has_all = student_vocab >= spec.vocab_size
+    over = "" if has_all else f", over the {student_vocab:,} ids that the student has"
     if isinstance(spec.keep, KeepAll):
-        return "exact"
+        return "exact" + over
     if not spec.is_sampling:
         return "biased by the tail's shape, of which the mass alone is known"
-    if not knows_entropy(spec, temperature):
-        told = (
-            "unbiased; its value is a cross entropy, because the cache does not store the teacher's entropy"
-        )
-        return told + _of_fewer_ids(spec)
-    if knows_entropy(spec, temperature, student_has_all=False):
-        return "unbiased" + _of_fewer_ids(spec)
-    return "unbiased" + _of_fewer_ids(spec, ", and the value is then a cross entropy")
-
-
-def _of_fewer_ids(spec: Spec, also: str = "") -> str:
-    """The line is told before the student is open. A classifier has all classes; a vocabulary may have been cut."""
-    if spec.task != "causal-lm":
-        return ""
-    return f"; a student with fewer than {spec.vocab_size:,} ids learns it without those that it lacks{also}"
+    if knows_entropy(spec, temperature, student_has_all=has_all):
+        return "unbiased" + over
+    return f"unbiased{over}; its value is a cross entropy, because the teacher's entropy there is not stored"
 
 
 def _of_logits(spec: Spec) -> str:

@@ -104,9 +104,9 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> Trained:
     checkpoint = _checkpoint(arguments)
     cache = _open_cache(config, checkpoint)
     config.objective.check(cache.spec)
-    if arguments.process_index == 0:
-        _log.info("\n".join(bias_lines(config.objective, cache.spec)))
     student = open_student(config.student, cache, teacher=config.teacher, seed=arguments.seed)
+    if arguments.process_index == 0:
+        _log.info("\n".join(bias_lines(config.objective, cache.spec, student.vocab_size)))
     record = _record(config, arguments, cache)
     if checkpoint is not None:
         record.check_resumable(_checkpoint_record(checkpoint), checkpoint)

@@ -152,7 +152,7 @@ def test_kl_of_kept_is_that_of_a_cut_teacher_to_the_whole_student() -> None:
 def test_each_loss_says_what_is_unbiased(
     keep: KeepPolicy, changes: dict[str, Any], loss: str, said: str
 ) -> None:
-    (line,) = bias_lines(Objective.parse([loss]), sampling_spec(keep, VOCAB, **changes))
+    (line,) = bias_lines(Objective.parse([loss]), sampling_spec(keep, VOCAB, **changes), VOCAB)
     assert said in line
 
 
@@ -161,18 +161,19 @@ def test_each_loss_says_what_is_unbiased(
 def test_what_is_said_of_a_student_that_lacks_ids_is_so(keep: KeepPolicy, own_logits: bool) -> None:
     """It learns without them; and the entropy that is stored is not that of the ids that it has."""
     rows, fewer = some_rows(keep, own_logits=own_logits), VOCAB // 2
-    (line,) = bias_lines(Objective.parse(["kl"]), rows.spec)
+    whole, line = (bias_lines(Objective.parse(["kl"]), rows.spec, v)[0] for v in (VOCAB, fewer))
+    assert whole.endswith(": unbiased")
     all_ids, some = (Collation(student_vocab=v, pad_id=0).batch(rows).targets for v in (VOCAB, fewer))
     assert isinstance(all_ids, SparseTargets)
     assert isinstance(some, SparseTargets)
     assert all_ids.negentropy.abs().min() > 0
-    assert "a student with fewer than 200 ids learns it without those that it lacks" in line
+    assert "unbiased, over the 100 ids that the student has" in line
     has = all_ids.ids < fewer
     assert 0 < has.sum() < len(has)
     assert some.ids.tolist() == all_ids.ids[has].tolist()
     assert some.weights.tolist() == all_ids.weights[has].tolist()
     assert not some.tail.any()
-    assert ("and the value is then a cross entropy" in line) is not bool(some.negentropy.any())
+    assert ("its value is a cross entropy" in line) is not bool(some.negentropy.any())
 
 
 @pytest.mark.parametrize("keep", [Threshold(tau=1 / 8), Sampled(n=13)])
@@ -184,7 +185,7 @@ def test_a_student_learns_from_draws_and_is_measured(
     with caplog.at_level(logging.INFO, logger="trainer"):
         student = run(cache=cache, eval_strategy="steps", eval_steps=11)
     assert [r.message for r in caplog.records if "unbiased" in r.message] == bias_lines(
-        Objective.parse(["kl"]), cache.spec
+        Objective.parse(["kl"]), cache.spec, VOCAB
     )
     config = EvaluateConfig(
         cache=cache.storage.root, student=str(student), batch_size=8, speed_seconds=0.0, device="cpu"
