@@ -8,7 +8,8 @@ Everything is decided in float64, unrounded: a float32 sum over a vocabulary is 
 worth.
 
 Costs, for N positions of V logits: in float64 a pass each for the difference to the top, for exp, for the entropy and
-for the sums of blocks of 64 ids; the running sums of single ids are made for the few blocks that hold a mark.
+for the sums of blocks of 64 ids; the running sums of single ids are made for the few blocks that hold a mark. D
+independent draws look into as many blocks at most, each once, and take six look-ups each.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class Survey(NamedTuple):
         by = torch.tensor(temperatures, dtype=torch.float64, device=self.head.device)
         return self.head_logits[:, :1] / by + self.totals.log()
 
+    def part(self, start: int, stop: int) -> Survey:
+        """Some of the positions."""
+        return Survey(*(column[start:stop] for column in self))
+
 
 class Drawn(NamedTuple):
     """Which ids were drawn for N positions. Those from `counts[n]` on are none."""
@@ -96,7 +101,7 @@ def survey(
     num_exact = (at_head >= tau).sum(1).clamp(min=min(k, ids.shape[1]))
     is_exact = torch.arange(ids.shape[1], device=ids.device) < num_exact[:, None]
     mass.scatter_(1, ids, at_head.masked_fill_(is_exact, 0))
-    rare = mass.view(len(mass), -1, _BLOCK).sum(2)
+    rare = mass.view(len(mass), mass.shape[1] // _BLOCK, _BLOCK).sum(2)
     return Survey(*head, num_exact, torch.stack(totals, dim=1), rare, entropy.clamp(min=0))
 
 
@@ -128,22 +133,58 @@ def draw_rare(
 
 
 def draw_with_replacement(
-    logits: Float[torch.Tensor, "N V"], found: Survey, uniforms: Float64[torch.Tensor, "N D"]
+    logits: Float[torch.Tensor, "N V"],
+    found: Survey,
+    uniforms: Float64[torch.Tensor, "N D"],
+    *,
+    most_bytes: int,
 ) -> Drawn:
     """The `sampled:N` policy: D independent draws each, by the inverse of the cumulative distribution.
 
-    Anshumann et al. 2025 (arXiv:2503.16870). No entry of the survey may be exact.
+    Anshumann et al. 2025 (arXiv:2503.16870). No entry of the survey may be exact. Goes over the positions in pieces
+    whose running sums of single ids take at most `most_bytes`, or over one at a time; a few arrays of that size are in
+    memory at once.
     """
+    draws = uniforms.shape[1]
+    width = max(draws, min(draws, found.rare.shape[1]) * _BLOCK)
+    size = max(1, most_bytes // (width * uniforms.element_size()))
+    parts = [
+        _merged(_inverted(logits[i : i + size], found.part(i, i + size), uniforms[i : i + size]))
+        for i in range(0, max(1, len(logits)), size)
+    ]
+    return Drawn(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _inverted(
+    logits: Float[torch.Tensor, "N V"], found: Survey, uniforms: Float64[torch.Tensor, "N D"]
+) -> Int[torch.Tensor, "N D"]:
+    """The id on whose stretch of the cumulative distribution each uniform falls."""
     ends = found.rare.cumsum(1)
     target = uniforms * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)
-    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0)
-    row = torch.arange(len(block), device=block.device)[:, None].expand_as(block)
-    inside = _mass_inside(logits, found, (1.0,), row.flatten(), block.flatten()).cumsum(1)
-    inside = before[:, :, None] + inside.view(*block.shape, _BLOCK)
+    # many draws fall into few blocks: each is looked into once
+    is_met = torch.zeros_like(ends, dtype=torch.bool).scatter_(1, block, True)
+    row, met = is_met.nonzero(as_tuple=True)
+    before = torch.where(met > 0, ends[row, (met - 1).clamp(min=0)], 0)
+    inside = before[:, None] + _mass_inside(logits, found, (1.0,), row, met).cumsum(1)
+    rank = (is_met.flatten().cumsum(0) - 1).view_as(ends).gather(1, block)
     # Where rounding puts the target beyond the block's last sum, it is the block's last id that has any mass.
-    place = ((inside <= target[:, :, None]) & (inside < inside[:, :, -1:])).sum(2)
-    return _merged(block * _BLOCK + place)
+    last = (inside < inside[:, -1:]).sum(1)
+    return block * _BLOCK + torch.minimum(_place(inside, rank, target), last[rank])
+
+
+def _place(
+    inside: Float64[torch.Tensor, "B 64"],
+    rank: Int[torch.Tensor, "N D"],
+    target: Float64[torch.Tensor, "N D"],
+) -> Int[torch.Tensor, "N D"]:
+    """How many of the first 63 running sums of its block each target reaches, by bisection."""
+    sums, first = inside.flatten(), rank * _BLOCK
+    place, step = torch.zeros_like(rank), _BLOCK // 2
+    while step:
+        place += step * (sums[first + place + (step - 1)] <= target)
+        step //= 2
+    return place
 
 
 def _marked(

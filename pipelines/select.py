@@ -22,7 +22,8 @@ _BLOCK = 64
 _CACHED_BYTES = 2**21
 """On a CPU, logits are gone over in pieces that stay in the core's cache between the passes."""
 _SCRATCH_BYTES = 2**27
-"""On an accelerator, logits that ids are drawn from: a float64 copy of so many, twice, is in memory at a time."""
+"""On an accelerator, logits that ids are drawn from: a float64 copy of so many, twice, is in memory at a time. Of
+independent draws then the running sums that they are looked up in: so many bytes of them, a few times."""
 
 
 class Selected(NamedTuple):
@@ -122,10 +123,14 @@ def _select_drawn(
     temperatures: tuple[float, ...],
     uniforms: Float64[torch.Tensor, "N U"],
 ) -> Selected:
-    """The passes over V in pieces, the draws for all positions at once: they are many operations, each on little."""
+    """The passes over V in pieces, and independent draws too, which grow with N.
+
+    The draws of a threshold for all positions at once: they are many operations, each on little.
+    """
     kept = max_kept(policy, logits.shape[1], len(temperatures))
     tau, k = (policy.tau, policy.k) if isinstance(policy, Threshold) else (torch.inf, 0)
-    size = max(1, (_SCRATCH_BYTES if logits.is_cuda else _CACHED_BYTES) // (4 * logits.shape[1]))
+    most_bytes = _SCRATCH_BYTES if logits.is_cuda else _CACHED_BYTES
+    size = max(1, most_bytes // (4 * logits.shape[1]))
     scratch = Scratch.of(min(size, len(logits)), logits)
     pieces = torch.split(logits, size)
     found = join(
@@ -135,7 +140,7 @@ def _select_drawn(
         most = max_sampled(policy, logits.shape[1], len(temperatures))
         drawn = draw_rare(logits, found, temperatures, uniforms[:, 0], tau=tau, most=most)
     else:
-        drawn = draw_with_replacement(logits, found, uniforms)
+        drawn = draw_with_replacement(logits, found, uniforms, most_bytes=most_bytes)
     logsumexp = found.logsumexp(temperatures)
     normaliser = logsumexp[:, :1]
     logprobs = (found.head_logits - normaliser).float()

@@ -34,8 +34,8 @@ precompute. Everything behind ` -- ` goes to Beam.
 
 _EXAMPLES = """\
 examples:
-  A quarter of the entries, for a student with little disk:
-    teachonce thin ./cache --keep top_p:0.95,k=16 --out ./small
+  A quarter of the draws of the default policy (threshold:1/32), for a student with little disk:
+    teachonce thin ./cache --keep threshold:1/8 --out ./small
   Draws for a student that reads each text once, from a cache of whole distributions, on Flink:
     teachonce thin s3://bucket/whole --keep threshold:1/16 --scalars entropy --out s3://bucket/small \\
       -- --runner=FlinkRunner --flink_master=host:8081 --flink_version=1.19

@@ -210,7 +210,7 @@ def _redrawn(rows: Rows, keep: Sampled, spec: Spec) -> dict[str, ColumnData]:
     row, token = _places(rows)
     u = streams(rows.array("example_id"), row, token, seed=spec.sample_seed, count=keep.n)
     picked = np.stack([(running <= column[:, None]).sum(1) for column in u.T], axis=1)
-    ids = rows.kept_ids.reshape(len(counts), -1)
+    ids = rows.kept_ids.reshape(len(counts), rows.spec.vocab_size)
     drawn = np.take_along_axis(ids, picked, axis=1).astype(np.int64)
     keys, times = np.unique(np.arange(len(counts))[:, None] << 32 | drawn, return_counts=True)
     num_sampled = np.bincount(keys >> 32, minlength=len(counts))

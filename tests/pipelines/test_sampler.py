@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.sampler import Scratch, draw_with_replacement, survey
 from pipelines.select import select, top_k
@@ -104,11 +105,13 @@ def draws_for(p, ids):
     return low
 
 
-def drawn_with_replacement(logits, uniforms):
+def surveyed(logits):
+    return survey(logits, top_k(logits, 1), (1.0,), Scratch.of(len(logits), logits), tau=torch.inf, k=0)
+
+
+def drawn_with_replacement(logits, uniforms, most_bytes=2**21):
     """[N, V]: how often each id was drawn for each position."""
-    top = top_k(logits, 1)
-    found = survey(logits, top, (1.0,), Scratch.of(len(logits), logits), tau=torch.inf, k=0)
-    drawn = draw_with_replacement(logits, found, uniforms)
+    drawn = draw_with_replacement(logits, surveyed(logits), uniforms, most_bytes=most_bytes)
     counts = torch.zeros(logits.shape, dtype=torch.int64)
     for row, number in enumerate(drawn.counts.tolist()):
         assert (drawn.ids[row, :number].diff() > 0).all()
@@ -129,6 +132,65 @@ def test_independent_draws_invert_the_cumulative_distribution(kind, v):
     expected = torch.searchsorted(sums / sums[:, -1:], uniforms, right=True).clamp(max=v - 1)
     for row in range(5):
         assert found[row].tolist() == torch.bincount(expected[row], minlength=v).tolist()
+
+
+def looked_up_at_once(logits, uniforms):
+    """[N, V]: the same draws with neither pieces nor bisection: each against all running sums of its block."""
+    found = surveyed(logits)
+    width = found.rare.shape[1] * 64
+    mass = (logits - found.head_logits.double()).exp() / found.totals
+    mass = torch.nn.functional.pad(mass, (0, width - logits.shape[1])).view(len(logits), -1, 64)
+    ends = found.rare.cumsum(1)
+    target = uniforms * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0)
+    inside = before[:, :, None] + mass[torch.arange(len(logits))[:, None], block].cumsum(2)
+    place = ((inside <= target[:, :, None]) & (inside < inside[:, :, -1:])).sum(2)
+    counts = torch.zeros(len(logits), width, dtype=torch.int64)
+    ids = block * 64 + place
+    return counts.scatter_add_(1, ids, torch.ones_like(ids))[:, : logits.shape[1]]
+
+
+@pytest.mark.parametrize("most_bytes", [1, 2**17, 2**30])
+@pytest.mark.parametrize(("v", "draws"), [(5, 40), (300, 7), (5000, 50), (5000, 900)])
+def test_pieces_and_blocks_that_are_looked_into_once_change_no_draw(v, draws, most_bytes):
+    logits = torch.stack([logits_of(kind, v, seed) for kind in [*SHAPES, "tied"] for seed in range(5)])
+    logits[3, v // 2 :] = -1e4
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((20, draws)))
+    uniforms[:, :2] = torch.tensor([0.0, 1 - 2**-53])
+    found = drawn_with_replacement(logits, uniforms, most_bytes)
+    assert torch.equal(found, looked_up_at_once(logits, uniforms))
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest array that any operation returns."""
+
+    size_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for array in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(array, torch.Tensor):
+                self.size_bytes = max(self.size_bytes, array.nbytes)
+        return found
+
+
+@pytest.mark.parametrize("draws", [100, 1000])
+def test_working_memory_is_bounded_however_many_the_draws(draws):
+    logits = torch.stack([logits_of("flat", 4096, seed) for seed in range(64)])
+    uniforms = torch.rand(64, draws, dtype=torch.float64)
+    found = surveyed(logits)
+    with Largest() as largest:
+        drawn = draw_with_replacement(logits, found, uniforms, most_bytes=2**18)
+    assert largest.size_bytes <= max(2**18, drawn.ids.nbytes)
+
+
+@pytest.mark.parametrize("policy", [Threshold(tau=1 / 16), Sampled(n=9)])
+def test_of_no_positions_nothing_is_drawn(policy):
+    none = torch.zeros(0, 300)
+    found = select(none, torch.zeros(0, dtype=torch.int64), policy, uniforms=none[:, :9].double())
+    assert [len(column) for column in found] == [0] * len(found)
+    assert (found.ids.shape[1], found.logsumexp.shape[1]) == (16 if isinstance(policy, Threshold) else 0, 1)
 
 
 def test_an_id_without_mass_is_never_drawn():

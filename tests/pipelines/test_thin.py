@@ -1,6 +1,7 @@
 """`thin` by the command: a smaller cache in one commit, an image of the larger, and never anything in between."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ import pytest
 import teachonce
 from pipelines import ForgetConfig, ThinConfig, compact, forget, thin, thin_steps
 from pipelines.compaction import CompactConfig
+from pipelines.servable import thinned_spec
 from schemas import Cache
 from schemas.commits import read_version
 from schemas.errors import ConflictError, CorruptionError, MismatchError, UsageError
 from schemas.history import LEASES_FOLDER, orphans
-from schemas.policies import KeepAll, Threshold, TopK, TopP
+from schemas.policies import KeepAll, Threshold, TopK, TopP, default_keep, parse_keep
 from schemas.rows import Rows
 from tests.pipelines.distributions import shapes, spec_of, whole_rows
 from tests.pipelines.helpers import all_rows, column, documents, read, run, same_columns, write_jsonl
@@ -264,6 +266,13 @@ def test_what_is_no_image_of_this_cache_is_left_alone(tmp_path, larger):
     )
     with pytest.raises(MismatchError, match="run 20990101-a-precompute"):
         thin(config(root, out, TopK(k=3)))
+
+
+def test_the_helps_first_example_serves_on_a_cache_of_the_default_policy(capsys):
+    with pytest.raises(SystemExit):
+        teachonce.main(["thin", "--help"])
+    keep = re.search(r"teachonce thin \./cache --keep (\S+)", capsys.readouterr().out)[1]
+    assert thinned_spec(spec_of(default_keep(49_152), 49_152), parse_keep(keep)).keep == parse_keep(keep)
 
 
 def test_a_wrong_flag_is_one_line(tmp_path, capsys, larger):

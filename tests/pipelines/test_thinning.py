@@ -9,7 +9,15 @@ from pipelines.servable import reason_against, thinned_spec
 from pipelines.thinning import thin_rows
 from schemas.errors import UsageError
 from schemas.policies import KeepAll, Threshold, TopK, TopP, parse_keep
-from tests.pipelines.distributions import SOURCES, kept_rows, same, shapes, spec_of, whole_rows
+from tests.pipelines.distributions import (
+    SOURCES,
+    kept_rows,
+    same,
+    shapes,
+    spec_of,
+    threshold_rows,
+    whole_rows,
+)
 
 
 def encoded(p, policy):
@@ -77,13 +85,14 @@ def test_the_same_mass_with_a_smaller_cap_is_the_teachers_own():
     same(thin_rows(rows, expected.spec), expected)
 
 
-@pytest.mark.parametrize("k", [1, 5, 39, 40, 99])
-@pytest.mark.parametrize("old", [KeepAll(), TopK(k=40)], ids=str)
+@pytest.mark.parametrize(
+    ("old", "k"),
+    [*((KeepAll(), k) for k in (1, 5, 39, 40, 99)), *((TopK(k=40), k) for k in (1, 5, 39))],
+    ids=str,
+)
 def test_the_largest_are_the_teachers_own(old, k):
     p = shapes(40, count=7)
     rows = kept_rows(p, np.full(len(p), 40), spec_of(old))
-    if isinstance(old, TopK) and k > old.k:
-        return
     expected = kept_rows(p, np.full(len(p), min(k, 40)), spec_of(TopK(k=k)))
     same(thin_rows(rows, expected.spec), expected)
 
@@ -128,8 +137,9 @@ def test_scalars_and_temperatures_that_are_left_out_leave():
         ("threshold:0.1", "top_k:2", "at most the 1 largest"),
         ("threshold:0.1", "top_p:0.5,k=1", "no nucleus"),
         ("threshold:0.1", "sampled:5", "without"),
-        ("sampled:9", "sampled:5", "independent draws"),
-        ("sampled:9", "top_k:1", "independent draws"),
+        ("sampled:9", "sampled:5", "fewer of its draws .* not built"),
+        ("sampled:9", "sampled:10", "it made 9 draws"),
+        ("sampled:9", "top_k:1", "do not tell which entries are the largest"),
     ],
 )
 def test_what_a_cache_cannot_serve_is_refused_with_the_reason(old, new, reason):
@@ -152,4 +162,41 @@ def test_what_stands_beside_the_entries_must_be_there():
         thinned_spec(spec_of(TopK(k=8)), TopK(k=4), own_logits=True)
     for score in ("sigmoid", "identity"):
         spec = spec_of(KeepAll(), score=score, scalars=(), task="sequence-classification")
-        assert "no distribution" in reason_against(spec, KeepAll())
+        assert "no distribution" in reason_against(spec, KeepAll()).reason
+
+
+NEW_CACHE = "into a new cache"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named", "do"),
+    [
+        ("top_k:8", "top_k:8", {}, "Train from this cache, or give a smaller --keep or fewer --scalars"),
+        ("top_k:8", "top_k:4", {"temperatures": (1.0, 2.0)}, "Leave 2.0 out of --temperatures, or run"),
+        ("top_k:8", "top_k:4", {"scalars": ("entropy", "gold")}, "Leave gold out of --scalars, or run"),
+        ("top_k:8", "top_k:4", {"scalars": ("entropy", "gold")}, "with --scalars entropy gold " + NEW_CACHE),
+        ("threshold:0.1", "threshold:0.2", {"own_logits": True}, "Leave out --own_logits, or run"),
+        ("sampled:9", "sampled:5", {}, "Thin a cache of `all`, or run"),
+        ("sampled:9", "sampled:5", {}, "with --keep sampled:5 " + NEW_CACHE),
+        ("top_k:8", "all", {}, "Run `teachonce precompute` with --keep all " + NEW_CACHE),
+    ],
+)
+def test_a_refusal_names_the_cache_and_what_to_do_about_its_reason(old, new, named, do):
+    with pytest.raises(UsageError) as refused:
+        thinned_spec(spec_of(parse_keep(old)), parse_keep(new), where="./larger", **named)
+    assert do in refused.value.do
+    assert ": ./larger: got " in str(refused.value)
+    assert (NEW_CACHE in str(refused.value)) == (old != new)
+
+
+def test_largest_entries_need_no_temperature_of_the_draws():
+    """Of a cache that drew at (1, 2): what draws again needs both, and what copies exact entries does not."""
+    p = shapes(40, count=7)
+    warm = {"temperatures": (1.0, 2.0), "own_logits": True, "scalars": ("entropy", "logsumexp")}
+    rows = threshold_rows(p, Threshold(tau=1 / 32, k=4), np.linspace(0.01, 0.97, len(p)), **warm)
+    spec = thinned_spec(rows.spec, TopK(k=1), temperatures=(1.0,))
+    assert (spec.temperatures, spec.own_logits) == ((1.0,), False)
+    expected = kept_rows(p, np.ones(len(p), np.int64), spec)
+    same(thin_rows(rows, spec), expected)
+    with pytest.raises(UsageError, match=r"weigh by all of them.*Leave out --temperatures, or run"):
+        thinned_spec(rows.spec, Threshold(tau=1 / 8), temperatures=(1.0,))

@@ -8,7 +8,7 @@ import pytest
 from pipelines import thinning
 from pipelines.servable import thinned_spec
 from pipelines.thinning import Weighed, redraw, thin_rows
-from schemas.policies import KeepAll, Sampled, Threshold
+from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
 from tests.pipelines.distributions import SOURCES, dense, drawn_rows, exact, same, shapes, spec_of, whole_rows
 
 NONE = np.zeros(0, np.int32)
@@ -202,6 +202,17 @@ def test_draws_with_replacement_are_those_of_the_hash():
     assert np.abs(weights - decoded).max() < 5 * deviation.max()
     # of N positions and V ids the squared errors are those of independent draws, within 10%
     assert ((weights - decoded) ** 2).sum() == pytest.approx((deviation**2).sum(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "keep", [Sampled(n=5), Threshold(tau=1 / 8), TopP(p=0.9, k=4), TopK(k=3), KeepAll()], ids=str
+)
+def test_a_row_group_without_positions_is_thinned_to_one(keep):
+    rows = whole_rows(shapes(40, count=7), spec_of(KeepAll(), **WARM))
+    none = rows.take(np.zeros(0, np.int64))
+    found = thin_rows(none, thinned_spec(rows.spec, keep, temperatures=(1.0,), scalars=()))
+    found.check("thinned")
+    assert (len(found), found.num_positions, len(found.kept_ids)) == (0, 0, 0)
 
 
 def test_a_rows_draw_depends_on_nothing_but_itself():
