@@ -156,6 +156,7 @@ def agreed_header(storage: Storage, larger: Header, config: ThinConfig) -> Heade
         scalars=config.scalars,
         temperatures=config.temperatures,
         own_logits=config.own_logits,
+        where=config.cache,
     )
     asked = replace(larger, spec=spec)
     try:
