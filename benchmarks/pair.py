@@ -5,7 +5,7 @@ cache with the same start, order and steps, and compared on held-out documents. 
 of the way from the cross-entropy student to the teacher.
 
     python benchmarks/assets.py data                  # once: the real model, and the real text
-    python benchmarks/pair.py --folder data/pair      # about an hour on two cores; a cache that is there is kept
+    python benchmarks/pair.py --folder data/pair      # two hours on one core; a cache that is there is kept
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", required=True, help="cache, students and results")
     parser.add_argument("--teacher", default=str(ROOT / "data/smollm2"))
     parser.add_argument("--corpus", default=str(ROOT / "data/postgresql.jsonl"), help="JSONL with `text`")
-    parser.add_argument("--tokens", type=int, default=150_000, help="about so many tokens of documents")
-    parser.add_argument("--keep", default="threshold:1/16", help="keep policy")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--tokens", type=int, default=200_000, help="about so many tokens of documents")
+    parser.add_argument("--keep", default="threshold:1/32", help="keep policy")
+    parser.add_argument("--steps", type=int, default=600)
     return parser.parse_args()
 
 
