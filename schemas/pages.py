@@ -9,8 +9,8 @@ Guarantee: what is returned equals what Arrow reads. A page that holds anything 
 (nulls, empty lists, short lists, another encoding or page version) is left to Arrow: `read_lists` then says None.
 Bytes must have been checked before: nothing here is a defence against damage.
 
-Cost: a Python step for each list and page; so lists must have 64 values for each byte of their levels, as for shorter
-ones Arrow is faster.
+Cost: a Python step for each list and page; so lists must have 256 values on average, and 64 for each byte of their
+levels: for shorter ones Arrow is faster.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from schemas.ragged import Array
 
 _DATA_PAGE, _RLE, _BYTE_STREAM_SPLIT = 0, 3, 9
 _TRUE, _FALSE, _INT32, _INT64, _BINARY, _STRUCT = 1, 2, 5, 6, 8, 12
-_VALUES_BY_LEVEL_BYTE = 64
+_VALUES_BY_LIST, _VALUES_BY_LEVEL_BYTE = 256, 64
 _ZERO_BITS = tuple(tuple(bit for bit in range(8) if not byte >> bit & 1) for byte in range(256))
 
 
@@ -37,13 +37,15 @@ class _UnusualError(Exception):
 
 
 def read_lists(
-    data: memoryview, chunk: pq.ColumnChunkMetaData, start: int, of: pa.ListType
+    data: memoryview, chunk: pq.ColumnChunkMetaData, start: int, of: pa.ListType, num_lists: int
 ) -> pa.ListArray | None:
     """A column of one row group, whose lists and elements are required; None where Arrow is to read it.
 
     `data` are the file's bytes from `start` on. The elements are int16, int32 or float32.
     """
     if chunk.compression != "ZSTD" or chunk.physical_type not in ("INT32", "FLOAT"):
+        return None
+    if chunk.num_values < _VALUES_BY_LIST * num_lists:
         return None
     begin = chunk.data_page_offset - start
     try:

@@ -178,7 +178,7 @@ def _table(file: pq.ParquetFile, index: int, data: memoryview, start: int, spec:
     group = file.metadata.row_group(index)
     chunks = {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
     planes = [c for c in columns(spec) if c.is_planes_of_lists]
-    found = {c: read_lists(data, chunks[c.path], start, c.type) for c in planes}
+    found = {c: read_lists(data, chunks[c.path], start, c.type, group.num_rows) for c in planes}
     lists = {c: array for c, array in found.items() if array is not None}
     table = file.read_row_group(index, columns=[c.name for c in columns(spec) if c not in lists])
     for column, array in lists.items():

@@ -45,7 +45,7 @@ def written(array, *, nullable=False, **options):
 
 def by_pages(array, **options):
     data, chunk = written(array, **options)
-    return read_lists(data, chunk, 0, array.type)
+    return read_lists(data, chunk, 0, array.type, len(array))
 
 
 def values_of(dtype, size, rng):
@@ -90,7 +90,7 @@ def test_a_page_may_hold_many_lists_or_a_part_of_one():
     array = lists_of(np.arange(300_000, dtype=np.int32), [300_000])
     data, chunk = written(array, data_page_size=2**14)
     assert chunk.total_uncompressed_size > 2**20
-    assert read_lists(data, chunk, 0, array.type).equals(array)
+    assert read_lists(data, chunk, 0, array.type, len(array)).equals(array)
 
 
 def test_a_row_group_need_not_begin_where_the_file_does():
@@ -101,7 +101,7 @@ def test_a_row_group_need_not_begin_where_the_file_does():
     metadata = pq.read_metadata(sink)
     chunk = metadata.row_group(1).column(0)
     start = chunk.data_page_offset - 3
-    found = read_lists(memoryview(sink.getvalue())[start:], chunk, start, array.type)
+    found = read_lists(memoryview(sink.getvalue())[start:], chunk, start, array.type, 1)
     assert found.values.to_pylist() == list(range(1_500, 4_000))
 
 
