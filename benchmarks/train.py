@@ -1,12 +1,12 @@
 """A training step from the cache against the same student on plain cross entropy with tensors in memory. A ratio.
 
-* **cache**: `teachonce train`'s own loop: shards read, checked and decoded as it goes, KL with tail, head and loss
-  fused in chunks, the student's whole logits never in memory.
+* **cache**: `teachonce train`'s own loop: shards read, checked and decoded as it goes, KL, head and loss fused in
+  chunks, the student's whole logits never in memory.
 * **memory**: Hugging Face `Trainer` on the same student, the same batches in the same order, collated beforehand; the
   model's own forward with `labels`, its own cross entropy.
 
 Both run in this process in turns, as many steps each; the first turn of each is not counted. The cache is made of what
-the repository ships, or `--cache` names one.
+the repository ships, with the default policy; or `--cache` names one.
 
     python benchmarks/train.py
     python benchmarks/train.py --cache CACHE --student CONFIG.json --batch_size 8
@@ -30,7 +30,7 @@ from transformers import Trainer, TrainingArguments
 
 from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
 from schemas import Cache
-from schemas.policies import TopP
+from schemas.policies import Threshold
 from trainer import StudentArguments, TrainConfig, train
 from trainer.batches import Collation
 from trainer.replay import Address, Share, read_batches
@@ -88,7 +88,7 @@ def make_cache(path: Path) -> str:
             corpus=CorpusConfig(files=(str(ROOT / "examples/corpus.jsonl.zst"),)),
             teacher=TeacherConfig(path=str(ROOT / "examples/teacher"), task="causal-lm"),
             cache=str(path),
-            keep=TopP(p=0.99, k=64),
+            keep=Threshold(tau=1 / 32),
             max_length=128,
         )
     )
