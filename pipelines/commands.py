@@ -208,7 +208,7 @@ def _add_cache_flags(group: argparse._ArgumentGroup) -> None:
     features = "pooled hidden states: mean:L, cls:L or last:L; L counts blocks, -1 is the last"
     group.add_argument("--features", nargs="+", metavar="F", help=features)
     group.add_argument("--feature_dtype", choices=get_args(FeatureDtype), help="default: int8 with a scale")
-    temperatures = "temperatures that students will use; the first is 1"
+    temperatures = "temperatures that students will use; 1 first, none below 0.1"
     group.add_argument("--temperatures", nargs="+", type=float, metavar="T", help=temperatures)
     group.add_argument("--score", choices=get_args(Score), help="default: what the teacher's config says")
     group.add_argument("--max_length", type=positive, metavar="N", help="tokens of a window (up to 1,024)")

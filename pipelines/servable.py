@@ -16,7 +16,7 @@ from schemas.policies import KeepAll, KeepPolicy, Sampled, Threshold, TopK, TopP
 from schemas.spec import Spec
 
 _NO_TAIL = "its tail is not stored, so that there is nothing to draw from"
-_ASK_THE_TEACHER = "run `teachonce precompute` with {} into a new cache"
+_ASK_THE_TEACHER = "`teachonce precompute` with {} into a new cache"
 
 
 class Refusal(NamedTuple):
@@ -73,8 +73,8 @@ def reason_against(spec: Spec, keep: KeepPolicy) -> Refusal | None:
     if gone is None:
         return None
     ask = _ASK_THE_TEACHER.format(f"--keep {keep}")
-    # only a teacher gives all
-    return Refusal(gone, f"R{ask[1:]}" if isinstance(keep, KeepAll) else f"Thin a cache of `all`, or {ask}")
+    only_a_teacher = isinstance(keep, KeepAll)
+    return Refusal(gone, f"Run {ask}" if only_a_teacher else f"Thin a cache of `all`, or run {ask}")
 
 
 def _reason_of_kinds(old: KeepPolicy, new: KeepPolicy) -> str | None:
@@ -139,7 +139,7 @@ def _reason_against_rest(
 def _leave_out(what: str, flag: str, values: Sequence[object] = ()) -> str:
     """What to do where a flag asks for what only the teacher knows. `values` are all that the flag asks for."""
     without = f"{what} out of {flag}" if what else f"out {flag}"
-    return f"Leave {without}, or {_ASK_THE_TEACHER.format(' '.join([flag, *map(str, values)]))}"
+    return f"Leave {without}, or run {_ASK_THE_TEACHER.format(' '.join([flag, *map(str, values)]))}"
 
 
 def _own_logits(spec: Spec, keep: KeepPolicy, temperatures: tuple[float, ...]) -> bool:

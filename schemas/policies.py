@@ -21,6 +21,7 @@ from schemas.errors import UsageError
 
 MAX_CLASSES_KEPT_WHOLE = 4096
 MIN_TAU = 2.0**-40
+"""So that counts by 1 / tau stay whole numbers; far below 1 / V nothing is left to draw."""
 MAX_DRAWS = 2**16
 
 

@@ -64,7 +64,7 @@ def values_of(dtype, size, rng):
 def test_lists_are_those_that_arrow_reads(seed, dtype):
     """Pages of several sizes, most of which begin inside a list; lists of every length modulo 8."""
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(600, 5_000, rng.integers(1, 40))
+    lengths = rng.integers(4_500, 9_000, rng.integers(1, 40))
     array = lists_of(values_of(dtype, lengths.sum(), rng), lengths)
     found = by_pages(array, data_page_size=int(rng.choice([2**14, 2**17, 2**20])))
     assert found is not None, "such lists are what this is for"
@@ -76,14 +76,14 @@ def test_lists_are_those_that_arrow_reads(seed, dtype):
 @pytest.mark.parametrize("seed", range(60))
 def test_lists_of_any_lengths_are_equal_or_left_to_arrow(seed):
     rng = np.random.default_rng(seed)
-    shortest, longest = sorted(rng.choice([0, 1, 3, 40, 300, 900, 4_000], 2, replace=False))
+    shortest, longest = sorted(rng.choice([0, 1, 3, 40, 900, 4_500, 12_000], 2, replace=False))
     lengths = rng.integers(shortest, longest, rng.integers(1, 60))
     array = lists_of(rng.integers(0, 2**17, lengths.sum(), np.int32), lengths)
     found = by_pages(array, data_page_size=int(rng.choice([2**10, 2**14, 2**20])))
     if found is not None:
         assert found.equals(array)
     else:
-        assert shortest < 900
+        assert shortest < 4_500
 
 
 def test_a_page_may_hold_many_lists_or_a_part_of_one():
@@ -94,7 +94,7 @@ def test_a_page_may_hold_many_lists_or_a_part_of_one():
 
 
 def test_a_row_group_need_not_begin_where_the_file_does():
-    array = lists_of(np.arange(4_000, dtype=np.int32), [1_500, 2_500])
+    array = lists_of(np.arange(40_000, dtype=np.int32), [15_000, 25_000])
     sink = io.BytesIO()
     table = pa.Table.from_arrays([array], schema=pa.schema([pa.field("lists", array.type, nullable=False)]))
     pq.write_table(table, sink, row_group_size=1, **OPTIONS)
@@ -102,13 +102,13 @@ def test_a_row_group_need_not_begin_where_the_file_does():
     chunk = metadata.row_group(1).column(0)
     start = chunk.data_page_offset - 3
     found = read_lists(memoryview(sink.getvalue())[start:], chunk, start, array.type, 1)
-    assert found.values.to_pylist() == list(range(1_500, 4_000))
+    assert found.values.to_pylist() == list(range(15_000, 40_000))
 
 
-LONG = lists_of(np.arange(4_000, dtype=np.int32), [1_000] * 4)
-NEGATIVE = lists_of(np.arange(-1, 3_999, dtype=np.int16), [1_000] * 4)
+LONG = lists_of(np.arange(20_000, dtype=np.int32), [5_000] * 4)
+NEGATIVE = lists_of(np.arange(-1, 19_999, dtype=np.int16), [5_000] * 4)
 OTHERS = {
-    "an empty list": (lists_of(np.arange(4_000, dtype=np.int32), [0, 2_000, 0, 2_000]), {}),
+    "an empty list": (lists_of(np.arange(20_000, dtype=np.int32), [0, 10_000, 0, 10_000]), {}),
     "nothing but empty lists": (lists_of(np.arange(0, dtype=np.int32), [0, 0]), {}),
     "no lists": (lists_of(np.arange(0, dtype=np.int32), []), {}),
     "a null list": (pa.concat_arrays([LONG, pa.nulls(1, LONG.type)]), {"nullable": True}),
@@ -121,7 +121,7 @@ OTHERS = {
     "pages of version 2": (LONG, {"data_page_version": "2.0"}),
     "no compression": (LONG, {"compression": "none"}),
     "another compression": (LONG, {"compression": "snappy"}),
-    "64 bits": (lists_of(np.arange(4_000), [1_000] * 4), {}),
+    "64 bits": (lists_of(np.arange(20_000), [5_000] * 4), {}),
 }
 
 
@@ -141,10 +141,12 @@ def test_any_other_form_is_left_to_arrow(name):
 def test_row_groups_of_long_texts_are_those_that_arrow_reads(tmp_path, monkeypatch, keep):
     """The write path's own files: entries go by pages, and all values are the same."""
     spec = causal_spec(
-        keep=keep, max_length=600, temperatures=(1.0,), own_logits=keep == Threshold(tau=1 / 16, k=1)
+        keep=keep, max_length=3_000, temperatures=(1.0,), own_logits=keep == Threshold(tau=1 / 16, k=1)
     )
     rows = random_rows(spec, 40, 3).rows
-    rows = rows.take(np.flatnonzero((rows.input_ids.lengths > 300) & (np.diff(rows.position_offsets) > 200)))
+    rows = rows.take(
+        np.flatnonzero((rows.input_ids.lengths > 1_500) & (np.diff(rows.position_offsets) > 1_000))
+    )
     sealed = seal(rows)
     storage = Storage.at(tmp_path)
     storage.put(sealed.name, sealed.data)
