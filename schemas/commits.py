@@ -28,8 +28,8 @@ from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from schemas.columns import shard_schema
-from schemas.delta import bear_witness, entry_name, live_rows, open_table, storage_options
-from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError, one_line
+from schemas.delta import LOG_FOLDER, bear_witness, entry_name, live_rows, open_table, storage_options
+from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError, advice, one_line
 from schemas.memory import memory_after
 from schemas.records import CommitRecord, record_hash
 from schemas.shards import Totals
@@ -173,7 +173,9 @@ def commit(
         done = _committed_by(storage, number)
         if done is not None:
             return _own_or_conflict(storage, done, record.run, number)
-        raise CacheError("the commit failed", where=storage.root, got=one_line(error)) from error
+        raise CacheError(
+            "the commit failed", where=storage.root, got=one_line(error), do=advice(error)
+        ) from error
     storage.make_durable(entry_name(number))
     bear_witness(storage, number)
     return number
@@ -208,6 +210,7 @@ def _write(
     properties: CommitProperties,
 ) -> None:
     schema = Schema.from_arrow(shard_schema(spec))
+    storage.check_links(LOG_FOLDER)
     if base is None:
         create_table_with_add_actions(
             storage.root,

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from schemas.errors import CacheError, CorruptionError, NoCacheError, one_line
+from schemas.errors import CacheError, CorruptionError, NoCacheError, advice, one_line
 from schemas.shards import parse_name
 from schemas.storage import Storage, plain_http_endpoint
 
+LOG_FOLDER = "_delta_log"
 WITNESS_FOLDER = "_teachonce/commits"
 _SHARD_COLUMNS = ("path", "size_bytes", "num_records")
 _PANIC = "PanicException"
@@ -33,6 +34,7 @@ def open_table(storage: Storage, number: int | None = None) -> DeltaTable:
     """
     if number is not None and number < 0:
         raise _no_such_version(storage, number)
+    storage.check_links(LOG_FOLDER)  # `deltalake` follows them
     try:
         with log_errors(storage):
             table = DeltaTable(storage.root, version=number, storage_options=storage_options())
@@ -73,7 +75,7 @@ def live_rows(storage: Storage, table: DeltaTable) -> list[tuple[str, int, int]]
 @contextlib.contextmanager
 def log_errors(storage: Storage) -> Iterator[None]:
     """What `deltalake` raises while it reads a log, as errors of ours; but that there is no table stays as it is."""
-    where = f"{storage.root}/_delta_log"
+    where = f"{storage.root}/{LOG_FOLDER}"
     try:
         yield
     except TableNotFoundError:
@@ -83,7 +85,7 @@ def log_errors(storage: Storage) -> Iterator[None]:
             "the cache's log cannot be reached",
             where=where,
             got=one_line(error),
-            do="Check the path, its permissions and credentials",
+            do=advice(error),
         ) from error
     except BaseException as error:
         if isinstance(error, DeltaError) or type(error).__name__ == _PANIC:
@@ -95,7 +97,7 @@ def log_errors(storage: Storage) -> Iterator[None]:
 
 def entry_name(number: int) -> str:
     """Where a version's log entry stands."""
-    return f"_delta_log/{number:020d}.json"
+    return f"{LOG_FOLDER}/{number:020d}.json"
 
 
 def bear_witness(storage: Storage, number: int) -> None:

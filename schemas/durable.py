@@ -12,9 +12,10 @@ def make_folder(folder: Path) -> None:
     """Makes a folder and those above it, each durable in its parent."""
     if folder.is_dir():
         return
-    if folder.exists():
+    if os.path.lexists(folder):
+        what = "a link that leads nowhere" if folder.is_symlink() else "a file"
         raise CacheError(
-            "a file stands where the cache needs a folder", where=folder, do="Choose another path"
+            f"{what} stands where the cache needs a folder", where=folder, do="Choose another path"
         )
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)

@@ -21,11 +21,34 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from collections.abc import Mapping
 from typing import Any
+
+from schemas.printable import printable
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MAX_GOT_CHARS = 300
+
+_ADVICE: Mapping[int | None, str] = {
+    errno.ENOSPC: "Free some space, or choose another disk",
+    errno.EDQUOT: "Free some of your quota, or choose another disk",
+    errno.EFBIG: "Raise the limit on a file's size (`ulimit -f`)",
+    errno.EMFILE: "Raise the limit on open files (`ulimit -n`)",
+    errno.ENFILE: "Too many files are open on this machine: end what holds them",
+    errno.EROFS: "That disk is read-only: choose another path",
+    errno.EACCES: "Check the path and its permissions",
+    errno.EPERM: "Check the path and its permissions",
+    errno.EISDIR: "A folder stands there: choose another path",
+    errno.ENOTDIR: "A file stands in the place of a folder: choose another path",
+    errno.ENOENT: "Check the path: a folder on its way is missing",
+    errno.EEXIST: "Something stands there: choose another path",
+    errno.ENAMETOOLONG: "Choose a shorter path",
+    errno.ELOOP: "A symbolic link stands there, or links lead in a circle: choose another path",
+    errno.EIO: "The disk fails: look at the system's log",
+}
+"""What to do about what the system refuses."""
 
 REPAIR = "Restore the file from a copy; or run `teachonce verify --repair` and then precompute again"
 """What to do about a shard that is not what was sealed."""
@@ -49,7 +72,7 @@ class TeachonceError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """The message: `what: where: expected E, got G. Do.`"""
+        """The message: `what: where: expected E, got G. Do.`; nothing in it is obeyed by a terminal."""
         text = self.what if self.where is None else f"{self.what}: {self.where}"
         found = [
             f"{word} {value}"
@@ -57,7 +80,7 @@ class TeachonceError(Exception):
             if value is not None
         ]
         text = f"{text}: {', '.join(found)}" if found else text
-        return f"{text}. {self.do}" if self.do else text
+        return printable(f"{text}. {self.do}" if self.do else text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Keyword arguments survive pickling, so an error crosses a worker's border whole."""
@@ -73,6 +96,19 @@ def one_line(error: BaseException) -> str:
     """What a library's error says, as one line without colours, for `got=`."""
     text = " ".join(_COLOUR.sub("", str(error)).replace("\u21b3", " ").split())
     return text[:_MAX_GOT_CHARS] or repr(error)
+
+
+def advice(error: BaseException) -> str:
+    """What to do about what the system, or a store, refuses."""
+    number = error.errno if isinstance(error, OSError) else None
+    return _ADVICE.get(number, "Check the path, its permissions, free space and credentials")
+
+
+def refused(error: OSError) -> TeachonceError:
+    """What the system refused somewhere, as one line: for what no nearer place has told."""
+    where = error.filename if error.filename2 is None else error.filename2
+    what = "the system refuses"
+    return TeachonceError(what, where=where, got=error.strerror or one_line(error), do=advice(error))
 
 
 class UsageError(TeachonceError):

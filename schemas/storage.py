@@ -1,7 +1,7 @@
 """All of a cache's bytes go through here: a folder, `s3://`, `gs://` or `az://`, by way of `obstore`.
 
 An object appears whole or not at all. On object stores one put of finished bytes does it. On a local disk obstore
-renames but does not sync, so puts are our own there: temporary name, fsync, link or rename, fsync of the folder.
+renames but does not sync, and it follows links: all is our own there, in `schemas/local.py`.
 Credentials and endpoints come from the environment, by the names that each cloud's tools use (`AWS_ACCESS_KEY_ID`,
 `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), for obstore and Delta alike.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,10 @@ from obstore.store import ObjectStore, from_url
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
-from schemas.durable import make_folder, sync
-from schemas.errors import CacheError, CorruptionError, UsageError, one_line
+from schemas import local
+from schemas.errors import CacheError, CorruptionError, UsageError, advice, one_line
 
-_PART = ".part-"
+SHARD_SUFFIX = ".parquet"
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT")
 """Where the environment names a store other than the cloud's own."""
 
@@ -88,7 +87,7 @@ class Storage:
         """
         with self._told(name):
             if self.is_local:
-                return self._path(name).read_bytes()
+                return local.read(self.root, name)
             return bytes(obstore.get(self._remote, name).bytes())
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
@@ -100,8 +99,8 @@ class Storage:
         """
         with self._told(name):
             if self.is_local:
-                with self._path(name).open("rb") as file:
-                    data = os.pread(file.fileno(), end - start, start)
+                with local.opened(self.root, name) as descriptor:
+                    data = os.pread(descriptor, end - start, start)
             else:
                 data = self._range_remote(name, start, end)
         if len(data) != end - start:
@@ -136,26 +135,25 @@ class Storage:
         """
         with self._told(name):
             if self.is_local:
-                return self._path(name).stat().st_size
+                return local.size(self.root, name)
             return int(obstore.head(self._remote, name)["size"])
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         """Writes an object whole and durably; one of that name is replaced."""
-        with self._told(name):
+        with self._told(name, writing=True):
             if self.is_local:
-                self._put_local(name, data, replace=True)
+                local.write(self.root, name, data, replace=True)
             else:
                 obstore.put(self._remote, name, data)
 
     def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
         """Writes an object whole and durably unless there is one of that name; whether it was written."""
         try:
-            with self._told(name):
+            with self._told(name, writing=True):
                 if self.is_local:
-                    self._put_local(name, data, replace=False)
-                else:
-                    obstore.put(self._remote, name, data, mode="create")
-        except FileExistsError:
+                    return local.write(self.root, name, data, replace=False)
+                obstore.put(self._remote, name, data, mode="create")
+        except AlreadyExistsError:
             return False
         return True
 
@@ -163,8 +161,7 @@ class Storage:
         """Makes sure that an object which something else wrote outlives a power failure."""
         if self.is_local:
             with self._told(name):
-                sync(self._path(name))
-                sync(self._path(name).parent)
+                local.make_durable(self.root, name)
 
     def exists(self, name: str) -> bool:
         try:
@@ -174,20 +171,37 @@ class Storage:
         return True
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names under a folder (or the root), sorted; parts of unfinished writes are left out."""
+        """Names under a folder (or the root), sorted; parts of unfinished writes are left out.
+
+        Raises:
+            CacheError: a link stands there, or what is no file.
+        """
         with self._told(prefix):
             if self.is_local:
-                found = self._names_local(prefix)
+                found = [file.name for file in self._files_local(prefix, deep=True)]
             else:
                 pages = obstore.list(self._remote, prefix or None)
                 found = [item["path"] for page in pages for item in page]
-        return sorted(name for name in found if _PART not in name)
+        return sorted(name for name in found if not local.PART.fullmatch(name))
+
+    def check_links(self, prefix: str) -> None:
+        """Looks for links under a folder that something else is about to read, or to write into.
+
+        Raises:
+            CacheError: a link stands there, or what is no file.
+        """
+        if self.is_local:
+            self.names(prefix)
 
     def files(self) -> list[StoredFile]:
-        """The objects directly under the root, and parts of unfinished writes there, sorted by name."""
+        """The objects directly under the root, and parts of unfinished writes there, sorted by name.
+
+        Raises:
+            CacheError: a link stands there under the name of a file of ours, or what is no file.
+        """
         with self._told(""):
             if self.is_local:
-                found = self._files_local()
+                found = list(self._files_local("", deep=False))
             else:
                 items = obstore.list_with_delimiter(self._remote)["objects"]
                 found = [StoredFile(i["path"], i["size"], i["last_modified"].timestamp()) for i in items]
@@ -196,9 +210,8 @@ class Storage:
     def parts(self) -> list[StoredFile]:
         """Parts of unfinished writes, wherever they stand; object stores have none."""
         with self._told(""):
-            names = [name for name in self._names_local("") if _PART in name] if self.is_local else []
-            found = [file for name in names for file in _stored(name, self._path(name))]
-        return sorted(found)
+            files = self._files_local("", deep=True) if self.is_local else ()
+            return sorted(file for file in files if local.PART.fullmatch(file.name))
 
     def delete(self, names: Sequence[str]) -> None:
         """Deletes objects for good; those that are not there are passed over."""
@@ -206,10 +219,7 @@ class Storage:
             if not self.is_local:
                 self._delete_remote(list(names))
                 return
-            for name in names:
-                self._path(name).unlink(missing_ok=True)
-            for folder in {self._path(name).parent for name in names}:
-                sync(folder)
+            local.delete(self.root, names)
 
     def _delete_remote(self, names: list[str]) -> None:
         """Some stores say of one object that it is not there, and leave the rest."""
@@ -220,55 +230,34 @@ class Storage:
                 with contextlib.suppress(NotFoundError, FileNotFoundError):
                     obstore.delete(self._remote, name)
 
-    def _names_local(self, prefix: str) -> list[str]:
-        base = Path(self.root)
-        files = (path for path in (base / prefix).rglob("*") if path.is_file())
-        return [path.relative_to(base).as_posix() for path in files]
-
-    def _files_local(self) -> list[StoredFile]:
-        if not Path(self.root).is_dir():
-            return []
-        with os.scandir(self.root) as entries:
-            return [file for entry in entries if entry.is_file() for file in _stored(entry.name, entry)]
-
-    def _path(self, name: str) -> Path:
-        return Path(self.root) / name
-
-    def _put_local(self, name: str, data: bytes | memoryview, *, replace: bool) -> None:
-        path = self._path(name)
-        make_folder(path.parent)
-        part = path.with_name(f"{path.name}{_PART}{secrets.token_hex(4)}")
-        try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if replace:
-                part.rename(path)
-            else:
-                os.link(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-        sync(path.parent)
+    def _files_local(self, prefix: str, *, deep: bool) -> Iterator[StoredFile]:
+        """Files; below the root also where something is none, which is then refused."""
+        for name, entry in local.walk(self.root, prefix, deep=deep):
+            # Another's parts come and go; what stands in the root beside the cache's own is left alone.
+            with contextlib.suppress(FileNotFoundError):
+                found = entry.stat(follow_symlinks=False)
+                if "/" in name or name.endswith(SHARD_SUFFIX):
+                    local.refuse_stranger(found.st_mode, f"{self.root}/{name}")
+                if entry.is_file(follow_symlinks=False):
+                    yield StoredFile(name, found.st_size, found.st_mtime)
 
     @contextlib.contextmanager
-    def _told(self, name: str) -> Iterator[None]:
+    def _told(self, name: str, *, writing: bool = False) -> Iterator[None]:
         """Errors of the store, with the place they are about."""
         try:
             yield
-        except (FileNotFoundError, FileExistsError, CacheError):
+        except (CacheError, AlreadyExistsError):
             raise
-        except (NotFoundError, NotADirectoryError) as error:
+        except (NotFoundError, FileNotFoundError, NotADirectoryError) as error:
+            if writing:
+                raise self._refuses(name, error) from error
             raise FileNotFoundError(f"{self.root}/{name}") from error
-        except AlreadyExistsError as error:
-            raise FileExistsError(f"{self.root}/{name}") from error
         except (OSError, BaseError) as error:
-            raise CacheError(
-                "the cache's storage refuses",
-                where=f"{self.root}/{name}",
-                got=one_line(error),
-                do="Check the path, its permissions, free space and credentials",
-            ) from error
+            raise self._refuses(name, error) from error
+
+    def _refuses(self, name: str, error: Exception) -> CacheError:
+        where = f"{self.root}/{name}"
+        return CacheError("the cache's storage refuses", where=where, got=one_line(error), do=advice(error))
 
 
 def _local_root(text: str) -> str:
@@ -280,13 +269,6 @@ def _local_root(text: str) -> str:
             do="Choose another folder",
         )
     return path
-
-
-def _stored(name: str, place: Path | os.DirEntry[str]) -> Iterator[StoredFile]:
-    """A file, unless it is gone since it was listed: the parts of another's writes come and go."""
-    with contextlib.suppress(FileNotFoundError):
-        found = place.stat()
-        yield StoredFile(name, found.st_size, found.st_mtime)
 
 
 def _client_options() -> ClientConfig:
