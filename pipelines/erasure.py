@@ -218,6 +218,8 @@ class Erased:
     """Kept out from now on all the same."""
     living_runs: tuple[str, ...]
     """Runs that `force` took for dead."""
+    strangers: tuple[str, ...]
+    """What stands in the folder, is not the cache's by its name, and was not looked into."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -39,8 +39,10 @@ from schemas.history import (
     is_shard,
     living_runs,
     new_run,
+    own_parts,
     read_entries,
     renew_lease,
+    strangers,
     take_lease,
     unreadable_versions,
 )
@@ -171,7 +173,7 @@ def _once(config: ForgetConfig, wanted: Wanted, fence: bool, living: tuple[str, 
     met = set(told.pop("lines"))
     told["unreadable_versions"] = tuple(told["unreadable_versions"])
     missing = tuple(line for number, line in enumerate(wanted.lines) if number not in met)
-    return Erased(**told, not_found=missing, living_runs=living)
+    return Erased(**told, not_found=missing, living_runs=living, strangers=tuple(strangers(storage)))
 
 
 def build(pipeline: beam.Pipeline, task: Task, base: Version) -> None:
@@ -221,7 +223,7 @@ def finish(values: list[Any], task: Task) -> None:
         base = read_version(storage, version)
         version, more = _take_out(storage, task, base, nothing, late, fence=False)
         found, unscored = [*found, *late], [*unscored, *more]
-    parts = [] if late_runs else storage.parts()  # of a run that lives: it is still writing them
+    parts = [] if late_runs else own_parts(storage)  # of a run that lives: it is still writing them
     erased = erase(storage, task.wanted, found, unscored, parts)
     told = {**_told(storage, task, found, erased, version), "late_runs": late_runs}
     storage.put(f"{RUNS_FOLDER}/{task.run}.json", json.dumps(told, indent=2).encode() + b"\n")

@@ -20,7 +20,7 @@ from schemas.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
 from schemas.upkeep_commands import ranges
 
 _SHOWN = 10
-"""Ids that were found nowhere, and are named."""
+"""Ids that were found nowhere, and strangers, that are named."""
 
 _COMPACT_HELP = """\
 Merges the small shards of many runs into full ones, rows in id order, in one commit. The teacher is not asked.
@@ -146,6 +146,10 @@ def _erased(done: Erased, arguments: Any) -> list[str]:
         more = f" and {len(done.not_found) - _SHOWN:,} more" if len(done.not_found) > _SHOWN else ""
         named = ", ".join(done.not_found[:_SHOWN]) + more
         lines.append(f"found nowhere, and kept out all the same: {len(done.not_found):,} ids: {named}")
+    if done.strangers:
+        more = f" and {len(done.strangers) - _SHOWN:,} more" if len(done.strangers) > _SHOWN else ""
+        named = ", ".join(done.strangers[:_SHOWN]) + more
+        lines.append(f"not this cache's, and neither looked into nor deleted: {named}")
     if done.living_runs:
         names = ", ".join(done.living_runs)
         lines.append(f"if one of these lives after all, forget again once it has ended: {names}")

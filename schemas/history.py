@@ -2,7 +2,8 @@
 
 A run lists the folder once, before it starts. A shard that no version ever added is an *orphan*: a run finished it
 and then crashed, or still lives. The next run adopts what it can use of it. A shard that some version has removed is
-never an orphan, so what has left a cache does not come back.
+never an orphan, so what has left a cache does not come back. What bears no name that a writer gives is a *stranger*:
+somebody else's, and never deleted.
 
 Cost: one listing; and, where the folder holds a shard that is not live, one small read of each version's log entry.
 """
@@ -10,6 +11,7 @@ Cost: one listing; and, where the folder holds a shard that is not live, one sma
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -17,11 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from schemas.commits import NO_VERSION, Entry, Shard, Version, read_entry
+from schemas.delta import LOG_FOLDER
 from schemas.errors import CacheError, CorruptionError
+from schemas.local import PART
 from schemas.shards import parse_name
 from schemas.storage import Storage, StoredFile
 
-LEASES_FOLDER = "_teachonce/leases"
+OWN_FOLDER = "_teachonce"
+LEASES_FOLDER = f"{OWN_FOLDER}/leases"
 RENEW_SECONDS = 60.0
 _RENEWED: dict[str, float] = {}
 """When this process last gave a sign of life, by run."""
@@ -29,6 +34,13 @@ _RENEWED: dict[str, float] = {}
 LEASE_SECONDS = 24 * 3600.0
 """A run that has not finished a unit for so long is taken for dead."""
 _THREADS = 16
+
+_RUN = r"(?:[a-z]+-)?[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}"
+_BESIDE = re.compile(
+    r"_teachonce/(?:spec\.json|tokenizer/.+|runs/[^/]+\.json|rejects/[^/]+\.jsonl|commits/[0-9]{20}"
+    rf"|(?:unscored|forgotten)/[0-9]+-[0-9a-f]{{32}}\.json|leases/{_RUN})"
+)
+"""What stands under `_teachonce/`."""
 
 
 def orphans(storage: Storage, base: Version | None) -> list[StoredFile]:
@@ -95,6 +107,25 @@ def is_shard(name: str) -> bool:
     return True
 
 
+def is_ours(name: str) -> bool:
+    """Whether a name is one that a writer gives: to a shard, to what stands beside it, or to an unfinished write."""
+    part = PART.fullmatch(name)
+    name = part["name"] if part else name
+    return is_shard(name) or _BESIDE.fullmatch(name) is not None
+
+
+def strangers(storage: Storage) -> list[str]:
+    """What stands in a folder and bears no name of ours; of an object store, in its root. The log is Delta's own."""
+    return [
+        name for name in storage.everything() if not is_ours(name) and not name.startswith(f"{LOG_FOLDER}/")
+    ]
+
+
+def own_parts(storage: Storage) -> list[StoredFile]:
+    """Parts of unfinished writes of ours."""
+    return [file for file in storage.parts() if is_ours(file.name)]
+
+
 def as_shard(file: StoredFile, examples: int) -> Shard:
     """A stored file as the log would have it."""
     return Shard(file.name, file.size_bytes, examples)
@@ -107,7 +138,16 @@ def new_run(verb: str = "") -> str:
 
 
 def take_lease(storage: Storage, run: str) -> None:
-    """Says that a run lives; said again after each unit. While it does, `vacuum` leaves orphans alone."""
+    """Says that a run lives; said again after each unit. While it does, `vacuum` leaves orphans alone.
+
+    Raises:
+        CacheError: a link stands where the run would write.
+    """
+    storage.check_links(OWN_FOLDER)
+    _give_sign(storage, run)
+
+
+def _give_sign(storage: Storage, run: str) -> None:
     storage.put(f"{LEASES_FOLDER}/{run}", f"{time.time():.0f}\n".encode())
 
 
@@ -118,7 +158,7 @@ def renew_lease(storage: Storage, run: str) -> None:
         return
     _RENEWED[run] = now
     with contextlib.suppress(CacheError):
-        take_lease(storage, run)
+        _give_sign(storage, run)
 
 
 def end_lease(storage: Storage, run: str) -> None:
@@ -132,8 +172,9 @@ def living_runs(storage: Storage) -> list[str]:
 
 
 def dead_runs(storage: Storage) -> list[str]:
-    """Runs that left a lease, and gave no sign of life for `LEASE_SECONDS`."""
-    return [run for run, at in _leases(storage) if time.time() - at >= LEASE_SECONDS]
+    """Runs that left a lease, and gave no sign of life for `LEASE_SECONDS`; of what bears no run's name, none."""
+    leases = [(run, at) for run, at in _leases(storage) if re.fullmatch(_RUN, run)]
+    return [run for run, at in leases if time.time() - at >= LEASE_SECONDS]
 
 
 def _leases(storage: Storage) -> list[tuple[str, float]]:

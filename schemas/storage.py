@@ -207,6 +207,13 @@ class Storage:
                 found = [StoredFile(i["path"], i["size"], i["last_modified"].timestamp()) for i in items]
         return sorted(found)
 
+    def everything(self) -> list[str]:
+        """Names of all that is no folder, whatever it is; of an object store's, those under the root."""
+        if not self.is_local:
+            return [file.name for file in self.files()]
+        with self._told(""):
+            return sorted(name for name, _ in local.walk(self.root))
+
     def parts(self) -> list[StoredFile]:
         """Parts of unfinished writes, wherever they stand; object stores have none."""
         with self._told(""):
@@ -231,12 +238,12 @@ class Storage:
                     obstore.delete(self._remote, name)
 
     def _files_local(self, prefix: str, *, deep: bool) -> Iterator[StoredFile]:
-        """Files; below the root also where something is none, which is then refused."""
+        """Files. What is none is refused in a folder of ours and under a shard's name, and else left alone."""
         for name, entry in local.walk(self.root, prefix, deep=deep):
-            # Another's parts come and go; what stands in the root beside the cache's own is left alone.
+            # Another's parts come and go.
             with contextlib.suppress(FileNotFoundError):
                 found = entry.stat(follow_symlinks=False)
-                if "/" in name or name.endswith(SHARD_SUFFIX):
+                if prefix or (name.endswith(SHARD_SUFFIX) and "/" not in name):
                     local.refuse_stranger(found.st_mode, f"{self.root}/{name}")
                 if entry.is_file(follow_symlinks=False):
                     yield StoredFile(name, found.st_size, found.st_mtime)

@@ -12,12 +12,16 @@ from schemas.repairing import Repaired
 from schemas.vacuuming import Vacuumed
 from schemas.vacuuming import vacuum as run_vacuum
 
+_SHOWN = 5
+"""Names that are told, of what is left alone."""
+
 _VACUUM_HELP = """\
 Deletes what no kept version needs. A cache's folder shrinks by this verb, and by `forget`, alone.
 
 Kept are the newest version, and every version that was current within --older_than; a file goes only if it was also
 written before that. Shards that no version ever added, and parts of unfinished writes, are left alone while a run
-lives. Give a time that is longer than your longest run and your longest training.
+lives. Give a time that is longer than your longest run and your longest training. What bears no name that teachonce
+gives is never deleted, and no symbolic link in the folder is followed.
 """
 
 _VACUUM_EXAMPLES = """\
@@ -86,6 +90,9 @@ def _print_vacuumed(found: Vacuumed, *, as_json: bool) -> None:
         lines.append(f"can no longer be read: versions {ranges(found.unreadable_versions)}")
     if found.living_runs:
         lines.append(f"left alone: {found.spared:,} orphans and parts, because {found.living_runs[0]} lives")
+    if found.strangers:
+        more = f" and {len(found.strangers) - _SHOWN:,} more" if len(found.strangers) > _SHOWN else ""
+        lines.append(f"not this cache's, and left alone: {', '.join(found.strangers[:_SHOWN])}{more}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

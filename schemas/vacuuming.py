@@ -3,7 +3,7 @@
 Kept are the newest version and each one that was current within the given time. A file goes only if none of them needs
 it *and* it was written before that time. Orphans (shards that no version ever added) and parts of unfinished writes
 may belong to a run that still lives: while there is such a run, they are left alone. So is a shard that was written
-again after it had left: that run may be about to add it once more.
+again after it had left: that run may be about to add it once more. What bears no name of ours is left alone, and told.
 
 Cost: one listing, and one small read of each version's log entry. No shard is opened.
 """
@@ -20,12 +20,15 @@ from schemas.cache import Cache
 from schemas.commits import Entry, read_version
 from schemas.history import (
     LEASES_FOLDER,
+    OWN_FOLDER,
     added_names,
     dead_runs,
     is_shard,
     left_at,
     living_runs,
+    own_parts,
     read_entries,
+    strangers,
     unreadable_versions,
 )
 from schemas.storage import Storage, StoredFile
@@ -53,6 +56,8 @@ class Vacuumed:
     """Leases of runs that are taken for dead; they are removed too."""
     unreadable_versions: tuple[int, ...]
     """Every version that can no longer be read, also those given up before."""
+    strangers: tuple[str, ...]
+    """What is not the cache's, by its name, and was left alone."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,14 +70,16 @@ def vacuum(path: str | os.PathLike[str], older_than_seconds: float, *, dry_run: 
         ValueError: the time is negative.
         NoCacheError: nothing was committed there.
         CorruptionError: the log is damaged; nothing was deleted.
+        CacheError: a link stands in the folder where none is followed; nothing was deleted.
     """
     if not older_than_seconds >= 0:
         raise ValueError(f"older_than_seconds cannot be {older_than_seconds!r}")
     cut = time.time() - older_than_seconds
+    Storage.at(path).check_links(OWN_FOLDER)
     living = living_runs(Storage.at(path))  # before the log is read: a run that ends in between has committed
     cache = Cache.open(path)
     storage = cache.storage
-    files, parts = storage.files(), storage.parts()
+    files, parts = storage.files(), own_parts(storage)
     entries = read_entries(storage, cache.version)
     oldest = oldest_kept(entries, cut)
     unneeded = _unneeded(files, needed_names(storage, entries, oldest), cut)
@@ -98,6 +105,7 @@ def vacuum(path: str | os.PathLike[str], older_than_seconds: float, *, dry_run: 
         living_runs=tuple(living),
         dead_runs=tuple(dead),
         unreadable_versions=tuple(unreadable_versions(entries, present)),
+        strangers=tuple(strangers(storage)),
     )
 
 

@@ -22,7 +22,7 @@ def test_by_document_id_every_trace_is_gone_and_the_rest_is_untouched(nights):
     digest, examples = document_of(cache, "user-3")
     needles = ("secret-of-3.", "user-3'", digest, *examples)
     orphan = orphan_of(cache, "user-3")
-    (cache / "x.parquet.part-12").write_bytes(b"PAR1 secret-of-3.")
+    (cache / f"{orphan}.part-0123abcd").write_bytes(b"PAR1 secret-of-3.")
     held = traces(cache, *needles)
     assert orphan in held
     assert len(held) >= 3

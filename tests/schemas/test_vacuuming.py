@@ -83,16 +83,17 @@ def test_a_shard_that_is_missing_though_it_is_live_is_damage(past):
 
 def test_orphans_and_parts_are_left_alone_while_a_run_lives(past):
     orphan = past.put().name
-    part = Path(past.storage.root) / "_teachonce" / "rejects" / "r.jsonl.part-12"
+    part = Path(past.storage.root) / "_teachonce" / "rejects" / "r.jsonl.part-12345678"
     part.parent.mkdir(parents=True)
-    for file in (part, Path(past.storage.root) / "x.parquet.part-9"):
+    for file in (part, Path(past.storage.root) / f"{orphan}.part-9abcdef0"):
         file.write_bytes(b"half")
         past.touch(str(file))
     take_lease(past.storage, "alive")
-    past.storage.put(f"{history.LEASES_FOLDER}/dead", f"{time.time() - LEASE_SECONDS - 1:.0f}\n".encode())
+    dead = "compact-20260101T000000Z-0123abcd"
+    past.storage.put(f"{history.LEASES_FOLDER}/{dead}", f"{time.time() - LEASE_SECONDS - 1:.0f}\n".encode())
     found = vacuum(past.storage.root, DAY)
     assert (found.old_shards, found.orphans, found.parts, found.spared) == (1, 0, 0, 3)
-    assert (found.living_runs, found.dead_runs) == (("alive",), ("dead",))
+    assert (found.living_runs, found.dead_runs) == (("alive",), (dead,))
     assert part.exists()
     assert past.storage.names(history.LEASES_FOLDER) == [f"{history.LEASES_FOLDER}/alive"]
     end_lease(past.storage, "alive")
