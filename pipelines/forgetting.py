@@ -42,6 +42,7 @@ from schemas.history import (
     read_entries,
     renew_lease,
     take_lease,
+    told_of,
     unreadable_versions,
 )
 from schemas.memory import (
@@ -113,7 +114,7 @@ def forget(config: ForgetConfig) -> Erased:
         raise CacheError(
             "a run lives, and may hold what is to be forgotten",
             where=storage.root,
-            got=", ".join(living),
+            got=told_of(storage, living),
             do="Wait for its end; if it crashed, say --force",
         )
     lines = tuple(dict.fromkeys(config.ids))
@@ -165,7 +166,7 @@ def _once(config: ForgetConfig, wanted: Wanted, fence: bool, living: tuple[str, 
         raise CacheError(
             "a run began while this was under way, and may hold what is to be forgotten",
             where=storage.root,
-            got=", ".join(late),
+            got=told_of(storage, late),
             do="What was found is erased. Wait for the run's end, and say the same again",
         )
     met = set(told.pop("lines"))
