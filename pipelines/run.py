@@ -87,7 +87,7 @@ def run_once(config: PrecomputeConfig, started: float | None = None) -> RunSumma
 
 
 def _attempt(job: Job, options: PipelineOptions) -> RunSummary:
-    """Runs the pipeline, and gives the lease back; not where a signal ends this process alone, and an engine goes on."""
+    """Runs the pipeline, and gives the lease back; not where a signal ends this process, and an engine goes on."""
     goes_on = False
     try:
         with shown(job.config.show_progress and in_process(options)):

@@ -32,7 +32,22 @@ from schemas.spec import Fingerprint, Header
 from schemas.storage import Storage
 
 _UNSAID = frozenset(
-    ["_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache", "output_attentions", "output_hidden_states", "return_dict", "torchscript", "attn_implementation", "_attn_implementation", "id2label", "label2id"]
+    (
+        "_name_or_path",
+        "_commit_hash",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "torchscript",
+        "attn_implementation",
+        "_attn_implementation",
+        "id2label",
+        "label2id",
+    )
 )
 """Keys of an opened config that change no score; the names of labels stand in the spec."""
 _PIECES = 4096

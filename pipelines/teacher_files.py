@@ -1,4 +1,4 @@
-"""The files of a teacher's folder that decide what it says: exactly those that `from_pretrained` opens, and their hashes.
+"""The files of a teacher's folder that decide what it says: those that `from_pretrained` opens, and their hashes.
 
 Hashes are of files as they lie there, never of what a library would write: the next release writes one more key. JSON
 counts by its content, less the keys that decide nothing. What `from_pretrained` would apply or pass over depending on
@@ -27,7 +27,29 @@ _NO_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "
 """Keys of `config.json` that only say who wrote it; the dtype is the run's own."""
 
 _NO_TOKENS = frozenset(
-    ["_commit_hash", "_name_or_path", "backend", "chat_template", "clean_up_tokenization_spaces", "errors", "is_local", "local_files_only", "max_length", "model_input_names", "model_max_length", "name_or_path", "pad_to_multiple_of", "pad_token_type_id", "padding_side", "processor_class", "special_tokens_map_file", "stride", "tokenizer_file", "transformers_version", "verbose"]
+    (
+        "_commit_hash",
+        "_name_or_path",
+        "backend",
+        "chat_template",
+        "clean_up_tokenization_spaces",
+        "errors",
+        "is_local",
+        "local_files_only",
+        "max_length",
+        "model_input_names",
+        "model_max_length",
+        "name_or_path",
+        "pad_to_multiple_of",
+        "pad_token_type_id",
+        "padding_side",
+        "processor_class",
+        "special_tokens_map_file",
+        "stride",
+        "tokenizer_file",
+        "transformers_version",
+        "verbose",
+    )
 )
 """Keys of `tokenizer_config.json` that decide no id of a text: places, versions, decoding, padding, which is ours; the
 chat template has a hash of its own, and windows and token types stand in the spec."""
@@ -132,7 +154,7 @@ def plain(value: Any) -> Any:
 
 
 def hash_tokenizer(folder: str, more: Iterable[str] = ()) -> str:
-    """The hash of the files that decide ids; `more` are names that the tokenizer's class knows beside the usual ones."""
+    """The hash of the files that decide ids; `more` are names that the tokenizer's class knows beside the usual."""
     names = {path.name for pattern in _TOKENIZER_FILES for path in Path(folder).glob(pattern)}
     names |= {name for name in more if (Path(folder) / name).is_file()}
     return sha256(canonical_json({name: _content(Path(folder) / name) for name in sorted(names)}))

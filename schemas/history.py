@@ -139,6 +139,17 @@ def end_lease(storage: Storage, run: str) -> None:
     storage.delete(lease_files(run))
 
 
+@contextlib.contextmanager
+def leased(storage: Storage, run: str) -> Iterator[None]:
+    """A run lives while the block runs, however that ends: by its end, an error or a signal."""
+    try:
+        take_lease(storage, run)
+        yield
+    finally:
+        with contextlib.suppress(CacheError):
+            end_lease(storage, run)
+
+
 def lease_files(run: str) -> list[str]:
     """The names under which a run says that it lives."""
     return [f"{LEASES_FOLDER}/{run}", f"{HOLDERS_FOLDER}/{run}"]

@@ -8,6 +8,7 @@ outright leaves `running`, with its host and process number. The file is replace
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -33,7 +34,7 @@ def expected_report(verb: str, arguments: Sequence[str]) -> str | None:
     if verb not in VERBS or "--help" in own or "-h" in own:
         return None
     found = [word.partition("=")[2] for word in own if word.startswith(f"{_FLAG}=")]
-    found += [value for flag, value in zip(own, own[1:], strict=False) if flag == _FLAG]
+    found += [value for flag, value in itertools.pairwise(own) if flag == _FLAG]
     path = found[-1] if found else None
     _FINISHED.discard(path or "")
     return path

@@ -173,7 +173,7 @@ def test_pickled_weights_are_opened_only_where_that_is_allowed(tmp_path, teacher
     model = transformers.AutoModelForCausalLM.from_pretrained(teacher)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="holds no weights.*--allow_pickle"):
+    with pytest.raises(UsageError, match=r"holds no weights.*--allow_pickle"):
         run(corpus, folder, tmp_path / "c")
     assert run(corpus, folder, tmp_path / "c", allow_pickle=True).committed
 
