@@ -1,11 +1,12 @@
 """`teachonce VERB`: one command, a verb per job. Each verb lives with its half and is imported only when asked for.
 
-A wrong flag, path or model is one line on stderr and exit status 2; any other foreseen failure one line and its own
-status. `--traceback` anywhere on the line shows where an error came from.
+A wrong flag, path or model is one line on stderr and exit status 2; any other failure one line and its own status.
+`--traceback` anywhere on the line shows where an error came from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
@@ -13,7 +14,21 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from schemas.errors import NoCacheError, StudentError, TeachonceError, TooManyRejectsError, UsageError
+from schemas.errors import UsageError
+from schemas.process import (
+    DONE,
+    USAGE,
+    ended_by_signals,
+    flush_output,
+    leave_within,
+    plain_streams,
+    reason_of,
+    status_of,
+)
+from schemas.run_report import expected_report, fail_report
+
+_LAST_SECONDS = 10.0
+"""After a signal, what threads of libraries are given to end."""
 
 
 class Verb(NamedTuple):
@@ -46,26 +61,33 @@ VERBS = {
     "evaluate": Verb("trainer.commands", "trainer", "measure a student on a cache's held-out part"),
 }
 
-FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
+    plain_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
-        return 0 if arguments else USAGE
+        return DONE if arguments else USAGE
     # Libraries warn while they are imported; an error of ours is one line.
     logging.basicConfig(level=logging.ERROR)
-    try:
-        return run(arguments[0], arguments[1:])
-    except (TeachonceError, KeyboardInterrupt) as error:
-        if traceback:
-            raise
-        sys.stderr.write(f"teachonce {arguments[0]}: {str(error) or 'interrupted'}\n")
-        return status(error)
+    report = expected_report(arguments[0], arguments[1:])
+    with ended_by_signals():
+        try:
+            status = run(arguments[0], arguments[1:])
+            flush_output()
+            return status
+        except (Exception, KeyboardInterrupt) as error:
+            fail_report(report, error)
+            if traceback:
+                raise
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"teachonce {arguments[0]}: {reason_of(error)}\n")
+            if argv is None and isinstance(error, KeyboardInterrupt):
+                leave_within(_LAST_SECONDS, status_of(error))
+            return status_of(error)
 
 
 def run(name: str, arguments: list[str]) -> int:
@@ -90,13 +112,6 @@ def run(name: str, arguments: list[str]) -> int:
     return result
 
 
-def status(error: BaseException) -> int:
-    """The exit status that an error means."""
-    if isinstance(error, UsageError | NoCacheError | StudentError):
-        return USAGE
-    return TOO_MANY_REJECTS if isinstance(error, TooManyRejectsError) else FAILED
-
-
 def usage() -> str:
     """The text of `teachonce --help`."""
     verbs = "\n".join(f"  {name:<11} {verb.purpose}" for name, verb in VERBS.items())
@@ -114,7 +129,8 @@ def usage() -> str:
           teachonce evaluate --cache ./cache --student ./student
 
         `teachonce VERB --help` explains each verb, with examples. --traceback shows where an error came from.
-        Exit status: 0 done, 1 failed, 2 wrong flag, path or model, 3 too many documents rejected, 4 out of time.
+        Exit status: 0 done, 1 failed, 2 wrong flag, path or model, 3 too many documents rejected, 4 out of time,
+        128 and its number by a signal (130 Ctrl-C, 143 SIGTERM).
         """).format(verbs=verbs)
 
 

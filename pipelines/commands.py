@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any, get_args
 
 from transformers.utils import logging as transformers_logging
@@ -21,17 +22,16 @@ from pipelines.config import (
     PrecomputeConfig,
     TeacherConfig,
 )
-from pipelines.report import summary_table
+from pipelines.report import outcome_of, summary_table
 from pipelines.rescore import RescoreConfig, Rescored, mean_distance, rescore
 from pipelines.run import precompute as run_precompute
 from schemas import Cache, Verified
 from schemas.arguments import Parser, natural, positive
 from schemas.errors import DriftError, UsageError
 from schemas.policies import parse_keep
+from schemas.process import DONE, OUT_OF_TIME
+from schemas.run_report import begin_report, finish_report
 from schemas.spec import FeatureDtype, Scalar, Score, Supervise, Task
-
-OUT_OF_TIME = 4
-"""Exit status of a run that `--max_hours` ended."""
 
 _PRECOMPUTE_HELP = """\
 Runs a Hugging Face teacher once over a corpus, and commits what it says to a cache.
@@ -72,11 +72,14 @@ def precompute(argv: Sequence[str]) -> int:
     own, beam = split_beam(list(argv))
     arguments = run_parser("precompute", _PRECOMPUTE_HELP, _PRECOMPUTE_EXAMPLES).parse_args(own)
     config = run_config(arguments, beam)
-    summary = run_precompute(config)
-    if arguments.report:
-        Path(arguments.report).write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
+    begin_report(arguments.report)
+    with log_on_stderr():
+        summary = run_precompute(config)
+    status = OUT_OF_TIME if summary.postponed_examples else DONE
+    told = {"outcome": outcome_of(summary), "status": status, "reason": None}
+    finish_report(arguments.report, {**told, **summary.to_json()})
     summary_table(summary, config.cache)
-    return OUT_OF_TIME if summary.postponed_examples else 0
+    return status
 
 
 def verify(argv: Sequence[str]) -> int:
@@ -90,6 +93,7 @@ def verify(argv: Sequence[str]) -> int:
         sample=arguments.sample,
         device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,
+        allow_pickle=arguments.allow_pickle,
     )
     found = rescore(cache, config)
     _print_rescored(found, cache, checked, as_json=arguments.json)
@@ -110,8 +114,6 @@ def run_config(arguments: argparse.Namespace, beam: Sequence[str]) -> Precompute
     Raises:
         UsageError: a value is refused.
     """
-    if arguments.report and not Path(arguments.report).absolute().parent.is_dir():
-        raise UsageError("--report: no such folder", where=arguments.report)
     try:
         return _config(arguments, beam)
     except ValueError as error:
@@ -198,8 +200,10 @@ def _add_cache_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cache", required=True, metavar="DIR", help="folder, s3://, gs:// or az://; made if it is not there"
     )
-    keep = "all, top_k:K, top_p:P,k=K, threshold:TAU[,k=K] or sampled:N (default: all up to 4,096 classes, "
-    group.add_argument("--keep", metavar="POLICY", help=keep + "else threshold:1/32); see docs/quality.md")
+    keep = "all, top_k:K, top_p:P,k=K, threshold:TAU[,k=K] or sampled:N (default: threshold:1/32 of a "
+    group.add_argument(
+        "--keep", metavar="POLICY", help=keep + "language model, all of classes); see docs/quality.md"
+    )
     own = "store drawn entries' own log-probabilities; on by itself with a temperature other than 1"
     group.add_argument("--own_logits", action="store_true", help=own)
     group.add_argument("--sample_seed", type=int, metavar="N", help="decides what is drawn (default: 0)")
@@ -215,7 +219,7 @@ def _add_cache_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--stride", type=natural, metavar="N", help="tokens shared with the window before (0)")
     supervise = "which tokens are positions of instruction data (default: assistant)"
     group.add_argument("--supervise", choices=get_args(Supervise), help=supervise)
-    text = "store the text too: students with another tokenizer need it"
+    text = "store the text too: shown by inspect, exported by export; training does not read it"
     group.add_argument("--keep_text", action="store_true", help=text)
 
 
@@ -237,7 +241,8 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
     _add_nightly_flags(group)
     workers = "processes of this machine, each with its own teacher: worker i on cuda:i (default: 1)"
     group.add_argument("--workers", type=positive, metavar="N", help=workers)
-    group.add_argument("--report", metavar="FILE", help="write the run's summary as one JSON object")
+    report = "write the run's summary as one JSON object; also why a run failed, or that it still runs"
+    group.add_argument("--report", metavar="FILE", help=report)
     group.add_argument(
         "--no_progress", dest="show_progress", action="store_false", default=None, help="no progress lines"
     )
@@ -278,6 +283,7 @@ def _verify_parser() -> Parser:
     parser.add_argument("--max_mean_kl", type=float, default=0.005, metavar="NATS", help=bound)
     parser.add_argument("--device", choices=get_args(Device), default="auto")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own Python code")
+    parser.add_argument("--allow_pickle", action="store_true", help="open .bin weights, which can run code")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     return parser
 
@@ -292,6 +298,20 @@ def _print_rescored(found: Rescored, cache: Cache, checked: Verified, *, as_json
         f"scored again: {found.examples:,} examples, {found.positions:,} positions\n"
         f"{mean_distance(cache.spec)} to the teacher: {found.mean_kl_nats:.3g} nats, largest {found.max_kl_nats:.3g}\n"
     )
+
+
+@contextlib.contextmanager
+def log_on_stderr() -> Iterator[None]:
+    """What the pipelines warn of; as a library they leave that to their caller's logging."""
+    logger, handler = logging.getLogger("pipelines"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("teachonce: %(message)s"))
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
 
 
 def quiet() -> None:

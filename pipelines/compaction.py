@@ -17,7 +17,6 @@ shard of G row groups is read about max(1, U / G) times. Every row of a small sh
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -34,8 +33,8 @@ from pipelines.run import in_process, new_pipeline, run_to_end
 from pipelines.units import ShardLine, line_of, no_shard
 from schemas.cache import base_version, read_header
 from schemas.commits import Shard, Version, read_version
-from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError
-from schemas.history import end_lease, new_run, renew_lease, take_lease
+from schemas.errors import ConflictError, CorruptionError, NoCacheError
+from schemas.history import leased, new_run, renew_lease
 from schemas.rewrite import ENTRIES_A_TOKEN, ROW_GROUP_TOKENS, UNIT_TOKENS, copy_range, units_of
 from schemas.shard_reader import open_shard
 from schemas.shards import Totals
@@ -115,12 +114,10 @@ def _once(config: CompactConfig) -> Compacted:
     options = parse_beam_options(config.beam_options)
     storage = Storage.at(config.cache)
     header, run = read_header(storage), new_run("compact")
-    take_lease(storage, run)  # before the version is read: `forget` knows of each run that holds an older one
-    try:
+    with leased(
+        storage, run
+    ):  # before the version is read: `forget` knows of each run that holds an older one
         return _leased(config, options, storage, header, run)
-    finally:
-        with contextlib.suppress(CacheError):
-            end_lease(storage, run)
 
 
 def _leased(

@@ -96,7 +96,7 @@ class PrecomputeConfig:
     teacher: TeacherConfig
     cache: str
     keep: KeepPolicy | None = None
-    """None: every score up to 4,096 classes, else `threshold:1/32`."""
+    """None: `threshold:1/32` of a vocabulary, every score of classes."""
     features: tuple[str, ...] = ()
     """`pooling:layer` each, for instance `mean:-1`; negative layers count from the last."""
     feature_dtype: FeatureDtype = "int8"

@@ -6,8 +6,6 @@ against the fingerprint. Cost: one SHA-256 pass over the weights (about 1 GB/s),
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +17,21 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
+from pipelines.teacher_files import (
+    config_text,
+    hash_tokenizer,
+    hash_weights,
+    read_config,
+    refuse_adapter,
+    sha256,
+    weight_files,
+)
 from schemas.errors import UsageError
 from schemas.identity import canonical_json
 from schemas.policies import KeepAll, KeepPolicy, Threshold, default_keep
 from schemas.spec import Feature, Fingerprint, Header, Pooling, Scalar, Score, Spec
 
 MAX_LENGTH = 1024
-_WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +53,12 @@ def resolve(config: TeacherConfig) -> ResolvedTeacher:
         UsageError: there is no such folder or hub name, or it does not hold a model with a tokenizer.
     """
     folder, name = _locate(config.path)
+    refuse_adapter(folder)
     try:
         options = {"trust_remote_code": config.trust_remote_code, "local_files_only": True}
         model_config = transformers.AutoConfig.from_pretrained(folder, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises nothing narrower
         raise UsageError(
             "the teacher's config or tokenizer cannot be opened",
             where=config.path,
@@ -81,36 +88,53 @@ def make_header(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Header:
     Raises:
         UsageError: flags that do not fit the teacher.
     """
-    files = {name: _sha256(data) for name, data in teacher.tokenizer_files.items()}
     text_config = teacher.config.get_text_config()
+    weights = weight_files(teacher.folder, allow_pickle=config.teacher.allow_pickle)
     return Header(
-        fingerprint=make_fingerprint(config.teacher, teacher.folder, files, teacher.tokenizer),
+        fingerprint=make_fingerprint(config.teacher, teacher.folder, teacher.tokenizer),
         spec=make_spec(config, teacher),
         teacher={
             "name": teacher.name,
             "architecture": (teacher.config.architectures or [type(teacher.config).__name__])[0],
             "layers": text_config.num_hidden_layers,
             "hidden_size": text_config.hidden_size,
-            "weight_bytes": sum(path.stat().st_size for path in _weights(teacher.folder)),
+            "weight_bytes": sum(path.stat().st_size for path in weights),
+            "config": config_text(teacher.folder),
         },
-        tokenizer=files,
+        tokenizer={name: sha256(data) for name, data in teacher.tokenizer_files.items()},
     )
 
 
-def make_fingerprint(
-    config: TeacherConfig, folder: str, tokenizer: Mapping[str, str], opened: Any
-) -> Fingerprint:
-    """Hashes of weights, config, tokenizer, chat template and remote code, and the dtype."""
+def make_fingerprint(config: TeacherConfig, folder: str, opened: Any) -> Fingerprint:
+    """Hashes of weights, config, tokenizer, chat template and remote code, and the dtype.
+
+    Raises:
+        UsageError: weights are missing, or code lies where no hash covers it.
+    """
     template = opened.chat_template or ""
     code = sorted(Path(folder).glob("*.py")) if config.trust_remote_code else []
+    _refuse_code_elsewhere(config, folder)
+    more = [name for name in dict(opened.vocab_files_names).values() if isinstance(name, str)]
     return Fingerprint(
-        weights=_hash_files(tuple((str(p), *_stamp(p)) for p in _weights(folder))),
-        config=_sha256(canonical_json(_deciding_config(folder))),
-        tokenizer=_sha256(canonical_json(dict(tokenizer))),
-        chat_template=_sha256(canonical_json(template)) if template else "",
+        weights=hash_weights(folder, allow_pickle=config.allow_pickle),
+        config=sha256(config_text(folder).encode("utf-8", "surrogatepass")),
+        tokenizer=hash_tokenizer(folder, more),
+        chat_template=sha256(canonical_json(template)) if template else "",
         dtype=config.dtype,
-        remote_code=_sha256(b"".join(path.read_bytes() for path in code)) if code else "",
+        remote_code=sha256(b"".join(path.read_bytes() for path in code)) if code else "",
     )
+
+
+def _refuse_code_elsewhere(config: TeacherConfig, folder: str) -> None:
+    """Code that a config takes from another repository may change there, and nothing here would tell."""
+    named = str(read_config(folder).get("auto_map") or "")
+    if config.trust_remote_code and "--" in named:
+        raise UsageError(
+            "the teacher's code lies in another repository, whose changes no fingerprint covers",
+            where=folder,
+            got=named,
+            do="Copy the .py files into the teacher's folder and name them in auto_map without a repository",
+        )
 
 
 def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
@@ -121,7 +145,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     """
     score, corpus = score_of(config, teacher.config), config.corpus
     vocab_size = _width(config.teacher.task, teacher.config)
-    keep = config.keep or (default_keep(vocab_size) if score == "softmax" else KeepAll())
+    keep = config.keep or default_keep(config.teacher.task == "causal-lm")
     pairs = corpus.text_pair_field is not None
     max_length = config.max_length or _longest(teacher)
     _refuse_meaningless(config)
@@ -258,39 +282,3 @@ def _longest(teacher: ResolvedTeacher) -> int:
 
 def _label_names(model_config: Any) -> tuple[str, ...]:
     return tuple(str(model_config.id2label[index]) for index in range(model_config.num_labels))
-
-
-def _deciding_config(folder: str) -> dict[str, Any]:
-    """The config as it is on disk, less what only says who wrote it."""
-    values, _ = transformers.PretrainedConfig.get_config_dict(folder, local_files_only=True)
-    ignored = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash")
-    return {key: value for key, value in values.items() if key not in ignored}
-
-
-def _weights(folder: str) -> list[Path]:
-    """The weight files that `from_pretrained` opens: safetensors where there are any."""
-    for pattern in _WEIGHTS:
-        found = sorted(Path(folder).glob(pattern))
-        if found:
-            return found
-    raise UsageError("the teacher's folder holds no weights", where=folder, expected=" or ".join(_WEIGHTS))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of a file: the same stamp is the same content within one process."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=8)
-def _hash_files(stamped: tuple[tuple[str, int, int], ...]) -> str:
-    state = hashlib.sha256()
-    for path, _, _ in stamped:
-        state.update(Path(path).name.encode() + b"\0")
-        with Path(path).open("rb") as file:
-            state.update(hashlib.file_digest(file, "sha256").digest())
-    return state.hexdigest()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

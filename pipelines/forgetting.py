@@ -15,7 +15,6 @@ more. The ids travel inside the job: more than `LINES_AT_ONCE` are several jobs,
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -35,15 +34,15 @@ from schemas.cache import RUNS_FOLDER, base_version, read_header
 from schemas.commits import Version, read_version
 from schemas.errors import CacheError, ConflictError, NoCacheError
 from schemas.history import (
-    end_lease,
     is_shard,
+    leased,
     living_runs,
     new_run,
     own_parts,
     read_entries,
     renew_lease,
     strangers,
-    take_lease,
+    told_of,
     unreadable_versions,
 )
 from schemas.memory import (
@@ -115,7 +114,7 @@ def forget(config: ForgetConfig) -> Erased:
         raise CacheError(
             "a run lives, and may hold what is to be forgotten",
             where=storage.root,
-            got=", ".join(living),
+            got=told_of(storage, living),
             do="Wait for its end; if it crashed, say --force",
         )
     lines = tuple(dict.fromkeys(config.ids))
@@ -153,21 +152,17 @@ def _once(config: ForgetConfig, wanted: Wanted, fence: bool, living: tuple[str, 
         fence=fence,
         living=living,
     )
-    take_lease(storage, task.run)
-    try:
+    with leased(storage, task.run):
         pipeline = new_pipeline(options)
         build(pipeline, task, base)
         with shards_shown(config.show_progress and in_process(options)):
             run_to_end(pipeline, "the same call finishes what it began")
-    finally:
-        with contextlib.suppress(CacheError):
-            end_lease(storage, task.run)
     told = json.loads(storage.read(f"{RUNS_FOLDER}/{task.run}.json"))
     if late := told.pop("late_runs"):
         raise CacheError(
             "a run began while this was under way, and may hold what is to be forgotten",
             where=storage.root,
-            got=", ".join(late),
+            got=told_of(storage, late),
             do="What was found is erased. Wait for the run's end, and say the same again",
         )
     met = set(told.pop("lines"))

@@ -15,7 +15,7 @@ from pipelines.config import TeacherConfig
 from pipelines.versions import shared_versions
 from schemas.cache import REJECTS_FOLDER
 from schemas.errors import TooManyMissingError, TooManyRejectsError
-from schemas.spec import Header
+from schemas.spec import Fingerprint, Header
 from schemas.storage import Storage
 
 MAX_REJECT_LINES = 10_000
@@ -41,6 +41,8 @@ class Run:
     provenance: Mapping[str, str]
     max_reject_fraction: float
     started: float
+    fingerprint: Fingerprint | None = None
+    """What the driver found the teacher to be: other files than the header's may say the same."""
     max_prune_fraction: float = 1.0
     live_rows: int = 0
     """Of the version that the run began with."""

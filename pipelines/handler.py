@@ -30,7 +30,7 @@ from schemas.commits import NO_VERSION
 from schemas.errors import MismatchError
 from schemas.history import renew_lease
 from schemas.identity import unit_name
-from schemas.spec import Header
+from schemas.spec import Fingerprint, Header
 from schemas.storage import Storage
 
 
@@ -51,6 +51,8 @@ class TeacherJob:
     max_drift_kl: float = 0.005
     versions: Mapping[str, str] = field(default_factory=shared_versions)
     """Those of the process that started the run."""
+    fingerprint: Fingerprint | None = None
+    """What the driver found the teacher to be; None: what the header says."""
     share: bool = False
     """Whether the processes of one machine share one teacher, which then owns all its accelerators."""
 
@@ -124,12 +126,13 @@ def open_scorer(job: TeacherJob) -> tuple[UnitScorer, dict[str, str]]:
         DriftError: here the teacher does not say what the cache holds.
     """
     found = resolve(job.config)
-    fingerprint = make_fingerprint(job.config, found.folder, job.header.tokenizer, found.tokenizer)
-    if fingerprint != job.header.fingerprint:
+    fingerprint = make_fingerprint(job.config, found.folder, found.tokenizer)
+    expected = job.fingerprint or job.header.fingerprint
+    if fingerprint != expected:
         raise MismatchError(
             "a worker found another teacher than the run was started with",
             where=job.config.path,
-            expected=job.header.fingerprint.hash,
+            expected=expected.hash,
             got=fingerprint.hash,
         )
     device = own_device(pick_device(job.config.device), job.run)

@@ -157,6 +157,7 @@ def teacher_job(job: Job) -> TeacherJob:
     return TeacherJob(
         config=config.teacher,
         header=run.header,
+        fingerprint=run.fingerprint,
         root=run.root,
         run=run.id,
         base=run.base,

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pipelines.fingerprint import resolve
 from pipelines.gate import RejectLine, Run, check_rejects, rejects_of, write_rejects
+from pipelines.progress import PROGRESS
+from pipelines.teacher_files import sha256
 from pipelines.units import ShardLine
 from schemas.cache import RUNS_FOLDER, create_header
 from schemas.commits import NO_VERSION, Shard, Version, commit, read_version, record_after
-from schemas.errors import CacheError, MismatchError
+from schemas.errors import CacheError, ConflictError, MismatchError
 from schemas.shards import Totals
 from schemas.spec import Header, differences
 from schemas.storage import Storage
@@ -76,6 +78,13 @@ class RunSummary:
     """Of encoding, most of it beside the teacher, sealing and storing, over all workers."""
     workers: int = 0
     """Processes that scored units."""
+    keep: str = ""
+    """The cache's policy."""
+    overtaken: bool = False
+    """Whether another run committed first; then this run began again with what it had finished."""
+    overtaken_examples: int = 0
+    """Scored before that; `adopted_examples` of them came in, the others stood in the cache by then."""
+    overtaken_tokens: int = 0
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -111,13 +120,22 @@ def finish(
         write_rejects(run, rejects)
     storage = Storage.at(run.root)
     change = change_of(chosen)
+    PROGRESS.start_commit()
     provenance = merged(run.provenance, (line.work.get("provenance", {}) for line in chosen))
     summary = _summary(run, chosen, counts, provenance, run.base + bool(change.added or change.removed))
-    data = json.dumps(summary.to_json(), indent=2).encode() + b"\n"
-    storage.put(f"{RUNS_FOLDER}/{run.id}.json", data)
+    put_summary(storage, summary)
     if summary.committed:
-        _commit(run, change, provenance, counts)
+        try:
+            _commit(run, change, provenance, counts)
+        except ConflictError:
+            put_summary(storage, replace(summary, version=run.base, committed=False, overtaken=True))
+            raise
     return summary
+
+
+def put_summary(storage: Storage, summary: RunSummary) -> None:
+    """Leaves a run's summary in the cache."""
+    storage.put(f"{RUNS_FOLDER}/{summary.run}.json", json.dumps(summary.to_json(), indent=2).encode() + b"\n")
 
 
 class Change(NamedTuple):
@@ -216,7 +234,9 @@ def refuse_missing(storage: Storage, change: Change) -> None:
 def _create(run: Run, storage: Storage) -> Header:
     """The header of a new cache, made just before its first commit."""
     files = dict(resolve(run.teacher).tokenizer_files)
-    created = create_header(storage, run.header, files)
+    # written by this worker's library, which may be another than the driver's
+    ours = replace(run.header, tokenizer={name: sha256(data) for name, data in files.items()})
+    created = create_header(storage, ours, files)
     if lines := differences(created, run.header):
         raise MismatchError(
             "another run has begun this cache with another teacher or spec",
@@ -235,7 +255,8 @@ def _summary(
     version: int,
 ) -> RunSummary:
     computed = [line for line in lines if line.work.get("tokens")]
-    moved = {
+    counted: dict[str, Any] = {name: counts.get(name, 0) for name in COUNTED}
+    moved: dict[str, Any] = {
         name: sum(line.work.get(name, 0) for line in lines)
         for name in ("adopted_examples", "pruned_examples", "replaced_examples", "postponed_examples")
     }
@@ -243,7 +264,7 @@ def _summary(
         run=run.id,
         version=version,
         committed=version != run.base,
-        **{name: counts.get(name, 0) for name in COUNTED},
+        **counted,
         **moved,
         prune_withheld=counts.get("unidentified", 0),
         rejects=rejects_of(counts),
@@ -255,5 +276,6 @@ def _summary(
         wall_seconds=time.time() - run.started,
         encode_seconds=sum((line.work.get("encode_seconds", 0.0) for line in lines), 0.0),
         provenance=provenance,
+        keep=str(run.header.spec.keep),
         workers=len({line.work["worker"] for line in lines if "worker" in line.work}),
     )

@@ -92,6 +92,8 @@ class Plan:
     refusals: tuple[str, ...]
     """Why the run would fail before the teacher starts; empty where it would not."""
     epochs: int
+    keep: str
+    """The policy of the run."""
     workers: int
     """As `--workers` asks."""
     sample: Measured | None
@@ -211,6 +213,7 @@ def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: fl
         prune_withheld=counts.get("unidentified", 0),
         refusals=tuple(str(error) for error in errors if error is not None),
         epochs=epochs,
+        keep=str(run.header.spec.keep),
         workers=job.config.workers,
         sample=measured,
         expected=expected,

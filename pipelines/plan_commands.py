@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +14,8 @@ from pipelines.plan import SAMPLE_TOKENS, Expected, Plan
 from pipelines.plan import plan as make_plan
 from pipelines.sample import Measured
 from schemas.arguments import positive
+from schemas.process import DONE
+from schemas.run_report import begin_report, finish_report
 
 _HELP = """\
 Says what `teachonce precompute` with the same flags would do, what it would cost, and whether it would be refused.
@@ -52,17 +53,15 @@ def plan(argv: Sequence[str]) -> int:
     group.add_argument("--epochs", type=positive, default=1, metavar="E", help=epochs)
     group.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     arguments = parser.parse_args(own)
-    found = make_plan(
-        run_config(arguments, beam), sample_tokens=arguments.sample_tokens, epochs=arguments.epochs
-    )
-    text = json.dumps(found.to_json(), indent=2) + "\n"
-    if arguments.report:
-        Path(arguments.report).write_text(text, encoding="utf-8")
+    config = run_config(arguments, beam)
+    begin_report(arguments.report)
+    found = make_plan(config, sample_tokens=arguments.sample_tokens, epochs=arguments.epochs)
+    finish_report(arguments.report, {"outcome": "planned", "status": DONE, "reason": None, **found.to_json()})
     if arguments.json:
-        sys.stdout.write(text)
+        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
     else:
         print_plan(found, arguments.cache)
-    return 0
+    return DONE
 
 
 def print_plan(found: Plan, cache: str, console: Console | None = None) -> None:
@@ -89,6 +88,7 @@ def plan_lines(found: Plan) -> list[tuple[str, str]]:
         *((f"    {reason}", f"{count:,}") for reason, count in found.rejects.items()),
         ("new examples", f"{found.examples:,}"),
         ("new tokens", f"{found.tokens:,}"),
+        ("keep", found.keep),
     ]
     if found.sample is not None:
         lines += _sample_lines(found.sample)

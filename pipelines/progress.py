@@ -8,6 +8,7 @@ own pages show its progress. Nothing that is committed or reported comes from th
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -40,13 +41,16 @@ class Progress:
     examples: int = 0
     tokens: int = 0
     teacher_started: float | None = None
+    last_answer: float = 0.0
+    """When tokens were last added."""
+    committing: bool = False
     lock: contextlib.AbstractContextManager[bool] = field(default_factory=threading.Lock)
 
     def reset(self) -> None:
         """Forgets an earlier run."""
         with self.lock:
             self.documents = self.tokens_found = self.examples = self.tokens = 0
-            self.teacher_started = None
+            self.teacher_started, self.committing = None, False
 
     def add(self, *, documents: int = 0, tokens_found: int = 0, examples: int = 0, tokens: int = 0) -> None:
         """Adds to the numbers."""
@@ -55,6 +59,8 @@ class Progress:
             self.tokens_found += tokens_found
             self.examples += examples
             self.tokens += tokens
+            if tokens:
+                self.last_answer = time.monotonic()
 
     def numbers(self) -> dict[str, int]:
         """The numbers that `add` takes, as they stand."""
@@ -71,17 +77,30 @@ class Progress:
         with self.lock:
             self.teacher_started = self.teacher_started or time.monotonic()
 
+    def start_commit(self) -> None:
+        """All shards are there; the version is not yet."""
+        with self.lock:
+            self.committing = True
+
     def line(self) -> str:
-        """One line: what, how much, how fast, how long still."""
+        """One line: what, how much, how fast, how long still; done is only what is committed."""
+        if self.committing:
+            return f"committing: {self.documents:,} documents read, {self.tokens:,} tokens scored"
         if self.teacher_started is None:
             return f"reading: {self.documents:,} documents, {self.tokens_found:,} new tokens"
+        if 0 < self.tokens_found <= self.tokens:
+            waited = _duration(time.monotonic() - self.last_answer)
+            return (
+                f"teacher: all of {self.tokens:,} tokens scored; encoding, sealing and committing the last shards "
+                f"(for {waited})"
+            )
         seconds = max(time.monotonic() - self.teacher_started, 1e-9)
         speed = self.tokens / seconds
         share = self.tokens / self.tokens_found if self.tokens_found else 1.0
         left = (self.tokens_found - self.tokens) / speed if speed else float("inf")
         return (
             f"teacher: {self.examples:,} examples, {self.tokens:,} of {self.tokens_found:,} tokens "
-            f"({share:.0%}), {speed:,.0f} tokens/s, {_duration(left)} left"
+            f"({math.floor(100 * share)}%), {speed:,.0f} tokens/s, {_duration(left)} left"
         )
 
 
@@ -118,6 +137,9 @@ class Shards:
         what, done, of = ("looked at", self.seen, self.sources)
         if self.finished:
             what, done, of = ("finished", self.finished, self.units)
+        if 0 < of <= done:
+            then = "writing" if self.units and not self.finished else "committing"
+            return f"{self.verb}: all of {of:,} shards {what}; {then}"
         return f"{self.verb}: {done:,} of {of:,} shards {what} ({done / max(of, 1):.0%})"
 
 

@@ -15,10 +15,13 @@ def summary_table(summary: RunSummary, cache: str, console: Console | None = Non
         console.print(
             f"out of time: {summary.postponed_examples:,} examples are left; start the same run again ({cache})"
         )
+    elif summary.overtaken:
+        console.print(_overtaken(summary, cache))
     elif not summary.committed and not summary.new_documents:
+        console.print(_nothing_new(summary, cache))
+    elif not summary.committed:
         console.print(
-            f"nothing new: {summary.documents:,} documents, all known; "
-            f"the teacher ran on nothing and nothing was committed ({cache})"
+            f"nothing came of {summary.new_documents:,} new documents: nothing was committed ({cache})"
         )
     table = Table(title=f"precompute into {cache}", title_justify="left", show_header=False)
     table.add_column(style="bold")
@@ -26,6 +29,39 @@ def summary_table(summary: RunSummary, cache: str, console: Console | None = Non
     for name, value in summary_lines(summary):
         table.add_row(name, value)
     console.print(table)
+
+
+def outcome_of(summary: RunSummary) -> str:
+    """How a run ended, in a word or two."""
+    if summary.postponed_examples:
+        return "out of time"
+    return "done" if summary.committed else "nothing new"
+
+
+def _overtaken(summary: RunSummary, cache: str) -> str:
+    return (
+        f"overtaken: another run committed first, when this one had scored {summary.overtaken_examples:,} examples, "
+        f"{summary.overtaken_tokens:,} tokens. {summary.adopted_examples:,} of them were adopted, and the others were "
+        f"in the cache by then; the teacher then ran on {summary.totals.tokens:,} tokens more ({cache})"
+    )
+
+
+def _nothing_new(summary: RunSummary, cache: str) -> str:
+    """Where something was neither new nor known, it says what."""
+    rejected = sum(summary.rejects.values())
+    other = [
+        (rejected, "rejected"),
+        (summary.remembered_documents, "not scored before and not tried again"),
+        (summary.forgotten_documents, "kept out as forgotten"),
+    ]
+    what = f"{summary.documents:,} documents, all known"
+    if not summary.documents:
+        what = "the corpus holds no documents"
+    elif any(count for count, _ in other):
+        known = summary.known_documents + summary.duplicates
+        said = [f"{count:,} {name}" for count, name in ((known, "known"), *other) if count]
+        what = f"of {summary.documents:,} documents {', '.join(said)}"
+    return f"nothing new: {what}; the teacher ran on nothing and nothing was committed ({cache})"
 
 
 def _seldom(summary: RunSummary) -> list[tuple[str, int]]:
@@ -37,6 +73,7 @@ def _seldom(summary: RunSummary) -> list[tuple[str, int]]:
         ("examples adopted", summary.adopted_examples),
         ("examples pruned", summary.pruned_examples),
         ("examples replaced", summary.replaced_examples),
+        ("examples scored, and overtaken by another run", summary.overtaken_examples),
         ("examples postponed", summary.postponed_examples),
         ("damaged records; nothing was pruned", summary.prune_withheld),
     ]
@@ -73,6 +110,7 @@ def summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
             ("encoding and sealing", f"{summary.encode_seconds / worked:.1%}"),
         ]
     lines += [
+        ("keep", summary.keep),
         ("seconds", f"{summary.wall_seconds:.1f}"),
         ("version", f"{summary.version}" if summary.version >= 0 else "none"),
     ]

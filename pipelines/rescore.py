@@ -14,6 +14,7 @@ from pipelines.budget import START_TOKENS
 from pipelines.config import Device, TeacherConfig
 from pipelines.fingerprint import make_fingerprint, resolve
 from pipelines.teacher import Answer, Teacher, open_teacher
+from pipelines.teacher_files import former_hash
 from pipelines.tokenise import Example
 from schemas import Cache
 from schemas.entries import entries_of
@@ -35,6 +36,7 @@ class RescoreConfig:
     sample: int = 64
     device: Device = "auto"
     trust_remote_code: bool = False
+    allow_pickle: bool = False
     seed: int = 0
 
 
@@ -67,10 +69,11 @@ def rescore(cache: Cache, config: RescoreConfig) -> Rescored:
         dtype=cache.fingerprint.dtype,  # type: ignore[arg-type]  # refused by TeacherConfig itself
         device=config.device,
         trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
     )
     found = resolve(teacher_config)
-    fresh = make_fingerprint(teacher_config, found.folder, cache.header.tokenizer, found.tokenizer)
-    if fresh.weights != cache.fingerprint.weights:
+    fresh = make_fingerprint(teacher_config, found.folder, found.tokenizer)
+    if cache.fingerprint.weights not in (fresh.weights, former_hash(found.folder)):
         raise MismatchError(
             "--teacher is not the teacher that made this cache",
             where=config.teacher,

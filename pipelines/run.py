@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import apache_beam as beam
@@ -20,13 +21,14 @@ from pipelines.claims import forget_claims
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus import Piece, find_pieces
 from pipelines.documents import LabelMap
-from pipelines.fingerprint import make_header, resolve
+from pipelines.fingerprint import ResolvedTeacher, make_header, resolve
 from pipelines.gate import Run
 from pipelines.job import Job, build
-from pipelines.outcome import RunSummary
+from pipelines.outcome import RunSummary, put_summary
 from pipelines.processes import refuse_workers, with_workers
 from pipelines.progress import shown
 from pipelines.provenance import job_provenance
+from pipelines.same_teacher import reconciled
 from pipelines.teacher import pick_device
 from schemas.cache import RUNS_FOLDER, base_version, read_header
 from schemas.commits import NO_VERSION
@@ -39,11 +41,15 @@ from schemas.errors import (
     UsageError,
     one_line,
 )
-from schemas.history import end_lease, new_run, orphans, take_lease
+from schemas.history import end_lease, living_runs, new_run, orphans, take_lease, told_of
 from schemas.memory import FORGOTTEN_FOLDER, UNSCORED_FOLDER, refuse_lost_memory, remembered_names
-from schemas.spec import Header, Spec, differences
+from schemas.policies import former_default, keeps_whole
+from schemas.process import refuse_to_go_on
+from schemas.shards import Totals
+from schemas.spec import Fingerprint, Header, Spec, differences
 from schemas.storage import Storage
 
+_LOG = logging.getLogger(__name__)
 _LAST_RAISED = re.compile(r"^schemas\.errors\.(?P<kind>\w+): (?P<line>.*)$", re.MULTILINE)
 
 
@@ -61,11 +67,14 @@ def precompute(config: PrecomputeConfig) -> RunSummary:
         ConflictError: other runs committed in the meantime, twice.
     """
     started = time.time()
+    job, options = prepare(config, started=started)
     try:
-        return run_once(config, started)
+        return _attempt(job, options)
     except ConflictError:
-        # what this run has finished is an orphan now, and adopted less what is live
-        return run_once(config, started)
+        lost = _lost(job)
+    # what this run has finished is an orphan now, and adopted less what is live
+    job, options = prepare(config, started=started)
+    return _after(lost, _attempt(job, options), job)
 
 
 def run_once(config: PrecomputeConfig, started: float | None = None) -> RunSummary:
@@ -74,16 +83,46 @@ def run_once(config: PrecomputeConfig, started: float | None = None) -> RunSumma
     Raises:
         ConflictError: another run committed in the meantime.
     """
-    job, options = prepare(config, started=started)
-    storage = Storage.at(job.run.root)
+    return _attempt(*prepare(config, started=started))
+
+
+def _attempt(job: Job, options: PipelineOptions) -> RunSummary:
+    """Runs the pipeline, and gives the lease back; not where a signal ends this process, and an engine goes on."""
+    goes_on = False
     try:
-        with shown(config.show_progress and in_process(options)):
+        with shown(job.config.show_progress and in_process(options)):
             execute(job, options)
-        data = storage.read(f"{RUNS_FOLDER}/{job.run.id}.json")
-        return RunSummary.from_json(json.loads(data))
+        return _summary_of(job)
+    except KeyboardInterrupt:
+        goes_on = not in_process(options)
+        raise
     finally:
-        with contextlib.suppress(CacheError):
-            end_lease(storage, job.run.id)
+        if not goes_on:
+            with contextlib.suppress(CacheError):
+                end_lease(Storage.at(job.run.root), job.run.id)
+
+
+def _summary_of(job: Job) -> RunSummary:
+    data = Storage.at(job.run.root).read(f"{RUNS_FOLDER}/{job.run.id}.json")
+    return RunSummary.from_json(json.loads(data))
+
+
+def _lost(job: Job) -> RunSummary | None:
+    """What an attempt had done when another run's commit overtook it."""
+    try:
+        return _summary_of(job)
+    except FileNotFoundError:
+        return None
+
+
+def _after(lost: RunSummary | None, summary: RunSummary, job: Job) -> RunSummary:
+    """The second attempt's summary, with what the first has scored; it stands in the cache so too."""
+    scored = Totals() if lost is None else lost.totals
+    summary = replace(
+        summary, overtaken=True, overtaken_examples=scored.examples, overtaken_tokens=scored.tokens
+    )
+    put_summary(Storage.at(job.run.root), summary)
+    return summary
 
 
 def prepare(
@@ -100,19 +139,32 @@ def prepare(
     storage = Storage.at(config.cache)
     _refuse_own_disks(storage, options)
     pieces = find_pieces(config.corpus)
-    asked = make_header(config, resolve(config.teacher))
+    teacher = resolve(config.teacher)
+    asked = make_header(config, teacher)
     pick_device(config.teacher.device)
     run = new_run()
-    if leased:
-        take_lease(storage, run)
     try:
+        if leased:
+            take_lease(storage, run)
+        _tell_of_others(storage, run)
         runner = options.view_as(StandardOptions).runner
-        job = _job(config, run, storage, asked=asked, pieces=pieces, runner=runner, started=started)
+        agreed = _agreed(storage, config, teacher, asked)
+        job = _job(config, run, storage, agreed=agreed, pieces=pieces, runner=runner, started=started)
         return job, options
-    except TeachonceError:
+    except BaseException:
         with contextlib.suppress(CacheError):
             end_lease(storage, run)
         raise
+
+
+def _tell_of_others(storage: Storage, run: str) -> None:
+    """Two runs at once cost the teacher twice: people who did not mean to should know at the start."""
+    if others := [other for other in living_runs(storage) if other != run]:
+        _LOG.warning(
+            "another run lives in %s: %s. What it commits first, this run scores for nothing",
+            storage.root,
+            told_of(storage, others),
+        )
 
 
 def _job(
@@ -120,14 +172,14 @@ def _job(
     name: str,
     storage: Storage,
     *,
-    asked: Header,
+    agreed: tuple[Header, Fingerprint],
     pieces: list[Piece],
     runner: str,
     started: float | None,
 ) -> Job:
     """What is found in the cache when a run begins."""
     base = base_version(storage)
-    header = _agreed(storage, asked)
+    header, fingerprint = agreed
     if base is not None:
         refuse_lost_memory(storage, base.record.memory)
     run = Run(
@@ -139,6 +191,7 @@ def _job(
         provenance=job_provenance(runner),
         max_reject_fraction=config.max_reject_fraction,
         started=time.time() if started is None else started,
+        fingerprint=fingerprint,
         max_prune_fraction=config.max_prune_fraction,
         live_rows=0 if base is None else base.record.live_rows,
         may_leave=config.prune or config.replace,
@@ -193,6 +246,7 @@ def run_to_end(pipeline: beam.Pipeline, left: str = "nothing was committed") -> 
         with _quiet_beam():
             pipeline.run().wait_until_finish()
     except Exception as error:
+        refuse_to_go_on()  # a step of the engine may have turned a signal into an error of its own
         raise _told(error, left) from error
 
 
@@ -221,20 +275,44 @@ def label_map(spec: Spec) -> LabelMap | None:
     return LabelMap(ids, spec.vocab_size, spec.score)
 
 
-def _agreed(storage: Storage, asked: Header) -> Header:
-    """The cache's own header where there is one: names and other words for people are then the first run's."""
+def _agreed(
+    storage: Storage, config: PrecomputeConfig, teacher: ResolvedTeacher, asked: Header
+) -> tuple[Header, Fingerprint]:
+    """The cache's own header where there is one, and what the teacher is found to be.
+
+    Names and other words for people are the first run's; a default that was another when the cache was made is too.
+    """
     try:
         existing = read_header(storage)
     except NoCacheError:
-        return asked
-    if lines := differences(existing, asked):
+        refuse_whole(asked.spec)
+        return asked, asked.fingerprint
+    if config.keep is None and existing.spec.keep == former_default(asked.spec.vocab_size):
+        asked = make_header(replace(config, keep=existing.spec.keep), teacher)
+    shown, told = reconciled(storage, existing, asked.fingerprint, teacher)
+    if lines := [*differences(existing, replace(asked, fingerprint=shown)), *told]:
         raise MismatchError(
             "this run would mix another teacher or spec into the cache",
             where=storage.root,
             got="; ".join(lines),
             do="Use the flags that the cache was made with, or another --cache",
         )
-    return existing
+    return existing, asked.fingerprint
+
+
+def refuse_whole(spec: Spec) -> None:
+    """A policy that would cut nothing is `all`, with the scalars of `all`.
+
+    Raises:
+        UsageError: it keeps every score under another name.
+    """
+    if keeps_whole(spec.keep, spec.vocab_size):
+        raise UsageError(
+            "--keep keeps every score of every position",
+            expected=f"fewer than the teacher's {spec.vocab_size:,}",
+            got=spec.keep,
+            do="Say --keep all, or a smaller policy",
+        )
 
 
 def _refuse_own_disks(storage: Storage, options: PipelineOptions) -> None:

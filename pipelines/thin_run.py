@@ -13,7 +13,6 @@ and as bytes. `compact` of the larger cache makes new shards of all, and the nex
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -27,8 +26,8 @@ from pipelines.servable import thinned_spec
 from pipelines.thin_steps import Task, build, refuse_another
 from schemas.cache import base_version, read_header
 from schemas.commits import NO_VERSION, Version, read_record, read_version
-from schemas.errors import CacheError, ConflictError, MismatchError, NoCacheError, UsageError
-from schemas.history import end_lease, new_run, read_entries, take_lease
+from schemas.errors import ConflictError, MismatchError, NoCacheError, UsageError
+from schemas.history import leased, new_run, read_entries
 from schemas.memory import FORGOTTEN_FOLDER, refuse_lost_memory, remembered_names
 from schemas.policies import KeepPolicy
 from schemas.rewrite import ROW_GROUP_TOKENS
@@ -118,12 +117,8 @@ def _once(config: ThinConfig) -> Thinned:
         provenance=_provenance(source, version),
     )
     # before the list is read: `forget` knows of each run that may have a shorter one
-    take_lease(storage, task.run)
-    try:
+    with leased(storage, task.run):
         return _leased(config, options, storage, task, version)
-    finally:
-        with contextlib.suppress(CacheError):
-            end_lease(storage, task.run)
 
 
 def _leased(

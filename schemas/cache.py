@@ -245,14 +245,23 @@ class Cache:
 
     def tokenizer_file(self, name: str) -> bytes:
         """One checked file of the teacher's tokenizer."""
-        where = f"{self.storage.root}/{TOKENIZER_FOLDER}/{name}"
-        try:
-            data = self.storage.read(f"{TOKENIZER_FOLDER}/{name}")
-        except FileNotFoundError as error:
-            raise CorruptionError("a tokenizer file is missing", where=where) from error
-        if hashlib.sha256(data).hexdigest() != self.header.tokenizer[name]:
-            raise CorruptionError("a tokenizer file is not the one that was stored", where=where)
-        return data
+        return read_tokenizer_file(self.storage, self.header, name)
+
+
+def read_tokenizer_file(storage: Storage, header: Header, name: str) -> bytes:
+    """One checked file of the teacher's tokenizer, whether or not anything was committed.
+
+    Raises:
+        CorruptionError: it is missing, or not the one that was stored.
+    """
+    where = f"{storage.root}/{TOKENIZER_FOLDER}/{name}"
+    try:
+        data = storage.read(f"{TOKENIZER_FOLDER}/{name}")
+    except FileNotFoundError as error:
+        raise CorruptionError("a tokenizer file is missing", where=where) from error
+    if hashlib.sha256(data).hexdigest() != header.tokenizer[name]:
+        raise CorruptionError("a tokenizer file is not the one that was stored", where=where)
+    return data
 
 
 def read_header(storage: Storage) -> Header:

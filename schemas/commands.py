@@ -120,7 +120,7 @@ def _summary(found: Mapping[str, Any]) -> Table:
     spec, teacher = found["spec"], found["teacher"]
     features = [f"{f['pooling']}:{f['layer']} ({f['width']} {f['dtype']})" for f in spec["features"]]
     lines = {
-        **{f"teacher {key}": value for key, value in teacher.items()},
+        **{f"teacher {key}": value for key, value in teacher.items() if key != "config"},
         "task, score": f"{spec['task']}, {spec['score']} over {spec['vocab_size']:,}",
         "keep": spec["keep"],
         "temperatures": ", ".join(f"{t:g}" for t in spec["temperatures"]),

@@ -10,11 +10,15 @@ Cost: one listing; and, where the folder holds a shard that is not live, one sma
 
 from __future__ import annotations
 
+import calendar
 import contextlib
+import json
+import os
 import re
+import socket
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -27,6 +31,8 @@ from schemas.storage import Storage, StoredFile
 
 OWN_FOLDER = "_teachonce"
 LEASES_FOLDER = f"{OWN_FOLDER}/leases"
+HOLDERS_FOLDER = f"{OWN_FOLDER}/holders"
+"""Who holds a lease: beside it, because earlier releases read a lease as one number."""
 RENEW_SECONDS = 60.0
 _RENEWED: dict[str, float] = {}
 """When this process last gave a sign of life, by run."""
@@ -38,7 +44,7 @@ _THREADS = 16
 _RUN = r"(?:[a-z]+-)?[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}"
 _BESIDE = re.compile(
     r"_teachonce/(?:spec\.json|tokenizer/.+|runs/[^/]+\.json|rejects/[^/]+\.jsonl|commits/[0-9]{20}"
-    rf"|(?:unscored|forgotten)/[0-9]+-[0-9a-f]{{32}}\.json|leases/{_RUN})"
+    rf"|(?:unscored|forgotten)/[0-9]+-[0-9a-f]{{32}}\.json|(?:leases|holders)/{_RUN})"
 )
 """What stands under `_teachonce/`."""
 
@@ -138,12 +144,14 @@ def new_run(verb: str = "") -> str:
 
 
 def take_lease(storage: Storage, run: str) -> None:
-    """Says that a run lives; said again after each unit. While it does, `vacuum` leaves orphans alone.
+    """Says that a run lives, and where; said again after each unit. While it does, `vacuum` leaves orphans alone.
 
     Raises:
         CacheError: a link stands where the run would write.
     """
     storage.check_links(OWN_FOLDER)
+    holder = {"host": socket.gethostname(), "process": os.getpid()}
+    storage.put(f"{HOLDERS_FOLDER}/{run}", json.dumps(holder).encode() + b"\n")
     _give_sign(storage, run)
 
 
@@ -163,7 +171,23 @@ def renew_lease(storage: Storage, run: str) -> None:
 
 def end_lease(storage: Storage, run: str) -> None:
     """Says that a run has ended."""
-    storage.delete([f"{LEASES_FOLDER}/{run}"])
+    storage.delete(lease_files(run))
+
+
+@contextlib.contextmanager
+def leased(storage: Storage, run: str) -> Iterator[None]:
+    """A run lives while the block runs, however that ends: by its end, an error or a signal."""
+    try:
+        take_lease(storage, run)
+        yield
+    finally:
+        with contextlib.suppress(CacheError):
+            end_lease(storage, run)
+
+
+def lease_files(run: str) -> list[str]:
+    """The names under which a run says that it lives."""
+    return [f"{LEASES_FOLDER}/{run}", f"{HOLDERS_FOLDER}/{run}"]
 
 
 def living_runs(storage: Storage) -> list[str]:
@@ -177,11 +201,49 @@ def dead_runs(storage: Storage) -> list[str]:
     return [run for run, at in leases if time.time() - at >= LEASE_SECONDS]
 
 
+def told_of(storage: Storage, runs: Iterable[str]) -> str:
+    """Runs for people: how old each is, and who holds it."""
+    return "; ".join(f"{_CONTROL.sub('?', run)} ({', '.join(_known_of(storage, run))})" for run in runs)
+
+
+_CONTROL = re.compile(r"[^ -~]")
+
+
+def _known_of(storage: Storage, run: str) -> Iterator[str]:
+    with contextlib.suppress(ValueError):
+        begun = time.strptime(run.rpartition("-")[0].rpartition("-")[2], "%Y%m%dT%H%M%SZ")
+        yield f"begun {_ago(calendar.timegm(begun))}"
+    yield f"last sign of life {_ago(_signed(storage, f'{LEASES_FOLDER}/{run}'))}"
+    try:
+        holder = json.loads(storage.read(f"{HOLDERS_FOLDER}/{run}")[:1024])
+        host, process = str(holder["host"]), int(holder["process"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return
+    gone = ", which is gone" if host == socket.gethostname() and not _lives(process) else ""
+    yield f"by process {process} on host {_CONTROL.sub('?', host)}{gone}"
+
+
+def _ago(at: float) -> str:
+    minutes, seconds = divmod(max(0, int(time.time() - at)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min ago" if hours else f"{minutes} min {seconds} s ago"
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _leases(storage: Storage) -> list[tuple[str, float]]:
-    return [(name.rpartition("/")[2], _sign(storage, name)) for name in storage.names(LEASES_FOLDER)]
+    return [(name.rpartition("/")[2], _signed(storage, name)) for name in storage.names(LEASES_FOLDER)]
 
 
-def _sign(storage: Storage, name: str) -> float:
+def _signed(storage: Storage, name: str) -> float:
     try:
         return float(storage.read(name))
     except (FileNotFoundError, ValueError):

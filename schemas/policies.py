@@ -1,6 +1,6 @@
 """What is kept of a position's distribution: one frozen value of the cache, written `--keep` on the command line.
 
-* `all`            every score; the default up to 4,096 classes
+* `all`            every score; the default for classes
 * `top_k:K`        the K largest
 * `top_p:P,k=K`    the smallest set with mass P, at most K
 * `threshold:TAU,k=K`  the K largest (1 if not said) and every id with p >= TAU, exactly; a rarer one is drawn with
@@ -19,7 +19,7 @@ from fractions import Fraction
 
 from schemas.errors import UsageError
 
-MAX_CLASSES_KEPT_WHOLE = 4096
+_FORMER_WHOLE = 4096
 MIN_TAU = 2.0**-40
 """So that counts by 1 / tau stay whole numbers; far below 1 / V nothing is left to draw."""
 MAX_DRAWS = 2**16
@@ -98,9 +98,19 @@ class Sampled:
 KeepPolicy = KeepAll | TopK | TopP | Threshold | Sampled
 
 
-def default_keep(vocab_size: int) -> KeepPolicy:
-    """`all` up to 4,096 classes, else `threshold:1/32`."""
-    return KeepAll() if vocab_size <= MAX_CLASSES_KEPT_WHOLE else Threshold(tau=1 / 32)
+def default_keep(is_vocabulary: bool) -> KeepPolicy:
+    """`threshold:1/32` over a vocabulary, whatever its size; `all` of classes."""
+    return Threshold(tau=1 / 32) if is_vocabulary else KeepAll()
+
+
+def former_default(vocab_size: int) -> KeepPolicy:
+    """What earlier releases kept where no policy was given: `all` up to 4,096 ids of whatever kind."""
+    return KeepAll() if vocab_size <= _FORMER_WHOLE else Threshold(tau=1 / 32)
+
+
+def keeps_whole(keep: KeepPolicy, vocab_size: int) -> bool:
+    """Whether a policy of another name keeps every score of so many: then it is `all`, and should be called so."""
+    return isinstance(keep, TopK | Threshold) and keep.k >= vocab_size
 
 
 def max_kept(policy: KeepPolicy, vocab_size: int, num_temperatures: int = 1) -> int:

@@ -21,8 +21,8 @@ import numpy as np
 
 from schemas.cache import Cache, read_header
 from schemas.commits import Shard, Version, commit, read_version, record_after
-from schemas.errors import CacheError, CorruptionError
-from schemas.history import end_lease, new_run, origins, read_entries, renew_lease, take_lease
+from schemas.errors import CorruptionError
+from schemas.history import leased, new_run, origins, read_entries, renew_lease
 from schemas.memory import lost_memory
 from schemas.ragged import Array
 from schemas.records import CommitRecord
@@ -103,12 +103,8 @@ def repair(path: str | os.PathLike[str]) -> Repaired:
     storage, run = Storage.at(path), new_run("repair")
     with _told_what_is_left_to_people():
         read_header(storage)
-    take_lease(storage, run)  # before the version is read, as all who copy rows: `forget` must know of them
-    try:
+    with leased(storage, run):  # before the version is read, as all who copy rows: `forget` must know of them
         return _leased(storage, run)
-    finally:
-        with contextlib.suppress(CacheError):
-            end_lease(storage, run)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from schemas.arguments import Parser, duration
+from schemas.history import told_of
 from schemas.repairing import Repaired
+from schemas.storage import Storage
 from schemas.vacuuming import Vacuumed
 from schemas.vacuuming import vacuum as run_vacuum
 
@@ -89,7 +91,8 @@ def _print_vacuumed(found: Vacuumed, *, as_json: bool) -> None:
     if found.unreadable_versions:
         lines.append(f"can no longer be read: versions {ranges(found.unreadable_versions)}")
     if found.living_runs:
-        lines.append(f"left alone: {found.spared:,} orphans and parts, because {found.living_runs[0]} lives")
+        alive = told_of(Storage.at(found.path), found.living_runs)
+        lines.append(f"left alone: {found.spared:,} orphans and parts, because a run lives: {alive}")
     if found.strangers:
         more = f" and {len(found.strangers) - _SHOWN:,} more" if len(found.strangers) > _SHOWN else ""
         lines.append(f"not this cache's, and left alone: {', '.join(found.strangers[:_SHOWN])}{more}")

@@ -19,11 +19,11 @@ from typing import Any
 from schemas.cache import Cache
 from schemas.commits import Entry, read_version
 from schemas.history import (
-    LEASES_FOLDER,
     OWN_FOLDER,
     added_names,
     dead_runs,
     is_shard,
+    lease_files,
     left_at,
     living_runs,
     own_parts,
@@ -90,7 +90,7 @@ def vacuum(path: str | os.PathLike[str], older_than_seconds: float, *, dry_run: 
     gone, spared = (old, loose) if living else ([*old, *loose], [])
     dead = dead_runs(storage)
     if not dry_run:
-        storage.delete([*(file.name for file in gone), *(f"{LEASES_FOLDER}/{run}" for run in dead)])
+        storage.delete([*(file.name for file in gone), *(name for run in dead for name in lease_files(run))])
     present = {file.name for file in files} - {file.name for file in gone}
     return Vacuumed(
         path=storage.root,

@@ -13,11 +13,12 @@ import zstandard
 
 from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, handler, precompute
 from schemas import Cache
+from schemas.policies import KeepAll
 from schemas.rows import Rows
 from tests.pipelines.models import TEXT
 
 MAX_LENGTH = 24
-SMALL = {"keep": None, "max_length": MAX_LENGTH, "show_progress": False, "batch_tokens": 256}
+SMALL = {"keep": KeepAll(), "max_length": MAX_LENGTH, "show_progress": False, "batch_tokens": 256}
 
 
 def documents(count: int, *, start: int = 0) -> list[dict]:

@@ -272,7 +272,7 @@ def test_the_helps_first_example_serves_on_a_cache_of_the_default_policy(capsys)
     with pytest.raises(SystemExit):
         teachonce.main(["thin", "--help"])
     keep = re.search(r"teachonce thin \./cache --keep (\S+)", capsys.readouterr().out)[1]
-    assert thinned_spec(spec_of(default_keep(49_152), 49_152), parse_keep(keep)).keep == parse_keep(keep)
+    assert thinned_spec(spec_of(default_keep(True), 49_152), parse_keep(keep)).keep == parse_keep(keep)
 
 
 def test_a_wrong_flag_is_one_line(tmp_path, capsys, larger):

@@ -10,7 +10,9 @@ from schemas.policies import (
     TopK,
     TopP,
     default_keep,
+    former_default,
     is_sampling,
+    keeps_whole,
     max_kept,
     max_sampled,
     parse_keep,
@@ -66,8 +68,16 @@ def test_nonsense_is_refused_at_construction(bad):
 
 
 def test_defaults():
-    assert default_keep(4096) == KeepAll()
-    assert default_keep(4097) == Threshold(tau=1 / 32)
+    assert default_keep(True) == Threshold(tau=1 / 32), "of a vocabulary, whatever its size"
+    assert default_keep(False) == KeepAll(), "of classes"
+    assert (former_default(4096), former_default(4097)) == (KeepAll(), Threshold(tau=1 / 32))
+
+
+def test_policies_that_cut_nothing_are_all_by_another_name():
+    whole = ("top_k:9", "top_k:8", "threshold:1/4,k=8")
+    assert all(keeps_whole(parse_keep(text), 8) for text in whole)
+    others = ("all", "top_k:7", "top_p:0.9,k=8", "threshold:1/4", "sampled:8")
+    assert not any(keeps_whole(parse_keep(text), 8) for text in others)
 
 
 def test_max_kept():

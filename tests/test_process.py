@@ -1,0 +1,358 @@
+"""The command as a process: signals, reports that never lie, errors that nobody foresaw, and terminals of any kind."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipelines.job
+import schemas.history as history
+import teachonce
+from pipelines import handler
+from pipelines import run as run_module
+from schemas import Cache
+from schemas.history import living_runs, told_of
+from schemas.storage import Storage
+from tests.pipelines import models
+from tests.pipelines.helpers import documents, write_jsonl
+from tests.pipelines.test_faults import runs_meanwhile
+
+ROOT = Path(teachonce.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return models.causal_teacher(tmp_path_factory.mktemp("process") / "teacher")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_jsonl(tmp_path_factory.mktemp("process") / "corpus.jsonl", documents(8))
+
+
+@pytest.fixture
+def flags(tmp_path, teacher, corpus):
+    given = {"corpus": corpus, "teacher": teacher, "task": "causal-lm", "cache": tmp_path / "cache"}
+    return [f"--{name}={value}" for name, value in (given | {"max_length": 24}).items()] + ["--no_progress"]
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A report that says what last night's run did."""
+    path = tmp_path / "report.json"
+    path.write_text('{"outcome": "done", "status": 0, "committed": true}')
+    return path
+
+
+def told(capsys, *arguments):
+    status = teachonce.main([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+def said(report):
+    value = json.loads(report.read_text())
+    return value["outcome"], value["status"], value["reason"]
+
+
+def killed_when(monkeypatch, owner, name, number=signal.SIGTERM):
+    """The real signal, sent to this process at the next call of a function."""
+    honest = getattr(owner, name)
+
+    def kill(*given, **named):
+        monkeypatch.setattr(owner, name, honest)
+        value = honest(*given, **named)
+        os.kill(os.getpid(), number)
+        return value
+
+    monkeypatch.setattr(owner, name, kill)
+
+
+NUMBERS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_while_the_teacher_works_frees_the_lease_and_is_reported(
+    capsys, tmp_path, flags, report, monkeypatch, number
+):
+    before = signal.getsignal(number)
+    killed_when(monkeypatch, handler.LazyScorer, "_opened", number)
+    status, out, err = told(capsys, "precompute", *flags, f"--report={report}")
+    name = signal.Signals(number).name
+    assert (status, out, err) == (NUMBERS[number], "", f"teachonce precompute: ended by {name}\n")
+    assert said(report) == ("ended", NUMBERS[number], f"ended by {name}")
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+    assert signal.getsignal(number) is before
+    assert told(capsys, "precompute", *flags, f"--report={report}")[0] == 0
+    assert said(report) == ("done", 0, None)
+
+
+def test_the_first_moment_of_a_lease_is_no_moment_too_early(capsys, tmp_path, flags, monkeypatch):
+    killed_when(monkeypatch, run_module, "take_lease")
+    assert told(capsys, "precompute", *flags)[0] == 143
+    assert living_runs(Storage.at(tmp_path / "cache")) == []
+
+
+@pytest.fixture
+def two_nights(capsys, tmp_path, flags, corpus):
+    """A cache of two shards."""
+    assert told(capsys, "precompute", *flags)[0] == 0
+    more = write_jsonl(tmp_path / "more.jsonl", documents(9))
+    assert told(capsys, "precompute", *flags, f"--corpus={more}")[0] == 0
+    return tmp_path / "cache"
+
+
+def test_every_holder_of_a_lease_gives_it_back(capsys, tmp_path, two_nights, monkeypatch):
+    ids = tmp_path / "ids.txt"
+    ids.write_text("0" * 32 + "\n")
+    for verb in (
+        ["compact", two_nights],
+        ["forget", two_nights, "--ids", ids],
+        ["thin", two_nights, "--keep=threshold:1/8", f"--out={tmp_path / 'small'}"],
+        ["verify", two_nights, "--repair"],
+    ):
+        killed_when(monkeypatch, history, "take_lease")
+        assert told(capsys, *verb)[0] == 143, verb
+        for cache in (two_nights, tmp_path / "small"):
+            assert living_runs(Storage.at(cache)) == [], verb
+            assert [*cache.glob("_teachonce/holders/*")] == [], verb
+    assert Cache.open(two_nights).verify().examples > 0
+
+
+def test_a_signal_that_is_ignored_stays_ignored(capsys, flags, monkeypatch):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        killed_when(monkeypatch, handler.LazyScorer, "_opened", signal.SIGHUP)
+        assert told(capsys, "precompute", *flags)[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def fail_with(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("pipelines.commands.run_precompute", fail)
+
+
+UNFORESEEN = {
+    "full": (OSError(28, "No space left on device", "/disk/x"), "the system refuses: /disk/x: No space left"),
+    "memory": (MemoryError(), "out of memory"),
+    "depth": (RecursionError("maximum recursion depth exceeded"), "is nested too deeply"),
+    "reader": (BrokenPipeError(32, "Broken pipe"), "nobody reads the output any more"),
+    "bug": (
+        AttributeError("no attribute 'x'\nand more"),
+        "AttributeError: no attribute 'x' and more. Run again",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFORESEEN)
+def test_what_nobody_foresaw_is_one_line_and_is_reported(capsys, flags, report, monkeypatch, name):
+    error, words = UNFORESEEN[name]
+    fail_with(monkeypatch, error)
+    status, out, err = told(capsys, "precompute", *flags, f"--report={report}")
+    assert (status, out, err.count("\n"), words in err) == (1, "", 1, True), err
+    outcome, status, reason = said(report)
+    assert (outcome, status, words in reason) == ("failed", 1, True)
+    with pytest.raises(type(error)):
+        teachonce.main(["precompute", *flags, f"--report={report}", "--traceback"])
+
+
+BAD = {
+    "a value": (["--max_length=0"], 2, "expected a whole number from 1"),
+    "no such flag": (["--no_such_flag"], 2, "--no_such_flag"),
+    "a missing flag": ([], 2, "required"),
+    "a teacher": (["--teacher=./nothing-here"], 2, "no such folder"),
+    "two reports": (["--report=other.json", "--stride=24"], 2, "leaves no room"),
+    "rejects": (["--text_field=content"], 3, "are rejected"),
+}
+
+
+@pytest.mark.parametrize("verb", ["precompute", "plan"])
+@pytest.mark.parametrize("name", BAD)
+def test_a_run_that_fails_says_so_in_its_report(capsys, flags, report, verb, name):
+    more, status, words = BAD[name]
+    if (verb, name) == ("plan", "rejects"):
+        pytest.skip("a plan tells of rejects, and does not fail")
+    given = flags if name != "a missing flag" else []
+    assert told(capsys, verb, *given, *more, "--report", report)[0] == status
+    outcome, found, reason = said(report)
+    assert (outcome, found, words in reason) == ("failed", status, True), reason
+
+
+def test_a_half_that_is_not_installed_is_reported(capsys, flags, report, monkeypatch):
+    def missing(_):
+        raise ModuleNotFoundError("No module named 'apache_beam'", name="apache_beam")
+
+    monkeypatch.setattr(teachonce.importlib, "import_module", missing)
+    assert told(capsys, "precompute", *flags, f"--report={report}")[0] == 2
+    assert said(report)[:2] == ("failed", 2)
+
+
+def test_a_report_says_while_the_run_lives_that_it_does(capsys, flags, report, monkeypatch):
+    seen, finish = [], pipelines.job.finish
+    monkeypatch.setattr(pipelines.job, "finish", lambda *a: seen.append(said(report)) or finish(*a))
+    assert told(capsys, "precompute", *flags, f"--report={report}")[0] == 0
+    assert seen == [("running", None, None)]
+    value = json.loads(report.read_text())
+    assert (value["outcome"], value["documents"], value["process"]) == ("done", 8, os.getpid())
+    assert told(capsys, "precompute", *flags, f"--report={report}")[0] == 0
+    assert said(report) == ("nothing new", 0, None)
+
+
+def test_help_leaves_a_report_alone(capsys, flags, report):
+    before = report.read_text()
+    with pytest.raises(SystemExit):
+        teachonce.main(["precompute", f"--report={report}", "--help"])
+    assert report.read_text() == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "nowhere"])
+def test_a_report_that_is_no_file_is_refused_at_once(capsys, tmp_path, flags, kind):
+    place = tmp_path / "place"
+    if kind == "folder":
+        place.mkdir()
+    if kind == "pipe":
+        os.mkfifo(place)
+    where = place if kind != "nowhere" else place / "report.json"
+    status, out, err = told(capsys, "precompute", *flags, f"--report={where}")
+    assert (status, out, err.count("\n"), "--report" in err) == (2, "", 1, True)
+
+
+def test_a_link_to_a_report_stays_one(capsys, tmp_path, flags, report):
+    link = tmp_path / "latest.json"
+    link.symlink_to(report)
+    assert told(capsys, "precompute", *flags, "--max_length=0", f"--report={link}")[0] == 2
+    assert (link.is_symlink(), said(report)[0]) == (True, "failed")
+
+
+def test_a_terminal_without_most_letters_gets_escapes(flags, tmp_path, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    cache = tmp_path / "caché"
+    assert teachonce.main(["precompute", *flags, f"--cache={cache}"]) == 0
+    assert teachonce.main(["inspect", str(cache), "--rows=1"]) == 0
+    assert teachonce.main(["inspect", str(tmp_path / "né")]) == 2
+    assert b"cach\\xe9" in sys.stdout.buffer.getvalue()
+    assert b"n\\xe9" in sys.stderr.buffer.getvalue()
+
+
+def test_a_stdout_that_is_closed_or_full_is_one_line(flags, monkeypatch, capsys, tmp_path):
+    assert told(capsys, "precompute", *flags)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert teachonce.main(["verify", str(tmp_path / "cache"), "--json"]) == 0
+        sys.stdout.close()
+    with monkeypatch.context() as patch, open("/dev/full", "w") as full:
+        patch.setattr(sys, "stdout", full)
+        assert teachonce.main(["verify", str(tmp_path / "cache"), "--json"]) == 1
+    assert capsys.readouterr().err == (
+        "teachonce verify: the system refuses: No space left on device. Check the path, its permissions and free "
+        "space\n"
+    )
+
+
+def test_a_run_that_lives_is_told_at_the_start_with_its_age_and_place(capsys, tmp_path, flags):
+    storage = Storage.at(tmp_path / "cache")
+    history.take_lease(storage, history.new_run())
+    status, _, err = told(capsys, "precompute", *flags)
+    assert (status, err.count("\n")) == (0, 1)
+    assert "another run lives in" in err
+    assert f"by process {os.getpid()} on host " in err
+    assert "begun 0 min" in err
+    assert "last sign of life 0 min" in err
+
+
+def test_a_lease_tells_what_is_known_of_it_and_nothing_that_a_terminal_obeys(tmp_path):
+    storage = Storage.at(tmp_path)
+    storage.put("_teachonce/leases/old", b"100\n")
+    (run,) = history.dead_runs(storage)
+    assert told_of(storage, [run]).startswith("old (last sign of life ")
+    history.take_lease(storage, "thin-20260101T000000Z-abcdef12")
+    text = told_of(storage, living_runs(storage))
+    assert text.startswith("thin-20260101T000000Z-abcdef12 (begun ")
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    holder = {"host": f"{history.socket.gethostname()}", "process": done.pid}
+    storage.put("_teachonce/holders/old", json.dumps(holder).encode())
+    assert told_of(storage, ["old"]).endswith(
+        f"by process {done.pid} on host {holder['host']}, which is gone)"
+    )
+    storage.put("_teachonce/holders/old", json.dumps({"host": "\x1b]52;c;x\x07", "process": 1}).encode())
+    assert "\x1b" not in told_of(storage, ["old\x1b[2J"]) + told_of(storage, ["old"])
+    storage.put("_teachonce/holders/old", b"no JSON")
+    assert "process" not in told_of(storage, ["old"])
+
+
+def test_the_run_that_is_overtaken_says_what_it_scored_and_what_was_adopted(
+    capsys, tmp_path, flags, corpus, monkeypatch, report
+):
+    more = write_jsonl(tmp_path / "more.jsonl", documents(20))
+    other = [*flags, f"--corpus={corpus}"]
+    runs_meanwhile(monkeypatch, lambda: teachonce.main(["precompute", *other]))
+    status, out, err = told(capsys, "precompute", *flags, f"--corpus={more}", f"--report={report}")
+    value = json.loads(report.read_text())
+    assert (status, value["overtaken"], value["committed"], value["version"]) == (0, True, True, 1)
+    assert value["overtaken_examples"] > value["adopted_examples"] > 0 == value["totals"]["tokens"]
+    mine = out.replace("\n", " ")
+    assert (
+        f"overtaken: another run committed first, when this one had scored {value['overtaken_examples']:,}"
+        in mine
+    )
+    assert f"{value['adopted_examples']:,} of them were adopted" in mine
+    assert "nothing new" not in mine
+    assert "another run lives in" in err, "the other run was told of this one"
+    runs = [json.loads(path.read_text()) for path in (tmp_path / "cache/_teachonce/runs").glob("*.json")]
+    lost = next(run for run in runs if run["totals"]["tokens"] == value["overtaken_tokens"])
+    assert (lost["committed"], lost["overtaken"]) == (False, True)
+
+
+def test_nothing_new_says_what_was_neither_new_nor_known(capsys, tmp_path, flags):
+    records = [*documents(8), *[{"text": ""}] * 10]
+    mixed = write_jsonl(tmp_path / "mixed.jsonl", records)
+    tolerant = [*flags, f"--corpus={mixed}", "--max_reject_fraction=1"]
+    assert told(capsys, "precompute", *tolerant)[0] == 0
+    _, out, _ = told(capsys, "precompute", *tolerant)
+    assert "nothing new: of 18 documents 8 known, 10 rejected; the teacher" in out.replace("\n", " ")
+    empty = write_jsonl(tmp_path / "empty.jsonl", [])
+    _, out, _ = told(capsys, "precompute", *flags, f"--corpus={empty}")
+    assert "nothing new: the corpus holds no documents" in out.replace("\n", " ")
+
+
+def as_process(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "teachonce", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def children_of(process):
+    """Every process below one."""
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [*map(int, found), *(below for child in found for below in children_of(child))]
+
+
+def test_sigterm_ends_a_real_run_and_its_worker_processes(tmp_path, flags, report):
+    more = write_jsonl(tmp_path / "more.jsonl", documents(4000))
+    process = as_process(
+        "precompute", *flags, f"--corpus={more}", "--workers=2", "--unit_tokens=2000", f"--report={report}"
+    )
+    workers = []
+    while process.poll() is None and not (len(workers) >= 2 and [*(tmp_path / "cache").glob("*.parquet")]):
+        workers = children_of(process.pid)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (143, "", "teachonce precompute: ended by SIGTERM\n")
+    assert said(report)[:2] == ("ended", 143)
+    assert living_runs(Storage.at(tmp_path / "cache")) == []
+    assert not [child for child in workers if Path(f"/proc/{child}").exists()]
