@@ -36,7 +36,7 @@ class Encoded:
 def encode(examples: Sequence[Example], answer: Answer, spec: Spec) -> Encoded:
     """Encodes all examples of a batch; those that are not finite must have been taken out before."""
     counts = np.array([len(positions_of(example)) for example in examples], np.int64)
-    data = _example_columns(examples, spec)
+    data = example_columns(examples, spec)
     totals = Totals()
     if answer.selected is not None:
         kept, totals = _entries(answer.selected, counts, spec)
@@ -64,9 +64,10 @@ def without(answer: Answer, keep: Array, positions_per_example: Array) -> Answer
     )
 
 
-def _example_columns(examples: Sequence[Example], spec: Spec) -> dict[str, ColumnData]:
+def example_columns(examples: Sequence[Example], spec: Spec) -> dict[str, Any]:
+    """What is known of examples before the teacher is asked."""
     ids = [np.frombuffer(example.input_ids, np.int32) for example in examples]
-    data: dict[str, ColumnData] = {
+    data: dict[str, Any] = {
         "example_id": _hashes([example.id for example in examples]),
         "document_hash": _hashes([example.document_hash for example in examples]),
         "window_index": np.array([example.window_index for example in examples], np.int32),

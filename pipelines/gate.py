@@ -22,7 +22,9 @@ MAX_REJECT_LINES = 10_000
 """Written lines for each reason; the counts beside them are full."""
 
 NOT_FINITE, TOO_LARGE = "not_finite", "too_large"
-BY_TEACHER = (NOT_FINITE, TOO_LARGE)
+NO_TOKENS, BAD_INPUT, BAD_ANSWER = "no_tokens", "input_out_of_range", "answer_out_of_range"
+"""What breaks a rule of the cache's own reader."""
+BY_TEACHER = (NOT_FINITE, TOO_LARGE, NO_TOKENS, BAD_INPUT, BAD_ANSWER)
 """Reasons of the teacher: such documents are remembered."""
 
 RejectLine = tuple[str, str, int, str | None]

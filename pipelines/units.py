@@ -1,9 +1,9 @@
 """The work on one unit: score its examples, encode them, seal one shard, store it; return one line about it.
 
 Inside a unit the next batch is collated and the last one encoded, by one thread, while the teacher computes. Out of
-memory halves a batch until it fits, and the budget of all that follow; an example that does not fit alone, or whose
-answer is not finite, is rejected alone. Threads of one process take turns at the teacher: two units in its memory would
-halve what fits.
+memory halves a batch until it fits, and the budget of all that follow; an example that does not fit alone, whose
+answer is not finite, or that breaks a rule of the cache's own reader, is rejected alone. Threads of one process take
+turns at the teacher: two units in its memory would halve what fits.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ import torch
 
 from pipelines.batching import collate, each_batch, positions_of
 from pipelines.budget import Budget
-from pipelines.encode import Encoded, encode, without
+from pipelines.encode import Encoded, without
 from pipelines.gate import NOT_FINITE, TOO_LARGE
 from pipelines.progress import PROGRESS
+from pipelines.sound import Reject, askable, encode_sound
 from pipelines.teacher import Answer, Batch, Teacher
 from pipelines.tokenise import Example
 from schemas.memory import Unscored, write_unscored
@@ -85,11 +86,12 @@ class UnitScorer:
     def score(self, unit: str, examples: Sequence[Example]) -> ShardLine:
         """Scores a unit and stores its shard, durably, before it returns."""
         work, started = Work(), time.monotonic()
-        rejects: list[tuple[Example, str]] = []
         with self.turns:
             if self.deadline is not None and time.time() >= self.deadline:
                 return no_shard(unit, postponed_examples=len(examples))
-            encoded = [part for part in self._encoded(examples, work, rejects) if len(part.rows)]
+            fine, rejects = askable(examples, self.header.spec, num_embeddings(self.teacher))
+            PROGRESS.add(examples=len(rejects), tokens=sum(e.num_tokens for e, _ in rejects))
+            encoded = self._encoded(fine, work, rejects)
         work.budget_tokens = self.budget.tokens
         unscored = [(e.document_hash, e.window_index, e.window_count, reason) for e, reason in rejects]
         # before the shard: whoever finds that also knows why some rows are not in it
@@ -103,10 +105,8 @@ class UnitScorer:
         ]
         return line._replace(work=asdict(work), rejects=written)
 
-    def _encoded(
-        self, examples: Sequence[Example], work: Work, rejects: list[tuple[Example, str]]
-    ) -> list[Encoded]:
-        """All batches, the encoding of each beside the next one's forward."""
+    def _encoded(self, examples: Sequence[Example], work: Work, rejects: list[Reject]) -> list[Encoded]:
+        """All batches, the encoding of each beside the next one's forward; what is rejected is added to `rejects`."""
         if self.teacher.device.index is not None:
             torch.cuda.set_device(self.teacher.device)  # each thread has a device of its own
         plan = each_batch(
@@ -126,7 +126,9 @@ class UnitScorer:
                     waiting.append(side.submit(self._encode, scored, answer, work))
                     rejects += _not_finite(scored, answer)
                 PROGRESS.add(examples=len(members), tokens=sum(e.num_tokens for e in members))
-            return [future.result() for future in waiting]
+            found = [future.result() for future in waiting]
+        rejects += [reject for _, bad in found for reject in bad]
+        return [part for parts, _ in found for part in parts]
 
     def _answers(
         self, members: list[Example], batch: Batch, work: Work
@@ -171,25 +173,23 @@ class UnitScorer:
     def _collate(self, members: Sequence[Example]) -> Batch:
         return collate(members, self.teacher.spec, pad_id=self.pad_id, on_device=self._on_device)
 
-    def _encode(self, members: Sequence[Example], answer: Answer, work: Work) -> Encoded:
-        """The rows of the members whose answers are finite. Runs in one thread."""
+    def _encode(
+        self, members: Sequence[Example], answer: Answer, work: Work
+    ) -> tuple[list[Encoded], list[Reject]]:
+        """The rows of the members whose answers are finite and keep the reader's rules. Runs in one thread."""
         started = time.monotonic()
         try:
             return self._rows_of(members, answer)
         finally:
             work.encode_seconds += time.monotonic() - started
 
-    def _rows_of(self, members: Sequence[Example], answer: Answer) -> Encoded:
+    def _rows_of(self, members: Sequence[Example], answer: Answer) -> tuple[list[Encoded], list[Reject]]:
         keep = answer.finite.numpy()
         if not keep.all():
             counts = np.array([len(positions_of(example)) for example in members])
             members = list(itertools.compress(members, keep))
             answer = without(answer, keep, counts)
-        if not members:
-            return Encoded(
-                rows=Rows(spec=self.teacher.spec, data={"example_id": np.zeros((0, 16))}), totals=Totals()
-            )
-        return encode(members, answer, self.teacher.spec)
+        return encode_sound(members, answer, self.teacher.spec)
 
     def _store(self, unit: str, encoded: Sequence[Encoded]) -> ShardLine:
         """Rows in id order, in row groups of about `row_group_tokens`, in one shard."""
@@ -199,6 +199,12 @@ class UnitScorer:
         shard = seal_rows(rows, self.header, self.row_group_tokens, unit=unit, totals=totals)
         Storage.at(self.root).put(shard.name, shard.data)
         return line_of(shard)
+
+
+def num_embeddings(teacher: Teacher) -> int | None:
+    """How many ids the teacher's embedding has; None where that is no plain table."""
+    weight = getattr(teacher.model.get_input_embeddings(), "weight", None)
+    return None if weight is None else len(weight)
 
 
 def line_of(shard: SealedShard) -> ShardLine:

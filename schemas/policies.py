@@ -14,6 +14,7 @@ The first three are biased: what is not kept is one tail bucket. The last two ar
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -23,6 +24,10 @@ _FORMER_WHOLE = 4096
 MIN_TAU = 2.0**-40
 """So that counts by 1 / tau stay whole numbers; far below 1 / V nothing is left to draw."""
 MAX_DRAWS = 2**16
+_MOST_CHARS = 100
+_COUNT = re.compile(r"[0-9]{1,10}")
+_NUMBER = re.compile(r"[0-9.]{1,40}(?:[eE][+-]?[0-9]{1,3})?|[0-9]{1,20}/[0-9]{1,20}")
+"""What is no longer than a policy needs: `1e999999999` as a fraction would fill any memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,22 +154,36 @@ def parse_keep(text: str) -> KeepPolicy:
     Raises:
         UsageError: when the text is none of these, or its numbers are out of range.
     """
+    if len(text) > _MOST_CHARS:
+        raise UsageError("--keep is too long", got=f"{text[:_MOST_CHARS]!r}...")
     name, _, rest = text.partition(":")
     try:
         match name, rest.split(",") if rest else []:
             case "all", []:
                 return KeepAll()
             case "top_k", [k]:
-                return TopK(k=int(k))
+                return TopK(k=_count(k))
             case "top_p", [p, k] if k.startswith("k="):
-                return TopP(p=float(p), k=int(k[2:]))
+                return TopP(p=_number(p), k=_count(k[2:]))
             case "threshold", [tau]:
-                return Threshold(tau=float(Fraction(tau)))
+                return Threshold(tau=_number(tau))
             case "threshold", [tau, k] if k.startswith("k="):
-                return Threshold(tau=float(Fraction(tau)), k=int(k[2:]))
+                return Threshold(tau=_number(tau), k=_count(k[2:]))
             case "sampled", [n]:
-                return Sampled(n=int(n))
+                return Sampled(n=_count(n))
     except (ValueError, ZeroDivisionError) as error:
         raise UsageError("--keep is out of range", got=f"{text!r} ({error})") from error
     known = "all, top_k:K, top_p:P,k=K, threshold:TAU[,k=K] or sampled:N"
     raise UsageError("--keep names no policy", expected=known, got=repr(text))
+
+
+def _count(text: str) -> int:
+    if not _COUNT.fullmatch(text):
+        raise ValueError(f"{text!r} is no whole number of at most ten digits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"{text!r} is no number such as 0.05, 1e-3 or 1/16")
+    return float(Fraction(text)) if "/" in text else float(text)

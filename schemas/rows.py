@@ -16,11 +16,10 @@ import pyarrow as pa
 from jaxtyping import Float32, Int32, Int64
 
 from schemas.arrow import ColumnData, from_arrow, to_arrow
+from schemas.checks import check_columns, position_offsets
 from schemas.codec import decode_levels, decode_logprobs, decode_scalars, dequantise
 from schemas.columns import shard_schema
-from schemas.errors import REPAIR, CorruptionError
-from schemas.layout import expected_lengths, refuse_range
-from schemas.policies import Sampled
+from schemas.errors import CorruptionError
 from schemas.ragged import Array, Ragged, offsets_of
 from schemas.ranks import Ranking, ranked, unranked
 from schemas.spec import Feature, Spec
@@ -66,10 +65,7 @@ class Rows:
     @property
     def position_offsets(self) -> Int64[np.ndarray, " R1"]:
         """Offsets of each row's positions among all N."""
-        if self.spec.score == "softmax":
-            return self.ragged("num_kept").offsets
-        offsets: Array = self.ragged("logits").offsets // self.spec.vocab_size
-        return offsets
+        return position_offsets(self.spec, self.data)
 
     @property
     def num_positions(self) -> int:
@@ -215,64 +211,26 @@ class Rows:
             rows.check(where)
         return rows
 
-    def check(self, where: str) -> None:
-        """Asserts that the lists of each row fit together, and that counts and ids are in range.
+    def check(self, where: str, *, deep: bool = False) -> None:
+        """Asserts every rule of `schemas/checks.py`.
 
         Raises:
-            CorruptionError: naming the first column that does not fit.
+            CorruptionError: naming the first column that breaks one.
         """
-        for name, expected in expected_lengths(self.spec, self.data, np.diff(self.position_offsets)).items():
-            column = self.ragged(name)
-            self._refuse_length(name, column.lengths, expected, column.validity, where)
-        self._check_places(where)
-        if self.spec.score == "softmax":
-            self._check_entries(where)
-            self._check_gold(where)
+        check_columns(self.spec, self.data, where, deep=deep)
 
-    def _check_entries(self, where: str) -> None:
-        """Counts and ids are in range; an exact policy keeps at least one entry of each position."""
-        spec = self.spec
-        refuse_range("num_kept", self.kept_counts, min(1, spec.max_kept), spec.max_kept, where)
-        refuse_range("kept_ids", self.kept_ids, 0, spec.vocab_size - 1, where)
-        if spec.is_sampling:
-            refuse_range("num_sampled", self.sampled_counts, 0, spec.max_sampled, where)
-            refuse_range("sampled_ids", self.ragged("sampled_ids").values, 0, spec.vocab_size - 1, where)
-        if isinstance(spec.keep, Sampled):
-            draws, offsets = self.ragged("sampled_counts").values, offsets_of(self.sampled_counts)
-            refuse_range("sampled_counts", draws, 1, spec.keep.n, where)
-            drawn = np.diff(offsets_of(draws)[offsets])
-            refuse_range("sampled_counts (of a position)", drawn, spec.keep.n, spec.keep.n, where)
-
-    def _check_places(self, where: str) -> None:
-        """A null `position_index` is every token but the last; one that is stored lies inside its example."""
-        places, tokens = self.ragged("position_index"), self.input_ids.lengths
-        positions = np.diff(self.position_offsets)
-        self._refuse_length("position_index (null)", positions, tokens - 1, ~places.validity, where)
-        ends = tokens - 1 if self.spec.task == "causal-lm" else tokens
-        outside = places.values >= np.repeat(ends, places.lengths)
-        if outside.any() or (places.values < 0).any():
-            raise CorruptionError("column position_index points outside its example", where=where, do=REPAIR)
-
-    def _check_gold(self, where: str) -> None:
-        """A gold log-probability stands wherever a label is known; a causal LM's labels are its next tokens."""
-        if "gold" not in self.spec.scalars:
-            return
-        known = self.ragged("labels").validity | (self.spec.task == "causal-lm")
-        if (known != self.ragged("gold_codes").validity).any():
-            raise CorruptionError(
-                "column gold_codes is null where a label is known, or not", where=where, do=REPAIR
-            )
-
-    def _refuse_length(self, name: str, lengths: Array, expected: Array, asked: Array, where: str) -> None:
-        wrong = np.flatnonzero((lengths != expected) & asked)
-        if wrong.size:
-            raise CorruptionError(
-                f"column {name} has a list of the wrong length",
-                where=f"{where}, example {self.array('example_id')[wrong[0]].tobytes().hex()}",
-                expected=int(expected[wrong[0]]),
-                got=int(lengths[wrong[0]]),
-                do=REPAIR,
-            )
+    def faults(self) -> dict[int, str]:
+        """Which rows break a rule, and which: the whole is halved until each stands alone."""
+        try:
+            self.check("")
+        except CorruptionError as error:
+            if len(self) == 1:
+                return {0: error.what}
+        else:
+            return {}
+        middle = len(self) // 2
+        halves = (np.arange(middle), np.arange(middle, len(self)))
+        return {int(half[row]): why for half in halves for row, why in self.take(half).faults().items()}
 
 
 def _take(column: ColumnData, rows: Int64[np.ndarray, " M"]) -> ColumnData:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 
+from schemas.bounds import conform, conform_fields, parse_json, shown, told
 from schemas.errors import NEWER, CorruptionError, FormatError, UsageError
 from schemas.identity import canonical_json, digest
 from schemas.policies import KeepAll, KeepPolicy, Threshold, is_sampling, max_kept, max_sampled, parse_keep
@@ -24,6 +24,12 @@ CODE_STEP_NATS = 1 / 16
 TOP_STEP_NATS = 1 / 64
 SCALAR_STEP_NATS = 1 / 32
 MAX_VOCAB = 2**24  # ids are ranked through tables of V numbers: 200 MB while a shard is written
+MAX_LENGTH = 2**31 - 1
+"""Tokens of an example: lists have offsets of 32 bits."""
+MAX_FEATURES, MAX_WIDTH, MAX_TEMPERATURES = 1024, 2**24, 64
+MIN_TEMPERATURE, MAX_TEMPERATURE = 2.0**-10, 2.0**20
+_MAX_SPEC_BYTES = 2**26
+"""The names of a million classes fit."""
 
 Task = Literal["causal-lm", "sequence-classification"]
 Score = Literal["softmax", "sigmoid", "identity"]
@@ -52,8 +58,8 @@ class Feature:
     def __post_init__(self) -> None:
         _refuse_unless(self.pooling in get_args(Pooling), "pooling", self.pooling)
         _refuse_unless(self.dtype in get_args(FeatureDtype), "dtype", self.dtype)
-        _refuse_unless(self.layer >= 0, "layer", self.layer)
-        _refuse_unless(self.width >= 1, "width", self.width)
+        _refuse_unless(0 <= self.layer < 2**16, "layer", self.layer)
+        _refuse_unless(1 <= self.width <= MAX_WIDTH, "width", self.width)
 
     @property
     def name(self) -> str:
@@ -108,12 +114,18 @@ class Spec:
         _refuse_unless(self.task in get_args(Task), "task", self.task)
         _refuse_unless(self.score in get_args(Score), "score", self.score)
         _refuse_unless(1 <= self.vocab_size <= MAX_VOCAB, "vocab_size", self.vocab_size)
-        _refuse_unless(self.max_length >= 2, "max_length (2 tokens at least)", self.max_length)
+        fits = 2 <= self.max_length <= MAX_LENGTH
+        _refuse_unless(fits, "max_length (2 tokens at least)", self.max_length)
         _refuse_unless(0 <= self.stride < self.max_length, "stride", self.stride)
         _refuse_unless(self.supervise in get_args(Supervise), "supervise", self.supervise)
-        distinct = len(set(self.temperatures)) == len(self.temperatures)
-        serve = self.temperatures[:1] == (1.0,) and all(0 < t < math.inf for t in self.temperatures)
-        _refuse_unless(serve and distinct, "temperatures (1 first, each once, above 0)", self.temperatures)
+        distinct = len(set(self.temperatures)) == len(self.temperatures) <= MAX_TEMPERATURES
+        serve = self.temperatures[:1] == (1.0,)
+        serve = serve and all(MIN_TEMPERATURE <= t <= MAX_TEMPERATURE for t in self.temperatures)
+        rule = f"temperatures (1 first, each once, {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g})"
+        _refuse_unless(serve and distinct, rule, self.temperatures)
+        _refuse_unless(len(self.features) <= MAX_FEATURES, "features (so many)", len(self.features))
+        named = len(self.label_names)
+        _refuse_unless(named <= self.vocab_size, "label_names (more than classes)", named)
         columns = [feature.column for feature in self.features]
         _refuse_unless(len(set(columns)) == len(columns), "features (each once)", columns)
         whole = self.score == "softmax" or isinstance(self.keep, KeepAll)
@@ -167,9 +179,13 @@ class Spec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
-        features = tuple(Feature(**feature) for feature in value["features"])
-        tuples = {key: tuple(value[key]) for key in ("temperatures", "label_names", "scalars")}
-        return cls(**{**value, **tuples, "features": features, "keep": parse_keep(value["keep"])})
+        """The spec that `to_json` made this of.
+
+        Raises:
+            ValueError, UsageError: it says what no spec can.
+        """
+        keep = parse_keep(conform(str, value["keep"], "keep"))
+        return cls(**conform_fields(cls, {**value, "keep": keep}, made=("keep",)))
 
     @property
     def hash(self) -> str:
@@ -209,7 +225,7 @@ class Header:
         for name in self.tokenizer:
             path = PurePosixPath(name)
             inside = name == str(path) and path.name and not path.is_absolute() and ".." not in path.parts
-            _refuse_unless(bool(inside), "a tokenizer file's name", name)
+            _refuse_unless(bool(inside) and name.isprintable(), "a tokenizer file's name", name)
 
     def to_json(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -233,24 +249,27 @@ class Header:
             CorruptionError: the bytes are not the JSON that was written.
             FormatError: a newer format, or a required feature, field or value that this reader does not know.
         """
-        body, recorded = _parse(data, where)
+        with told("the spec is not what was written", where, _RESTORE):
+            body = parse_json(data, max_bytes=_MAX_SPEC_BYTES)
+            recorded = body.pop("hash")
         _refuse_unknown(body, where)
         if digest(canonical_json(body), "header").hex() != recorded:
             raise CorruptionError("the spec does not match its own hash", where=where, do=_RESTORE)
         try:
             return cls._from_body(body)
         except (KeyError, TypeError, ValueError, UsageError) as error:
+            got = str(error) if isinstance(error, ValueError | UsageError) else repr(error)
             raise FormatError(
-                "this cache's spec says what this reader does not know", where=where, got=error, do=NEWER
+                "this cache's spec says what this reader does not know", where=where, got=got, do=NEWER
             ) from error
 
     @classmethod
     def _from_body(cls, body: Mapping[str, Any]) -> Header:
         return cls(
-            fingerprint=Fingerprint(**body["fingerprint"]),
+            fingerprint=conform(Fingerprint, body["fingerprint"], "fingerprint"),
             spec=Spec.from_json(body["spec"]),
-            teacher=body["teacher"],
-            tokenizer=body["tokenizer"],
+            teacher=conform(Mapping[str, Any], body["teacher"], "teacher"),
+            tokenizer=conform(Mapping[str, str], body["tokenizer"], "tokenizer"),
             format_version=body["format_version"],
         )
 
@@ -267,31 +286,22 @@ def differences(ours: Header, theirs: Header) -> list[str]:
 _RESTORE = "Restore the file from a copy; a cache whose spec is gone cannot be read"
 
 
-def _parse(data: bytes, where: str) -> tuple[dict[str, Any], object]:
-    try:
-        body = json.loads(data)
-        return body, body.pop("hash")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CorruptionError(
-            "the spec is not what was written", where=where, got=repr(error), do=_RESTORE
-        ) from error
-
-
 def _refuse_unknown(body: Mapping[str, Any], where: str) -> None:
     version = body.get("format_version")
-    if version != FORMAT_VERSION:
-        told = "this cache has another format version"
-        raise FormatError(told, where=where, expected=FORMAT_VERSION, got=version, do=NEWER)
-    unknown = sorted(set(map(str, body.get("required_features") or ())) - KNOWN_FEATURES)
-    if unknown:
+    if type(version) is not int or version != FORMAT_VERSION:
+        what, got = "this cache has another format version", shown(version)
+        raise FormatError(what, where=where, expected=FORMAT_VERSION, got=got, do=NEWER)
+    asked = body.get("required_features")
+    names = asked if isinstance(asked, list) else [asked]
+    if unknown := sorted({str(name) for name in names} - KNOWN_FEATURES):
         raise FormatError(
             "this cache needs features that this reader does not know",
             where=where,
-            got=", ".join(unknown),
+            got=shown(", ".join(unknown)).strip("'"),
             do=NEWER,
         )
 
 
 def _refuse_unless(condition: bool, field: str, value: object) -> None:
     if not condition:
-        raise ValueError(f"{field} cannot be {value!r}")
+        raise ValueError(f"{field} cannot be {shown(value)}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from schemas.columns import CODES, check_encodings
+from schemas.columns import check_encodings
 from schemas.commits import Shard
 from schemas.errors import REPAIR, CorruptionError, TeachonceError
 from schemas.ragged import Array
@@ -128,12 +128,7 @@ def _check_group(rows: Rows, opened: OpenFooter, place: int, where: str) -> None
         raise CorruptionError("a row group's ids are not those that were sealed", where=where, do=REPAIR)
     if (rows.num_positions, rows.num_entries) != (group.positions, group.entries):
         raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
-    for name in (name for name in ("logsumexp", "logits") if name in rows.data):
-        if not np.isfinite(rows.ragged(name).values).all():
-            raise CorruptionError(f"column {name} has a value that is not finite", where=where, do=REPAIR)
-    for name in (name for name in CODES if name in rows.data):
-        if (rows.ragged(name).values < 0).any():
-            raise CorruptionError(f"column {name} has a negative code", where=where, do=REPAIR)
+    rows.check(where, deep=True)
 
 
 def _ascends(ids: Array) -> bool:

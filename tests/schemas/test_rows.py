@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from schemas import Cache
+from schemas.checks import check_entries
 from schemas.errors import CorruptionError
 from schemas.ragged import Ragged
 from schemas.rows import Rows
@@ -213,7 +214,7 @@ def test_counts_and_ids_of_draws_out_of_range_are_refused(name, column, bad, tol
     values[place] = values[place] + 1 if bad == "one more" else bad
     lengths = rows.ragged(column).lengths
     with pytest.raises(CorruptionError, match=told):
-        changed(rows, column, values, lengths)._check_entries("here")
+        check_entries(rows.spec, changed(rows, column, values, lengths).data, "here")
 
 
 def test_a_null_position_index_needs_every_position():
