@@ -15,6 +15,7 @@
   + TeacherError                the teacher cannot be run as asked
     - DriftError                a fresh teacher no longer says what the cache holds
   + StudentError                the student does not fit the cache or the losses
+  + TrainingError               training cannot go on; its last whole checkpoint stands
 
 `ValueError` is for a bad argument of a Python call; `assert` for our own invariants.
 """
@@ -165,3 +166,7 @@ class DriftError(TeacherError):
 
 class StudentError(TeachonceError):
     """The student does not fit the cache, or a loss does not fit the spec."""
+
+
+class TrainingError(TeachonceError):
+    """Training cannot go on: it is no longer finite, or what it comes to cannot be saved."""

@@ -16,6 +16,7 @@ from trainer.cli import Parser
 from trainer.evaluation import EvaluateConfig
 from trainer.evaluation import evaluate as run_evaluate
 from trainer.report import show
+from trainer.signals import Stopped
 from trainer.training import TrainConfig
 from trainer.training import train as run_train
 
@@ -31,6 +32,7 @@ _SHOWN = (
     "weight_decay",
     "bf16",
     "seed",
+    "overwrite_output_dir",
     "logging_steps",
     "eval_strategy",
     "eval_steps",
@@ -38,6 +40,7 @@ _SHOWN = (
     "save_steps",
     "save_total_limit",
     "load_best_model_at_end",
+    "metric_for_best_model",
     "resume_from_checkpoint",
     "report_to",
 )
@@ -48,8 +51,8 @@ _TRAIN_EXAMPLES = textwrap.dedent("""\
         teachonce train --cache ./cache --student student.json --losses kl=1.0 ce=0.1 \\
           --output_dir ./student --num_train_epochs 3 --per_device_train_batch_size 32 --bf16
 
-      the teacher with half of its layers, settings from a file, one of them overruled, resumed where it stopped:
-        teachonce train run.yaml --learning_rate 1e-4 --resume_from_checkpoint last
+      the teacher with half of its layers, settings from a file, one of them overruled; begun, or gone on with where it stopped:
+        teachonce train run.yaml --learning_rate 1e-4 --resume_from_checkpoint auto
       where run.yaml holds
         cache: s3://bucket/cache
         student: shrink:layers=6
@@ -80,10 +83,16 @@ def train(argv: list[str]) -> int:
         shown=_SHOWN,
     )
     config, arguments = parser.values(argv)
-    with _log_on_stderr():
-        trained = run_train(config, arguments)
+    try:
+        with _log_on_stderr():
+            trained = run_train(config, arguments)
+    except Stopped as stopped:
+        if arguments.process_index == 0:
+            sys.stderr.write(f"teachonce train: {stopped}\n")
+        return stopped.status
     if arguments.process_index == 0:
-        sys.stderr.write(f"{trained.steps} steps; the student is in {trained.output_dir}\n")
+        told = "already finished, nothing to do: " if trained.was_finished else ""
+        sys.stderr.write(f"{told}{trained.steps} steps; the student is in {trained.output_dir}\n")
     return 0
 
 

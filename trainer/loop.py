@@ -2,12 +2,14 @@
 
 * Batches are this project's own; each rank reads its share, and accelerate does not touch them.
 * The loss is the mean over the positions of the whole accumulated global batch, however they fall on ranks and steps.
-* Every save holds the plain student with its tokenizer, and apart from it the projections and the run's record.
+* Every save holds the plain student with its tokenizer, and apart from it the projections; it is whole or not there.
 * Each loss term is logged as its mean since the last log; nothing waits for the device between logs.
+* What is saved when, and how a run ends, is `trainer/keeping.py`'s.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,26 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from schemas.errors import UsageError
 from trainer.batches import Batch
 from trainer.distiller import Distiller
+from trainer.keeping import EvaluationStopped, KeepingTrainer
 from trainer.records import Record
 from trainer.replay import Replay, loader
+from trainer.signals import Signals
 from trainer.students import Student
 
 PROJECTIONS_NAME = "projections.safetensors"
 _STUDENT = "student."
 _PROJECTIONS = "projections."
+_BATCHES_BETWEEN_AGREEMENTS = 16
+_NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
-class DistillationTrainer(Trainer):  # type: ignore[misc]
+class DistillationTrainer(KeepingTrainer):
     """Trains a `Distiller` on a `Replay`."""
 
     def __init__(
@@ -42,17 +49,17 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         training: Replay,
         evaluation: Replay | None,
         record: Record,
-        **keywords: Any,
+        signals: Signals,
     ) -> None:
         super().__init__(
+            record=record,
+            signals=signals,
             model=distiller,
             args=arguments,
             train_dataset=training,
             eval_dataset=evaluation,
-            **keywords,
         )
-        self._distiller, self._student, self._record = distiller, student, record
-        self.control: Any
+        self._distiller, self.student = distiller, student
         self._terms: dict[str, Tensor] = {}
         self._terms_since = 0
 
@@ -126,20 +133,31 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Loss and terms over all held-out positions, each with its own weight."""
+        """Loss and terms over all held-out positions, each with its own weight.
+
+        Raises:
+            EvaluationStopped: a signal came.
+        """
         self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
         sums: dict[str, Tensor] = {}
         counts = torch.zeros(3, dtype=torch.int64)
-        for inputs in dataloader:
-            ones = torch.ones(3, dtype=torch.int64)
-            outputs = self.model(**self._prepare_inputs(inputs), num_items_in_batch=ones)
-            for name, part in outputs.items():
-                sums[name] = sums.get(name, torch.zeros_like(part)) + part
-            counts += inputs["batch"].counts
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        dataloader.dataset.close()  # type: ignore[attr-defined]
+        every = 1 if self.args.world_size == 1 else _BATCHES_BETWEEN_AGREEMENTS
+        try:
+            for number, inputs in enumerate(dataloader):
+                if number % every == 0 and self.health.agree():
+                    raise EvaluationStopped
+                ones = torch.ones(3, dtype=torch.int64)
+                outputs = self.model(**self._prepare_inputs(inputs), num_items_in_batch=ones)
+                for name, part in outputs.items():
+                    sums[name] = sums.get(name, torch.zeros_like(part)) + part
+                counts += inputs["batch"].counts
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        finally:
+            dataloader.dataset.close()  # type: ignore[attr-defined]
         metrics = self._means(sums, counts.to(self.args.device))
+        if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            raise self.not_finite(self.state.global_step, f"{bad[-1]} in an evaluation")
         found = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(
             predictions=None,
@@ -162,35 +180,44 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """The student as itself, its tokenizer, the projections and the record."""
+        """The student as itself, its tokenizer and the projections."""
         folder = Path(output_dir or self.args.output_dir)
         if not self.args.should_save:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         own = _part(state_dict, _STUDENT)
-        self._student.model.save_pretrained(folder, state_dict=own)
-        self._student.tokenizer.save_pretrained(folder)
+        self.student.model.save_pretrained(folder, state_dict=own)
+        self.student.tokenizer.save_pretrained(folder)
         if self._distiller.projections is not None:
             weights = _part(state_dict, _PROJECTIONS) or self._distiller.projections.state_dict()
             save_file(
                 {name: weight.contiguous() for name, weight in weights.items()}, folder / PROJECTIONS_NAME
             )
-        self._record.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Student and projections of a checkpoint, into the modules that are being trained."""
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        student = self._student.model
+        student = self.student.model
         saved = type(student).from_pretrained(resume_from_checkpoint, dtype=student.dtype)
+        check_same_shape(student.config, saved.config, resume_from_checkpoint)
         student.load_state_dict(saved.state_dict())
         if self._distiller.projections is not None:
             weights = load_file(Path(resume_from_checkpoint) / PROJECTIONS_NAME)
             self._distiller.projections.load_state_dict(weights)
 
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+def check_same_shape(ours: Any, theirs: Any, checkpoint: str) -> None:
+    """Whether a checkpoint's config is the student's.
+
+    Raises:
+        UsageError: naming the first key that differs.
+    """
+    here, there = ours.to_dict(), theirs.to_dict()
+    for name in sorted({*here, *there} - set(_NOT_SHAPE)):
+        if here.get(name) != there.get(name):
+            raise UsageError(
+                f"a run cannot be resumed with another student: {name}",
+                where=checkpoint,
+                expected=there.get(name),
+                got=here.get(name),
+            )
 
 
 def _part(weights: Mapping[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:

@@ -1,31 +1,41 @@
-"""`teachonce.json`: what a student was trained from and how, beside every saved student.
+"""`teachonce.json`: what a student was trained from and how, beside every saved student; and which files belong to it.
 
-A resumed run must replay the same stream, so it takes the cache's version from its checkpoint and refuses another
-seed, batch size or split. `evaluate` takes its split from there.
+The record says whose a checkpoint is and what decides its weights: a resumed run must replay the same stream by the
+same rule, so it takes the cache's version from its checkpoint and refuses other settings. `evaluate` takes its split
+from there. The manifest around it lists the SHA-256 of every file beside it, and ends in its own: it is written last,
+so a folder without one, or with one that does not fit, is not whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from schemas.errors import UsageError
+from schemas.identity import canonical_json
 
 RECORD_NAME = "teachonce.json"
 
-_STREAM_FIELDS = (
+_SAME_FIELDS = (
     "header_hash",
     "version",
+    "live_hash",
     "seed",
     "batch_size",
     "eval_fraction",
     "shuffle_row_groups",
     "batches_a_step",
+    "ranks",
+    "student_weights",
+    "losses",
+    "temperature",
+    "feature_loss",
 )
-"""What decides which rows a step sees."""
+"""What decides which rows a step sees and what it makes of them; with `settings`, all that decides weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +56,15 @@ class Record:
     losses: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     feature_loss: str = "mse"
-
-    def save(self, folder: str | Path) -> None:
-        """Writes the record into a student's folder."""
-        text = json.dumps(asdict(self), indent=2, sort_keys=True)
-        (Path(folder) / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+    run: str = ""
+    """Drawn when the run began, and kept when it is resumed."""
+    live_hash: str = ""
+    """Over the names of the version's shards: two caches of one header differ here."""
+    ranks: int = 1
+    student_weights: str = ""
+    """Hash of the weights that the student began with; empty where they were drawn by the seed."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of transformers that decide weights."""
 
     @classmethod
     def load(cls, folder: str | Path) -> Record | None:
@@ -59,28 +73,114 @@ class Record:
         Raises:
             UsageError: there is one that cannot be read.
         """
-        path = Path(folder) / RECORD_NAME
-        if not path.is_file():
-            return None
-        try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**values)
-        except (ValueError, TypeError) as error:
-            raise UsageError("a student's record cannot be read", where=path, got=str(error)) from error
+        values = _read(folder)
+        return None if values is None else _record(values, folder)
 
     def check_resumable(self, checkpoint: Record, where: str) -> None:
-        """Whether this run would go on with the stream of a checkpoint.
+        """Whether this run would go on to the weights that the checkpoint's run would have come to.
 
         Raises:
             UsageError: naming the first field that differs.
         """
-        for name in _STREAM_FIELDS:
-            ours, theirs = getattr(self, name), getattr(checkpoint, name)
+        pairs = [(name, getattr(self, name), getattr(checkpoint, name)) for name in _SAME_FIELDS]
+        names = sorted({*self.settings, *checkpoint.settings})
+        pairs += [(name, self.settings.get(name), checkpoint.settings.get(name)) for name in names]
+        for name, ours, theirs in pairs:
             if ours != theirs:
                 raise UsageError(
                     f"a run cannot be resumed with another {name}",
                     where=where,
                     expected=theirs,
                     got=ours,
-                    do="Resume with the flags of the first run, or start a new one",
+                    do="Resume with the flags of the first run, or start a new one in another --output_dir "
+                    "(--student may be a checkpoint)",
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A record, where the run stood, and the files that make the folder whole."""
+
+    record: Record
+    step: int
+    total: int
+    """Steps in all that the run was to take."""
+    saved: float = 0.0
+    """Seconds since 1970: of two checkpoints of a run the later one is the newer, whatever their steps."""
+    finished: bool = False
+    evaluation_due: bool = False
+    """The run was stopped in an evaluation: it is made up for before the next step."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file, by name."""
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the manifest into a folder."""
+        values = {**asdict(self.record), **_own(asdict(self))}
+        text = json.dumps({**values, "seal": _seal(values)}, indent=2, sort_keys=True)
+        (Path(folder) / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Manifest | None:
+        """The manifest of a folder; None where there is none.
+
+        Raises:
+            UsageError: there is one that cannot be read, was changed, or comes from an earlier release.
+        """
+        values = _read(folder)
+        if values is None:
+            return None
+        if "seal" not in values:
+            raise UsageError(
+                "an earlier teachonce saved this, without hashes: it cannot be known to be whole",
+                where=folder,
+                do="Start a new run with it as the --student",
+            )
+        seal = values.pop("seal")
+        if seal != _seal(values):
+            raise UsageError("the record is not what was written", where=Path(folder) / RECORD_NAME)
+        if not _is_well_formed(values):
+            raise UsageError("the record is none of teachonce's", where=Path(folder) / RECORD_NAME)
+        return cls(record=_record(values, folder), **_own(values))
+
+
+def _is_well_formed(values: Mapping[str, Any]) -> bool:
+    """Whether the manifest's own part is what we write: names stay below the folder, whoever wrote them."""
+    files, numbers = values.get("files"), [values.get(name) for name in ("step", "total", "saved")]
+    if not isinstance(files, dict) or not all(type(number) in (int, float) for number in numbers):
+        return False
+    paths = [PurePosixPath(name) for name in files]
+    return not any(path.is_absolute() or ".." in path.parts for path in paths)
+
+
+def _own(values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {item.name for item in fields(Manifest)} - {"record"}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _record(values: Mapping[str, Any], folder: str | Path) -> Record:
+    others = {*_own(values), "seal"}
+    try:
+        return Record(**{name: value for name, value in values.items() if name not in others})
+    except TypeError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(values)).hexdigest()
+
+
+def _read(folder: str | Path) -> dict[str, Any] | None:
+    path = Path(folder) / RECORD_NAME
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise TypeError(f"a {type(values).__name__}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _unreadable(folder, error) from error
+    return values
+
+
+def _unreadable(folder: str | Path, error: Exception) -> UsageError:
+    return UsageError("a student's record cannot be read", where=Path(folder) / RECORD_NAME, got=str(error))

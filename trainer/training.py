@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from typing import NamedTuple
 
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
 from schemas.spec import Feature
-from trainer.arguments import check_arguments
+from trainer.arguments import StudentArguments, check_arguments, settle_direction
 from trainer.batches import Collation
 from trainer.bias import bias_lines
+from trainer.checkpoints import clear_up
 from trainer.distiller import Distiller
 from trainer.loop import DistillationTrainer
 from trainer.objective import Objective
-from trainer.records import Record
+from trainer.output_folder import check_place, check_replaceable, check_space, locked, remove_held
+from trainer.preflight import check_loop, check_total, on_main, router_lines, told_errors, total_steps
 from trainer.replay import Replay, Share
+from trainer.resuming import Beginning, check_finished, choose
+from trainer.run_identity import make_record, new_run, stream_seed
+from trainer.signals import Signals, watched
 from trainer.stream import Order, Side
 from trainer.students import Student, open_student
 
@@ -87,30 +90,69 @@ class Trained(NamedTuple):
     output_dir: str
     steps: int
     metrics: dict[str, float]
+    was_finished: bool = False
+    """Nothing was left to do."""
 
 
-def train(config: TrainConfig, arguments: TrainingArguments) -> Trained:
+def train(config: TrainConfig, arguments: StudentArguments) -> Trained:
     """Distils a student into `arguments.output_dir`, where `AutoModel...from_pretrained` opens it.
 
-    With `arguments.resume_from_checkpoint` (a folder, or `"last"`) the run goes on where the checkpoint was taken,
-    on the cache's version that it had.
+    `arguments.resume_from_checkpoint` (`"auto"`, `"last"` or a folder) goes on where a checkpoint was taken, on the
+    cache's version that it had, to the weights that the undisturbed run would have come to.
 
     Raises:
         UsageError: a path, model, flag or checkpoint that cannot be used.
         StudentError: the student or the losses do not fit the cache.
         CacheError: the cache cannot be read.
+        TrainingError: a step was not finite, or what was trained cannot be saved.
+        Stopped: SIGTERM or SIGINT came; what was trained is saved. (A `KeyboardInterrupt`.)
     """
     check_arguments(arguments)
-    checkpoint = _checkpoint(arguments)
-    cache = _open_cache(config, checkpoint)
+    settle_direction(arguments, [f"eval_{name}" for name in ("loss", *config.objective.weights)])
+    with ExitStack() as stack:
+        signals = stack.enter_context(watched())
+        if "://" in str(arguments.output_dir):
+            check_place(str(arguments.output_dir), config.cache, ())
+        folder = on_main(arguments, lambda: _claim(config, arguments, stack))
+        arguments.output_dir = str(folder)
+        beginning = on_main(
+            arguments,
+            lambda: choose(arguments.resume_from_checkpoint, folder, overwrite=arguments.overwrite_output_dir),
+        )
+        return _train(config, arguments, beginning, signals)
+
+
+def _claim(config: TrainConfig, arguments: StudentArguments, stack: ExitStack) -> Path:
+    """The output folder, this run's alone from now on."""
+    folder = check_place(str(arguments.output_dir), config.cache, (config.student, config.teacher))
+    stack.enter_context(locked(folder))
+    clear_up(folder)
+    return folder
+
+
+def _train(
+    config: TrainConfig, arguments: StudentArguments, beginning: Beginning, signals: Signals
+) -> Trained:
+    before = beginning.record
+    version = before.version if config.cache_version is None and before is not None else config.cache_version
+    cache = Cache.open(config.cache, version)
     config.objective.check(cache.spec)
+    folder = Path(str(arguments.output_dir))
+    if arguments.overwrite_output_dir:
+        check_replaceable(folder, cache.header.teacher.get("weight_bytes"))
     student = open_student(config.student, cache, teacher=config.teacher, seed=arguments.seed)
+    training, evaluation = _replays(config, arguments, cache, student)
+    total = total_steps(arguments, training)
+    run = on_main(arguments, lambda: new_run() if before is None else before.run)
+    record = make_record(config, arguments, cache, student, run)
+    if beginning.manifest is not None:
+        record.check_resumable(beginning.manifest.record, str(beginning.checkpoint or folder))
+        if finished := _is_finished(beginning, folder, total):
+            return finished
+        check_total(beginning.manifest, total)
     if arguments.process_index == 0:
         _log.info("\n".join(bias_lines(config.objective, cache.spec, student.vocab_size)))
-    record = _record(config, arguments, cache)
-    if checkpoint is not None:
-        record.check_resumable(_checkpoint_record(checkpoint), checkpoint)
-    training, evaluation = _replays(config, arguments, cache, student)
+        _log.info("\n".join(router_lines(student.model.config)))
     loop = DistillationTrainer(
         distiller=make_distiller(student, cache, config.objective),
         student=student,
@@ -118,14 +160,35 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> Trained:
         training=training,
         evaluation=evaluation,
         record=record,
+        signals=signals,
     )
     try:
-        result = loop.train(resume_from_checkpoint=checkpoint)
+        return _run(loop, arguments, beginning, signals, total)
     finally:
         training.close()
-    loop.save_model()
-    loop.save_state()
-    return Trained(str(arguments.output_dir), result.global_step, result.metrics)
+
+
+def _run(
+    loop: DistillationTrainer, arguments: StudentArguments, beginning: Beginning, signals: Signals, total: int
+) -> Trained:
+    folder = Path(str(arguments.output_dir))
+    check_loop(loop, total)
+    parameters = sum(weight.numel() for weight in loop.model.parameters())
+    check_space(folder, parameters, saves_optimizer=arguments.save_strategy != "no")
+    if arguments.overwrite_output_dir:
+        on_main(arguments, lambda: remove_held(folder))
+    with signals.waiting(), told_errors():
+        loop.begin(beginning.checkpoint, beginning.manifest)
+        result = loop.train(resume_from_checkpoint=beginning.checkpoint and str(beginning.checkpoint))
+        loop.save_finished()
+    return Trained(str(folder), result.global_step, result.metrics)
+
+
+def _is_finished(beginning: Beginning, folder: Path, total: int) -> Trained | None:
+    finished = beginning.finished
+    if finished is None or finished.step != total or not check_finished(folder, finished):
+        return None
+    return Trained(str(folder), finished.step, {}, was_finished=True)
 
 
 def make_distiller(student: Student, cache: Cache, objective: Objective) -> Distiller:
@@ -152,7 +215,7 @@ def teacher_layers(cache: Cache) -> int:
 
 
 def _replays(
-    config: TrainConfig, arguments: TrainingArguments, cache: Cache, student: Student
+    config: TrainConfig, arguments: StudentArguments, cache: Cache, student: Student
 ) -> tuple[Replay, Replay | None]:
     collation = Collation(
         student_vocab=student.vocab_size,
@@ -177,7 +240,7 @@ def _replays(
 
 
 def _replay(
-    config: TrainConfig, arguments: TrainingArguments, cache: Cache, collation: Collation, *, is_eval: bool
+    config: TrainConfig, arguments: StudentArguments, cache: Cache, collation: Collation, *, is_eval: bool
 ) -> Replay:
     side = Side(cache=cache, eval_fraction=config.eval_fraction, is_eval=is_eval)
     size = arguments.per_device_eval_batch_size if is_eval else arguments.per_device_train_batch_size
@@ -185,7 +248,7 @@ def _replay(
         side.counts(),
         batch_size=size,
         row_groups=config.shuffle_row_groups,
-        seed=_seed(arguments),
+        seed=stream_seed(arguments),
         shuffled=not is_eval,
     )
     share = Share(rank=arguments.process_index, world_size=arguments.world_size)
@@ -204,53 +267,3 @@ def _check_labels(training: Replay) -> None:
             "the ce loss needs labels, and the cache's first rows have none",
             do="Precompute with --label_field, or leave ce out",
         )
-
-
-def _seed(arguments: TrainingArguments) -> int:
-    return int(arguments.seed if arguments.data_seed is None else arguments.data_seed)
-
-
-def _record(config: TrainConfig, arguments: TrainingArguments, cache: Cache) -> Record:
-    return Record(
-        cache=config.cache,
-        header_hash=cache.header.to_json()["hash"],
-        version=cache.version,
-        seed=_seed(arguments),
-        batch_size=arguments.per_device_train_batch_size,
-        eval_fraction=config.eval_fraction,
-        shuffle_row_groups=config.shuffle_row_groups,
-        batches_a_step=arguments.world_size * arguments.gradient_accumulation_steps,
-        student=config.student,
-        losses={str(name): weight for name, weight in config.objective.weights.items()},
-        temperature=config.temperature,
-        feature_loss=config.feature_loss,
-    )
-
-
-def _checkpoint(arguments: TrainingArguments) -> str | None:
-    """The checkpoint to resume from: a folder as it is, `last` or `true` for the newest in the output folder."""
-    asked: Any = arguments.resume_from_checkpoint
-    if asked in (None, False, "false", "False"):
-        return None
-    if asked not in (True, "true", "True", "last"):
-        if not Path(asked).is_dir():
-            raise UsageError("there is no such checkpoint", where=asked)
-        return str(asked)
-    found = get_last_checkpoint(arguments.output_dir) if Path(str(arguments.output_dir)).is_dir() else None
-    if found is None:
-        raise UsageError("there is no checkpoint to resume from", where=arguments.output_dir)
-    return str(found)
-
-
-def _checkpoint_record(checkpoint: str) -> Record:
-    record = Record.load(checkpoint)
-    if record is None:
-        raise UsageError("this is no checkpoint of teachonce: it has no teachonce.json", where=checkpoint)
-    return record
-
-
-def _open_cache(config: TrainConfig, checkpoint: str | None) -> Cache:
-    version = config.cache_version
-    if version is None and checkpoint is not None:
-        version = _checkpoint_record(checkpoint).version
-    return Cache.open(config.cache, version)
