@@ -6,13 +6,14 @@ every batch the same work. Longest first, so that a batch too large for the memo
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from pipelines.select import num_uniforms
-from pipelines.teacher import Batch
+from pipelines.teacher import Batch, Batching
 from pipelines.tokenise import Example
 from pipelines.uniforms import streams, uniforms
 from schemas.policies import Sampled
@@ -29,9 +30,13 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, *, on_device: bool =
 
 
 def each_batch(
-    lengths: Sequence[int], batch_tokens: Callable[[], int], *, on_device: bool
+    lengths: Sequence[int],
+    batch_tokens: Callable[[], int],
+    *,
+    on_device: bool,
+    batching: Batching = "padded batches",
 ) -> Iterator[list[int]]:
-    """The same one by one, each to the budget that stands when it is asked for.
+    """The same one by one, each to the budget that stands when it is asked for, of texts that may share a batch.
 
     A batch ends before its budget where the next example would bring its padding above `_PADDING`: short texts in large
     batches would be padded by half. What it has then is enough for a device to be busy.
@@ -40,14 +45,23 @@ def each_batch(
     start = 0
     while start < len(order):
         budget, width = batch_tokens(), padded_width(lengths[order[start]], on_device=on_device)
-        end, tokens = start + 1, lengths[order[start]]
-        while end < len(order) and (padded := width * (end + 1 - start)) <= budget:
+        end, tokens, most = start + 1, lengths[order[start]], _most(lengths, order, start, batching)
+        while end < most and (padded := width * (end + 1 - start)) <= budget:
             tokens += lengths[order[end]]
             if padded * (1 - _PADDING) > tokens and padded > min(budget // 4, _BUSY_TOKENS):
                 break
             end += 1
         yield order[start:end]
         start = end
+
+
+def _most(lengths: Sequence[int], order: Sequence[int], start: int, batching: Batching) -> int:
+    """Where a batch that begins at `start` must end, for what its texts would do to each other."""
+    if batching == "one text a batch":
+        return start + 1
+    if batching == "batches of one length":
+        return bisect.bisect(order, -lengths[order[start]], lo=start, key=lambda place: -lengths[place])
+    return len(order)
 
 
 def padded_width(longest: int, *, on_device: bool) -> int:

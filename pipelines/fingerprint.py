@@ -16,6 +16,7 @@ import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from pipelines import shapes
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
 from pipelines.teacher_files import (
     config_text,
@@ -88,7 +89,6 @@ def make_header(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Header:
     Raises:
         UsageError: flags that do not fit the teacher.
     """
-    text_config = teacher.config.get_text_config()
     weights = weight_files(teacher.folder, allow_pickle=config.teacher.allow_pickle)
     return Header(
         fingerprint=make_fingerprint(config.teacher, teacher.folder, teacher.tokenizer),
@@ -96,8 +96,8 @@ def make_header(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Header:
         teacher={
             "name": teacher.name,
             "architecture": (teacher.config.architectures or [type(teacher.config).__name__])[0],
-            "layers": text_config.num_hidden_layers,
-            "hidden_size": text_config.hidden_size,
+            "layers": shapes.num_layers(teacher.config),
+            "hidden_size": shapes.hidden_size(teacher.config),
             "weight_bytes": sum(path.stat().st_size for path in weights),
             "config": config_text(teacher.folder),
         },
@@ -144,11 +144,12 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
         UsageError: a flag that does not fit the teacher.
     """
     score, corpus = score_of(config, teacher.config), config.corpus
-    vocab_size = _width(config.teacher.task, teacher.config)
+    vocab_size = shapes.scored_width(config.teacher.task, teacher.config)
     keep = config.keep or default_keep(config.teacher.task == "causal-lm")
     pairs = corpus.text_pair_field is not None
     max_length = config.max_length or _longest(teacher)
     _refuse_meaningless(config)
+    shapes.refuse_unfit(config.teacher.task, teacher.config, teacher.tokenizer, config.features)
     _refuse_cramped(max_length, config, teacher.tokenizer)
     try:
         return Spec(
@@ -222,18 +223,20 @@ def parse_feature(text: str, config: PrecomputeConfig, model_config: Any) -> Fea
         UsageError: it is none, or the teacher has no such layer.
     """
     pooling, _, layer_text = text.partition(":")
-    shape = model_config.get_text_config()
     try:
         if pooling not in get_args(Pooling):
             raise ValueError(f"no such pooling: {pooling}")
         layer = int(layer_text)
-        layer = layer + shape.num_hidden_layers + 1 if layer < 0 else layer
-        if layer > shape.num_hidden_layers:
-            raise ValueError(f"the teacher has layers 0 to {shape.num_hidden_layers}")
+        widths = shapes.state_widths(
+            config.teacher.task, model_config, trust_remote_code=config.teacher.trust_remote_code
+        )
+        layer = layer + len(widths) if layer < 0 else layer
+        if layer >= len(widths):
+            raise ValueError(f"the teacher has layers 0 to {len(widths) - 1}")
         return Feature(
             pooling=pooling,  # type: ignore[arg-type]  # checked above
             layer=layer,
-            width=shape.hidden_size,
+            width=widths[layer],
             dtype=config.feature_dtype,
         )
     except ValueError as error:
@@ -269,16 +272,11 @@ def _locate(path: str) -> tuple[str, str]:
     return str(found), f"{name}@{found.name}"
 
 
-def _width(task: str, model_config: Any) -> int:
-    width: int = model_config.get_text_config().vocab_size if task == "causal-lm" else model_config.num_labels
-    return width
-
-
 def _longest(teacher: ResolvedTeacher) -> int:
     """What tokenizer and model allow, at most `MAX_LENGTH`."""
-    positions = getattr(teacher.config.get_text_config(), "max_position_embeddings", MAX_LENGTH)
+    positions = shapes.usable_length(teacher.config) or MAX_LENGTH
     return int(min(teacher.tokenizer.model_max_length, positions, MAX_LENGTH))
 
 
 def _label_names(model_config: Any) -> tuple[str, ...]:
-    return tuple(str(model_config.id2label[index]) for index in range(model_config.num_labels))
+    return tuple(str(model_config.id2label.get(index, f"LABEL_{index}")) for index in range(model_config.num_labels))

@@ -18,10 +18,11 @@ from apache_beam.ml.inference.base import ModelHandler
 from pipelines.budget import Budget
 from pipelines.config import TeacherConfig
 from pipelines.fingerprint import make_fingerprint, resolve
+from pipelines.opening import open_teacher
 from pipelines.progress import PROGRESS
 from pipelines.provenance import teacher_provenance
 from pipelines.rescore import check_drift
-from pipelines.teacher import open_teacher, own_device, pick_device
+from pipelines.teacher import own_device, pick_device
 from pipelines.tokenise import Example
 from pipelines.units import ShardLine, UnitScorer, no_shard
 from pipelines.versions import check_versions, shared_versions
@@ -139,17 +140,16 @@ def open_scorer(job: TeacherJob) -> tuple[UnitScorer, dict[str, str]]:
     if device.index is not None:
         torch.cuda.set_device(device)
     teacher = open_teacher(job.config, job.header.spec, found.folder, device)
-    here = teacher_provenance(job.config, teacher.device)
+    here = {**teacher_provenance(job.config, teacher.device), "batching": teacher.batching}
     if job.base != NO_VERSION:
         cache = Cache.open(job.root, job.base)
-        check_drift(cache, teacher, here, found.tokenizer.pad_token_id or 0, job.max_drift_kl)
+        check_drift(cache, teacher, here, job.max_drift_kl)
     scorer = UnitScorer(
         teacher=teacher,
         root=job.root,
         header=job.header,
         budget=Budget.of(job.batch_tokens, teacher.device.type),
         row_group_tokens=job.row_group_tokens,
-        pad_id=found.tokenizer.pad_token_id or 0,
         deadline=job.deadline,
     )
     return scorer, here

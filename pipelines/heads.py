@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 
+from pipelines.calls import accepted
 from schemas.errors import TeacherError
+from schemas.model_heads import head_transform
 
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -45,9 +47,8 @@ class Head(NamedTuple):
         weight = layer.weight.detach()
         weight = weight if weight.is_cuda else weight.float()
         bias = getattr(layer, "bias", None)
-        config = model.config.get_text_config().to_dict()
-        softcap = config.get("final_logit_softcapping")
-        return cls(weight, None if bias is None else bias.detach().float(), multiplier_of(config), softcap)
+        multiplier, softcap = head_transform(model.config.get_text_config().to_dict())
+        return cls(weight, None if bias is None else bias.detach().float(), multiplier, softcap)
 
     def logits(
         self, hidden: Float[torch.Tensor, "N D"], out: Float[torch.Tensor, "N V"] | None = None
@@ -67,25 +68,21 @@ class Head(NamedTuple):
         return logits
 
 
-def multiplier_of(config: dict[str, Any]) -> float:
-    """What a config multiplies the head's product with: Granite divides by `logits_scaling`, Cohere multiplies by
-    `logit_scale`; 1 for others."""
-    if config.get("logits_scaling") is not None:
-        return 1 / float(config["logits_scaling"])
-    return float(config.get("logit_scale") or 1)
-
-
 def compare_with_forward(model: Any, head: Head, input_ids: torch.Tensor) -> None:
     """Compares this head with the model's own forward on one batch.
 
     Raises:
         TeacherError: naming the model's class, when they differ by more than rounding.
     """
-    own = model(input_ids=input_ids, use_cache=False).logits[0].float()
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
-    ours = head.logits(hidden.to(head.weight.device)).to(own.device)
+    own = model(input_ids=input_ids, **accepted(model.forward, use_cache=False)).logits[0].float()
+    body = model.base_model(input_ids=input_ids, **accepted(model.base_model.forward, use_cache=False))
+    if getattr(body, "last_hidden_state", None) is None or body.last_hidden_state.ndim != 3:
+        raise TeacherError(f"{type(model).__name__} has no body apart from its head", got=type(body).__name__)
+    ours = head.logits(body.last_hidden_state[0].to(head.weight.device)).to(own.device)
     if own.shape != ours.shape:
         raise _unknown_head(model, f"logits of shape {tuple(own.shape)}, not {tuple(ours.shape)}")
+    if not own.isfinite().all() and model.dtype == torch.float16:
+        raise TeacherError(f"{type(model).__name__} overflows in float16", do="Say --dtype bfloat16 or float32")
     rounding = 2**-6 if model.dtype != torch.float32 else 2**-12
     bound = rounding * max(1.0, own.abs().max().item())
     difference = (own - ours).abs().max().item()
@@ -97,5 +94,5 @@ def _unknown_head(model: Any, got: str) -> TeacherError:
     return TeacherError(
         f"{type(model).__name__} does something to its logits that teachonce does not know",
         got=got,
-        do="Report the model class; its head must be taught to pipelines/heads.py",
+        do="Report the model class; its head must be taught to schemas/model_heads.py",
     )

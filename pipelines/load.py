@@ -6,15 +6,11 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
+from pipelines.calls import MODEL_ERRORS, lacking
 from pipelines.config import TeacherConfig
-from schemas.errors import TeacherError
-
-_AUTO = {
-    "causal-lm": transformers.AutoModelForCausalLM,
-    "sequence-classification": transformers.AutoModelForSequenceClassification,
-}
+from pipelines.shapes import AUTO
+from schemas.errors import TeacherError, one_line
 
 
 def load_model(config: TeacherConfig, path: str, device: torch.device) -> Any:
@@ -25,7 +21,7 @@ def load_model(config: TeacherConfig, path: str, device: torch.device) -> Any:
     """
     place = config.device_map or ({"": str(device)} if is_quantised(path) else None)
     try:
-        model, loaded = _AUTO[config.task].from_pretrained(
+        model, loaded = AUTO[config.task].from_pretrained(
             path,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attn_implementation,
@@ -36,16 +32,32 @@ def load_model(config: TeacherConfig, path: str, device: torch.device) -> Any:
             output_loading_info=True,
         )
         model = model if place is not None else model.to(device)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except MODEL_ERRORS as error:
         lacks = isinstance(error, ImportError) and place is not None
         raise TeacherError(
             "the teacher cannot be opened",
             where=path,
-            got=first_line(error),
-            do="pip install 'teachonce[large]'" if lacks else None,
+            got=one_line(error),
+            do="pip install 'teachonce[large]'" if lacks else lacking(error),
         ) from error
-    _refuse_incomplete(model, loaded["missing_keys"], config.task, path)
+    _refuse_incomplete(model, loaded, config.task, path)
     return model.eval().requires_grad_(False)
+
+
+def open_tokenizer(config: TeacherConfig, path: str) -> Any:
+    """The teacher's tokenizer.
+
+    Raises:
+        TeacherError: it cannot be opened.
+    """
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            path, trust_remote_code=config.trust_remote_code, local_files_only=True
+        )
+    except MODEL_ERRORS as error:
+        raise TeacherError(
+            "the teacher's tokenizer cannot be opened", where=path, got=one_line(error), do=lacking(error)
+        ) from error
 
 
 def is_quantised(path: str) -> bool:
@@ -54,10 +66,11 @@ def is_quantised(path: str) -> bool:
     return values.get("quantization_config") is not None
 
 
-def _refuse_incomplete(model: Any, missing: set[str], task: str, path: str) -> None:
+def _refuse_incomplete(model: Any, loaded: dict[str, Any], task: str, path: str) -> None:
+    missing = loaded["missing_keys"] or {str(key[0]) for key in loaded.get("mismatched_keys") or ()}
     if missing:
         raise TeacherError(
-            "the teacher's files lack weights, which would be random",
+            f"the teacher's files lack weights of {type(model).__name__}, which would be random",
             where=path,
             got=", ".join(sorted(missing)[:3]),
             do=f"Is the model one for {task}?",
@@ -68,8 +81,3 @@ def _refuse_incomplete(model: Any, missing: set[str], task: str, path: str) -> N
             where=path,
             do="Use more or larger devices, --dtype bfloat16, or a checkpoint that is quantised",
         )
-
-
-def first_line(error: Exception) -> str:
-    """What a library's error says, without its story."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.batching import collate, plan_batches
-from pipelines.budget import START_TOKENS
+from pipelines.batching import collate
 from pipelines.config import Device, TeacherConfig
 from pipelines.fingerprint import make_fingerprint, resolve
-from pipelines.teacher import Answer, Teacher, open_teacher
+from pipelines.opening import open_teacher
+from pipelines.teacher import Answer, Teacher
 from pipelines.teacher_files import former_hash
 from pipelines.tokenise import Example
 from schemas import Cache
@@ -81,11 +81,11 @@ def rescore(cache: Cache, config: RescoreConfig) -> Rescored:
             got=fresh.weights[:16],
         )
     teacher = open_teacher(teacher_config, spec, found.folder)
-    return compare(rows, teacher, found.tokenizer.pad_token_id or 0)
+    return compare(rows, teacher)
 
 
 def check_drift(
-    cache: Cache, teacher: Teacher, provenance: Mapping[str, str], pad_id: int, max_drift_kl: float
+    cache: Cache, teacher: Teacher, provenance: Mapping[str, str], max_drift_kl: float
 ) -> None:
     """Where this teacher is run otherwise than the cache's last one, scores a sample again.
 
@@ -96,7 +96,7 @@ def check_drift(
     changed = sorted(k for k, value in provenance.items() if value not in str(before.get(k)).split(" + "))
     if not changed or not cache.shards:
         return
-    found = compare(_sample(cache, DRIFT_SAMPLE, seed=0), teacher, pad_id)
+    found = compare(_sample(cache, DRIFT_SAMPLE, seed=0), teacher)
     if not found.mean_kl_nats <= max_drift_kl:  # also where it is no number
         told = ", ".join(f"{key}: {before.get(key)} -> {provenance[key]}" for key in changed)
         raise DriftError(
@@ -113,9 +113,9 @@ def mean_distance(spec: Spec) -> str:
     return "mean KL" if spec.score == "softmax" else "mean largest difference of logits"
 
 
-def compare(rows: Rows, teacher: Teacher, pad_id: int) -> Rescored:
+def compare(rows: Rows, teacher: Teacher) -> Rescored:
     """How far cached rows and an open teacher are apart."""
-    distances = _distances(rows, teacher, pad_id)
+    distances = _distances(rows, teacher)
     return Rescored(
         examples=len(rows),
         positions=len(distances),
@@ -136,13 +136,13 @@ def _sample(cache: Cache, wanted: int, seed: int) -> Rows:
     return Rows.concatenate(parts)
 
 
-def _distances(rows: Rows, teacher: Teacher, pad_id: int) -> Array:
-    """One number a position, in the order of the batches."""
-    lengths = rows.input_ids.lengths.tolist()
+def _distances(rows: Rows, teacher: Teacher) -> Array:
+    """One number a position. One text is asked for at a time, without padding: what a batch did to a run's answers
+    must not be done to these too."""
     found = []
-    for batch in plan_batches(lengths, START_TOKENS["cpu"]):
-        members = rows.take(np.array(batch, np.int64))
-        collated = collate(_examples(members), rows.spec, pad_id=pad_id)
+    for index in range(len(rows)):
+        members = rows.take(np.array([index], np.int64))
+        collated = collate(_examples(members), rows.spec, pad_id=teacher.pad_id)
         if rows.spec.score == "softmax":
             found.append(_divergences(members, teacher.logits(collated)))
         else:

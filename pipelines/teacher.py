@@ -1,23 +1,26 @@
-"""The teacher: opened with `from_pretrained`, run on batches, asked only for what the spec keeps.
+"""The teacher: run on batches, asked only for what the spec keeps.
 
-`Teacher.answer` runs one padded batch and returns, for its positions, the selected entries (or whole scores), and the
-pooled features. It holds no state between batches.
+`Teacher.answer` runs one batch and returns, for its positions, the selected entries (or whole scores), and the pooled
+features. It holds no state between batches: what its model would carry over is put back first.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 
+from pipelines.calls import accepted
+from pipelines.carried import Carried, put_back
 from pipelines.claims import claim_number
-from pipelines.config import TeacherConfig
-from pipelines.heads import Head, compare_with_forward
-from pipelines.load import first_line, load_model
-from pipelines.select import Selected, concatenate, num_uniforms, select
-from schemas.errors import TeacherError, UsageError
+from pipelines.heads import Head
+from pipelines.select import Selected, concatenate, select
+from schemas.errors import UsageError
 from schemas.spec import Feature, Spec
+
+Batching = Literal["padded batches", "batches of one length", "one text a batch"]
+"""Which texts may share a batch without changing each other's answers: what `pipelines.independence` finds at load."""
 
 _CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
 """Bytes of float32 logits at a time: enough positions for a fast matrix product, few enough for the memory."""
@@ -35,6 +38,20 @@ class Batch(NamedTuple):
     """Gold class of each position; -1 for none."""
     uniforms: Float64[torch.Tensor, "N U"]
     """Random numbers that decide what is drawn; U is 0 for policies that draw nothing."""
+
+    def rows(self) -> "Iterator[Batch]":
+        """Each row as a batch of its own, without padding."""
+        for row, length in enumerate(self.attention_mask.sum(1).tolist()):
+            mine, types = self.position_rows == row, self.token_type_ids
+            yield Batch(
+                input_ids=self.input_ids[row : row + 1, :length],
+                attention_mask=self.attention_mask[row : row + 1, :length],
+                token_type_ids=None if types is None else types[row : row + 1, :length],
+                position_rows=torch.zeros_like(self.position_rows[mine]),
+                position_tokens=self.position_tokens[mine],
+                labels=self.labels[mine],
+                uniforms=self.uniforms[mine],
+            )
 
 
 class Answer(NamedTuple):
@@ -63,64 +80,101 @@ class Teacher:
     """What runs before the head: a causal LM's base model, else the whole model; compiled where that is asked."""
     entry: torch.device
     """Where inputs go: the embedding's device."""
+    embedded: int
+    """Ids that the embedding has; an example with another one is not scored."""
+    pad_id: int = 0
+    """What fills a padded batch: the model's own padding, where that lies within the embedding."""
+    batching: Batching = "padded batches"
+    carried: tuple[Carried, ...] = ()
+    """What the model would carry from one batch to the next."""
+    num_layers: int = 0
+    """Of a teacher that is asked for features: the last index into its `hidden_states`."""
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Iterator[torch.Tensor]:
         """float32 logits of a batch's positions, in chunks `[n, V]`, on the teacher's device."""
-        given, _ = self._forward(batch)
+        given, _ = self._given(batch)
         yield from self._logits(torch.split(given, self._chunk_positions))
 
     @torch.inference_mode()
     def answer(self, batch: Batch) -> Answer:
         """Runs one batch."""
-        logits, hidden = self._forward(batch)
-        features = tuple(
-            _pooled(hidden, batch.attention_mask, feature).to(self.device) for feature in self.spec.features
-        )
-        bad = torch.zeros(len(batch.input_ids), dtype=torch.bool, device=self.device)
+        beyond = (batch.input_ids >= self.embedded) & batch.attention_mask.bool()
+        ids = batch.input_ids.masked_fill(batch.input_ids >= self.embedded, self.pad_id)
+        given, features = self._given(batch._replace(input_ids=ids))
+        bad = beyond.any(1).to(self.device)
         for feature in features:
             bad |= ~feature.isfinite().all(1)
         selected = None
         if self.spec.score == "softmax":
-            selected = self._selected(logits, batch)
+            selected = self._selected(given, batch)
             fine = selected.logsumexp.isfinite().all(1) & selected.entropy.isfinite()
             fine &= selected.logprobs.isfinite().all(1)
         else:
-            fine = logits.isfinite().all(1)
+            fine = given.isfinite().all(1)
         bad[batch.position_rows.to(self.device)[~fine]] = True
         return Answer(
             selected=None if selected is None else Selected(*(part.cpu() for part in selected)),
-            logits=None if selected is not None else logits.float().cpu(),
+            logits=None if selected is not None else given.float().cpu(),
             features=tuple(feature.cpu() for feature in features),
             finite=(~bad).cpu(),
         )
 
+    @torch.inference_mode()
+    def said(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """float32 logits `[N, V]` and pooled features of a few positions, for checks: as a batch, or an error."""
+        given, features = self._forward(batch)
+        return torch.cat(list(self._logits((given,)))).clone(), features
+
+    def _given(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """As `_forward`; a model that refuses texts for what they are beside (BART: those with another number of end
+        tokens) is asked for each alone."""
+        try:
+            return self._forward(batch)
+        except ValueError:
+            if len(batch.input_ids) == 1:
+                raise
+        alone = [self._forward(row) for row in batch.rows()]
+        features = zip(*(features for _, features in alone), strict=True)
+        return torch.cat([given for given, _ in alone]), tuple(torch.cat(rows) for rows in features)
+
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Head inputs `[N, D]` of a causal LM, else logits `[N, V]`; and the hidden states that features need."""
-        inputs = {
-            "input_ids": batch.input_ids.to(self.entry),
-            "attention_mask": batch.attention_mask.to(self.entry),
-        }
+        """Head inputs `[N, D]` of a causal LM, else logits `[N, V]`; and the pooled features."""
+        put_back(self.carried)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.token_type_ids is not None:
-            inputs["token_type_ids"] = batch.token_type_ids.to(self.entry)
-        if self.head is not None:
-            inner = any(feature.layer != self.num_layers for feature in self.spec.features)
-            output = self.body(**inputs, use_cache=False, output_hidden_states=inner)
-            last = output.last_hidden_state
-            states = output.hidden_states if inner else (last,) * (self.num_layers + 1)
-            rows, tokens = batch.position_rows.to(last.device), batch.position_tokens.to(last.device)
-            return last[rows, tokens].to(self.device), (*states[:-1], last)
-        output = self.body(**inputs, output_hidden_states=bool(self.spec.features))
-        return output.logits.to(self.device), output.hidden_states or ()
+            inputs["token_type_ids"] = batch.token_type_ids
+        named = {name: value.to(self.entry) for name, value in inputs.items()}
+        if self.head is None:
+            options = {"output_hidden_states": True} if self.spec.features else {}
+            output = self.body(**accepted(self._takes, **named, **options))
+            return output.logits.to(self.device), self._features(output.hidden_states, batch)
+        inner = any(feature.layer != self.num_layers for feature in self.spec.features)
+        options = {"use_cache": False, "output_hidden_states": inner}
+        output = self.body(**accepted(self._takes, **named, **options))
+        last = output.last_hidden_state
+        states = output.hidden_states if inner else (last,) * (self.num_layers + 1)
+        rows, tokens = batch.position_rows.to(last.device), batch.position_tokens.to(last.device)
+        return last[rows, tokens].to(self.device), self._features((*states[:-1], last), batch)
+
+    def _features(
+        self, hidden: tuple[torch.Tensor, ...] | None, batch: Batch
+    ) -> tuple[torch.Tensor, ...]:
+        if not self.spec.features:
+            return ()
+        assert hidden is not None, "looked at when the teacher was opened"
+        return tuple(pooled(hidden, batch.attention_mask, f).to(self.device) for f in self.spec.features)
+
+    @property
+    def _takes(self) -> Callable[..., Any]:
+        """The forward whose arguments `body` takes, also once that is compiled."""
+        forward: Callable[..., Any] = (self.model if self.head is None else self.model.base_model).forward
+        return forward
 
     @property
     def _chunk_positions(self) -> int:
         return max(1, _CHUNK_BYTES[self.device.type] // (4 * self.spec.vocab_size))
 
-    @property
-    def num_layers(self) -> int:
-        layers: int = self.model.config.get_text_config().num_hidden_layers
-        return layers
 
     def _selected(self, given: torch.Tensor, batch: Batch) -> Selected:
         """Selects from logits, or from head inputs in chunks, so that `[N, V]` never exists whole."""
@@ -143,62 +197,6 @@ class Teacher:
             yield self.head.logits(chunk, out=None if buffer is None else buffer[: len(chunk)])
 
 
-def open_teacher(config: TeacherConfig, spec: Spec, path: str, device: torch.device | None = None) -> Teacher:
-    """Opens the teacher in a local folder, on a device or over several, and checks it against the spec.
-
-    Raises:
-        TeacherError: the model cannot be opened, or is not the one that the spec describes.
-    """
-    model = load_model(config, path, device or pick_device(config.device))
-    head = Head.of(model) if config.task == "causal-lm" else None
-    entry = model.get_input_embeddings().weight.device
-    if head is not None:
-        _check_head(model, head, spec, entry)
-    teacher = Teacher(
-        model=model,
-        spec=spec,
-        head=head,
-        device=head.weight.device if head is not None else entry,
-        body=model if head is None else model.base_model,
-        entry=entry,
-    )
-    return _compiled(teacher, path) if config.compile else teacher
-
-
-def _compiled(teacher: Teacher, path: str) -> Teacher:
-    """The teacher with a compiled body, tried on two shapes: they make batch sizes and lengths dynamic.
-
-    Raises:
-        TeacherError: the model cannot be compiled, or this machine has no compiler.
-    """
-    ready = replace(teacher, body=torch.compile(teacher.body, dynamic=True))
-    try:
-        for rows, width in ((2, 8), (3, 12)):
-            ready.answer(_blank(rows, width, teacher.spec))
-    except (RuntimeError, OSError, ImportError, TypeError) as error:
-        raise TeacherError(
-            "the teacher cannot be compiled",
-            where=path,
-            got=first_line(error),
-            do="Leave --compile out: it changes the speed alone",
-        ) from error
-    return ready
-
-
-def _blank(rows: int, width: int, spec: Spec) -> Batch:
-    """A batch of one token over and over, with the last token of each row as position."""
-    ids, places = torch.zeros(rows, width, dtype=torch.int64), torch.arange(rows)
-    return Batch(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        token_type_ids=ids if spec.has_token_type_ids else None,
-        position_rows=places,
-        position_tokens=torch.full_like(places, width - 1),
-        labels=torch.full_like(places, -1),
-        uniforms=torch.zeros(rows, num_uniforms(spec.keep), dtype=torch.float64),
-    )
-
-
 def pick_device(wanted: str) -> torch.device:
     """`auto` takes an accelerator where there is one; `cuda` insists.
 
@@ -217,19 +215,7 @@ def own_device(device: torch.device, run: str) -> torch.device:
     return torch.device("cuda", claim_number(run) % torch.cuda.device_count())
 
 
-@torch.inference_mode()
-def _check_head(model: Any, head: Head, spec: Spec, entry: torch.device) -> None:
-    if len(head.weight) != spec.vocab_size:
-        raise TeacherError(
-            "the teacher's head is not as wide as its config says",
-            expected=spec.vocab_size,
-            got=len(head.weight),
-        )
-    ids = torch.arange(min(16, spec.vocab_size), device=entry)[None]
-    compare_with_forward(model, head, ids)
-
-
-def _pooled(
+def pooled(
     hidden: tuple[torch.Tensor, ...], mask: Int[torch.Tensor, "B S"], feature: Feature
 ) -> Float[torch.Tensor, "B D"]:
     """One pooled hidden state of each example, in float32; padding (on the right) does not count."""

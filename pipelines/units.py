@@ -78,7 +78,6 @@ class UnitScorer:
     header: Header
     budget: Budget
     row_group_tokens: int
-    pad_id: int
     deadline: float | None = None
     """Seconds since the epoch after which no unit is begun."""
     turns: AbstractContextManager[bool] = field(default_factory=threading.Lock)
@@ -113,6 +112,7 @@ class UnitScorer:
             [example.num_tokens for example in examples],
             lambda: self.budget.tokens,
             on_device=self._on_device,
+            batching=self.teacher.batching,
         )
         with ThreadPoolExecutor(1) as side:
             parts = ([examples[i] for i in batch] for batch in plan)
@@ -171,7 +171,9 @@ class UnitScorer:
         return self.teacher.device.type != "cpu"
 
     def _collate(self, members: Sequence[Example]) -> Batch:
-        return collate(members, self.teacher.spec, pad_id=self.pad_id, on_device=self._on_device)
+        teacher = self.teacher
+        padded = self._on_device and teacher.batching == "padded batches"
+        return collate(members, teacher.spec, pad_id=teacher.pad_id, on_device=padded)
 
     def _encode(
         self, members: Sequence[Example], answer: Answer, work: Work

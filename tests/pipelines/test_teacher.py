@@ -12,10 +12,12 @@ from pipelines import handler
 from pipelines import teacher as teacher_module
 from pipelines.config import TeacherConfig
 from pipelines.fingerprint import make_header, resolve
-from pipelines.heads import Head, multiplier_of
-from pipelines.teacher import Teacher, open_teacher, pick_device
+from pipelines.heads import Head
+from pipelines.opening import open_teacher
+from pipelines.teacher import Teacher, pick_device
 from schemas import Cache
 from schemas.errors import MismatchError, TeacherError, TooManyRejectsError, UsageError
+from schemas.model_heads import head_transform
 from tests.pipelines import models
 from tests.pipelines.helpers import config, documents, read, rejects, run, write_jsonl
 
@@ -149,7 +151,7 @@ def test_a_model_without_a_linear_head_is_refused(teacher):
     [({}, 1), ({"logits_scaling": 4.0}, 0.25), ({"logit_scale": 0.5}, 0.5), ({"logit_scale": None}, 1)],
 )
 def test_multipliers_are_read_from_the_config(config, expected):
-    assert multiplier_of(config) == expected
+    assert head_transform(config).multiplier == expected
 
 
 def test_weights_that_are_missing_are_an_error_and_never_random(tmp_path, teacher, corpus):

@@ -1,0 +1,336 @@
+"""Does an answer depend on who shares the batch? Asked at load, of every teacher, before anything is scored.
+
+The truth is plain transformers: the model called with one text, without padding, fresh as it was loaded. Against it
+stand our answers, in the ways that a run would ask: a long text before short ones in one padded batch, two texts of one
+length, one text alone. The first of these ways that says the same is the run's; where even one text alone differs, the
+model is refused by name. Texts are random ids; they are short, but as long as may matter: positions end, windows of
+attention slide and rotary frequencies change where a config says so. Cost: some ten forwards of a few hundred tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+
+from pipelines.batching import padded_width
+from pipelines.calls import MODEL_ERRORS, accepted, told
+from pipelines.carried import Carried, put_back, remember
+from pipelines.select import num_uniforms
+from pipelines.shapes import text_config, usable_length
+from pipelines.teacher import Batch, Batching, Teacher, pooled
+from schemas.errors import TeacherError, one_line
+from schemas.spec import Spec
+
+_SHORT, _MIDDLE, _LONG, _NAMED = (1, 2, 9), 12, 256, 1024
+"""Tokens of texts; the longest is as long as `_NAMED` where the config names a length that it could pass."""
+_POSITIONS = 64
+"""The last positions of a text that are compared."""
+_POOL, _DRAWS = 24, 4
+"""Distinct ids of one draw of texts, and draws: a token whose embedding is not finite is no fault of the batch."""
+_ROUNDING = {torch.float32: 2**-11, torch.float16: 2**-6, torch.bfloat16: 2**-5}
+"""Of the largest score: what two orders of the same sums may differ by."""
+_LENGTHS = ("window", "block", "chunk", "original_max_position")
+"""Words in the names of lengths that change what a model does with longer texts."""
+
+Said = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
+
+
+class Text(NamedTuple):
+    """One text, and what the model says of it alone, fresh: `[n, V]` of its last positions, and its features."""
+
+    ids: list[int]
+    truth: Said
+
+
+def settled(teacher: Teacher, tokenizer: Any) -> Teacher:
+    """The teacher with the largest batches that leave every answer what it is alone.
+
+    Raises:
+        TeacherError: the model cannot be run, has other features than the spec, does not say the same twice, sees what
+            it is to predict, or says something else than when it is called plainly.
+    """
+    teacher, texts = _told(teacher, tokenizer)
+    _refuse_unsettled(teacher, texts)
+    _refuse_clairvoyant(teacher, texts)
+    _refuse_too_long(teacher, texts)
+    return _batched(teacher, texts)
+
+
+def _batched(teacher: Teacher, texts: list[Text]) -> Teacher:
+    """The first way of batching that says the truth. Classifiers that need a padding id to find a text's last token, and
+    have none, get one that no text has: without padding the last token is then the last one."""
+    config = text_config(teacher.model.config)
+    lacks = teacher.head is None and getattr(config, "pad_token_id", 0) is None
+    why = ""
+    for batching in get_args(Batching):
+        if lacks:
+            config.pad_token_id = None if batching == "one text a batch" else -1
+        tried = replace(teacher, batching=batching)
+        if not (why := _difference(tried, texts)):
+            return tried
+    raise TeacherError(
+        f"{type(teacher.model).__name__} says something else here than when it is called plainly",
+        got=why,
+        do="Report the model class, and use another --teacher",
+    )
+
+
+def _difference(teacher: Teacher, texts: list[Text]) -> str:
+    """How the teacher's answers differ from the truth in its way of batching; empty where they do not."""
+    for members in _batches(teacher.batching, texts):
+        batch = _batch([text.ids for text in members], teacher)
+        try:
+            logits, features = teacher.said(batch)
+        except MODEL_ERRORS as error:
+            return f"{type(error).__name__}: {one_line(error)}"
+        parts = torch.split(logits, [len(text.truth[0]) for text in members])
+        for row, (text, part) in enumerate(zip(members, parts, strict=True)):
+            ours = (part, tuple(feature[row : row + 1] for feature in features))
+            if found := _apart(ours, text.truth, teacher.model.dtype):
+                return f"{found}, of {len(text.ids)} tokens among {len(members)} texts"
+    return ""
+
+
+def _batches(batching: Batching, texts: list[Text]) -> Iterator[list[Text]]:
+    """Batches of a kind as a run makes them, longest first; a text beside itself; and short ones again at the end."""
+    ordered = sorted(texts, key=lambda text: -len(text.ids))
+    if batching == "padded batches":
+        yield [ordered[0], *ordered[-2:]]
+        yield ordered[1:]
+        yield [ordered[1]] * 3
+    elif batching == "batches of one length":
+        yield [ordered[0]] * 2
+        yield from ([text, *same] for text, same in _alike(ordered))
+    yield from ([text] for text in (*ordered, ordered[0], ordered[-1]))
+
+
+def _alike(texts: Sequence[Text]) -> Iterator[tuple[Text, list[Text]]]:
+    """Each text with the others of its length."""
+    for place, text in enumerate(texts):
+        yield text, [other for other in texts[place + 1 :] if len(other.ids) == len(text.ids)]
+
+
+def _apart(ours: Said, truth: Said, dtype: torch.dtype) -> str:
+    """What differs by more than rounding. In half precision one flip of a router is no fault: there the median counts."""
+    pairs = [("scores", ours[0], truth[0]), *(("a feature", a, b) for a, b in zip(ours[1], truth[1], strict=True))]
+    for what, a, b in pairs:
+        if a.shape != b.shape:
+            return f"{what} of shape {tuple(a.shape)}, not {tuple(b.shape)}"
+        rows = (a - b.to(a.device)).abs().amax(1)
+        largest = (rows.amax() if dtype == torch.float32 else rows.median()).item()
+        bound = _ROUNDING.get(dtype, 2**-5) * max(1.0, b.abs().max().item())
+        if not largest <= bound:
+            return f"{what} that differ by {largest:.3g}, more than {bound:.2g}"
+    return ""
+
+
+def _told(teacher: Teacher, tokenizer: Any) -> tuple[Teacher, list[Text]]:
+    """Texts with what the model says of each, fresh; and the teacher with what its model carries on."""
+    for draw in range(_DRAWS):
+        fresh = remember(teacher.model)
+        texts, carried = [], list[Carried]()
+        for ids in _ids(teacher, tokenizer, seed=draw):
+            with told(f"cannot be asked for a text of {len(ids)} tokens", teacher.model):
+                truth, layers = plain(teacher, ids)
+            changed = [one for one in fresh if one.has_changed()]
+            carried += [one for one in changed if one not in carried]
+            put_back(changed)
+            texts.append(Text(ids, truth))
+            teacher = replace(teacher, num_layers=layers)
+        finite = all(part.isfinite().all() for text in texts for part in (text.truth[0], *text.truth[1]))
+        if finite:
+            return replace(teacher, carried=tuple(carried)), texts
+    name, half = type(teacher.model).__name__, teacher.model.dtype == torch.float16
+    raise TeacherError(
+        f"{name} overflows in float16" if half else f"{name} says what is not finite",
+        got="scores or features that are infinite or no number",
+        do="Say --dtype bfloat16 or float32" if half else "Its weights are damaged, or --dtype is too narrow",
+    )
+
+
+@torch.inference_mode()
+def plain(teacher: Teacher, ids: list[int]) -> tuple[Said, int]:
+    """What the model says of one text when it is called as anybody calls it; and the last index of its states.
+
+    Raises:
+        TeacherError: it gives no scores of the spec's width, or not the features that the spec declares.
+    """
+    spec, model = teacher.spec, teacher.model
+    given = {"input_ids": torch.tensor([ids], device=teacher.entry)}
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    options: dict[str, Any] = {"output_hidden_states": True} if spec.features else {}
+    if spec.has_token_type_ids:
+        given["token_type_ids"] = torch.zeros_like(given["input_ids"])
+    if len(ids) > _POSITIONS and teacher.head is not None:
+        options |= _few_positions(model)
+    output = model(**accepted(model.forward, **given, **options))
+    logits = getattr(output, "logits", None)
+    shape = (1, spec.vocab_size) if teacher.head is None else (1, -1, spec.vocab_size)
+    if not isinstance(logits, torch.Tensor) or not _fits(logits, shape):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
+        raise TeacherError(f"{type(model).__name__} gives no scores as wide as its config says", expected=shape, got=got)
+    scores = logits if teacher.head is None else logits[0, -_POSITIONS:]
+    features, layers = _features(teacher, output, len(ids))
+    return (scores.float().to(teacher.device).clone(), features), layers
+
+
+def _features(teacher: Teacher, output: Any, length: int) -> tuple[tuple[torch.Tensor, ...], int]:
+    spec, name = teacher.spec, type(teacher.model).__name__
+    if not spec.features:
+        return (), 0
+    states = getattr(output, "hidden_states", None)
+    if states is None:
+        raise TeacherError(f"{name} gives no hidden states", do="Leave --features out")
+    mask = torch.ones(1, length, dtype=torch.int64)
+    for feature in spec.features:
+        got = tuple(states[feature.layer].shape) if feature.layer < len(states) else f"{len(states)} layers"
+        if got != (1, length, feature.width):
+            raise TeacherError(
+                f"{name} has no states of every token at layer {feature.layer}",
+                expected=(1, length, feature.width),
+                got=got,
+                do=f"Ask for another layer than {feature.name}, or leave --features out",
+            )
+    return tuple(pooled(states, mask, f).to(teacher.device) for f in spec.features), len(states) - 1
+
+
+def _few_positions(model: Any) -> dict[str, Any]:
+    """A model that can leave out the scores of all but the last positions does: its vocabulary may be large."""
+    found = accepted(model.forward, logits_to_keep=_POSITIONS)
+    return found if "logits_to_keep" in _names(model.forward) else {}
+
+
+def _names(forward: Any) -> Sequence[str]:
+    import inspect
+
+    return list(inspect.signature(forward).parameters)
+
+
+def _fits(logits: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    return logits.ndim == len(shape) and all(w in (-1, n) for n, w in zip(logits.shape, shape, strict=True))
+
+
+def _refuse_unsettled(teacher: Teacher, texts: list[Text]) -> None:
+    """A model that draws random numbers, or keeps what was not put back, says something else the second time."""
+    for text in (texts[0], texts[-1]):
+        put_back(teacher.carried)
+        again, _ = plain(teacher, text.ids)
+        if found := _apart(again, text.truth, teacher.model.dtype):
+            raise TeacherError(
+                f"{type(teacher.model).__name__} does not say the same of a text twice",
+                got=found,
+                do="Use another --teacher: what it says is of chance, or of what it was asked before",
+            )
+    put_back(teacher.carried)
+
+
+def _refuse_clairvoyant(teacher: Teacher, texts: list[Text]) -> None:
+    """A causal LM may not see the tokens that it is to predict: encoders have a head of that name too."""
+    if teacher.head is None:
+        return
+    by_ids = {tuple(text.ids): text for text in texts}
+    for text in texts:
+        before = by_ids.get(tuple(text.ids[:-_MIDDLE + _SHORT[-1]]))
+        if before is None or len(text.ids) > (original_length(teacher.model.config) or math.inf):
+            continue
+        known = len(before.ids)
+        if found := _apart((text.truth[0][:known], ()), (before.truth[0], ()), teacher.model.dtype):
+            raise TeacherError(
+                f"{type(teacher.model).__name__} sees the tokens that it is to predict",
+                got=f"{found} when more text follows",
+                do="It is an encoder (or its config lacks is_decoder): use a causal language model",
+            )
+
+
+def _refuse_too_long(teacher: Teacher, texts: list[Text]) -> None:
+    """The longest text that the run may bring, where the model's positions could end before."""
+    longest, usable = teacher.spec.max_length, usable_length(teacher.model.config)
+    if usable is None or longest <= max(len(text.ids) for text in texts) or longest <= usable - 8:
+        return
+    ids = (texts[-1].ids * longest)[:longest]
+    try:
+        teacher.said(_batch([ids], teacher))
+    except MODEL_ERRORS as error:
+        raise TeacherError(
+            f"{type(teacher.model).__name__} cannot be asked for a text of {longest} tokens",
+            got=f"{type(error).__name__}: {one_line(error)}",
+            do=f"Say --max_length {min(usable, longest - 1)} or less",
+        ) from error
+
+
+def _ids(teacher: Teacher, tokenizer: Any, *, seed: int) -> list[list[int]]:
+    """Texts of a few lengths between a tokenizer's special tokens, two of each length that batches share, one of which
+    holds the padding as if it were text."""
+    spec, random = teacher.spec, np.random.default_rng(seed)
+    before, after = special_tokens(tokenizer)
+    known = sorted(set(range(min(teacher.embedded, len(tokenizer)))) - set(tokenizer.all_special_ids))
+    pool = random.permutation(known or range(teacher.embedded))[:_POOL]
+    room = max(1, spec.max_length - len(before) - len(after))
+    if teacher.head is not None:
+        after = []  # a causal LM's later tokens change nothing of the earlier ones
+    long = min(room, _longest(teacher))
+    middle = random.choice(pool, min(room, _MIDDLE)).tolist()
+    bodies = [random.choice(pool, min(room, length)).tolist() for length in _SHORT]
+    bodies += [middle, middle[: _SHORT[-1]], random.choice(pool, long).tolist()]
+    padded = random.choice(pool, min(room, _SHORT[-1])).tolist()
+    padded[len(padded) // 2] = teacher.pad_id
+    return [[*before, *body, *after] for body in [*bodies, padded]]
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and after a text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    ids, mask = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    inner = [place for place, special in enumerate(mask) if not special] or [len(ids)]
+    return ids[: inner[0]], ids[inner[-1] + 1 :]
+
+
+def _longest(teacher: Teacher) -> int:
+    """How long a text must be for what changes with length to show."""
+    config = text_config(teacher.model.config)
+    original = original_length(config)
+    if original is not None and original < teacher.spec.max_length:
+        return 2 * original
+    named = [value for name, value in config.to_dict().items() if any(word in name for word in _LENGTHS)]
+    lengths = [n for value in named for n in (value if isinstance(value, list) else [value])]
+    return _NAMED if any(isinstance(n, int) and 0 < n < teacher.spec.max_length for n in lengths) else _LONG
+
+
+def original_length(config: Any) -> int | None:
+    """The length beyond which a model's rotary frequencies change with the text's own; None: they never do."""
+    text = text_config(config)
+    ropes = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    found = []
+    for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind in ("dynamic", "longrope"):
+            length = rope.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", None)
+            found += [length] if length else []
+    return min(found, default=None)
+
+
+def _batch(rows: list[list[int]], teacher: Teacher) -> Batch:
+    """A batch as a run collates it, with the positions that are compared."""
+    spec: Spec = teacher.spec
+    alone = teacher.batching != "padded batches"
+    width = padded_width(max(map(len, rows)), on_device=not alone and teacher.device.type != "cpu")
+    ids = torch.full((len(rows), width), teacher.pad_id)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
+    places = [[0] if teacher.head is None else range(max(0, len(r) - _POSITIONS), len(r)) for r in rows]
+    return Batch(
+        input_ids=ids,
+        attention_mask=mask,
+        token_type_ids=torch.zeros_like(ids) if spec.has_token_type_ids else None,
+        position_rows=torch.tensor([row for row, found in enumerate(places) for _ in found]),
+        position_tokens=torch.tensor([token for found in places for token in found]),
+        labels=torch.full((sum(map(len, places)),), -1),
+        uniforms=torch.zeros(sum(map(len, places)), num_uniforms(spec.keep), dtype=torch.float64),
+    )
