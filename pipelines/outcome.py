@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from pipelines.fingerprint import resolve
-from pipelines.gate import RejectLine, Run, check_rejects, rejects_of, write_rejects
+from pipelines.gate import RejectLine, Run, check_rejects, labels_of, rejects_of, write_rejects
 from pipelines.units import ShardLine
 from schemas.cache import RUNS_FOLDER, create_header
 from schemas.commits import NO_VERSION, Shard, Version, commit, read_version, record_after
@@ -76,6 +76,8 @@ class RunSummary:
     """Of encoding, most of it beside the teacher, sealing and storing, over all workers."""
     workers: int = 0
     """Processes that scored units."""
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """Documents by how their labels were read."""
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def finish(
         counts[f"reject:{reason}"] = counts.get(f"reject:{reason}", 0) + 1
     check_rejects(run, counts, rejects)
     if rejects:
-        write_rejects(run, rejects)
+        write_rejects(run, rejects, counts)
     storage = Storage.at(run.root)
     change = change_of(chosen)
     provenance = merged(run.provenance, (line.work.get("provenance", {}) for line in chosen))
@@ -247,6 +249,7 @@ def _summary(
         **moved,
         prune_withheld=counts.get("unidentified", 0),
         rejects=rejects_of(counts),
+        labels=labels_of(counts),
         totals=sum((Totals.from_json(line.totals) for line in computed), Totals()),
         shards=sum(line.name is not None for line in lines),
         size_bytes=sum(line.size_bytes for line in lines),
