@@ -10,14 +10,13 @@ Parquet file is read few rows at a time. What is no plain file (a pipe, a folder
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,15 +25,10 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from pipelines.config import MAX_LINE_BYTES, CorpusConfig
-from schemas.errors import CorpusError, TruncatedFileError, UsageError
+from pipelines.lines import LongLine, Record, decompressed, lines, lines_between
+from schemas.errors import CorpusError, UsageError
 
 PIECE_BYTES = 64 * 2**20
-_CHUNK_BYTES = 2**20
-_ZSTD_STEP_BYTES = 2**12
-"""A block of 4 bytes can hold 128 KiB: 4 KiB give 128 MiB at most, where a step of 1 MiB could give 32 GiB. An ordinary
-file takes a sixth longer than in one step."""
-_ZSTD_WINDOW_BYTES = 2**27
-"""What the `zstd` command itself takes without being told otherwise."""
 _PARQUET_ROWS = 256
 """Rows of a batch: of strings that stand in a dictionary each may be long."""
 _FORMATS = {
@@ -55,32 +49,6 @@ class Piece(NamedTuple):
     format: str
     start: int
     end: int
-
-
-class LongLine(NamedTuple):
-    """Stands for a line, or a row, that is longer than allowed."""
-
-    size_bytes: int
-
-
-class Record(NamedTuple):
-    """One raw record: a line's bytes, or a Parquet row as a dict; `offset` is its first byte, or its row number."""
-
-    offset: int
-    value: bytes | dict[str, Any] | LongLine
-
-
-@runtime_checkable
-class _Frame(Protocol):
-    """A decompressor of one frame: what `zlib` and `zstandard` have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
 
 
 def find_pieces(corpus: CorpusConfig) -> list[Piece]:
@@ -109,9 +77,9 @@ def read_piece(
             if piece.format == "parquet":
                 yield from _parquet_records(file, piece, columns, max_line_bytes)
             elif is_compressed(piece.path):
-                yield from _lines(_decompressed(file, piece.path), max_line_bytes)
+                yield from lines(decompressed(file, piece.path), max_line_bytes)
             else:
-                yield from _lines_of_piece(file, piece, max_line_bytes)
+                yield from lines_between(file, piece.path, max_line_bytes, start=piece.start, end=piece.end)
     except (OSError, BeamIOError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
         raise CorpusError(
             "a corpus file cannot be read", where=piece.path, got=str(error) or repr(error)
@@ -176,124 +144,6 @@ def _pieces(path: str, size: int, corpus: CorpusConfig) -> Iterator[Piece]:
         yield Piece(path, kind, start, min(start + PIECE_BYTES, size))
 
 
-class _Held:
-    """A line that is not yet at its end: its parts, as long as they are not too long together."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._parts, self.size_bytes = limit, list[bytes](), 0
-
-    def add(self, part: bytes) -> None:
-        self.size_bytes += len(part)
-        self._parts.append(part)
-        if self.size_bytes > self._limit:
-            self._parts.clear()
-
-    def take(self) -> bytes | LongLine:
-        """The whole line; and none is held any more."""
-        size, line = self.size_bytes, b"".join(self._parts)
-        self.size_bytes = 0
-        self._parts.clear()
-        return line if size <= self._limit else LongLine(size)
-
-
-def _lines(chunks: Iterable[bytes], limit: int) -> Iterator[Record]:
-    """Lines of a stream of chunks, without their line ends."""
-    held, offset = _Held(limit), 0
-    for chunk in chunks:
-        *ended, rest = chunk.split(b"\n")
-        for part in ended:
-            held.add(part)
-            size = held.size_bytes
-            yield Record(offset, held.take())
-            offset += size + 1
-        held.add(rest)
-    if held.size_bytes:
-        yield Record(offset, held.take())
-
-
-def _lines_of_piece(file: IO[bytes], piece: Piece, limit: int) -> Iterator[Record]:
-    """Lines that begin inside the piece; the last may end in the next one's bytes."""
-    buffered = io.BufferedReader(file, _CHUNK_BYTES) if isinstance(file, io.RawIOBase) else file
-    offset = piece.start
-    if piece.start:
-        buffered.seek(piece.start - 1)
-        offset = _next_line(buffered, piece)
-    while offset < piece.end:
-        held, ended = _Held(limit), False
-        while not ended and (part := buffered.readline(_CHUNK_BYTES)):
-            ended = part.endswith(b"\n")
-            held.add(part.removesuffix(b"\n"))
-        if not ended and not held.size_bytes:
-            raise TruncatedFileError(
-                "a corpus file became shorter while it was read",
-                where=piece.path,
-                expected=f"{piece.end} bytes",
-                got=offset,
-                do="Start the run again; nothing was committed",
-            )
-        size = held.size_bytes + ended
-        yield Record(offset, held.take())
-        offset += size
-
-
-def _next_line(file: IO[bytes], piece: Piece) -> int:
-    """Passes over the line that holds the byte before the piece: where the next one begins."""
-    offset = piece.start - 1
-    while offset < piece.end and (part := file.readline(_CHUNK_BYTES)):
-        offset += len(part)
-        if part.endswith(b"\n"):
-            break
-    return offset
-
-
-def _decompressed(file: IO[bytes], path: str) -> Iterator[bytes]:
-    """Chunks of at most 1 MiB of all frames, one after the other. A file of no bytes has not one frame: it was cut."""
-    steps = _gzip_steps(file) if path.endswith(".gz") else _zstd_steps(file)
-    finished = False
-    for data, finished in steps:  # noqa: B007
-        for start in range(0, len(data), _CHUNK_BYTES):
-            yield data[start : start + _CHUNK_BYTES]
-    if not finished:
-        raise TruncatedFileError(
-            "a compressed corpus file ends inside a frame",
-            where=path,
-            do="Copy the file again; nothing was committed",
-        )
-
-
-def _gzip_steps(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """(what was decompressed, whether a frame ends there)."""
-    frame = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    while chunk := file.read(_CHUNK_BYTES):
-        while chunk:
-            if frame.eof:
-                frame = zlib.decompressobj(zlib.MAX_WBITS | 16)
-            data = frame.decompress(chunk, _CHUNK_BYTES)
-            chunk = frame.unused_data if frame.eof else frame.unconsumed_tail
-            yield data, frame.eof
-    while not frame.eof and (data := frame.decompress(b"", _CHUNK_BYTES)):
-        yield data, frame.eof
-
-
-def _zstd_steps(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """(what was decompressed, whether a frame ends there)."""
-    frame: _Frame | None = None
-    while chunk := file.read(_CHUNK_BYTES):
-        for start in range(0, len(chunk), _ZSTD_STEP_BYTES):
-            part = chunk[start : start + _ZSTD_STEP_BYTES]
-            while part:
-                frame = frame or _new_frame()
-                data = frame.decompress(part)
-                part = frame.unused_data if frame.eof else b""
-                ended = frame.eof
-                frame = None if ended else frame
-                yield data, ended
-
-
-def _new_frame() -> _Frame:
-    return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
-
-
 def _parquet_records(file: IO[bytes], piece: Piece, columns: Iterable[str], limit: int) -> Iterator[Record]:
     with _spooled(file, piece.path) if is_compressed(piece.path) else nullcontext(file) as source:
         schema = pq.read_schema(source)
@@ -313,7 +163,7 @@ def _parquet_records(file: IO[bytes], piece: Piece, columns: Iterable[str], limi
 def _spooled(file: IO[bytes], path: str) -> IO[bytes]:
     """A decompressed file on disk: Parquet is read from its end."""
     spool = tempfile.TemporaryFile()  # noqa: SIM115  closed by who reads it
-    for chunk in _decompressed(file, path):
+    for chunk in decompressed(file, path):
         spool.write(chunk)
     spool.seek(0)
     return spool

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pipelines.config import CorpusConfig
-from pipelines.corpus import LongLine, Record
 from pipelines.labels import Label, LabelMap, read_label
+from pipelines.lines import LongLine, Record
 from pipelines.messages import read_given, read_messages
 from pipelines.rejects import (
     EMPTY,

@@ -24,10 +24,10 @@ from pipelines.rejects import (
 KWARGS = "chat_template_kwargs"
 """Field of a record with variables for the template, by the custom of other trainers."""
 _LISTS = ("tools", "documents")
-_RESERVED = frozenset(
-    "messages conversations chat_template add_generation_prompt continue_final_message "
-    "return_assistant_tokens_mask tokenize".split()
-)
+_RESERVED = {
+    *("messages", "conversations", "chat_template", "tokenize"),
+    *("add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"),
+}
 """What a conversation's rendering decides itself."""
 
 

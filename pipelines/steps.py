@@ -13,12 +13,13 @@ import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
 from pipelines.config import PrecomputeConfig
-from pipelines.corpus import Piece, Record, is_part, read_piece
+from pipelines.corpus import Piece, is_part, read_piece
 from pipelines.documents import Document, Source, is_blank, read_document, record_id
 from pipelines.fingerprint import corpus_kind, resolve
 from pipelines.gate import LINES, READ_AS, Run
 from pipelines.known import Stored, decide
 from pipelines.labels import LabelMap
+from pipelines.lines import Record
 from pipelines.preflight import columns_of
 from pipelines.progress import PROGRESS
 from pipelines.rejects import DAMAGED, Reject, RejectedError
