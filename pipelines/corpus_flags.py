@@ -9,7 +9,7 @@ from pipelines.config import CorpusFormat
 from schemas.arguments import positive
 
 
-def add_corpus_flags(group: argparse._ArgumentGroup) -> None:
+def add_corpus_flags(group: argparse._ActionsContainer) -> None:
     """Which files, and which of their fields are what."""
     group.add_argument("--corpus", nargs="+", required=True, metavar="FILES", help="paths or quoted globs")
     formats = "jsonl, text (one document a line) or parquet; each also .gz or .zst; auto: by the name"

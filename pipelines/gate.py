@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pipelines.config import TeacherConfig
 from pipelines.corpus import PIECE_BYTES
-from pipelines.rejects import Reject
+from pipelines.rejects import Reject, fault
 from pipelines.versions import shared_versions
 from schemas.cache import REJECTS_FOLDER
 from schemas.errors import TooManyMissingError, TooManyRejectsError
@@ -109,12 +109,8 @@ def told(reject: Reject, counts: Mapping[str, int]) -> str:
     """Where a reject stands, and what is wrong there."""
     line = line_number(reject, counts)
     place = f"{reject.file} line {line}" if line else f"{reject.file} at {reject.offset:,}"
-    parts = [
-        f"{word}{value}"
-        for word, value in (("field ", reject.field), ("expected ", reject.expected), ("got ", reject.got))
-        if value is not None
-    ]
-    return printable(", ".join([place, *parts]))
+    found = fault(reject.field, reject.expected, reject.got)
+    return printable(f"{place}: {found}" if found else place)
 
 
 def line_number(reject: Reject, counts: Mapping[str, int]) -> int | None:

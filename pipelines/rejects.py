@@ -51,9 +51,19 @@ class RejectedError(Exception):
         """The document's hash, where it is known all the same."""
         self.field, self.expected, self.got = field, expected, got
 
+    def told(self) -> str:
+        """The field, what was expected in it, and what was found."""
+        return fault(self.field, self.expected, self.got)
+
     def reject(self, file: str, offset: int, key: str | None, line: int) -> Reject:
         """The reject of a record that stands there."""
         return Reject(str(self), file, offset, key, line, self.field, self.expected, self.got)
+
+
+def fault(field: str | None, expected: str | None, got: str | None) -> str:
+    """What of them is known, in words."""
+    parts = (("field", field), ("expected", expected), ("got", got))
+    return ", ".join(f"{word} {value}" for word, value in parts if value is not None)
 
 
 _KINDS = ((bool, "a boolean"), (int, "a whole number"), (float, "a fraction"), (str, "a string"))
