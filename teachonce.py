@@ -44,7 +44,9 @@ VERBS = {
     "plan": Verb(
         "pipelines.plan_commands", "pipelines", "what a precompute would do and cost; writes nothing"
     ),
-    "inspect": Verb("schemas.commands", "", "show what a cache holds"),
+    "inspect": Verb(
+        "schemas.commands", "", "show what a cache holds; with --corpus, what of a corpus is supervised"
+    ),
     "verify": Verb(
         "schemas.commands", "", "check every byte, count and id; with --teacher, the values; or --repair"
     ),
@@ -101,6 +103,8 @@ def run(name: str, arguments: list[str]) -> int:
     verb = VERBS[name]
     if name == "verify" and any(argument.startswith("--teacher") for argument in arguments):
         verb = Verb("pipelines.commands", "pipelines", verb.purpose)
+    if name == "inspect" and any(argument.startswith("--corpus") for argument in arguments):
+        verb = Verb("pipelines.inspect_commands", "pipelines", verb.purpose)
     try:
         module = importlib.import_module(verb.module)
     except ModuleNotFoundError as error:

@@ -15,13 +15,13 @@ from transformers.utils import logging as transformers_logging
 
 from pipelines.config import (
     CorpusConfig,
-    CorpusFormat,
     Device,
     DeviceMap,
     Dtype,
     PrecomputeConfig,
     TeacherConfig,
 )
+from pipelines.corpus_flags import add_corpus_flags
 from pipelines.report import outcome_of, summary_table
 from pipelines.rescore import RescoreConfig, Rescored, mean_distance, rescore
 from pipelines.run import precompute as run_precompute
@@ -152,32 +152,11 @@ def split_beam(argv: list[str]) -> tuple[list[str], list[str]]:
 def run_parser(verb: str, description: str, examples: str) -> Parser:
     """The flags of a run, which is also planned by them."""
     parser = Parser(prog=f"teachonce {verb}", description=description, epilog=examples)
-    _add_corpus_flags(parser.add_argument_group("corpus"))
+    add_corpus_flags(parser.add_argument_group("corpus"))
     _add_teacher_flags(parser.add_argument_group("teacher"))
     _add_cache_flags(parser.add_argument_group("cache"))
     _add_run_flags(parser.add_argument_group("run"))
     return parser
-
-
-def _add_corpus_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--corpus", nargs="+", required=True, metavar="FILES", help="paths or quoted globs")
-    formats = "jsonl, text (one document a line) or parquet; each also .gz or .zst; auto: by the name"
-    group.add_argument("--format", choices=get_args(CorpusFormat), help=formats)
-    group.add_argument("--text_field", metavar="NAME", help="field with the text (default: text)")
-    group.add_argument("--text_pair_field", metavar="NAME", help="second text, for pair tasks")
-    group.add_argument(
-        "--messages_field", metavar="NAME", help="list of {role, content}: the chat template applies"
-    )
-    group.add_argument("--prompt_field", metavar="NAME", help="prompt; with --completion_field")
-    group.add_argument("--completion_field", metavar="NAME", help="completion of the prompt")
-    group.add_argument(
-        "--label_field", metavar="NAME", help="gold label, by the teacher's names or by number"
-    )
-    ids = "the user's own id: keeps equal texts apart. Without it equal content is one document"
-    group.add_argument("--id_field", metavar="NAME", help=ids)
-    group.add_argument(
-        "--max_document_chars", type=positive, metavar="N", help="longer ones are rejected (10,000,000)"
-    )
 
 
 def _add_teacher_flags(group: argparse._ArgumentGroup) -> None:

@@ -16,6 +16,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 DeviceMap = Literal["auto", "balanced", "sequential"]
 CorpusFormat = Literal["auto", "jsonl", "text", "parquet"]
 
+MAX_LINE_BYTES = 64 * 2**20
+"""Holds the longest document (`max_document_chars`) also where each of its characters is escaped."""
 _ACCELERATOR = re.compile(r"type:[a-z0-9-]+;count:[1-9][0-9]*(;[a-z0-9_-]+(:[a-z0-9._-]+)?)*")
 MIN_TEMPERATURE = 0.1
 """At T a stored log-probability is off by half a step divided by T: at 0.1 weights sum up to 1.003, at 0.02 to 1.04."""
@@ -65,13 +67,18 @@ class CorpusConfig:
     completion_field: str | None = None
     label_field: str | None = None
     id_field: str | None = None
+    tools_field: str = "tools"
+    """Which field of a record the chat template reads as `tools`."""
     max_document_chars: int = 10_000_000
     """Longer documents are rejected."""
+    max_line_bytes: int = MAX_LINE_BYTES
+    """Longer lines, and Parquet rows of more, are rejected, and never held whole."""
 
     def __post_init__(self) -> None:
         _refuse_unless(bool(self.files), "corpus", self.files)
         _refuse_unless(self.format in get_args(CorpusFormat), "format", self.format)
         _refuse_unless(self.max_document_chars >= 1, "max_document_chars", self.max_document_chars)
+        _refuse_unless(self.max_line_bytes >= 1, "max_line_bytes", self.max_line_bytes)
         pair = (self.prompt_field, self.completion_field)
         _refuse_unless(None not in pair or pair == (None, None), "prompt_field, completion_field", pair)
         kinds = [f for f in (self.messages_field, self.prompt_field, self.text_pair_field) if f]

@@ -2,14 +2,21 @@
 
 Beam's own readers take a compressed file that ends inside a frame for a shorter file, without a word. So frames are
 decompressed here, and one that is not finished is a `TruncatedFileError`. Beam's filesystems open the files.
+
+A corpus may come from anybody, so what one piece takes in memory is bounded whatever it claims: files are decompressed
+in steps that give 128 MiB at most, a line longer than `max_line_bytes` is passed over and told as a `LongLine`, and a
+Parquet file is read few rows at a time. What is no plain file (a pipe, a folder) is refused before it is opened.
 """
 
 from __future__ import annotations
 
-import io
+import os
+import stat
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
+from contextlib import nullcontext
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,11 +24,13 @@ import zstandard
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from pipelines.config import CorpusConfig
-from schemas.errors import CorpusError, TruncatedFileError, UsageError
+from pipelines.config import MAX_LINE_BYTES, CorpusConfig
+from pipelines.lines import LongLine, Record, decompressed, lines, lines_between
+from schemas.errors import CorpusError, UsageError
 
 PIECE_BYTES = 64 * 2**20
-_CHUNK_BYTES = 2**20
+_PARQUET_ROWS = 256
+"""Rows of a batch: of strings that stand in a dictionary each may be long."""
 _FORMATS = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -42,26 +51,6 @@ class Piece(NamedTuple):
     end: int
 
 
-class Record(NamedTuple):
-    """One raw record: a line's bytes, or a Parquet row as a dict; `offset` is its first byte, or its row number."""
-
-    offset: int
-    value: bytes | dict[str, Any]
-
-
-@runtime_checkable
-class _Frame(Protocol):
-    """A decompressor of one frame: what `zlib` and `zstandard` have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
 def find_pieces(corpus: CorpusConfig) -> list[Piece]:
     """Every piece of every file that the globs match, each file once.
 
@@ -74,7 +63,9 @@ def find_pieces(corpus: CorpusConfig) -> list[Piece]:
     return [piece for path in sorted(sizes) for piece in _pieces(path, sizes[path], corpus)]
 
 
-def read_piece(piece: Piece, columns: Iterable[str]) -> Iterator[Record]:
+def read_piece(
+    piece: Piece, columns: Iterable[str], max_line_bytes: int = MAX_LINE_BYTES
+) -> Iterator[Record]:
     """The records of one piece, in order; Parquet is read by row group, only `columns`.
 
     Raises:
@@ -84,15 +75,25 @@ def read_piece(piece: Piece, columns: Iterable[str]) -> Iterator[Record]:
     try:
         with FileSystems.open(piece.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             if piece.format == "parquet":
-                yield from _parquet_records(file, piece, columns)
-            elif piece.path.endswith(_COMPRESSED):
-                yield from _lines(_decompressed(file, piece.path))
+                yield from _parquet_records(file, piece, columns, max_line_bytes)
+            elif is_compressed(piece.path):
+                yield from lines(decompressed(file, piece.path), max_line_bytes)
             else:
-                yield from _lines_of_piece(file, piece)
+                yield from lines_between(file, piece.path, max_line_bytes, start=piece.start, end=piece.end)
     except (OSError, BeamIOError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
         raise CorpusError(
             "a corpus file cannot be read", where=piece.path, got=str(error) or repr(error)
         ) from error
+
+
+def is_compressed(path: str) -> bool:
+    """Whether a file's name says so."""
+    return path.endswith(_COMPRESSED)
+
+
+def is_part(piece: Piece) -> bool:
+    """Whether a file of lines is read in several pieces."""
+    return piece.start > 0 or piece.end - piece.start == PIECE_BYTES
 
 
 def _matched(pattern: str) -> dict[str, int]:
@@ -104,7 +105,25 @@ def _matched(pattern: str) -> dict[str, int]:
         raise UsageError(
             "--corpus matches no file", where=pattern, do="Check the path; quote globs on the command line"
         )
-    return {metadata.path: metadata.size_in_bytes for metadata in found}
+    sizes = {metadata.path: metadata.size_in_bytes for metadata in found}
+    for path in sizes:
+        _refuse_special(path)
+    return sizes
+
+
+def _refuse_special(path: str) -> None:
+    """A pipe would be waited for without end, and read once only; a folder cannot be read at all."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # on another filesystem, or found missing when it is opened
+        return
+    if not stat.S_ISREG(mode):
+        raise UsageError(
+            "--corpus names what is no plain file",
+            where=path,
+            got="a folder" if stat.S_ISDIR(mode) else "a pipe or a device",
+            do="Name its files, as in 'folder/*.jsonl'" if stat.S_ISDIR(mode) else "Write it to a file first",
+        )
 
 
 def _pieces(path: str, size: int, corpus: CorpusConfig) -> Iterator[Piece]:
@@ -125,83 +144,54 @@ def _pieces(path: str, size: int, corpus: CorpusConfig) -> Iterator[Piece]:
         yield Piece(path, kind, start, min(start + PIECE_BYTES, size))
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[Record]:
-    """Lines of a stream of chunks, without their line ends."""
-    rest, offset = b"", 0
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield Record(offset, line)
-            offset += len(line) + 1
-    if rest:
-        yield Record(offset, rest)
+def _parquet_records(file: IO[bytes], piece: Piece, columns: Iterable[str], limit: int) -> Iterator[Record]:
+    with _spooled(file, piece.path) if is_compressed(piece.path) else nullcontext(file) as source:
+        schema = pq.read_schema(source)
+        present = [name for name in columns if name in schema.names]
+        strings = [name for name in present if pa.types.is_string(schema.field(name).type)]
+        parquet = pq.ParquetFile(
+            source, read_dictionary=strings
+        )  # a value that stands there often is held once
+        row = 0
+        for group in range(parquet.num_row_groups):
+            for batch in parquet.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=present):
+                for index in range(len(batch)):
+                    yield Record(row, _row_value(batch.slice(index, 1), limit))
+                    row += 1
 
 
-def _lines_of_piece(file: IO[bytes], piece: Piece) -> Iterator[Record]:
-    """Lines that begin inside the piece; the last may end in the next one's bytes."""
-    offset = piece.start
-    if piece.start:
-        file.seek(piece.start - 1)
-        offset += len(file.readline()) - 1
-    buffered = io.BufferedReader(file, _CHUNK_BYTES) if isinstance(file, io.RawIOBase) else file
-    while offset < piece.end:
-        line = buffered.readline()
-        if not line:
-            raise TruncatedFileError(
-                "a corpus file became shorter while it was read",
-                where=piece.path,
-                expected=f"{piece.end} bytes",
-                got=offset,
-                do="Start the run again; nothing was committed",
-            )
-        yield Record(offset, line.removesuffix(b"\n"))
-        offset += len(line)
+def _spooled(file: IO[bytes], path: str) -> IO[bytes]:
+    """A decompressed file on disk: Parquet is read from its end."""
+    spool = tempfile.TemporaryFile()  # noqa: SIM115  closed by who reads it
+    for chunk in decompressed(file, path):
+        spool.write(chunk)
+    spool.seek(0)
+    return spool
 
 
-def _decompressed(file: IO[bytes], path: str) -> Iterator[bytes]:
-    """The chunks of all frames, one after the other. A file of no bytes has not even one frame: it was cut."""
-    frame: _Frame | None = _new_frame(path)
-    while chunk := file.read(_CHUNK_BYTES):
-        while chunk:
-            frame = frame or _new_frame(path)
-            yield frame.decompress(chunk)
-            chunk = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame is not None:
-        raise TruncatedFileError(
-            "a compressed corpus file ends inside a frame",
-            where=path,
-            do="Copy the file again; nothing was committed",
-        )
-
-
-def _new_frame(path: str) -> _Frame:
-    if path.endswith(".gz"):
-        return zlib.decompressobj(zlib.MAX_WBITS | 16)
-    return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-
-
-def _parquet_records(file: IO[bytes], piece: Piece, columns: Iterable[str]) -> Iterator[Record]:
-    source = file
-    if piece.path.endswith(_COMPRESSED):
-        source = io.BytesIO(b"".join(_decompressed(file, piece.path)))
-    parquet = pq.ParquetFile(source)
-    present = [name for name in columns if name in parquet.schema_arrow.names]
-    row = 0
-    for group in range(parquet.num_row_groups):
-        for batch in parquet.iter_batches(row_groups=[group], columns=present):
-            for value in _row_values(batch):
-                yield Record(row, value)
-                row += 1
-
-
-def _row_values(batch: pa.RecordBatch) -> Iterator[bytes | dict[str, Any]]:
-    """Each row as a dict; one with a string that is not UTF-8 as that string's bytes, to be rejected alone."""
+def _row_value(row: pa.RecordBatch, limit: int) -> bytes | dict[str, Any] | LongLine:
+    """One row as a dict; one with a string that is not UTF-8 as that string's bytes, to be rejected alone."""
+    if len(row.columns) == 0:
+        return {}
+    size = sum(_size_bytes(column) for column in row.columns)
+    if size > limit:
+        return LongLine(size)
     try:
-        yield from batch.to_pylist()
+        value = row.to_pylist(maps_as_pydicts="lossy")[0]
     except UnicodeDecodeError as error:
-        if len(batch) == 1:
-            yield error.object
-            return
-        for index in range(len(batch)):
-            yield from _row_values(batch.slice(index, 1))
+        return bytes(error.object)
+    return {name: _without_nulls(part) for name, part in value.items()}
+
+
+def _size_bytes(column: pa.Array) -> int:
+    """Of a column of one row."""
+    if pa.types.is_dictionary(column.type):
+        return _size_bytes(column.dictionary_decode())
+    return int(column.nbytes)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Objects without their nulls: Parquet has no absent keys, only empty ones."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value

@@ -1,23 +1,33 @@
 """Documents: what a record of the corpus says, or why it is rejected.
 
-Checks that need no teacher stand here, so a wrong `--text_field` is found before the teacher starts. A reject carries
-its source and its reason, never its text.
+Checks that need no teacher stand here, so a wrong `--text_field` is found before the teacher starts. What labels and
+conversations may be stands in `labels.py` and `messages.py`, and what a reject tells in `rejects.py`.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pipelines.config import CorpusConfig
-from pipelines.corpus import Record
+from pipelines.labels import Label, LabelMap, read_label
+from pipelines.lines import LongLine, Record
+from pipelines.messages import read_given, read_messages
+from pipelines.rejects import (
+    EMPTY,
+    FIELD_MISSING,
+    INVALID_UTF8,
+    LINE_TOO_LONG,
+    NOT_A_STRING,
+    NOT_JSON,
+    REPEATED_FIELD,
+    TOO_LONG,
+    RejectedError,
+    kind_of,
+)
 from schemas.identity import document_hash
-
-_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
-
-Label = int | float | tuple[float, ...] | None
 
 
 class Source(NamedTuple):
@@ -25,6 +35,8 @@ class Source(NamedTuple):
 
     file: str
     offset: int
+    line: int = 0
+    """From 1, counted in the piece that was read; 0 in Parquet."""
 
 
 class Document(NamedTuple):
@@ -40,40 +52,9 @@ class Document(NamedTuple):
     label: Label
     file: str
     offset: int
-
-
-class Reject(NamedTuple):
-    """One record that is not cached, and why."""
-
-    reason: str
-    file: str
-    offset: int
-    id: str | None
-
-
-class LabelMap(NamedTuple):
-    """How labels of the corpus become classes: by the teacher's own names, or by number."""
-
-    ids: Mapping[str, int]
-    num_classes: int
-    score: str
-
-
-class RejectedError(Exception):
-    """Carries the reason out of the checks below; never leaves this module's callers."""
-
-    def __init__(self, reason: str, digest: bytes | None = None) -> None:
-        super().__init__(reason)
-        self.digest = digest
-        """The document's hash, where it is known all the same."""
-
-
-NOT_JSON, INVALID_UTF8 = "not_json", "invalid_utf8"
-FIELD_MISSING, NOT_A_STRING, EMPTY = "field_missing", "not_a_string", "empty"
-UNKNOWN_LABEL, TOO_LONG = "unknown_label", "too_long"
-
-DAMAGED = (NOT_JSON, INVALID_UTF8)
-"""Reasons that leave open which document a record was."""
+    given: str | None = None
+    """JSON of what else the chat template is given: tools, documents and other variables that it reads."""
+    line: int = 0
 
 
 def is_blank(record: Record) -> bool:
@@ -89,47 +70,96 @@ def parse(
     Raises:
         RejectedError: with the reason.
     """
-    fields = _fields(record, corpus, kind)
+    return read_document(record, source, corpus, labels, kind)[0]
+
+
+def read_document(
+    record: Record,
+    source: Source,
+    corpus: CorpusConfig,
+    labels: LabelMap | None,
+    kind: str,
+    *,
+    variables: Collection[str] = (),
+) -> tuple[Document, str | None]:
+    """The document in a record, and how its label was read; `variables` are what the chat template reads.
+
+    Raises:
+        RejectedError: with the reason.
+    """
+    fields = record_fields(record, corpus, kind)
     text, pair, content = _content(fields, corpus)
+    given = read_given(fields, variables, corpus.tools_field) if corpus.messages_field else {}
+    if given:
+        content["given"] = given
     key = _key(fields, corpus)
-    label = _label(fields, corpus, labels)
+    label, reading = _label(fields, corpus, labels)
     stored = list(label) if isinstance(label, tuple) else label
     digest = document_hash(content, key=key or "", label=stored)
-    if len(text) + len(pair or "") > corpus.max_document_chars:
-        raise RejectedError(TOO_LONG, digest)
-    return Document(digest, key, text, pair, label, source.file, source.offset)
+    extra = json.dumps(given, ensure_ascii=False) if given else None
+    length = len(text) + len(pair or "") + len(extra or "")
+    if length > corpus.max_document_chars:
+        expected = f"at most {corpus.max_document_chars:,} characters"
+        raise RejectedError(TOO_LONG, digest, expected=expected, got=f"{length:,}")
+    return Document(digest, key, text, pair, label, source.file, source.offset, extra, source.line), reading
 
 
 def record_id(record: Record, corpus: CorpusConfig) -> str | None:
     """The id of a record that may be broken, for its reject."""
     try:
-        return _key(_fields(record, corpus, "jsonl"), corpus)
+        return _key(record_fields(record, corpus, "jsonl"), corpus)
     except RejectedError:
         return None
 
 
-def _fields(record: Record, corpus: CorpusConfig, kind: str) -> Mapping[str, Any]:
+def record_fields(record: Record, corpus: CorpusConfig, kind: str) -> Mapping[str, Any]:
+    """A record's fields by name.
+
+    Raises:
+        RejectedError: it has none.
+    """
     if isinstance(record.value, dict):
         return record.value
+    if isinstance(record.value, LongLine):
+        expected = f"at most {corpus.max_line_bytes:,} bytes a line (--max_line_bytes)"
+        raise RejectedError(LINE_TOO_LONG, expected=expected, got=f"{record.value.size_bytes:,} bytes")
     try:
         text = record.value.removeprefix(codecs.BOM_UTF8 if record.offset == 0 else b"").decode("utf-8")
     except UnicodeDecodeError:
-        raise RejectedError(INVALID_UTF8) from None
+        raise RejectedError(INVALID_UTF8, expected="UTF-8", got="other bytes") from None
     if kind == "text":
         return {corpus.text_field: text.removesuffix("\r")}
+    return _parsed(text, corpus)
+
+
+def _parsed(text: str, corpus: CorpusConfig) -> Mapping[str, Any]:
+    repeated: list[set[str]] = []
+
+    def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        names = [name for name, _ in pairs] if len(value) < len(pairs) else []
+        repeated.append({name for name in names if names.count(name) > 1})
+        return value
+
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise RejectedError(NOT_JSON) from None
+        value = json.loads(text, object_pairs_hook=hook)
+    except (ValueError, RecursionError) as error:
+        got = "nesting without end" if isinstance(error, RecursionError) else "no JSON"
+        raise RejectedError(NOT_JSON, expected="one JSON object a line", got=got) from None
     if not isinstance(value, dict):
-        raise RejectedError(NOT_JSON)
+        raise RejectedError(NOT_JSON, expected="one JSON object a line", got=kind_of(value))
+    twice = repeated[-1] & {*corpus.required_fields, corpus.tools_field}
+    if corpus.messages_field and any(repeated[:-1]):
+        twice |= {corpus.messages_field}
+    if twice:
+        raise RejectedError(REPEATED_FIELD, field=min(twice), expected="each name once", got="one twice")
     return value
 
 
 def _content(fields: Mapping[str, Any], corpus: CorpusConfig) -> tuple[str, str | None, dict[str, Any]]:
     """Text, second text, and what is hashed."""
     if corpus.messages_field:
-        messages = _messages(_field(fields, corpus.messages_field))
+        messages = read_messages(_field(fields, corpus.messages_field), corpus.messages_field)
         return json.dumps(messages, ensure_ascii=False), None, {"messages": messages}
     if corpus.prompt_field and corpus.completion_field:
         prompt = _text(fields, corpus.prompt_field)
@@ -145,32 +175,26 @@ def _content(fields: Mapping[str, Any], corpus: CorpusConfig) -> tuple[str, str 
 def _field(fields: Mapping[str, Any], name: str) -> Any:
     value = fields.get(name)
     if value is None:
-        raise RejectedError(FIELD_MISSING)
+        got = "null" if name in fields else "no such field"
+        raise RejectedError(FIELD_MISSING, field=name, expected="a value", got=got)
     return value
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
-    return _checked_text(_field(fields, name))
+    return _checked_text(_field(fields, name), name)
 
 
-def _checked_text(value: Any) -> str:
+def _checked_text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise RejectedError(NOT_A_STRING)
+        raise RejectedError(NOT_A_STRING, field=name, expected="a string", got=kind_of(value))
     if not value.strip():
-        raise RejectedError(EMPTY)
+        raise RejectedError(EMPTY, field=name, expected="a string that is not blank", got="a blank one")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise RejectedError(INVALID_UTF8) from None
+        expected, got = "a string of whole characters", "half a surrogate pair"
+        raise RejectedError(INVALID_UTF8, field=name, expected=expected, got=got) from None
     return value
-
-
-def _messages(value: Any) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise RejectedError(NOT_A_STRING)
-    if not value:
-        raise RejectedError(EMPTY)
-    return [{name: _text(message, name) for name in ("role", "content")} for message in value]
 
 
 def _key(fields: Mapping[str, Any], corpus: CorpusConfig) -> str | None:
@@ -178,40 +202,14 @@ def _key(fields: Mapping[str, Any], corpus: CorpusConfig) -> str | None:
         return None
     value = _field(fields, corpus.id_field)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RejectedError(NOT_A_STRING)
-    return _checked_text(str(value))
+        expected = "a string or a whole number"
+        raise RejectedError(NOT_A_STRING, field=corpus.id_field, expected=expected, got=kind_of(value))
+    return _checked_text(str(value), corpus.id_field)
 
 
-def _label(fields: Mapping[str, Any], corpus: CorpusConfig, labels: LabelMap | None) -> Label:
+def _label(
+    fields: Mapping[str, Any], corpus: CorpusConfig, labels: LabelMap | None
+) -> tuple[Label, str | None]:
     if corpus.label_field is None or labels is None:
-        return None
-    value = _field(fields, corpus.label_field)
-    if labels.score == "softmax":
-        return _class_of(value, labels)
-    if labels.score == "sigmoid":
-        return _multi_hot(value, labels)
-    values = value if isinstance(value, list) else [value]
-    if len(values) != labels.num_classes or not all(_is_number(item) for item in values):
-        raise RejectedError(UNKNOWN_LABEL)
-    return tuple(float(item) for item in values)
-
-
-def _class_of(value: Any, labels: LabelMap) -> int:
-    if isinstance(value, str) and value in labels.ids:
-        return labels.ids[value]
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < labels.num_classes:
-        return value
-    raise RejectedError(UNKNOWN_LABEL)
-
-
-def _multi_hot(value: Any, labels: LabelMap) -> tuple[float, ...]:
-    """From a list of classes, by name or number."""
-    if not isinstance(value, list):
-        raise RejectedError(UNKNOWN_LABEL)
-    classes = {_class_of(item, labels) for item in value}
-    return tuple(float(index in classes) for index in range(labels.num_classes))
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is a number that float32 holds."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _FLOAT32_MAX
+        return None, None
+    return read_label(_field(fields, corpus.label_field), labels, corpus.label_field)

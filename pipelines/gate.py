@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelines.config import TeacherConfig
+from pipelines.corpus import PIECE_BYTES
+from pipelines.rejects import Reject, fault
 from pipelines.versions import shared_versions
 from schemas.cache import REJECTS_FOLDER
 from schemas.errors import TooManyMissingError, TooManyRejectsError
+from schemas.printable import printable
 from schemas.spec import Fingerprint, Header
 from schemas.storage import Storage
 
@@ -27,7 +30,11 @@ NO_TOKENS, BAD_INPUT, BAD_ANSWER = "no_tokens", "input_out_of_range", "answer_ou
 BY_TEACHER = (NOT_FINITE, TOO_LARGE, NO_TOKENS, BAD_INPUT, BAD_ANSWER)
 """Reasons of the teacher: such documents are remembered."""
 
-RejectLine = tuple[str, str, int, str | None]
+LINES, READ_AS = "lines:", "label:"
+"""Counts of the lines of a piece, `lines:START:FILE`, and of labels by how they were read."""
+
+RejectLine = tuple[Any, ...]
+"""A `Reject`; of the teacher's its first four parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +75,18 @@ def check_rejects(run: Run, counts: Mapping[str, int], lines: Sequence[RejectLin
     """Fails the run, with its rejects written, when more documents were rejected than it tolerates.
 
     Raises:
-        TooManyRejectsError: naming the commonest reason and the file.
+        TooManyRejectsError: naming the commonest reason, its first line and the file.
     """
     if too_many_rejects(run, counts) is None:
         return
-    error = too_many_rejects(run, counts, where=f"{run.root}/{write_rejects(run, lines)}")
+    where = f"{run.root}/{write_rejects(run, lines, counts)}"
+    error = too_many_rejects(run, counts, where=where, lines=lines)
     assert error is not None
     raise error
 
 
 def too_many_rejects(
-    run: Run, counts: Mapping[str, int], where: str | None = None
+    run: Run, counts: Mapping[str, int], where: str | None = None, lines: Sequence[RejectLine] = ()
 ) -> TooManyRejectsError | None:
     """Why a run with these counts fails, its rejects standing in `where`; None where it tolerates them."""
     rejects = rejects_of(counts)
@@ -86,6 +94,9 @@ def too_many_rejects(
     if total <= run.max_reject_fraction * documents:
         return None
     reason = max(rejects, key=lambda key: rejects[key])
+    first = min(
+        (Reject(*line) for line in lines if line[0] == reason), key=lambda one: one[1:3], default=None
+    )
     do = "Mend the corpus or the field flags, or raise --max_reject_fraction"
     if reason in BY_TEACHER:
         do = "Mend what keeps the teacher from scoring them and say --retry_rejects, or raise --max_reject_fraction"
@@ -94,8 +105,33 @@ def too_many_rejects(
         where=where,
         expected=f"at most {run.max_reject_fraction:.2%}",
         got=f"{total / documents:.2%}",
-        do=do,
+        do=do if first is None else f"The first: {told(first, counts)}. {do}",
     )
+
+
+def told(reject: Reject, counts: Mapping[str, int]) -> str:
+    """Where a reject stands, and what is wrong there."""
+    line = line_number(reject, counts)
+    place = f"{reject.file} line {line}" if line else f"{reject.file} at {reject.offset:,}"
+    found = fault(reject.field, reject.expected, reject.got)
+    return printable(f"{place}: {found}" if found else place)
+
+
+def line_number(reject: Reject, counts: Mapping[str, int]) -> int | None:
+    """From 1; None where it is not known. Lines are counted piece by piece, and added up here."""
+    if not reject.line:
+        return None
+    return reject.line + sum(
+        count
+        for name, count in counts.items()
+        if name.startswith(LINES) and _is_before(name.removeprefix(LINES), reject)
+    )
+
+
+def _is_before(piece: str, reject: Reject) -> bool:
+    """Whether a piece, `START:FILE`, stands before the one in which a reject's line begins."""
+    start, _, file = piece.partition(":")
+    return file == reject.file and int(start) // PIECE_BYTES < reject.offset // PIECE_BYTES
 
 
 def check_missing(run: Run, counts: Mapping[str, int]) -> None:
@@ -128,14 +164,20 @@ def rejects_of(counts: Mapping[str, int]) -> dict[str, int]:
     return {k.removeprefix("reject:"): n for k, n in sorted(counts.items()) if k.startswith("reject:")}
 
 
-def write_rejects(run: Run, lines: Sequence[RejectLine]) -> str:
+def labels_of(counts: Mapping[str, int]) -> dict[str, int]:
+    """Documents by how their labels were read, from a run's counts."""
+    return {k.removeprefix(READ_AS): n for k, n in sorted(counts.items()) if k.startswith(READ_AS)}
+
+
+def write_rejects(run: Run, lines: Sequence[RejectLine], counts: Mapping[str, int]) -> str:
     """Writes at most `MAX_REJECT_LINES` a reason, in the corpus's order; returns the file's name."""
     written: dict[str, int] = {}
     out = []
-    for reason, file, offset, document in sorted(lines, key=lambda line: (*line[:3], line[3] or "")):
-        written[reason] = written.get(reason, 0) + 1
-        if written[reason] <= MAX_REJECT_LINES:
-            out.append(json.dumps({"reason": reason, "file": file, "offset": offset, "id": document}))
+    rejects = [Reject(*line) for line in lines]
+    for reject in sorted(rejects, key=lambda one: (*one[:3], one.id or "")):
+        written[reject.reason] = written.get(reject.reason, 0) + 1
+        if written[reject.reason] <= MAX_REJECT_LINES:
+            out.append(json.dumps({**reject._asdict(), "line": line_number(reject, counts)}))
     name = f"{REJECTS_FOLDER}/{run.id}.jsonl"
     Storage.at(run.root).put(name, ("\n".join(out) + "\n").encode())
     return name

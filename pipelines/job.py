@@ -22,12 +22,13 @@ from apache_beam.pvalue import AsDict, AsIter, AsSingleton
 from pipelines.beam_options import DEFAULT_RUNNER
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus import Piece
-from pipelines.documents import LabelMap
 from pipelines.gate import MAX_REJECT_LINES, Gate, Run, check_missing, check_rejects
 from pipelines.handler import TeacherHandler, TeacherJob
 from pipelines.known import live_windows, orphan_windows, unscored_windows
+from pipelines.labels import LabelMap
 from pipelines.moves import adopt, lines_of, rewrite
 from pipelines.outcome import RunSummary, finish
+from pipelines.preflight import template_variables
 from pipelines.steps import (
     ADOPTED,
     COUNTS,
@@ -83,7 +84,8 @@ def read(pipeline: beam.Pipeline, job: Job) -> Reading:
         pipeline
         | "list pieces" >> beam.Create(list(job.pieces))
         | "spread pieces" >> beam.Reshuffle()
-        | "read documents" >> tagged(ReadDocuments(config, run, job.labels), REJECTS, SEEN)
+        | "read documents"
+        >> tagged(ReadDocuments(config, run, job.labels, template_variables(config)), REJECTS, SEEN)
     )
     new = (
         {"found": parsed.main, "stored": pipeline | ReadStored(job)}

@@ -75,7 +75,7 @@ def decide(found: Sequence[Document], stored: Iterable[Stored]) -> Decision:
     if complete:
         kinds = [(adopted, "adopted_documents"), (unscored, "remembered_documents")]
         outcome = next((name for part, name in kinds if part), "known_documents")
-    first = min(found, key=lambda document: document[-2:])
+    first = min(found, key=lambda document: (document.file, document.offset))
     rejected = first.key if unscored else None
     return Decision(None if complete else first, sorted(windows), adopted, [], outcome, rejected)
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pipelines.fingerprint import resolve
-from pipelines.gate import RejectLine, Run, check_rejects, rejects_of, write_rejects
+from pipelines.gate import RejectLine, Run, check_rejects, labels_of, rejects_of, write_rejects
 from pipelines.progress import PROGRESS
 from pipelines.teacher_files import sha256
 from pipelines.units import ShardLine
@@ -85,6 +85,8 @@ class RunSummary:
     overtaken_examples: int = 0
     """Scored before that; `adopted_examples` of them came in, the others stood in the cache by then."""
     overtaken_tokens: int = 0
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """Documents by how their labels were read."""
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def finish(
         counts[f"reject:{reason}"] = counts.get(f"reject:{reason}", 0) + 1
     check_rejects(run, counts, rejects)
     if rejects:
-        write_rejects(run, rejects)
+        write_rejects(run, rejects, counts)
     storage = Storage.at(run.root)
     change = change_of(chosen)
     PROGRESS.start_commit()
@@ -268,6 +270,7 @@ def _summary(
         **moved,
         prune_withheld=counts.get("unidentified", 0),
         rejects=rejects_of(counts),
+        labels=labels_of(counts),
         totals=sum((Totals.from_json(line.totals) for line in computed), Totals()),
         shards=sum(line.name is not None for line in lines),
         size_bytes=sum(line.size_bytes for line in lines),

@@ -33,7 +33,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from apache_beam.pvalue import AsDict, AsIter
 
 from pipelines.config import PrecomputeConfig
-from pipelines.gate import Run, rejects_of, too_many_missing, too_many_rejects
+from pipelines.gate import Run, labels_of, rejects_of, too_many_missing, too_many_rejects
 from pipelines.job import Job, gate_of, hinted, in_unit, read, teacher_job
 from pipelines.outcome import COUNTED
 from pipelines.progress import shown
@@ -79,6 +79,8 @@ class Plan:
     truncated_pairs: int
     rejects: Mapping[str, int]
     """Before the teacher is asked."""
+    labels: Mapping[str, int]
+    """Documents by how their labels were read."""
     examples: int
     tokens: int
     positions: int
@@ -205,6 +207,7 @@ def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: fl
         base=run.base,
         **{name: counts.get(name, 0) for name in COUNTED},
         rejects=rejects_of(counts),
+        labels=labels_of(counts),
         examples=moves.get("examples", 0),
         tokens=counts.get("tokens", 0),
         positions=counts.get("positions", 0),

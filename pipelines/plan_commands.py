@@ -12,6 +12,7 @@ from rich.table import Table
 from pipelines.commands import quiet, run_config, run_parser, split_beam
 from pipelines.plan import SAMPLE_TOKENS, Expected, Plan
 from pipelines.plan import plan as make_plan
+from pipelines.report import labels_read
 from pipelines.sample import Measured
 from schemas.arguments import positive
 from schemas.process import DONE
@@ -86,6 +87,7 @@ def plan_lines(found: Plan) -> list[tuple[str, str]]:
         *((name, f"{count:,}") for name, count in _seldom(found) if count),
         ("  rejected before the teacher", f"{sum(found.rejects.values()):,}"),
         *((f"    {reason}", f"{count:,}") for reason, count in found.rejects.items()),
+        *labels_read(found.labels),
         ("new examples", f"{found.examples:,}"),
         ("new tokens", f"{found.tokens:,}"),
         ("keep", found.keep),

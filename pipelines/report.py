@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
 
@@ -79,6 +81,12 @@ def _seldom(summary: RunSummary) -> list[tuple[str, int]]:
     ]
 
 
+def labels_read(labels: Mapping[str, int]) -> list[tuple[str, str]]:
+    """How labels were read, where there are any."""
+    read = ", ".join(f"{reading} {count:,}" for reading, count in labels.items())
+    return [("labels read as", read)] if read else []
+
+
 def summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
     """Name and value of each line."""
     lines = [
@@ -88,6 +96,7 @@ def summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
         *((name, f"{count:,}") for name, count in _seldom(summary) if count),
         ("  rejected", f"{sum(summary.rejects.values()):,}"),
         *((f"    {reason}", f"{count:,}") for reason, count in summary.rejects.items()),
+        *labels_read(summary.labels),
     ]
     totals = summary.totals
     if totals.tokens:

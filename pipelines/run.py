@@ -20,11 +20,12 @@ from pipelines.beam_options import parse_beam_options
 from pipelines.claims import forget_claims
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus import Piece, find_pieces
-from pipelines.documents import LabelMap
 from pipelines.fingerprint import ResolvedTeacher, make_header, resolve
 from pipelines.gate import Run
 from pipelines.job import Job, build
+from pipelines.labels import LabelMap
 from pipelines.outcome import RunSummary, put_summary
+from pipelines.preflight import check_teacher, first_records
 from pipelines.processes import refuse_workers, with_workers
 from pipelines.progress import shown
 from pipelines.provenance import job_provenance
@@ -139,8 +140,10 @@ def prepare(
     storage = Storage.at(config.cache)
     _refuse_own_disks(storage, options)
     pieces = find_pieces(config.corpus)
+    first = first_records(config.corpus, pieces)
     teacher = resolve(config.teacher)
     asked = make_header(config, teacher)
+    check_teacher(config, teacher, label_map(asked.spec), first)
     pick_device(config.teacher.device)
     run = new_run()
     try:
@@ -271,8 +274,7 @@ def label_map(spec: Spec) -> LabelMap | None:
     """How labels become classes; None where a task has none of its own."""
     if spec.task == "causal-lm":
         return None
-    ids = {name: index for index, name in enumerate(spec.label_names)}
-    return LabelMap(ids, spec.vocab_size, spec.score)
+    return LabelMap.of(spec.label_names, spec.vocab_size, spec.score)
 
 
 def _agreed(

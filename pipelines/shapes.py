@@ -132,17 +132,6 @@ def state_widths(task: str, config: Any, *, trust_remote_code: bool = False) -> 
         return [hidden_size(config)] * (num_layers(config) + 1)
 
 
-def finite_json(value: Any) -> Any:
-    """JSON values in which infinity and NaN, which JSON has no words for, are the words Python's writer uses."""
-    if isinstance(value, dict):
-        return {key: finite_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
-    return value
-
-
 def _first(config: Any, names: tuple[str, ...], what: str) -> int:
     text = text_config(config)
     found = next((v for name in names if isinstance(v := getattr(text, name, None), int) and v > 0), None)

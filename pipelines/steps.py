@@ -6,29 +6,23 @@ between steps are tuples of plain types, which Beam encodes without pickling.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
 from pipelines.config import PrecomputeConfig
-from pipelines.corpus import Piece, Record, read_piece
-from pipelines.documents import (
-    DAMAGED,
-    Document,
-    LabelMap,
-    Reject,
-    RejectedError,
-    Source,
-    is_blank,
-    parse,
-    record_id,
-)
+from pipelines.corpus import Piece, is_part, read_piece
+from pipelines.documents import Document, Source, is_blank, read_document, record_id
 from pipelines.fingerprint import corpus_kind, resolve
-from pipelines.gate import Run
+from pipelines.gate import LINES, READ_AS, Run
 from pipelines.known import Stored, decide
+from pipelines.labels import LabelMap
+from pipelines.lines import Record
+from pipelines.preflight import columns_of
 from pipelines.progress import PROGRESS
+from pipelines.rejects import DAMAGED, Reject, RejectedError
 from pipelines.tokenise import Tokeniser
 from pipelines.versions import check_versions
 from schemas.memory import Forgotten, read_forgotten
@@ -49,8 +43,15 @@ class ReadDocuments(beam.DoFn):  # type: ignore[misc]
     often in the join, in one worker's memory. There it meets one copy a piece.
     """
 
-    def __init__(self, config: PrecomputeConfig, run: Run, labels: LabelMap | None) -> None:
-        self._config, self._run, self._labels = config, run, labels
+    def __init__(
+        self,
+        config: PrecomputeConfig,
+        run: Run,
+        labels: LabelMap | None,
+        variables: Sequence[str] = (),
+    ) -> None:
+        """`variables` are what the teacher's chat template reads beside the messages."""
+        self._run, self._labels, self._variables = run, labels, tuple(variables)
         self._corpus = config.corpus
         self._forgotten = Forgotten()
 
@@ -61,28 +62,36 @@ class ReadDocuments(beam.DoFn):  # type: ignore[misc]
         piece = Piece(*piece)
         counts = dict.fromkeys(_COUNTS, 0)
         met = set[bytes]()
-        for record in read_piece(piece, self._corpus.required_fields):
+        columns = columns_of(self._corpus, self._variables)
+        line = 0
+        for record in read_piece(piece, columns, self._corpus.max_line_bytes):
+            line += 1
             if is_blank(record):
                 counts["blank_lines"] += 1
                 continue
             counts["documents"] += 1
             PROGRESS.add(documents=1)
-            yield from self._outputs(record, piece, counts, met)
+            source = Source(piece.path, record.offset, 0 if piece.format == "parquet" else line)
+            yield from self._outputs(record, piece.format, source, counts, met)
+        counts[f"{LINES}{piece.start}:{piece.path}"] = line if is_part(piece) else 0
         for item in counts.items():
             yield TaggedOutput(COUNTS, item)
 
     def _outputs(
-        self, record: Record, piece: Piece, counts: dict[str, int], met: set[bytes]
+        self, record: Record, kind: str, source: Source, counts: dict[str, int], met: set[bytes]
     ) -> Iterator[Any]:
-        source = Source(piece.path, record.offset)
         try:
-            document = parse(record, source, self._corpus, self._labels, piece.format)
+            document, reading = read_document(
+                record, source, self._corpus, self._labels, kind, variables=self._variables
+            )
         except RejectedError as error:
             yield from self._rejected(record, error, source, counts)
             return
         if self._is_forgotten(document.hash, document.key):
             counts["forgotten_documents"] += 1
             return
+        if reading is not None:
+            counts[f"{READ_AS}{reading}"] = counts.get(f"{READ_AS}{reading}", 0) + 1
         if document.hash in met:
             counts["duplicates"] += 1
             return
@@ -103,7 +112,7 @@ class ReadDocuments(beam.DoFn):  # type: ignore[misc]
         if self._is_forgotten(error.digest, key):  # not even among the rejects is it to be named
             counts["forgotten_documents"] += 1
             return
-        yield from rejected(Reject(str(error), *source, key))
+        yield from rejected(error.reject(source.file, source.offset, key, source.line))
         if not self._run.may_leave:
             return
         if self._corpus.id_field is None:
@@ -159,7 +168,7 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
             found = self._tokeniser.examples(document, known)
             examples = [example for example in found if not self._forgotten.has(example.id)]
         except RejectedError as error:
-            yield from rejected(Reject(str(error), document.file, document.offset, document.key))
+            yield from rejected(error.reject(document.file, document.offset, document.key, document.line))
             if document.key is not None:
                 yield TaggedOutput(SEEN, (document.key, REJECTED))
             return

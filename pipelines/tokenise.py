@@ -3,24 +3,28 @@
 A long document gives windows of `max_length` tokens. `stride` is the number of tokens that a window shares with the
 one before, as in tokenizers: they are context, never positions again, so no token is counted twice. For a causal LM a
 position stands on the token *before* the one that it predicts.
+
+Of instruction data the answers are supervised, by characters: a token that overlaps an answer belongs to it, also one
+that begins in the prompt's last blank. A conversation is one text, or one a turn (`chat_child.py`); the windows of all
+its texts are counted through.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, Int64
 
-from pipelines.documents import Document, Label, RejectedError
+from pipelines.chat import Chat
+from pipelines.documents import Document
+from pipelines.labels import Label
+from pipelines.rejects import NOTHING_SUPERVISED, RejectedError
 from schemas.identity import canonical_json, digest, example_id
 from schemas.ragged import Array
 from schemas.spec import Spec
-
-NOTHING_SUPERVISED, CHAT_TEMPLATE = "nothing_supervised", "chat_template"
 
 
 class Example(NamedTuple):
@@ -77,13 +81,14 @@ class Tokeniser:
     """`text`, `messages` or `prompt`."""
     how: bytes
     """Hash of all that decides tokenisation; part of every example's id."""
+    chat: Chat
 
     @classmethod
     def of(cls, tokenizer: Any, spec: Spec, kind: str, tokenizer_hash: str) -> Tokeniser:
         """Binds a tokenizer to a spec."""
         parts = [tokenizer_hash, spec.task, spec.max_length, spec.stride, spec.supervise, kind]
         how = digest(canonical_json(parts), "tokenised-how")
-        return cls(tokenizer=tokenizer, spec=spec, kind=kind, how=how)
+        return cls(tokenizer=tokenizer, spec=spec, kind=kind, how=how, chat=Chat(tokenizer))
 
     def examples(self, document: Document, known: Sequence[int] = ()) -> Iterator[Example]:
         """The examples of a document, less the windows in `known`.
@@ -92,24 +97,30 @@ class Tokeniser:
             RejectedError: nothing of the document can be supervised, or its chat template fails.
         """
         causal = self.spec.task == "causal-lm"
-        tokens = self.tokens(document)
-        found = windows(tokens, self.spec.max_length, self.spec.stride) if causal else self._texts(tokens)
+        length, stride = self.spec.max_length, self.spec.stride
+        found = [
+            (tokens, window)
+            for tokens in self.texts(document)
+            for window in (windows(tokens, length, stride) if causal else self._texts(tokens))
+        ]
         if not found:
-            raise RejectedError(NOTHING_SUPERVISED)
-        for index, window in enumerate(found):
+            expected = "a message of the role assistant" if self.kind == "messages" else "two tokens or more"
+            raise RejectedError(NOTHING_SUPERVISED, expected=f"{expected} that says something")
+        for index, (tokens, window) in enumerate(found):
             if index not in known:
                 yield self._example(document, tokens, index, len(found), window)
 
-    def tokens(self, document: Document) -> Tokens:
-        """The whole document's tokens (a pair is cut to `max_length`, longest first)."""
+    def texts(self, document: Document) -> list[Tokens]:
+        """The tokens of each of a document's texts (a pair is cut to `max_length`, longest first)."""
         if self.kind == "messages":
-            return self._chat(json.loads(document.text))
+            parts = self.chat.of(document.text, document.given, supervise=self._by_answer)
+            return [self._encoded(part.text, part.spans, add_special_tokens=False) for part in parts]
         if self.kind == "prompt":
-            return self._prompt(document.text, document.pair or "")
+            return [self._prompt(document.text, document.pair or "")]
         options: dict[str, Any] = {"return_special_tokens_mask": True, "verbose": False}
         if document.pair is not None:
             options |= {"truncation": "longest_first", "max_length": self.spec.max_length}
-        return _tokens(self.tokenizer(document.text, document.pair, **options))
+        return [_tokens(self.tokenizer(document.text, document.pair, **options))]
 
     def is_cut(self, document: Document, example: Example) -> bool:
         """Whether a pair lost tokens to `max_length`: pairs have one window, the longer text is cut."""
@@ -118,43 +129,25 @@ class Tokeniser:
         whole = self.tokenizer(document.text, document.pair, verbose=False)["input_ids"]
         return len(whole) > self.spec.max_length
 
+    @property
+    def _by_answer(self) -> bool:
+        """Whether only answers are supervised: a text to classify has no tokens to predict."""
+        return self.spec.supervise == "assistant" and self.spec.task == "causal-lm"
+
     def _prompt(self, prompt: str, completion: str) -> Tokens:
-        text = prompt + completion + (self.tokenizer.eos_token or "")
-        encoded = self.tokenizer(
-            text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
-        )
-        spans = [(len(prompt), len(text))]
-        return _supervise(encoded, spans if self.spec.supervise == "assistant" else None)
+        text, end = prompt + completion, self.tokenizer.eos_token or ""
+        text += "" if completion.endswith(end) else end
+        return self._encoded(text, [(len(prompt), len(text))] if self._by_answer else None)
 
-    def _chat(self, messages: list[dict[str, str]]) -> Tokens:
-        """The chat template's text; an assistant's turn is what follows its generation prompt."""
-        whole = self._render(messages)
-        spans = None
-        if self.spec.supervise == "assistant":
-            turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            spans = [self._turn(messages, turn, whole) for turn in turns]
-        encoded = self.tokenizer(
-            whole,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-            verbose=False,
-        )
-        return _supervise(encoded, spans)
-
-    def _turn(self, messages: list[dict[str, str]], turn: int, whole: str) -> tuple[int, int]:
-        before = self._render(messages[:turn], add_generation_prompt=True)
-        after = self._render(messages[: turn + 1])
-        if not (whole.startswith(before) and whole.startswith(after)):
-            raise RejectedError(CHAT_TEMPLATE)
-        return len(before), len(after)
-
-    def _render(self, messages: list[dict[str, str]], **options: Any) -> str:
-        try:
-            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except Exception as error:
-            raise RejectedError(CHAT_TEMPLATE) from error
-        return text
+    def _encoded(self, text: str, spans: list[tuple[int, int]] | None, **options: bool) -> Tokens:
+        """A text's tokens; of which only those are supervised that overlap one of the character spans."""
+        options |= {"return_offsets_mapping": spans is not None}
+        encoded = self.tokenizer(text, return_special_tokens_mask=True, verbose=False, **options)
+        tokens = _tokens(encoded)
+        if spans is None:
+            return tokens
+        inside = overlapping(np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2), spans)
+        return tokens._replace(supervised=inside & ~tokens.special)
 
     def _texts(self, tokens: Tokens) -> list[Window]:
         """Windows of a text to classify: one position each, which belongs to no token in particular."""
@@ -244,13 +237,21 @@ def _tokens(encoded: Any) -> Tokens:
     return Tokens(ids, types, special, np.ones(len(ids), np.bool_))
 
 
-def _supervise(encoded: Any, spans: list[tuple[int, int]] | None) -> Tokens:
-    """Tokens of which only those that begin inside one of the character spans are supervised; None: all."""
-    tokens = _tokens(encoded)
-    if spans is None:
-        return tokens
-    begins = np.asarray([begin for begin, _ in encoded["offset_mapping"]], np.int64)
-    inside = np.zeros(len(tokens.ids), np.bool_)
+def overlapping(
+    offsets: Int64[np.ndarray, "S 2"], spans: Sequence[tuple[int, int]]
+) -> Bool[np.ndarray, " S"]:
+    """Which tokens overlap one of the spans, by the characters that each token is from.
+
+    A token of no characters stands for the blanks since the token before, where a tokenizer trims them from its
+    offsets; where there are none, it belongs to the character that follows.
+    """
+    begins, ends = offsets.T
+    reached = np.concatenate([[0], np.maximum.accumulate(ends)[:-1]]) if len(ends) else ends
+    empty = begins == ends
+    begins = np.where(empty & (reached < begins), reached, begins)
+    ends = np.where(begins == ends, ends + 1, ends)
+    inside = np.zeros(len(ends), np.bool_)
     for start, end in spans:
-        inside |= (begins >= start) & (begins < end)
-    return tokens._replace(supervised=inside & ~tokens.special)
+        if start < end:
+            inside |= (ends > start) & (begins < end)
+    return inside

@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from pipelines import corpus as corpus_module
+from pipelines import lines as lines_module
 from pipelines.config import CorpusConfig
 from pipelines.corpus import Piece, find_pieces, read_piece
 from schemas.errors import CorpusError, TruncatedFileError, UsageError
@@ -44,7 +45,7 @@ def test_a_compressed_file_has_the_records_and_offsets_of_the_plain_one(file, su
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 64])
 def test_chunks_cut_records_anywhere(file, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(corpus_module, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(lines_module, "_CHUNK_BYTES", chunk_bytes)
     for suffix in (".gz", ".zst"):
         assert records(compress(file, suffix, frames=2)) == truth(file)
 
