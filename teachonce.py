@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from schemas.errors import NoCacheError, StudentError, TeachonceError, TooManyRejectsError, UsageError
+from schemas.terminal import guarded_streams
 
 
 class Verb(NamedTuple):
@@ -49,6 +50,7 @@ VERBS = {
 FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
 
 
+@guarded_streams()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from pipelines.forgetting import forget as run_forget
 from schemas.arguments import Parser, positive
 from schemas.errors import UsageError
 from schemas.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
+from schemas.terminal import print_json, print_lines
 from schemas.upkeep_commands import ranges
 
 _SHOWN = 10
@@ -157,8 +156,10 @@ def _erased(done: Erased, arguments: Any) -> list[str]:
 
 
 def _print(value: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False) if as_json else "\n".join(lines)
-    sys.stdout.write(text + "\n")
+    if as_json:
+        print_json(value)
+    else:
+        print_lines(*lines)
 
 
 def _parser(verb: str, description: str, examples: str) -> Parser:

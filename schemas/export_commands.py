@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from schemas.arguments import Parser, natural
 from schemas.cache import Cache
 from schemas.export import Exported
 from schemas.export import export as run_export
+from schemas.terminal import print_json, print_lines
 
 _HELP = """\
 Writes a cache as plain Parquet, for tools that know nothing of codes: one file a shard, a row an example.
@@ -53,9 +53,9 @@ def export(argv: Sequence[str]) -> int:
     names = [] if arguments.columns is None else [name.strip() for name in arguments.columns.split(",")]
     found = run_export(Cache.open(arguments.cache, arguments.version), arguments.out, names, _tell)
     if arguments.json:
-        sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
+        print_json(asdict(found))
     else:
-        sys.stdout.write(f"{_counts(found)} in {found.path}\n")
+        print_lines(f"{_counts(found)} in {found.path}")
     return 0
 
 
