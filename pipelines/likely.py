@@ -42,7 +42,10 @@ class Likely:
 
     def near(self, names: Iterable[str]) -> set[tuple[int, int]]:
         """Lines that nearly are one of the names of a row, none of which was asked for as it is."""
-        return {pair for name in names for pair in self.exact.get(name) or self.alike.get(_bare(name), ())}
+        found: set[tuple[int, int]] = set()
+        for name in names:
+            found.update(self.exact.get(name) or self.alike.get(_bare(name), []))
+        return found
 
 
 def likely_ids(lines: Sequence[str], near: Iterable[tuple[int, int]]) -> dict[str, str]:
