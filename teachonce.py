@@ -26,6 +26,7 @@ from schemas.process import (
     status_of,
 )
 from schemas.run_report import expected_report, fail_report
+from schemas.terminal import guarded_streams
 
 _LAST_SECONDS = 10.0
 """After a signal, what threads of libraries are given to end."""
@@ -64,6 +65,7 @@ VERBS = {
 }
 
 
+@guarded_streams()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
     plain_streams()

@@ -7,10 +7,11 @@ of old versions, and orphans. A shard that is not live and cannot be read may ho
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+from pipelines.likely import Likely
 from schemas.cache import REJECTS_FOLDER
 from schemas.commits import read_version
 from schemas.errors import CorruptionError
@@ -68,6 +69,8 @@ class Found(NamedTuple):
     """Their ids."""
     lines: list[int]
     """Numbers of the lines that were met."""
+    near: tuple[tuple[int, int], ...] = ()
+    """Lines that nearly are a row's id (`pipelines/likely.py`)."""
 
     @property
     def must_go(self) -> bool:
@@ -93,6 +96,7 @@ def search(storage: Storage, header: Header, file: tuple[str, int, bool], wanted
                 do="Run `teachonce verify --repair`, and then forget again",
             ) from error
         return Found(name, size, live, False, [], [], [], [])
+    near = _near(rows, wanted) if live else ()
     examples: list[bytes] = []
     documents, ids, lines = set[bytes](), set[str](), set[int]()
     for example, document, key, met, whole in _matches(rows, wanted):
@@ -101,7 +105,7 @@ def search(storage: Storage, header: Header, file: tuple[str, int, bool], wanted
         if whole:
             documents.add(document)
             ids.update(() if key is None else (key,))
-    return Found(name, size, live, True, examples, sorted(documents), sorted(ids), sorted(lines))
+    return Found(name, size, live, True, examples, sorted(documents), sorted(ids), sorted(lines), near)
 
 
 def _matches(rows: Rows, wanted: Wanted) -> Iterator[tuple[bytes, bytes, str | None, list[int], bool]]:
@@ -114,6 +118,16 @@ def _matches(rows: Rows, wanted: Wanted) -> Iterator[tuple[bytes, bytes, str | N
         met = [*whole, hashes[example]] if example in hashes else whole
         if met:
             yield example, document, key, met, bool(whole)
+
+
+def _near(rows: Rows, wanted: Wanted) -> tuple[tuple[int, int], ...]:
+    """Lines that nearly are the id or a hash of a row which was not asked for."""
+    likely, asked, found = Likely.of(wanted.lines), {*wanted.lines}, set[tuple[int, int]]()
+    keys = set(rows.array("document_id").tolist()) if rows.spec.has_document_id else set()
+    hashes = (row.tobytes().hex() for row in rows.array("document_hash"))
+    for name in {*keys, *hashes, *(example.hex() for example in rows.example_ids)} - asked:
+        found |= likely.near((name,))
+    return tuple(sorted(found))
 
 
 class Gone(NamedTuple):
@@ -216,6 +230,8 @@ class Erased:
     """Every version that can no longer be read, also those given up before."""
     not_found: tuple[str, ...]
     """Kept out from now on all the same."""
+    likely: Mapping[str, str]
+    """Of these, what is nearly an id that the cache has, and what to say of it."""
     living_runs: tuple[str, ...]
     """Runs that `force` took for dead."""
     strangers: tuple[str, ...]
@@ -241,5 +257,6 @@ def joined(parts: Sequence[Erased]) -> Erased:
                 "not_found",
             )
         }
-        first = replace(one, **summed, committed=first.committed or one.committed)
+        likely = {**first.likely, **one.likely}
+        first = replace(one, **summed, likely=likely, committed=first.committed or one.committed)
     return first

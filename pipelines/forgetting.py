@@ -25,6 +25,7 @@ import apache_beam as beam
 
 from pipelines.beam_options import parse_beam_options
 from pipelines.erasure import Erased, Found, Gone, Wanted, documents_of, erase, joined, search, search_late
+from pipelines.likely import likely_ids
 from pipelines.moves import lines_of, without_rows
 from pipelines.outcome import Change, change_of, commit_change
 from pipelines.progress import SHARDS, shards_shown
@@ -168,7 +169,11 @@ def _once(config: ForgetConfig, wanted: Wanted, fence: bool, living: tuple[str, 
     met = set(told.pop("lines"))
     told["unreadable_versions"] = tuple(told["unreadable_versions"])
     missing = tuple(line for number, line in enumerate(wanted.lines) if number not in met)
-    return Erased(**told, not_found=missing, living_runs=living, strangers=tuple(strangers(storage)))
+    near = ((number, place) for number, place in told.pop("near") if number not in met)
+    likely = likely_ids(wanted.lines, near)
+    return Erased(
+        **told, not_found=missing, likely=likely, living_runs=living, strangers=tuple(strangers(storage))
+    )
 
 
 def build(pipeline: beam.Pipeline, task: Task, base: Version) -> None:
@@ -259,4 +264,5 @@ def _told(storage: Storage, task: Task, found: list[Found], erased: Gone, versio
         "remembered_lines": erased.remembered,
         "unreadable_versions": unreadable_versions(read_entries(storage, version), present),
         "lines": erased.lines,
+        "near": sorted({pair for one in found for pair in one.near}),
     }

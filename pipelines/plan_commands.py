@@ -15,6 +15,7 @@ from pipelines.plan import plan as make_plan
 from pipelines.report import labels_read
 from pipelines.sample import Measured
 from schemas.arguments import positive
+from schemas.printable import printable
 from schemas.process import DONE
 from schemas.run_report import begin_report, finish_report
 
@@ -69,12 +70,14 @@ def print_plan(found: Plan, cache: str, console: Console | None = None) -> None:
     """Prints what a run would do."""
     console = console or Console(markup=False, highlight=False, emoji=False)
     for refusal in found.refusals:
-        console.print(f"the run would be refused: {refusal}", soft_wrap=True)
-    table = Table(title=f"plan of a precompute into {cache}", title_justify="left", show_header=False)
+        console.print(printable(f"the run would be refused: {refusal}"), soft_wrap=True)
+    table = Table(
+        title=printable(f"plan of a precompute into {cache}"), title_justify="left", show_header=False
+    )
     table.add_column(style="bold")
     table.add_column(justify="right")
     for line in plan_lines(found):
-        table.add_row(*line)
+        table.add_row(*map(printable, line))
     console.print(table)
 
 

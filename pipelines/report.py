@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.outcome import RunSummary
+from schemas.printable import printable
 
 
 def summary_table(summary: RunSummary, cache: str, console: Console | None = None) -> None:
@@ -15,21 +16,22 @@ def summary_table(summary: RunSummary, cache: str, console: Console | None = Non
     console = console or Console(markup=False, highlight=False, emoji=False)
     if summary.postponed_examples:
         console.print(
-            f"out of time: {summary.postponed_examples:,} examples are left; start the same run again ({cache})"
+            f"out of time: {summary.postponed_examples:,} examples are left; start the same run again "
+            f"({printable(cache)})"
         )
     elif summary.overtaken:
-        console.print(_overtaken(summary, cache))
+        console.print(printable(_overtaken(summary, cache)))
     elif not summary.committed and not summary.new_documents:
-        console.print(_nothing_new(summary, cache))
+        console.print(printable(_nothing_new(summary, cache)))
     elif not summary.committed:
         console.print(
-            f"nothing came of {summary.new_documents:,} new documents: nothing was committed ({cache})"
+            f"nothing came of {summary.new_documents:,} new documents: nothing was committed ({printable(cache)})"
         )
-    table = Table(title=f"precompute into {cache}", title_justify="left", show_header=False)
+    table = Table(title=printable(f"precompute into {cache}"), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in summary_lines(summary):
-        table.add_row(name, value)
+        table.add_row(printable(name), printable(value))
     console.print(table)
 
 

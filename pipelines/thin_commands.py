@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from typing import get_args
 
@@ -15,6 +13,7 @@ from schemas.arguments import Parser, positive
 from schemas.policies import parse_keep
 from schemas.rewrite import ROW_GROUP_TOKENS
 from schemas.spec import Scalar
+from schemas.terminal import print_json, print_lines
 
 _HELP = """\
 Makes a smaller cache from a larger one. The teacher is not asked, and CACHE stays as it is.
@@ -62,8 +61,10 @@ def thin(argv: Sequence[str]) -> int:
             beam_options=tuple(beam),
         )
     )
-    line = json.dumps(done.to_json(), indent=2) if arguments.json else told(done, arguments.out)
-    sys.stdout.write(line + "\n")
+    if arguments.json:
+        print_json(done.to_json())
+    else:
+        print_lines(told(done, arguments.out))
     return 0
 
 

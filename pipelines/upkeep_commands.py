@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from pipelines.forgetting import forget as run_forget
 from schemas.arguments import Parser, positive
 from schemas.errors import UsageError
 from schemas.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
+from schemas.terminal import print_json, print_lines
 from schemas.upkeep_commands import ranges
 
 _SHOWN = 10
@@ -48,8 +47,9 @@ FILE has one id a line: a value of --id_field; or, as 32 hex digits, a document'
 keeps out any later content with that id, a hash this content, an example id this window. Rows leave the newest version
 in one commit; then every file that held them is deleted, whatever version it belongs to, and it says which versions can
 no longer be read. Salted hashes are left, which tell nothing to who does not hold the ids. What was interrupted is
-finished by the same call. A store that keeps old versions of objects, and copies and backups, are yours to clear.
-Everything behind ` -- ` goes to Beam.
+finished by the same call. An id is taken as it stands, blanks and quotes included: one that is nearly an id of the
+cache is not forgotten, and told. A store that keeps old versions of objects, and copies and backups, are yours to
+clear. Everything behind ` -- ` goes to Beam.
 """
 
 _FORGET_EXAMPLES = """\
@@ -121,6 +121,8 @@ def read_ids(path: str) -> tuple[str, ...]:
         raise UsageError("--ids: the file cannot be read", where=path, got=error.strerror) from error
     except UnicodeDecodeError as error:
         raise UsageError("--ids: the file is no UTF-8", where=path, got=error.reason) from error
+    if "\0" in text:
+        raise UsageError("--ids: the file is no UTF-8 text", where=path, got="NUL", do="Save it as UTF-8")
     return tuple(line for line in (line.removesuffix("\r") for line in text.split("\n")) if line)
 
 
@@ -144,8 +146,11 @@ def _erased(done: Erased, arguments: Any) -> list[str]:
         lines.append(f"can no longer be read: versions {ranges(done.unreadable_versions)}")
     if done.not_found:
         more = f" and {len(done.not_found) - _SHOWN:,} more" if len(done.not_found) > _SHOWN else ""
-        named = ", ".join(done.not_found[:_SHOWN]) + more
+        named = ", ".join(map(_seen, done.not_found[:_SHOWN])) + more
         lines.append(f"found nowhere, and kept out all the same: {len(done.not_found):,} ids: {named}")
+    if done.likely:
+        lines.append(f"NOT FORGOTTEN: {len(done.likely):,} ids are not written as the cache has them:")
+        lines += [f"  {_seen(line)}: {said}" for line, said in done.likely.items()]
     if done.strangers:
         more = f" and {len(done.strangers) - _SHOWN:,} more" if len(done.strangers) > _SHOWN else ""
         named = ", ".join(done.strangers[:_SHOWN]) + more
@@ -156,9 +161,16 @@ def _erased(done: Erased, arguments: Any) -> list[str]:
     return lines
 
 
+def _seen(line: str) -> str:
+    """An id, in quotes where blanks or quotes around it would not be seen."""
+    return line if line[:1].isalnum() and line[-1:].isalnum() else repr(line)
+
+
 def _print(value: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False) if as_json else "\n".join(lines)
-    sys.stdout.write(text + "\n")
+    if as_json:
+        print_json(value)
+    else:
+        print_lines(*lines)
 
 
 def _parser(verb: str, description: str, examples: str) -> Parser:

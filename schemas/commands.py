@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,8 +12,10 @@ from rich.table import Table
 from schemas.arguments import Parser, natural
 from schemas.cache import Cache
 from schemas.errors import UsageError
+from schemas.printable import printable
 from schemas.repairing import repair
 from schemas.report import describe, describe_rows
+from schemas.terminal import print_json, print_lines
 from schemas.upkeep_commands import print_repaired
 
 _INSPECT_HELP = """\
@@ -63,7 +63,7 @@ def inspect(argv: Sequence[str]) -> int:
     found = describe(cache)
     rows = describe_rows(cache, arguments.rows)
     if arguments.json:
-        _print_json({**found, "rows": rows} if arguments.rows else found)
+        print_json({**found, "rows": rows} if arguments.rows else found)
         return 0
     console = _console()
     tables = (_summary(found), _columns(found), _lengths(found), _rejects(found), _versions(found))
@@ -87,9 +87,9 @@ def verify(argv: Sequence[str]) -> int:
     cache = Cache.open(arguments.cache, arguments.version)
     found = cache.verify()
     if arguments.json:
-        _print_json({"path": cache.storage.root, "version": cache.version, **asdict(found)})
+        print_json({"path": cache.storage.root, "version": cache.version, **asdict(found)})
         return 0
-    _console().print(
+    print_lines(
         f"whole: version {cache.version} of {cache.storage.root}: every byte, schema, encoding, count and id of "
         f"{found.shards:,} shards, {found.row_groups:,} row groups, {found.examples:,} examples, "
         f"{found.tokens:,} tokens, {found.bytes:,} bytes"
@@ -107,12 +107,8 @@ def _parser(verb: str, description: str, examples: str) -> Parser:
     return parser
 
 
-def _print_json(value: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
 def _console() -> Console:
-    """Nothing that a cache says is taken for markup."""
+    """Nothing that a cache says is taken for markup; texts go through `printable` first."""
     return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
@@ -140,7 +136,7 @@ def _summary(found: Mapping[str, Any]) -> Table:
         "bytes a token": found["bytes_per_token"],
         "format version": found["format_version"],
     }
-    return _table(f"{found['path']}, version {found['version']}", (), lines.items())
+    return _table(printable(f"{found['path']}, version {found['version']}"), (), lines.items())
 
 
 def _columns(found: Mapping[str, Any]) -> Table:
@@ -164,7 +160,9 @@ def _versions(found: Mapping[str, Any]) -> Table:
 
 def _example(row: Mapping[str, Any]) -> Table:
     title = f"example {row['example_id']}, window {row['window']}, {row['tokens']:,} tokens"
-    shown = [f"{name}: {row[name]}" for name in ("document_id", "text", "text_pair") if row.get(name)]
+    shown = [
+        f"{name}: {printable(row[name])}" for name in ("document_id", "text", "text_pair") if row.get(name)
+    ]
     rows = (
         (
             p["index"],
@@ -216,4 +214,4 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))

@@ -15,17 +15,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from schemas.cache import Cache, RowGroupRef
+from schemas.cache import Cache
 from schemas.entries import Entries, entries_of
-from schemas.errors import UsageError, one_line
+from schemas.errors import UsageError
+from schemas.export_folder import begin, finish, is_whole, write
 from schemas.ragged import Array, Ragged, offsets_of
 from schemas.rows import Rows
 from schemas.shards import parse_name
 from schemas.spec import Feature, Spec
-
-_PART = ".part"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +32,8 @@ class Exported:
 
     path: str
     files: int
+    kept: int
+    """Of these, files that an export before this one had finished."""
     examples: int
     bytes: int
 
@@ -43,34 +43,49 @@ Progress = Callable[[Exported, int], None]
 
 
 def export(
-    cache: Cache, out: str | Path, columns: Sequence[str] = (), progress: Progress | None = None
+    cache: Cache,
+    out: str | Path,
+    columns: Sequence[str] = (),
+    progress: Progress | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Exported:
     """Writes `<unit>.parquet` into a new or empty local folder for each live shard; `columns` chooses some of them.
 
-    A file has its name only once it is whole.
+    A file has its name only once it is whole, and the folder's mark says when all are there. The same call goes on with
+    an export that was killed; `overwrite` writes one of another version or of other columns anew.
 
     Raises:
-        UsageError: the folder is not empty, or cannot be written; or there is no such column.
+        UsageError: the folder holds something else, or cannot be written; or there is no such column.
         CorruptionError: a shard is damaged.
     """
     schema = _chosen(export_schema(cache.spec), columns)
-    folder = _empty_folder(out)
-    done = Exported(path=str(folder), files=0, examples=0, bytes=0)
+    asked = {
+        "version": cache.version,
+        "cache": cache.record.live_hash,
+        "header": cache.record.header_hash,
+        "columns": schema.names,
+    }
+    folder = begin(out, asked, overwrite=overwrite)
+    done, files = Exported(path=str(folder), files=0, kept=0, examples=0, bytes=0), {}
     for shard in cache.shards:
-        groups = [ref for ref in cache.row_groups if ref.shard == shard]
         path = folder / f"{parse_name(shard.name)[0]}.parquet"
-        try:
-            _write(cache, groups, schema, path)
-        except OSError as error:
-            raise UsageError("the folder cannot be written", where=folder, got=one_line(error)) from error
+        kept = is_whole(path, schema, shard.examples)
+        if not kept:
+            groups = [ref for ref in cache.row_groups if ref.shard == shard]
+            write(path, (plain_table(cache.read(ref), schema) for ref in groups), schema)
+        size = path.stat().st_size
+        files[path.name] = {"bytes": size, "examples": shard.examples}
         done = Exported(
             path=done.path,
             files=done.files + 1,
+            kept=done.kept + kept,
             examples=done.examples + shard.examples,
-            bytes=done.bytes + path.stat().st_size,
+            bytes=done.bytes + size,
         )
         if progress is not None:
             progress(done, len(cache.shards))
+    finish(folder, asked, files)
     return done
 
 
@@ -180,17 +195,6 @@ def _hex(hashes: Array) -> pa.Array:
     return pa.array([row.tobytes().hex() for row in hashes], pa.string())
 
 
-def _write(cache: Cache, groups: Sequence[RowGroupRef], schema: pa.Schema, path: Path) -> None:
-    part = path.with_name(path.name + _PART)
-    try:
-        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
-            for ref in groups:
-                writer.write_table(plain_table(cache.read(ref), schema))
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _chosen(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
     unknown = [name for name in names if name not in schema.names]
     if unknown or len(set(names)) < len(names):
@@ -198,18 +202,3 @@ def _chosen(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
         got = ", ".join(map(repr, unknown or names))
         raise UsageError(what, expected=f"some of {', '.join(schema.names)}", got=got)
     return pa.schema([schema.field(name) for name in names]) if names else schema
-
-
-def _empty_folder(out: str | Path) -> Path:
-    """A local folder, made where it is not there."""
-    if "://" in str(out):
-        raise UsageError("an export goes to a local folder", got=out)
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        filled = next(folder.iterdir(), None)
-    except OSError as error:
-        raise UsageError("the folder cannot be written", where=folder, got=one_line(error)) from error
-    if filled is not None:
-        raise UsageError("an export goes to a new or empty folder", where=folder, got=filled.name)
-    return folder

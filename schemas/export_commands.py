@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from schemas.arguments import Parser, natural
 from schemas.cache import Cache
 from schemas.export import Exported
 from schemas.export import export as run_export
+from schemas.terminal import print_json, print_lines
 
 _HELP = """\
 Writes a cache as plain Parquet, for tools that know nothing of codes: one file a shard, a row an example.
@@ -22,6 +22,9 @@ features lists of floats. For scores that are all kept there is logits instead.
 
 The files take several times the cache's bytes, and are no cache: train and verify read the cache itself. Memory is
 that of one row group.
+
+A file has its name only once it is whole, and DIR/_teachonce_export.json says "complete": true once all are there. An
+export that was interrupted is finished by the same call: files that are there are kept.
 """
 
 _EXAMPLES = """\
@@ -32,7 +35,7 @@ examples:
   Two columns of an older version:
     teachonce export s3://bucket/cache --version 4 --out ./plain --columns input_ids,feature_mean_6
 
-exit status: 0 done; 1 a shard is damaged; 2 a wrong flag or path, or a folder that is not empty
+exit status: 0 done; 1 a shard is damaged; 2 a wrong flag or path, or a folder that holds something else
 """
 
 
@@ -40,22 +43,27 @@ def export(argv: Sequence[str]) -> int:
     """`teachonce export CACHE --out DIR`."""
     parser = Parser(prog="teachonce export", description=_HELP, epilog=_EXAMPLES)
     parser.add_argument("cache", metavar="CACHE", help="folder, s3://, gs:// or az://")
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty local folder")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="a new or empty local folder, or an unfinished export's"
+    )
     parser.add_argument(
         "--version", type=natural, metavar="N", help="a committed version (default: the newest)"
     )
     parser.add_argument(
         "--format", choices=["parquet"], default="parquet", help="of the files (default: parquet)"
     )
+    overwrite = "write anew what an export of another version, or of other columns, left in DIR"
+    parser.add_argument("--overwrite", action="store_true", help=overwrite)
     parser.add_argument("--columns", metavar="A,B", help="only these columns, in this order")
     parser.add_argument("--json", action="store_true", help="one JSON object at the end")
     arguments = parser.parse_args(list(argv))
     names = [] if arguments.columns is None else [name.strip() for name in arguments.columns.split(",")]
-    found = run_export(Cache.open(arguments.cache, arguments.version), arguments.out, names, _tell)
+    cache = Cache.open(arguments.cache, arguments.version)
+    found = run_export(cache, arguments.out, names, _tell, overwrite=arguments.overwrite)
     if arguments.json:
-        sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
+        print_json(asdict(found))
     else:
-        sys.stdout.write(f"{_counts(found)} in {found.path}\n")
+        print_lines(f"{_counts(found)} in {found.path}")
     return 0
 
 
@@ -65,4 +73,5 @@ def _tell(found: Exported, files: int) -> None:
 
 
 def _counts(found: Exported) -> str:
-    return f"{found.files:,} files, {found.examples:,} examples, {found.bytes:,} bytes"
+    kept = f" ({found.kept:,} of them were there)" if found.kept else ""
+    return f"{found.files:,} files{kept}, {found.examples:,} examples, {found.bytes:,} bytes"

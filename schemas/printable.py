@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import re
 
-_OBEYED = re.compile(
+OBEYED = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # the direction of text
     "\u2028\u2029"  # line ends of their own
     "\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # without a picture
     "\ud800-\udfff]"  # surrogates: no character
 )
+"""One character that is not shown as it is."""
 
 
 def printable(text: str) -> str:
     """The text with controls, marks of direction and lone surrogates as `\\n`, `\\x1b`, `\\u202e`."""
-    return _OBEYED.sub(_escape, text)
+    return OBEYED.sub(escape, text)
 
 
-def _escape(match: re.Match[str]) -> str:
+def escape(match: re.Match[str]) -> str:
+    """What stands for a match of `OBEYED`."""
     return match[0].encode("unicode_escape", "surrogatepass").decode()

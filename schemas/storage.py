@@ -178,7 +178,7 @@ class Storage:
         """
         with self._told(prefix):
             if self.is_local:
-                found = [file.name for file in self._files_local(prefix, deep=True)]
+                found = list(self._names_local(prefix))
             else:
                 pages = obstore.list(self._remote, prefix or None)
                 found = [item["path"] for page in pages for item in page]
@@ -191,7 +191,9 @@ class Storage:
             CacheError: a link stands there, or what is no file.
         """
         if self.is_local:
-            self.names(prefix)
+            with self._told(prefix):
+                for _ in self._names_local(prefix):
+                    pass
 
     def files(self) -> list[StoredFile]:
         """The objects directly under the root, and parts of unfinished writes there, sorted by name.
@@ -201,7 +203,7 @@ class Storage:
         """
         with self._told(""):
             if self.is_local:
-                found = list(self._files_local("", deep=False))
+                found = list(self._files_local(deep=False))
             else:
                 items = obstore.list_with_delimiter(self._remote)["objects"]
                 found = [StoredFile(i["path"], i["size"], i["last_modified"].timestamp()) for i in items]
@@ -217,7 +219,7 @@ class Storage:
     def parts(self) -> list[StoredFile]:
         """Parts of unfinished writes, wherever they stand; object stores have none."""
         with self._told(""):
-            files = self._files_local("", deep=True) if self.is_local else ()
+            files = self._files_local(deep=True) if self.is_local else ()
             return sorted(file for file in files if local.PART.fullmatch(file.name))
 
     def delete(self, names: Sequence[str]) -> None:
@@ -237,13 +239,21 @@ class Storage:
                 with contextlib.suppress(NotFoundError, FileNotFoundError):
                     obstore.delete(self._remote, name)
 
-    def _files_local(self, prefix: str, *, deep: bool) -> Iterator[StoredFile]:
-        """Files. What is none is refused in a folder of ours and under a shard's name, and else left alone."""
-        for name, entry in local.walk(self.root, prefix, deep=deep):
+    def _names_local(self, prefix: str) -> Iterator[str]:
+        """Names in a folder of ours, where nothing but files may stand; nothing is asked of each file."""
+        for name, entry in local.walk(self.root, prefix):
+            if not entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):
+                    local.refuse_stranger(entry.stat(follow_symlinks=False).st_mode, f"{self.root}/{name}")
+            yield name
+
+    def _files_local(self, *, deep: bool) -> Iterator[StoredFile]:
+        """Files, wherever they stand. What is none is refused under a shard's name, and else left alone."""
+        for name, entry in local.walk(self.root, deep=deep):
             # Another's parts come and go.
             with contextlib.suppress(FileNotFoundError):
                 found = entry.stat(follow_symlinks=False)
-                if prefix or (name.endswith(SHARD_SUFFIX) and "/" not in name):
+                if name.endswith(SHARD_SUFFIX) and "/" not in name:
                     local.refuse_stranger(found.st_mode, f"{self.root}/{name}")
                 if entry.is_file(follow_symlinks=False):
                     yield StoredFile(name, found.st_size, found.st_mtime)

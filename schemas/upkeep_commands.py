@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
-import sys
 from collections.abc import Sequence
 
 from schemas.arguments import Parser, duration
 from schemas.history import told_of
 from schemas.repairing import Repaired
 from schemas.storage import Storage
+from schemas.terminal import print_json, print_lines
 from schemas.vacuuming import Vacuumed
 from schemas.vacuuming import vacuum as run_vacuum
 
@@ -54,7 +53,7 @@ def vacuum(argv: Sequence[str]) -> int:
 def print_repaired(found: Repaired, *, as_json: bool) -> None:
     """What `verify --repair` did."""
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+        print_json(found.to_json())
         return
     lines = [
         f"lost: {lost.name}: {lost.examples:,} examples of version {lost.version}, run {lost.run}: "
@@ -76,12 +75,12 @@ def print_repaired(found: Repaired, *, as_json: bool) -> None:
         )
     if found.lost:
         lines.append("start precompute again: it computes what was lost, and only that")
-    sys.stdout.write("\n".join(lines) + "\n")
+    print_lines(*lines)
 
 
 def _print_vacuumed(found: Vacuumed, *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+        print_json(found.to_json())
         return
     lines = [
         f"{'would delete' if found.dry_run else 'deleted'}: {found.old_shards:,} shards of old versions, "
@@ -96,7 +95,7 @@ def _print_vacuumed(found: Vacuumed, *, as_json: bool) -> None:
     if found.strangers:
         more = f" and {len(found.strangers) - _SHOWN:,} more" if len(found.strangers) > _SHOWN else ""
         lines.append(f"not this cache's, and left alone: {', '.join(found.strangers[:_SHOWN])}{more}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    print_lines(*lines)
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import textwrap
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 
 from transformers.utils import logging as transformers_logging
 
+from schemas.printable import printable
+from schemas.terminal import print_json
 from trainer.arguments import StudentArguments
 from trainer.cli import Parser
 from trainer.evaluation import EvaluateConfig
@@ -92,7 +93,7 @@ def train(argv: list[str]) -> int:
         return stopped.status
     if arguments.process_index == 0:
         told = "already finished, nothing to do: " if trained.was_finished else ""
-        sys.stderr.write(f"{told}{trained.steps} steps; the student is in {trained.output_dir}\n")
+        sys.stderr.write(f"{told}{trained.steps} steps; the student is in {printable(trained.output_dir)}\n")
     return 0
 
 
@@ -110,7 +111,7 @@ def evaluate(argv: list[str]) -> int:
         transformers_logging.disable_progress_bar()
     evaluated = run_evaluate(config)
     if as_json:
-        sys.stdout.write(json.dumps(evaluated.to_json(), indent=2) + "\n")
+        print_json(evaluated.to_json())
     else:
         show(evaluated)
     return 0

@@ -15,6 +15,7 @@ from schemas import Cache
 from schemas.entries import entries_of
 from schemas.errors import CorruptionError, NoCacheError, UsageError
 from schemas.export import export, export_schema
+from schemas.export_folder import MARK
 from schemas.rows import Rows
 from tests.synthetic import SPECS, make_cache
 
@@ -24,6 +25,10 @@ SOFTMAX = [name for name, spec in SPECS.items() if spec.score == "softmax"]
 def by_id(cache):
     rows = Rows.concatenate(list(cache.read_all()))
     return rows.take(np.argsort(rows.example_ids))
+
+
+def mark_of(folder):
+    return json.loads((folder / MARK).read_text())
 
 
 def flat(lists):
@@ -131,7 +136,7 @@ def test_a_row_group_is_read_and_written_at_a_time(tmp_path, monkeypatch):
     )
     export(cache, tmp_path / "plain")
     assert log == ["read", "write"] * len(cache.row_groups)
-    groups = [pq.read_metadata(path).num_row_groups for path in (tmp_path / "plain").iterdir()]
+    groups = [pq.read_metadata(path).num_row_groups for path in (tmp_path / "plain").glob("*.parquet")]
     assert sum(groups) == len(cache.row_groups) == 4
 
 
@@ -141,7 +146,7 @@ def test_the_verb_tells_how_far_it_is(tmp_path, own_cache, capsys):
     printed = capsys.readouterr()
     assert re.fullmatch(rf"2 files, 24 examples, [\d,]+ bytes in {re.escape(out)}\n", printed.out)
     assert re.fullmatch(r"1 of 2 files: .*\n2 of 2 files: .* 24 examples, .*\n", printed.err)
-    names = sorted(path.name for path in Path(out).iterdir())
+    names = sorted(path.name for path in Path(out).glob("*.parquet"))
     assert names == sorted(f"{shard.name[:32]}.parquet" for shard in own_cache.shards)
 
 
@@ -151,7 +156,7 @@ def test_chosen_columns_and_json(tmp_path, own_cache, capsys):
     assert teachonce.main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["path"], found["files"], found["examples"]) == (out, 2, 24)
-    assert found["bytes"] == sum(path.stat().st_size for path in Path(out).iterdir())
+    assert found["bytes"] == sum(path.stat().st_size for path in Path(out).glob("*.parquet"))
     assert list(with_polars_columns(out)) == ["ids", "input_ids"]
 
 
@@ -201,7 +206,7 @@ def test_a_damaged_shard_leaves_no_file_that_looks_whole(tmp_path, own_cache):
     path.write_bytes(data)
     with pytest.raises(CorruptionError, match="sealed"):
         export(Cache.open(own_cache.storage.root), tmp_path / "plain")
-    assert [file.name for file in (tmp_path / "plain").iterdir()] == [
+    assert [file.name for file in (tmp_path / "plain").glob("*.p*")] == [
         f"{own_cache.shards[0].name[:32]}.parquet"
     ]
 
@@ -213,4 +218,5 @@ def test_a_full_disk_is_told(tmp_path, own_cache, monkeypatch):
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(UsageError, match=r"cannot be written.*No space left"):
         export(own_cache, tmp_path / "plain")
-    assert not list((tmp_path / "plain").iterdir())
+    assert [file.name for file in (tmp_path / "plain").iterdir()] == [MARK]
+    assert not mark_of(tmp_path / "plain")["complete"]
