@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@echo "make demo   the whole path on what the repository ships: corpus, teacher, cache, three students, a table"
 	@echo "make test   the tests; with CI=true their coverage too. Those of engines and stores apart"
-	@echo "make engines       fetch Prism, Flink, MinIO and a GCS emulator into .engines (needs go, mvn, java)"
+	@echo "make engines       fetch Prism, Flink, MinIO, a GCS emulator and another transformers into .engines (needs go, mvn, java)"
 	@echo "make test-engines  the tests that run on them"
 	@echo "make test-chaos    kill -9 again and again, full disks, two runs at once"
 	@echo "make check  ruff, mypy, import-linter"

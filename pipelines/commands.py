@@ -26,7 +26,7 @@ from pipelines.report import outcome_of, summary_table
 from pipelines.rescore import RescoreConfig, Rescored, mean_distance, rescore
 from pipelines.run import precompute as run_precompute
 from schemas import Cache, Verified
-from schemas.arguments import Parser, natural, positive
+from schemas.arguments import Parser, natural, not_negative, positive
 from schemas.errors import DriftError, UsageError
 from schemas.policies import parse_keep
 from schemas.process import DONE, OUT_OF_TIME
@@ -259,7 +259,7 @@ def _verify_parser() -> Parser:
         "largest mean KL in nats; of sigmoid and identity scores, mean over texts of the largest difference of a logit "
         "(default: 0.005, ten times what the codec costs)"
     )
-    parser.add_argument("--max_mean_kl", type=float, default=0.005, metavar="NATS", help=bound)
+    parser.add_argument("--max_mean_kl", type=not_negative, default=0.005, metavar="NATS", help=bound)
     parser.add_argument("--device", choices=get_args(Device), default="auto")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own Python code")
     parser.add_argument("--allow_pickle", action="store_true", help="open .bin weights, which can run code")

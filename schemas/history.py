@@ -212,7 +212,7 @@ _CONTROL = re.compile(r"[^ -~]")
 def _known_of(storage: Storage, run: str) -> Iterator[str]:
     with contextlib.suppress(ValueError):
         begun = time.strptime(run.rpartition("-")[0].rpartition("-")[2], "%Y%m%dT%H%M%SZ")
-        yield f"begun {_ago(calendar.timegm(begun))}"
+        yield f"begun {_ago(float(calendar.timegm(begun)))}"
     yield f"last sign of life {_ago(_signed(storage, f'{LEASES_FOLDER}/{run}'))}"
     try:
         holder = json.loads(storage.read(f"{HOLDERS_FOLDER}/{run}")[:1024])

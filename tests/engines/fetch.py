@@ -4,6 +4,8 @@
 
 * Go programs (Prism, MinIO, fake-gcs-server): `go install` of a pinned version, whose modules Go checks against its
   checksum database; the sum of the program's own module is compared with the one written here.
+* Another release of transformers, with the tokenizers and hub library that it needs, beside the lock's: by pip, with
+  hashes (`transformers.txt`), into a folder that a test puts first on the path.
 * Jars: Beam's Flink job server by Maven (`pom.xml`), Flink itself out of a Python source archive (`flink.txt`, with its
   hash); every jar is compared with `jars.sha256`.
 
@@ -25,6 +27,8 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parents[1] / ".engines"
 SUMS = HERE / "jars.sha256"
+TRANSFORMERS = "transformers-5.5.0"
+"""The other release: its `save_pretrained` writes other files than the lock's."""
 
 
 class Program(NamedTuple):
@@ -58,6 +62,7 @@ def main() -> int:
     parser.add_argument("--write_sums", action="store_true", help=f"write {SUMS.name} anew, from what came")
     arguments = parser.parse_args()
     try:
+        told(TRANSFORMERS, library_is_there, fetch_library)
         require("go", "mvn", "java")
         for name in PROGRAMS:
             told(name, program_is_there, fetch_program)
@@ -85,6 +90,20 @@ def told(name, is_there, fetch):
     print(f"{name}: fetching", flush=True)
     fetch(name)
     print(f"{name}: fetched in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def library_is_there(name: str) -> bool:
+    """Whether the other release is there, whole: it was moved to its place when it was."""
+    return (ENGINES / name / f"{name}.dist-info").is_dir()
+
+
+def fetch_library(name: str) -> None:
+    """Installs the other release into a folder of its own."""
+    with scratch() as folder:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        kind = ["--no-compile", "--only-binary=:all:", "--require-hashes", f"--target={folder / 'lib'}"]
+        call(*pip, *kind, f"--requirement={HERE / 'transformers.txt'}")
+        move(folder / "lib", ENGINES / name)
 
 
 def program_path(name: str) -> Path:
