@@ -118,7 +118,7 @@ def conform(kind: Any, value: Any, name: str = "") -> Any:
     origin = get_origin(kind)
     if origin is Literal and isinstance(value, str) and value in get_args(kind):
         return value
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list | tuple):
         return tuple(conform(get_args(kind)[0], one, name) for one in value)
     if origin is Mapping and isinstance(value, dict):
         return {key: conform(get_args(kind)[1], one, f"{name}.{key}") for key, one in value.items()}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from schemas.commits import Shard, Version, latest_version, read_record, read_version
+from schemas.delta import WITNESS_FOLDER
 from schemas.errors import CorruptionError, NoCacheError
 from schemas.memory import read_memory, refuse_lost_memory
 from schemas.records import CommitRecord
@@ -265,6 +266,7 @@ def read_header(storage: Storage) -> Header:
     try:
         data = storage.read(SPEC_NAME)
     except FileNotFoundError as error:
+        refuse_lost_spec(storage)
         raise NoCacheError(
             "no cache is there",
             where=f"{storage.root}/{SPEC_NAME}",
@@ -273,11 +275,32 @@ def read_header(storage: Storage) -> Header:
     return Header.from_bytes(data, f"{storage.root}/{SPEC_NAME}")
 
 
+def refuse_lost_spec(storage: Storage) -> None:
+    """Where a version was committed there was a spec: what is there is a cache that has lost it, and no empty place.
+
+    Raises:
+        CorruptionError: there is a log, or a witness of one, beside no spec.
+    """
+    if storage.exists(SPEC_NAME) or not (storage.names("_delta_log") or storage.names(WITNESS_FOLDER)):
+        return
+    if storage.exists(SPEC_NAME):  # another run has just made it, and committed
+        return
+    raise CorruptionError(
+        "the cache's spec.json is lost: without it nothing here can be read, nor added to",
+        where=f"{storage.root}/{SPEC_NAME}",
+        do="Restore it from a copy, or from a cache that was made in the same way; nothing else of the cache is harmed",
+    )
+
+
 def create_header(storage: Storage, header: Header, tokenizer: dict[str, bytes]) -> Header:
     """Writes tokenizer and spec unless they are there; returns the header that the cache has.
 
     A tokenizer without a spec is what a run left that was killed here; if it is another's, it is replaced.
+
+    Raises:
+        CorruptionError: there was a spec, and it is lost.
     """
+    refuse_lost_spec(storage)
     is_new = not storage.exists(SPEC_NAME)
     for name, data in tokenizer.items():
         path = f"{TOKENIZER_FOLDER}/{name}"

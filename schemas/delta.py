@@ -8,17 +8,21 @@ there is no witness of a later one. Cost: one look at a name whenever the newest
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from typing import Any
 
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from schemas.bounds import MAX_COUNT, told
 from schemas.errors import CacheError, CorruptionError, NoCacheError, one_line
 from schemas.shards import parse_name
 from schemas.storage import Storage, plain_http_endpoint
 
 WITNESS_FOLDER = "_teachonce/commits"
 _SHARD_COLUMNS = ("path", "size_bytes", "num_records")
+_LOG_FILES = (".json", ".parquet", ".crc", "_last_checkpoint")
 _PANIC = "PanicException"
 """What a panic in Rust becomes, for instance on a damaged checkpoint: no `Exception`, and of no public class."""
 
@@ -33,6 +37,7 @@ def open_table(storage: Storage, number: int | None = None) -> DeltaTable:
     """
     if number is not None and number < 0:
         raise _no_such_version(storage, number)
+    refuse_odd_files(storage)
     try:
         with log_errors(storage):
             table = DeltaTable(storage.root, version=number, storage_options=storage_options())
@@ -60,14 +65,40 @@ def live_rows(storage: Storage, table: DeltaTable) -> list[tuple[str, int, int]]
     """
     with log_errors(storage):
         actions = table.get_add_actions(flatten=True)
-    known = [actions[name].to_pylist() for name in _SHARD_COLUMNS if name in actions.schema.names]
-    rows = list(zip(*known, strict=True))
+    with told("the cache's log cannot be read", f"{storage.root}/_delta_log"):
+        rows = _rows_of(actions)
     for row in rows:
         parse_name(row[0])
-        if None in row or len(row) < len(_SHARD_COLUMNS):
+        if len(row) < len(_SHARD_COLUMNS) or not all(type(n) is int and 0 < n < MAX_COUNT for n in row[1:]):
             where = f"{storage.root}, version {table.version()}, {row[0]}"
             raise CorruptionError("a log entry counts no rows", where=where)
     return rows
+
+
+def _rows_of(actions: Any) -> list[tuple[str, int, int]]:
+    known = [actions[name].to_pylist() for name in _SHARD_COLUMNS if name in actions.schema.names]
+    return list(zip(*known, strict=True))
+
+
+def refuse_odd_files(storage: Storage) -> None:
+    """A log holds plain files: a pipe in it would never end, and Delta would wait for it.
+
+    Raises:
+        CorruptionError: naming what is none.
+    """
+    if not storage.is_local:
+        return
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        os.scandir(storage.root + "/_delta_log") as log,
+    ):
+        odd = next((e.name for e in log if not e.is_file() and e.name.endswith(_LOG_FILES)), None)
+        if odd is not None:
+            raise CorruptionError(
+                "the log holds what is no plain file",
+                where=f"{storage.root}/_delta_log/{odd}",
+                do="Restore _delta_log from a copy",
+            )
 
 
 @contextlib.contextmanager
