@@ -33,11 +33,16 @@ _VALUE_BYTES, _PAGE_BYTES = 8, 1024
 _PHYSICAL = {"binary": "BYTE_ARRAY", "string": "BYTE_ARRAY", "float": "FLOAT"}
 
 _V = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
-_USUAL = re.compile(
-    rb"\x15\x00\x15(V)\x15(V)(?:\x15V\x1c|\x2c)\x15(V)\x15V\x15V\x15V\x00\x00".replace(b"V", _V), re.DOTALL
+_USUAL_DATA, _USUAL_DICTIONARY = (
+    re.compile(form.replace(b"V", _V), re.DOTALL)
+    for form in (
+        rb"\x15\x00\x15(V)\x15(V)(?:\x15V\x1c|\x2c)\x15(V)\x15V\x15V\x15V"
+        rb"(?:\x1c(?:\x36V)?(?:\x28(?:\x10.{16}\x18\x10.{16}|\x04.{4}\x18\x04.{4})[\x11\x12]{0,2})?\x00)?\x00\x00",
+        rb"\x15\x04\x15(V)\x15(V)(?:\x15V\x3c|\x4c)\x15(V)\x15V[\x11\x12]?\x00\x00",
+    )
 )
-"""A data page's header as Arrow writes it, without statistics: most of them, and twenty times as fast as field by
-field."""
+"""Headers as Arrow writes them, in a tenth of the time that field by field takes: a data page with the statistics of
+hashes, of numbers or of nothing, and a dictionary."""
 
 
 class Page(NamedTuple):
@@ -175,10 +180,10 @@ def _walk(data: memoryview, count: int, *, is_text: bool) -> int | None:
 
 def _page(data: memoryview, place: int) -> tuple[Page, int]:
     """The header that stands there, and where its page begins."""
-    usual = _USUAL.match(data, place)
-    if usual is not None:
-        plain, stored, count = map(_signed, usual.groups())
-        return Page(False, count, stored, plain), usual.end()
+    for form, is_dictionary in ((_USUAL_DATA, False), (_USUAL_DICTIONARY, True)):
+        if usual := form.match(data, place):
+            plain, stored, count = map(_signed, usual.groups())
+            return Page(is_dictionary, count, stored, plain), usual.end()
     header, place = parse_struct(data, place)
     kind = header[1]
     return Page(kind == _DICTIONARY, header[_HEADER_OF[kind]][1], header[3], header[2]), place

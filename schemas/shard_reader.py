@@ -187,22 +187,24 @@ def fetch_group(storage: Storage, name: str, group: RowGroup) -> bytes:
     return data
 
 
-def read_group(storage: Storage, name: str, opened: OpenFooter, index: int, spec: Spec) -> Rows:
-    """Fetches, checks and parses one row group.
+def read_group(
+    storage: Storage, name: str, opened: OpenFooter, index: int, spec: Spec, *, checked: bool = True
+) -> Rows:
+    """Fetches, checks and parses one row group; its rows' values are as they are found where `checked` is false.
 
     Raises:
         CorruptionError: the bytes, the schema or the lists are not what was sealed.
     """
     group = opened.footer.row_groups[index]
     where = f"{storage.root}/{name}, row group {index}"
-    check_counts(group, spec, where)
     segments = {group.start: fetch_group(storage, name, group), group_end(opened): opened.data}
     fetched = Fetched(memoryview(segments[group.start]), group.start, group, spec)
     with told("a row group cannot be read", where, REPAIR):
         file = pq.ParquetFile(_Segments(segments, opened.size), metadata=opened.metadata)
         check_schema(file.schema_arrow, spec, where)
+        check_counts(group, spec, where)
         table = _table(file, index, fetched, where)
-        rows = Rows.from_arrow(table, spec, where, opened.ranking(spec, where))
+        rows = Rows.from_arrow(table, spec, where, opened.ranking(spec, where), checked=checked)
     counts = (group.examples, group.tokens, group.positions, group.entries)
     if (len(rows), rows.num_tokens, rows.num_positions, rows.num_entries) != counts:
         raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)

@@ -107,12 +107,10 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("spec", "column", "change"), BROKEN, ids=[f"{s}-{c}-{i}" for i, (s, c, _) in enumerate(BROKEN)]
-)
+@pytest.mark.parametrize(("spec", "column", "change"), BROKEN, ids=range(len(BROKEN)))
 def test_reader_and_verify_refuse_the_same_values(tmp_path, spec, column, change):
     rows = changed(random_rows(SPECS[spec], 6).rows, column, change)
-    with pytest.raises(CorruptionError, match=column.removesuffix("_scale")):
+    with pytest.raises(CorruptionError, match=r"column .*here"):
         rows.check("here")
     assert list(rows.faults()), "the writer rejects these alone"
     assert len(rows.faults()) < 6
@@ -140,9 +138,7 @@ def bomb(rows, **options):
     """A shard of these rows, written otherwise; its footer's counts are the rows'."""
     good = seal(rows, groups=1)
     sink = io.BytesIO()
-    from schemas.shards import ranking_of
-
-    table = rows.to_arrow(ranking_of([rows]))
+    table = rows.to_arrow(None)
     with pq.ParquetWriter(sink, table.schema, **{**write_options(rows.spec), **options}) as writer:
         writer.write_table(table, row_group_size=len(rows))
         end = sink.tell()
@@ -150,23 +146,15 @@ def bomb(rows, **options):
             good.footer.row_groups[0], end=end, hash=bytes_hash(sink.getvalue()[:end])
         )
         footer = dataclasses.replace(good.footer, row_groups=(group,))
-        writer.add_key_value_metadata(
-            {b"teachonce": footer.to_bytes(), b"teachonce.ids": ranking_of([rows]).to_bytes()}
-        )
+        writer.add_key_value_metadata({b"teachonce": footer.to_bytes()})
     data = sink.getvalue()
     return f"{footer.unit}-{bytes_hash(data[end:])}.parquet", data
 
 
 def monotonous(num_rows=40):
     """Rows of which every value is the same, so that some bytes are millions of values."""
-    spec = class_spec(
-        score="identity",
-        vocab_size=2**20,
-        label_names=(),
-        has_text=False,
-        has_text_pair=False,
-        has_token_type_ids=False,
-    )
+    plain = {"label_names": (), "has_text": False, "has_text_pair": False, "has_token_type_ids": False}
+    spec = class_spec(score="identity", vocab_size=2**20, **plain)
     rows = random_rows(dataclasses.replace(spec, vocab_size=1), num_rows).rows
     width = np.full(num_rows, spec.vocab_size, np.int64)
     offsets = np.concatenate([[0], np.cumsum(width)])
@@ -250,7 +238,8 @@ def test_a_spec_is_bounded_before_it_is_believed(changes):
 @pytest.mark.parametrize(
     "data",
     [
-        b"[" * 10**5, b'{"a":' * 10**5, b'{"hash": "x", "hash": "y"}', b'{"hash": NaN}', b'{"hash": ' + b"9" * 10**5 + b"}",
+        b"[" * 10**5, b'{"a":' * 10**5, b'{"hash": "x", "hash": "y"}', b'{"hash": NaN}',
+        b'{"hash": ' + b"9" * 10**5 + b"}",
         b'{"hash": "\xff"}', b'{"hash": [' + b"[" * 500 + b"]" * 500 + b"]}",
     ],
 )  # fmt: skip
@@ -280,7 +269,7 @@ def test_json_is_bounded():
         b"Infinity",
         b"[1",
     ):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             parse_json(bad)
     with pytest.raises(ValueError, match="most"):
         parse_json(b"[" + b"1," * 50 + b"1]", max_bytes=100)
@@ -299,7 +288,7 @@ def test_json_is_bounded():
     ],
 )
 def test_errors_of_libraries_are_one_line(raised, kind):
-    with pytest.raises(kind, match="bad.*here") as caught, told("bad", "here"):
+    with pytest.raises(kind, match=r"bad.*here") as caught, told("bad", "here"):
         raise raised
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, CorruptionError) == (kind is CorruptionError)
