@@ -153,3 +153,13 @@ def shown(value: object) -> str:
     """A value for an error's line, cut short."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def refuse_unless(condition: bool, field: str, value: object) -> None:
+    """Refuses nonsense where a value is made.
+
+    Raises:
+        ValueError: naming the field and what it got.
+    """
+    if not condition:
+        raise ValueError(f"{field} cannot be {shown(value)}")

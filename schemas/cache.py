@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from schemas.commits import Shard, Version, latest_version, read_record, read_version
-from schemas.delta import WITNESS_FOLDER
 from schemas.errors import CorruptionError, NoCacheError
+from schemas.lost import SPEC_NAME, refuse_lost_spec
 from schemas.memory import read_memory, refuse_lost_memory
 from schemas.records import CommitRecord
 from schemas.rows import Rows
@@ -28,7 +28,6 @@ from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage import Storage
 from schemas.verify import Verified, verify_shards
 
-SPEC_NAME = "_teachonce/spec.json"
 TOKENIZER_FOLDER = "_teachonce/tokenizer"
 REJECTS_FOLDER = "_teachonce/rejects"
 RUNS_FOLDER = "_teachonce/runs"
@@ -273,23 +272,6 @@ def read_header(storage: Storage) -> Header:
             do="Check the path, or make one with `teachonce precompute`",
         ) from error
     return Header.from_bytes(data, f"{storage.root}/{SPEC_NAME}")
-
-
-def refuse_lost_spec(storage: Storage) -> None:
-    """Where a version was committed there was a spec: what is there is a cache that has lost it, and no empty place.
-
-    Raises:
-        CorruptionError: there is a log, or a witness of one, beside no spec.
-    """
-    if storage.exists(SPEC_NAME) or not (storage.names("_delta_log") or storage.names(WITNESS_FOLDER)):
-        return
-    if storage.exists(SPEC_NAME):  # another run has just made it, and committed
-        return
-    raise CorruptionError(
-        "the cache's spec.json is lost: without it nothing here can be read, nor added to",
-        where=f"{storage.root}/{SPEC_NAME}",
-        do="Restore it from a copy, or from a cache that was made in the same way; nothing else of the cache is harmed",
-    )
 
 
 def create_header(storage: Storage, header: Header, tokenizer: dict[str, bytes]) -> Header:

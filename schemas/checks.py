@@ -95,6 +95,7 @@ def _check_places(spec: Spec, data: Data, where: str) -> None:
         raise CorruptionError("column position_index points outside its example", where=where, do=REPAIR)
     if spec.task != "causal-lm":
         refuse_range("position_index (positions of a text)", lengths, 1, 1, where)
+        refuse_range("position_index (of a text)", values, 0, 0, where)
         return
     goes_back = np.diff(values, prepend=np.int32(-1)) <= 0
     goes_back[places.offsets[:-1][lengths > 0]] = False

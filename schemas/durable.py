@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
-from schemas.errors import CacheError
+from schemas.errors import CacheError, CorruptionError
 
 
 def make_folder(folder: Path) -> None:
@@ -19,6 +20,17 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     sync(folder.parent)
+
+
+def plain_file(path: Path) -> Path:
+    """The same path, of which a plain file has been found: a pipe would be waited for without end.
+
+    Raises:
+        CorruptionError: something else stands there.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CorruptionError("this is no plain file", where=path, do="Remove it")
+    return path
 
 
 def sync(path: Path) -> None:

@@ -1,7 +1,7 @@
 """What can be saved of a shard whose seals hold and whose rows do not all keep the rules: the others.
 
-Such a shard is nobody's damage: an earlier release wrote a row that no reader takes, or a stranger did. A shard of which
-a byte, a count or a hash is not what was sealed is not touched: nothing in it can be trusted.
+Such a shard is no damage: an earlier release wrote a row that no reader takes, or a stranger did. One of which a byte,
+a count or a hash is not what was sealed is left alone: nothing in it can be trusted.
 
 Cost: the shard's rows in memory.
 """

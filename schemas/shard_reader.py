@@ -9,8 +9,6 @@ values.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -25,6 +23,7 @@ from schemas.pages import read_lists
 from schemas.ragged import Array
 from schemas.ranks import Ranking, parse_listed
 from schemas.rows import Rows
+from schemas.segments import Segments
 from schemas.shards import (
     FOOTER_KEY,
     LISTED_KEY,
@@ -200,7 +199,7 @@ def read_group(
     segments = {group.start: fetch_group(storage, name, group), group_end(opened): opened.data}
     fetched = Fetched(memoryview(segments[group.start]), group.start, group, spec)
     with told("a row group cannot be read", where, REPAIR):
-        file = pq.ParquetFile(_Segments(segments, opened.size), metadata=opened.metadata)
+        file = pq.ParquetFile(Segments(segments, opened.size), metadata=opened.metadata)
         check_schema(file.schema_arrow, spec, where)
         check_counts(group, spec, where)
         table = _table(file, index, fetched, where)
@@ -263,44 +262,9 @@ def _identities(storage: Storage, name: str, opened: OpenFooter, index: int, spe
     data = storage.read_range(name, start, end)
     check_pages(Fetched(memoryview(data), start, group, spec), metadata, asked, where)
     segments = {start: data, group_end(opened): opened.data}
-    file = pq.ParquetFile(_Segments(segments, opened.size), metadata=opened.metadata)
+    file = pq.ParquetFile(Segments(segments, opened.size), metadata=opened.metadata)
     check_schema(file.schema_arrow, spec, where)
     rows = Rows.from_arrow(file.read_row_group(index, columns=[c.name for c in asked]), spec, where)
     if len(rows) != group.examples:
         raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
     return rows
-
-
-class _Segments(io.RawIOBase):
-    """A file of which only some byte ranges are held: all that Arrow asks for when it reads one row group."""
-
-    def __init__(self, segments: Mapping[int, bytes], size: int) -> None:
-        self._segments, self._size, self._place = segments, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = base + offset
-        return self._place
-
-    def read(self, size: int | None = -1) -> bytes | memoryview:
-        """A view: Arrow takes it as it is."""
-        end = self._size if size is None or size < 0 else min(self._size, self._place + size)
-        data = self.fetch(self._place, end)
-        self._place = end
-        return data
-
-    def fetch(self, start: int, end: int) -> bytes | memoryview:
-        """The bytes of a range that lies inside one segment."""
-        for begin, data in self._segments.items():
-            if begin <= start and end <= begin + len(data):
-                return memoryview(data)[start - begin : end - begin]
-        raise OSError(f"bytes {start} to {end} were not fetched")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from obstore.store import ObjectStore, from_url
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
-from schemas.durable import make_folder, sync
+from schemas.durable import make_folder, plain_file, sync
 from schemas.errors import CacheError, CorruptionError, UsageError, one_line
 
 _PART = ".part-"
@@ -89,7 +88,7 @@ class Storage:
         """
         with self._told(name):
             if self.is_local:
-                return self._plain(name).read_bytes()
+                return plain_file(self._path(name)).read_bytes()
             return bytes(obstore.get(self._remote, name).bytes())
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
@@ -101,7 +100,7 @@ class Storage:
         """
         with self._told(name):
             if self.is_local:
-                with self._plain(name).open("rb") as file:
+                with plain_file(self._path(name)).open("rb") as file:
                     data = os.pread(file.fileno(), end - start, start)
             else:
                 data = self._range_remote(name, start, end)
@@ -137,7 +136,7 @@ class Storage:
         """
         with self._told(name):
             if self.is_local:
-                return self._plain(name).stat().st_size
+                return plain_file(self._path(name)).stat().st_size
             return int(obstore.head(self._remote, name)["size"])
 
     def put(self, name: str, data: bytes | memoryview) -> None:
@@ -234,13 +233,6 @@ class Storage:
 
     def _path(self, name: str) -> Path:
         return Path(self.root) / name
-
-    def _plain(self, name: str) -> Path:
-        """The path of a plain file: a pipe would be waited for without end."""
-        path = self._path(name)
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CorruptionError("this is no plain file", where=f"{self.root}/{name}", do="Remove it")
-        return path
 
     def _put_local(self, name: str, data: bytes | memoryview, *, replace: bool) -> None:
         path = self._path(name)
