@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.bounds import told
 from schemas.columns import Column, columns
 from schemas.errors import REPAIR, CorruptionError
 from schemas.policies import KeepAll
@@ -30,15 +31,19 @@ _DATA, _DICTIONARY, _DATA_2 = 0, 2, 3
 _HEADER_OF = {_DATA: 5, _DICTIONARY: 7, _DATA_2: 8}
 _VALUE_BYTES, _PAGE_BYTES = 8, 1024
 """What a number takes in a page with its levels, at most, and what a page has beside its values."""
+_REPEATING = 7
+"""An encoding in which a text repeats the one before it, so that some bytes are any number: no part of the format."""
+_BYTES_AN_ITEM, _LEAST_LIMIT = 8, 1024
+"""No item of a footer's longer lists takes less."""
 _PHYSICAL = {"binary": "BYTE_ARRAY", "string": "BYTE_ARRAY", "float": "FLOAT"}
 
 _V = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
 _USUAL_DATA, _USUAL_DICTIONARY = (
     re.compile(form.replace(b"V", _V), re.DOTALL)
     for form in (
-        rb"\x15\x00\x15(V)\x15(V)(?:\x15V\x1c|\x2c)\x15(V)\x15V\x15V\x15V"
+        rb"\x15\x00\x15(V)\x15(V)(?:\x15V\x1c|\x2c)\x15(V)\x15(V)\x15V\x15V"
         rb"(?:\x1c(?:\x36V)?(?:\x28(?:\x10.{16}\x18\x10.{16}|\x04.{4}\x18\x04.{4})[\x11\x12]{0,2})?\x00)?\x00\x00",
-        rb"\x15\x04\x15(V)\x15(V)(?:\x15V\x3c|\x4c)\x15(V)\x15V[\x11\x12]?\x00\x00",
+        rb"\x15\x04\x15(V)\x15(V)(?:\x15V\x3c|\x4c)\x15(V)\x15(V)[\x11\x12]?\x00\x00",
     )
 )
 """Headers as Arrow writes them, in a tenth of the time that field by field takes: a data page with the statistics of
@@ -53,6 +58,7 @@ class Page(NamedTuple):
     stored_bytes: int
     plain_bytes: int
     """After decompression."""
+    encoding: int
 
 
 def check_counts(group: RowGroup, spec: Spec, where: str) -> None:
@@ -121,6 +127,34 @@ def chunk_span(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
     return begin, begin + chunk.total_compressed_size
 
 
+def check_file(data: bytes, where: str) -> None:
+    """Asserts that a Parquet file of whatever columns holds no more than its bytes can be worth.
+
+    Raises:
+        CorruptionError: it would take more, or is none.
+    """
+    most = FREE_BYTES + BYTES_A_BYTE * len(data)
+    with told("a file cannot be read", where):
+        metadata = parse_metadata(data)
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+        total = sum(chunk.num_values for chunk in chunks)
+        for chunk in chunks:
+            begin, end = chunk_span(chunk)
+            size = _walk(memoryview(data)[begin:end], chunk.num_values, is_text=True) if begin >= 0 else None
+            total = most + 1 if size is None else total + size
+    if total > most:
+        raise CorruptionError("a file would take more memory than its bytes can be worth", where=where)
+
+
+def parse_metadata(data: bytes) -> pq.FileMetaData:
+    """A Parquet footer. Lists in it are no longer than its bytes can hold: each would be made room for at once."""
+    longest = max(_LEAST_LIMIT, len(data) // _BYTES_AN_ITEM)
+    limits = {"thrift_string_size_limit": len(data), "thrift_container_size_limit": longest}
+    with pq.ParquetFile(pa.BufferReader(data), **limits) as file:
+        return file.metadata
+
+
 def _plain_bytes(fetched: Fetched, chunk: pq.ColumnChunkMetaData | None, column: Column) -> int | None:
     """Bytes of a column's pages after decompression, at most; None where they are not what the footer counts."""
     kind = _physical(column)
@@ -131,7 +165,12 @@ def _plain_bytes(fetched: Fetched, chunk: pq.ColumnChunkMetaData | None, column:
     inside = max(group.start, start) <= begin <= end <= min(group.end, start + len(fetched.data))
     if not (inside and group.examples <= count <= most):
         return None
-    return _walk(fetched.data[begin - start : end - start], count, is_text=kind == "BYTE_ARRAY")
+    return _walk(
+        fetched.data[begin - start : end - start],
+        count,
+        is_number=kind != "BYTE_ARRAY",
+        repeats=kind == "BYTE_ARRAY",
+    )
 
 
 def _physical(column: Column) -> str:
@@ -157,7 +196,7 @@ def _values(column: Column, group: RowGroup, spec: Spec) -> int:
     return group.positions * (len(spec.temperatures) if column.name == "logsumexp" else 1)
 
 
-def _walk(data: memoryview, count: int, *, is_text: bool) -> int | None:
+def _walk(data: memoryview, count: int, *, is_number: bool = False, repeats: bool = False) -> int | None:
     """As `_plain_bytes`: page after page, until all values have been seen."""
     place = seen = total = entry_bytes = 0
     while seen < count:
@@ -165,12 +204,14 @@ def _walk(data: memoryview, count: int, *, is_text: bool) -> int | None:
         most = page.num_values * _VALUE_BYTES + _PAGE_BYTES
         place += page.stored_bytes
         sizes = page.num_values >= 0 and page.stored_bytes >= 0 and page.plain_bytes >= 0
-        if not sizes or place > len(data) or (page.plain_bytes > most and not is_text):
+        if not sizes or place > len(data) or (page.plain_bytes > most and is_number):
+            return None
+        if page.encoding == _REPEATING:
             return None
         if page.is_dictionary:
-            if seen or entry_bytes:
+            if seen or total:
                 return None
-            entry_bytes = page.plain_bytes + 1 if is_text else 0
+            entry_bytes = page.plain_bytes if repeats else 0
         else:
             seen += page.num_values
             total += page.num_values * entry_bytes
@@ -182,11 +223,13 @@ def _page(data: memoryview, place: int) -> tuple[Page, int]:
     """The header that stands there, and where its page begins."""
     for form, is_dictionary in ((_USUAL_DATA, False), (_USUAL_DICTIONARY, True)):
         if usual := form.match(data, place):
-            plain, stored, count = map(_signed, usual.groups())
-            return Page(is_dictionary, count, stored, plain), usual.end()
+            plain, stored, count, encoding = map(_signed, usual.groups())
+            return Page(is_dictionary, count, stored, plain, encoding), usual.end()
     header, place = parse_struct(data, place)
     kind = header[1]
-    return Page(kind == _DICTIONARY, header[_HEADER_OF[kind]][1], header[3], header[2]), place
+    inner = header[_HEADER_OF[kind]]
+    encoding = inner[4 if kind == _DATA_2 else 2]
+    return Page(kind == _DICTIONARY, inner[1], header[3], header[2], encoding), place
 
 
 def _signed(digits: bytes) -> int:

@@ -8,14 +8,17 @@ there is no witness of a later one. Cost: one look at a name whenever the newest
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from schemas.bounds import MAX_COUNT, told
+from schemas.claims import check_file
 from schemas.errors import CacheError, CorruptionError, NoCacheError, one_line
 from schemas.shards import parse_name
 from schemas.storage import Storage, plain_http_endpoint
@@ -23,6 +26,7 @@ from schemas.storage import Storage, plain_http_endpoint
 WITNESS_FOLDER = "_teachonce/commits"
 _SHARD_COLUMNS = ("path", "size_bytes", "num_records")
 _LOG_FILES = (".json", ".parquet", ".crc", "_last_checkpoint")
+_RESTORE = "Restore _delta_log from a copy"
 _PANIC = "PanicException"
 """What a panic in Rust becomes, for instance on a damaged checkpoint: no `Exception`, and of no public class."""
 
@@ -81,24 +85,35 @@ def _rows_of(actions: Any) -> list[tuple[str, int, int]]:
 
 
 def refuse_odd_files(storage: Storage) -> None:
-    """A log holds plain files: a pipe in it would never end, and Delta would wait for it.
+    """On a disk a log holds plain files, and checkpoints that are no larger than they look.
+
+    Delta would wait for a pipe without end, and a checkpoint of some bytes may claim to be gigabytes.
 
     Raises:
         CorruptionError: naming what is none.
     """
     if not storage.is_local:
         return
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError),
-        os.scandir(storage.root + "/_delta_log") as log,
-    ):
-        odd = next((e.name for e in log if not e.is_file() and e.name.endswith(_LOG_FILES)), None)
-        if odd is not None:
-            raise CorruptionError(
-                "the log holds what is no plain file",
-                where=f"{storage.root}/_delta_log/{odd}",
-                do="Restore _delta_log from a copy",
-            )
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(_log_of(storage)) as log:
+        for entry in log:
+            if not entry.name.endswith(_LOG_FILES):
+                continue
+            if not entry.is_file():
+                raise CorruptionError("the log holds what is no plain file", where=entry.path, do=_RESTORE)
+            if entry.name.endswith(".parquet"):
+                found = entry.stat()
+                _check_checkpoint(entry.path, found.st_size, found.st_mtime_ns)
+
+
+def _log_of(storage: Storage) -> str:
+    return f"{storage.root}/_delta_log"
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_checkpoint(path: str, size: int, modified: int) -> None:
+    """Once for each file in the state in which it is."""
+    del size, modified
+    check_file(Path(path).read_bytes(), path)
 
 
 @contextlib.contextmanager
@@ -149,7 +164,7 @@ def _refuse_lost_entry(storage: Storage, following: int) -> None:
         raise CorruptionError(
             "the log has lost its newest entries",
             where=f"{storage.root}/{entry_name(following)}",
-            do="Restore _delta_log from a copy",
+            do=_RESTORE,
         )
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.bounds import told
-from schemas.claims import Fetched, check_counts, check_pages, chunk_span
+from schemas.claims import Fetched, check_counts, check_pages, chunk_span, parse_metadata
 from schemas.columns import check_schema, columns, identity_columns
 from schemas.commits import Shard
 from schemas.errors import NEWER, REPAIR, CorruptionError, FormatError
@@ -40,8 +40,6 @@ _MAGIC = b"PAR1"
 _TAIL_BYTES = 8
 _GUESS_BYTES = 2**16
 _MAX_FOOTER_BYTES = 2**28
-_BYTES_AN_ITEM, _LEAST_LIMIT = 8, 1024
-"""No item of a footer's longer lists takes less."""
 
 
 class OpenFooter(NamedTuple):
@@ -90,7 +88,7 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
             do=REPAIR,
         )
     with told("a shard's footer cannot be read", where, REPAIR):
-        metadata = _parse_footer(data)
+        metadata = parse_metadata(_MAGIC + data)
         stored = metadata.metadata or {}
     listed = parse_listed(stored[LISTED_KEY], where) if LISTED_KEY in stored else None
     try:
@@ -102,15 +100,6 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
     opened = OpenFooter(footer, metadata, data, size, listed)
     _check_counts(opened, where)
     return opened
-
-
-def _parse_footer(data: bytes) -> pq.FileMetaData:
-    """Lists in it are no longer than its bytes can hold: each would be made room for before it is read."""
-    longest = max(_LEAST_LIMIT, len(data) // _BYTES_AN_ITEM)
-    source = pa.BufferReader(_MAGIC + data)
-    limits = {"thrift_string_size_limit": len(data), "thrift_container_size_limit": longest}
-    with pq.ParquetFile(source, **limits) as file:
-        return file.metadata
 
 
 def _check_counts(opened: OpenFooter, where: str) -> None:
