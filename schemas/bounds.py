@@ -37,19 +37,22 @@ _FOREIGN = (
     ValueError,
     KeyError,
     IndexError,
-    TypeError,
-    AttributeError,
     OverflowError,
     NotImplementedError,
     struct.error,
     pa.ArrowException,
 )
-"""What numpy, Arrow and Python raise over bytes that mean nothing."""
+"""What numpy, Arrow and Python raise over bytes that mean nothing; a `TypeError` would rather be a fault of ours, and
+no shard may be called broken for that."""
+OF_JSON = (TypeError, AttributeError)
+"""What Python raises over JSON of another form."""
 
 
 @contextlib.contextmanager
-def told(what: str, where: str, do: str | None = None) -> Iterator[None]:
-    """Errors of a library, raised over what a cache says, as one line.
+def told(
+    what: str, where: str, do: str | None = None, *, also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Errors of a library, and those in `also`, raised over what a cache says, as one line.
 
     Raises:
         CorruptionError: it means nothing.
@@ -65,7 +68,7 @@ def told(what: str, where: str, do: str | None = None) -> Iterator[None]:
         ) from error
     except RecursionError as error:
         raise CorruptionError(what, where=where, got="something nested without end", do=do) from error
-    except _FOREIGN as error:
+    except (*_FOREIGN, *also) as error:
         raise CorruptionError(what, where=where, got=one_line(error), do=do) from error
 
 

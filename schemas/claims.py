@@ -23,7 +23,7 @@ from schemas.errors import REPAIR, CorruptionError
 from schemas.policies import KeepAll
 from schemas.shards import RowGroup
 from schemas.spec import Spec
-from schemas.thrift import parse_struct
+from schemas.thrift import NoThriftError, parse_struct
 
 FREE_BYTES, BYTES_A_BYTE = 2**26, 256
 """What a row group may take in memory: so much, and so much for each of its bytes."""
@@ -141,7 +141,7 @@ def check_file(data: bytes, where: str) -> None:
         total = sum(chunk.num_values for chunk in chunks)
         for chunk in chunks:
             begin, end = chunk_span(chunk)
-            size = _walk(memoryview(data)[begin:end], chunk.num_values, is_text=True) if begin >= 0 else None
+            size = _walk(memoryview(data)[begin:end], chunk.num_values) if begin >= 0 else None
             total = most + 1 if size is None else total + size
     if total > most:
         raise CorruptionError("a file would take more memory than its bytes can be worth", where=where)
@@ -227,9 +227,14 @@ def _page(data: memoryview, place: int) -> tuple[Page, int]:
             return Page(is_dictionary, count, stored, plain, encoding), usual.end()
     header, place = parse_struct(data, place)
     kind = header[1]
-    inner = header[_HEADER_OF[kind]]
+    inner = header.get(_HEADER_OF.get(kind, 0) if type(kind) is int else 0)
+    if not isinstance(inner, dict):
+        raise NoThriftError("a page's header is of no kind that is known")
     encoding = inner[4 if kind == _DATA_2 else 2]
-    return Page(kind == _DICTIONARY, inner[1], header[3], header[2], encoding), place
+    numbers = (inner[1], header[3], header[2], encoding)
+    if not all(type(number) is int for number in numbers):
+        raise NoThriftError("a page's header says no numbers")
+    return Page(kind == _DICTIONARY, *numbers), place
 
 
 def _signed(digits: bytes) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from schemas.bounds import conform, parse_json, told
+from schemas.bounds import OF_JSON, conform, parse_json, told
 from schemas.errors import CorruptionError
 from schemas.identity import HASH_BYTES
 from schemas.spec import Header
@@ -139,7 +139,7 @@ def _write_unscored(storage: Storage, maker: list[str], unscored: Iterable[Unsco
 
 def _read_unscored(storage: Storage, name: str) -> tuple[list[str], list[Unscored]]:
     value = _read(storage, name)
-    with told(_NOT_WRITTEN, f"{storage.root}/{name}"):
+    with told(_NOT_WRITTEN, f"{storage.root}/{name}", also=OF_JSON):
         maker = [*conform(tuple[str, ...], value["maker"], "maker")]
         return maker, [_unscored(*line) for line in value["windows"]]
 
@@ -170,7 +170,7 @@ def read_forgotten(storage: Storage, names: Sequence[str]) -> Forgotten:
         CorruptionError: one is not what was written.
     """
     parts = [_read(storage, name) for name in names]
-    with told(_NOT_WRITTEN, f"{storage.root}/{FORGOTTEN_FOLDER}"):
+    with told(_NOT_WRITTEN, f"{storage.root}/{FORGOTTEN_FOLDER}", also=OF_JSON):
         return Forgotten(
             salts=tuple(bytes.fromhex(part["salt"]) for part in parts),
             hashes=frozenset(bytes.fromhex(text) for part in parts for text in part["hashes"]),

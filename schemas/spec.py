@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 
-from schemas.bounds import conform, conform_fields, parse_json, refuse_unless, shown, told
+from schemas.bounds import OF_JSON, conform, conform_fields, parse_json, refuse_unless, shown, told
 from schemas.errors import NEWER, CorruptionError, FormatError, UsageError
 from schemas.identity import canonical_json, digest
 from schemas.policies import KeepAll, KeepPolicy, Threshold, is_sampling, max_kept, max_sampled, parse_keep
@@ -247,7 +247,7 @@ class Header:
             CorruptionError: the bytes are not the JSON that was written.
             FormatError: a newer format, or a required feature, field or value that this reader does not know.
         """
-        with told("the spec is not what was written", where, _RESTORE):
+        with told("the spec is not what was written", where, _RESTORE, also=OF_JSON):
             body = parse_json(data, max_bytes=_MAX_SPEC_BYTES)
             recorded = body.pop("hash")
         _refuse_unknown(body, where)

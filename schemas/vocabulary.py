@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from schemas.bounds import parse_json, told
+from schemas.bounds import OF_JSON, parse_json, told
 from schemas.cache import TOKENIZER_FOLDER, Cache
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -27,7 +27,7 @@ def token_texts(cache: Cache) -> dict[int, str]:
     if TOKENIZER_JSON not in cache.header.tokenizer:
         return {}
     where = f"{cache.storage.root}/{TOKENIZER_FOLDER}/{TOKENIZER_JSON}"
-    with told("the cache's tokenizer is not one", where):
+    with told("the cache's tokenizer is not one", where, also=OF_JSON):
         return texts_of(parse_json(cache.tokenizer_file(TOKENIZER_JSON)))
 
 
