@@ -37,19 +37,22 @@ _FOREIGN = (
     ValueError,
     KeyError,
     IndexError,
-    TypeError,
-    AttributeError,
     OverflowError,
     NotImplementedError,
     struct.error,
     pa.ArrowException,
 )
-"""What numpy, Arrow and Python raise over bytes that mean nothing."""
+"""What numpy, Arrow and Python raise over bytes that mean nothing; a `TypeError` would rather be a fault of ours, and
+no shard may be called broken for that."""
+OF_JSON = (TypeError, AttributeError)
+"""What Python raises over JSON of another form."""
 
 
 @contextlib.contextmanager
-def told(what: str, where: str, do: str | None = None) -> Iterator[None]:
-    """Errors of a library, raised over what a cache says, as one line.
+def told(
+    what: str, where: str, do: str | None = None, *, also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Errors of a library, and those in `also`, raised over what a cache says, as one line.
 
     Raises:
         CorruptionError: it means nothing.
@@ -65,7 +68,7 @@ def told(what: str, where: str, do: str | None = None) -> Iterator[None]:
         ) from error
     except RecursionError as error:
         raise CorruptionError(what, where=where, got="something nested without end", do=do) from error
-    except _FOREIGN as error:
+    except (*_FOREIGN, *also) as error:
         raise CorruptionError(what, where=where, got=one_line(error), do=do) from error
 
 
@@ -118,7 +121,7 @@ def conform(kind: Any, value: Any, name: str = "") -> Any:
     origin = get_origin(kind)
     if origin is Literal and isinstance(value, str) and value in get_args(kind):
         return value
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list | tuple):
         return tuple(conform(get_args(kind)[0], one, name) for one in value)
     if origin is Mapping and isinstance(value, dict):
         return {key: conform(get_args(kind)[1], one, f"{name}.{key}") for key, one in value.items()}
@@ -153,3 +156,13 @@ def shown(value: object) -> str:
     """A value for an error's line, cut short."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def refuse_unless(condition: bool, field: str, value: object) -> None:
+    """Refuses nonsense where a value is made.
+
+    Raises:
+        ValueError: naming the field and what it got.
+    """
+    if not condition:
+        raise ValueError(f"{field} cannot be {shown(value)}")

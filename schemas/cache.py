@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from schemas.commits import Shard, Version, latest_version, read_record, read_version
 from schemas.errors import CorruptionError, NoCacheError
+from schemas.lost import SPEC_NAME, refuse_lost_spec
 from schemas.memory import read_memory, refuse_lost_memory
 from schemas.records import CommitRecord
 from schemas.rows import Rows
@@ -27,7 +28,6 @@ from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage import Storage
 from schemas.verify import Verified, verify_shards
 
-SPEC_NAME = "_teachonce/spec.json"
 TOKENIZER_FOLDER = "_teachonce/tokenizer"
 REJECTS_FOLDER = "_teachonce/rejects"
 RUNS_FOLDER = "_teachonce/runs"
@@ -274,6 +274,7 @@ def read_header(storage: Storage) -> Header:
     try:
         data = storage.read(SPEC_NAME)
     except FileNotFoundError as error:
+        refuse_lost_spec(storage)
         raise NoCacheError(
             "no cache is there",
             where=f"{storage.root}/{SPEC_NAME}",
@@ -286,7 +287,11 @@ def create_header(storage: Storage, header: Header, tokenizer: dict[str, bytes])
     """Writes tokenizer and spec unless they are there; returns the header that the cache has.
 
     A tokenizer without a spec is what a run left that was killed here; if it is another's, it is replaced.
+
+    Raises:
+        CorruptionError: there was a spec, and it is lost.
     """
+    refuse_lost_spec(storage)
     is_new = not storage.exists(SPEC_NAME)
     for name, data in tokenizer.items():
         path = f"{TOKENIZER_FOLDER}/{name}"

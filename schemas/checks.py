@@ -24,6 +24,7 @@ from schemas.spec import MAX_VOCAB, Spec
 
 MAX_ROW_VALUES = 2**30
 """Values of one list of one example: a row group's lists have offsets of 32 bits."""
+_MAX_SCALE = np.finfo(np.float32).max / 128
 Data = Mapping[str, Any]
 """Columns by name, as `Rows` holds them."""
 
@@ -94,6 +95,7 @@ def _check_places(spec: Spec, data: Data, where: str) -> None:
         raise CorruptionError("column position_index points outside its example", where=where, do=REPAIR)
     if spec.task != "causal-lm":
         refuse_range("position_index (positions of a text)", lengths, 1, 1, where)
+        refuse_range("position_index (of a text)", values, 0, 0, where)
         return
     goes_back = np.diff(values, prepend=np.int32(-1)) <= 0
     goes_back[places.offsets[:-1][lengths > 0]] = False
@@ -173,7 +175,7 @@ def _check_features(spec: Spec, data: Data, where: str) -> None:
             _refuse_infinite(feature.column, data[feature.column].values, where)
             continue
         scale = data[feature.scale_column]
-        if not (np.isfinite(scale * np.float32(128)) & (scale >= 0)).all():
+        if not ((scale >= 0) & (scale <= _MAX_SCALE)).all():
             raise CorruptionError(
                 f"column {feature.scale_column} has a scale that is not finite, or negative",
                 where=where,

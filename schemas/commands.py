@@ -11,7 +11,7 @@ from rich.table import Table
 
 from schemas.arguments import Parser, natural
 from schemas.cache import Cache
-from schemas.errors import UsageError
+from schemas.errors import BrokenShardsError, CacheError, UsageError
 from schemas.printable import printable
 from schemas.repairing import repair
 from schemas.report import describe, describe_rows
@@ -35,13 +35,16 @@ examples:
 _VERIFY_HELP = """\
 Checks every byte, schema, count and id of a cache: all seals, from the log down to each row group.
 
-A cache that is not whole is exit status 1 and one line that names the first broken shard and tells how many are.
+A cache that is not whole is exit status 1 and one line that tells how many shards are broken; before it stands a line
+for each of the first twenty, or with --json one object with `status` and all of them under `broken`.
 With --teacher DIR a sample is scored again as well, and compared: see `teachonce verify --teacher DIR --help`.
 
 --repair commits a version without the shards that are broken or missing, and says what was lost; the next precompute
 computes those examples again, and only those. Rows that stand in the cache twice leave but for one. With nothing
 broken, nothing is committed. The log, the spec and the tokenizer's files can only be restored from a copy.
 """
+
+_MOST_BROKEN = 20
 
 _VERIFY_EXAMPLES = """\
 examples:
@@ -84,10 +87,15 @@ def verify(argv: Sequence[str]) -> int:
             raise UsageError("--repair mends the newest version: it takes no --version")
         print_repaired(repair(arguments.cache), as_json=arguments.json)
         return 0
-    cache = Cache.open(arguments.cache, arguments.version)
-    found = cache.verify()
+    try:
+        cache = Cache.open(arguments.cache, arguments.version)
+        found = cache.verify()
+    except CacheError as error:
+        _print_broken(arguments.cache, error, as_json=arguments.json)
+        raise
     if arguments.json:
-        print_json({"path": cache.storage.root, "version": cache.version, **asdict(found)})
+        whole = {"path": cache.storage.root, "version": cache.version, "status": "whole"}
+        print_json({**whole, **asdict(found), "broken": []})
         return 0
     print_lines(
         f"whole: version {cache.version} of {cache.storage.root}: every byte, schema, encoding, count and id of "
@@ -95,6 +103,18 @@ def verify(argv: Sequence[str]) -> int:
         f"{found.tokens:,} tokens, {found.bytes:,} bytes"
     )
     return 0
+
+
+def _print_broken(path: str, error: CacheError, *, as_json: bool) -> None:
+    """What is wrong: all of it as one object, or a line for each of the first shards."""
+    faults = error.faults if isinstance(error, BrokenShardsError) else ()
+    if as_json:
+        broken = [{"shard": name, "what": what} for name, what in faults]
+        print_json({"path": path, "status": "broken", "what": str(error), "broken": broken})
+        return
+    print_lines(*(f"broken: {name}: {what}" for name, what in faults[:_MOST_BROKEN]))
+    if len(faults) > _MOST_BROKEN:
+        print_lines(f"... and {len(faults) - _MOST_BROKEN:,} more; --json names them all")
 
 
 def _parser(verb: str, description: str, examples: str) -> Parser:

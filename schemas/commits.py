@@ -27,6 +27,7 @@ from deltalake import (
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
+from schemas.bounds import parse_json, shown
 from schemas.columns import shard_schema
 from schemas.delta import LOG_FOLDER, bear_witness, entry_name, live_rows, open_table, storage_options
 from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError, advice, one_line
@@ -113,10 +114,10 @@ def read_entry(storage: Storage, number: int) -> Entry:
     name = entry_name(number)
     where = f"{storage.root}/{name}"
     try:
-        lines = [json.loads(line) for line in storage.read(name).splitlines()]
+        lines = [parse_json(line) for line in storage.read(name).splitlines()]
         infos = [line["commitInfo"] for line in lines if "commitInfo" in line]
         text, stated = infos[0][APP]["record"], infos[0][APP]["hash"]
-        record = CommitRecord.from_json(json.loads(text))
+        record = CommitRecord.from_json(parse_json(text))
         added = [line["add"]["path"] for line in lines if "add" in line]
         if [line["txn"]["version"] for line in lines if "txn" in line] != [number]:
             raise CorruptionError("a log entry is not that of its version", where=where)
@@ -130,7 +131,7 @@ def read_entry(storage: Storage, number: int) -> Entry:
         raise CorruptionError(
             "a log entry is not what teachonce committed",
             where=where,
-            got=repr(error),
+            got=shown(error),
             do="Restore _delta_log from a copy",
         ) from error
 

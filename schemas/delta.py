@@ -8,11 +8,17 @@ there is no witness of a later one. Cost: one look at a name whenever the newest
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from schemas.bounds import MAX_COUNT, told
+from schemas.claims import check_file
 from schemas.errors import CacheError, CorruptionError, NoCacheError, advice, one_line
 from schemas.shards import parse_name
 from schemas.storage import Storage, plain_http_endpoint
@@ -20,6 +26,8 @@ from schemas.storage import Storage, plain_http_endpoint
 LOG_FOLDER = "_delta_log"
 WITNESS_FOLDER = "_teachonce/commits"
 _SHARD_COLUMNS = ("path", "size_bytes", "num_records")
+_LOG_FILES = (".json", ".parquet", ".crc", "_last_checkpoint")
+_RESTORE = "Restore _delta_log from a copy"
 _PANIC = "PanicException"
 """What a panic in Rust becomes, for instance on a damaged checkpoint: no `Exception`, and of no public class."""
 
@@ -35,6 +43,7 @@ def open_table(storage: Storage, number: int | None = None) -> DeltaTable:
     if number is not None and number < 0:
         raise _no_such_version(storage, number)
     storage.check_links(LOG_FOLDER)  # `deltalake` follows them
+    refuse_odd_files(storage)
     try:
         with log_errors(storage):
             table = DeltaTable(storage.root, version=number, storage_options=storage_options())
@@ -62,14 +71,51 @@ def live_rows(storage: Storage, table: DeltaTable) -> list[tuple[str, int, int]]
     """
     with log_errors(storage):
         actions = table.get_add_actions(flatten=True)
-    known = [actions[name].to_pylist() for name in _SHARD_COLUMNS if name in actions.schema.names]
-    rows = list(zip(*known, strict=True))
+    with told("the cache's log cannot be read", f"{storage.root}/_delta_log"):
+        rows = _rows_of(actions)
     for row in rows:
         parse_name(row[0])
-        if None in row or len(row) < len(_SHARD_COLUMNS):
+        if len(row) < len(_SHARD_COLUMNS) or not all(type(n) is int and 0 < n < MAX_COUNT for n in row[1:]):
             where = f"{storage.root}, version {table.version()}, {row[0]}"
             raise CorruptionError("a log entry counts no rows", where=where)
     return rows
+
+
+def _rows_of(actions: Any) -> list[tuple[str, int, int]]:
+    known = [actions[name].to_pylist() for name in _SHARD_COLUMNS if name in actions.schema.names]
+    return list(zip(*known, strict=True))
+
+
+def refuse_odd_files(storage: Storage) -> None:
+    """On a disk a log holds plain files, and checkpoints that are no larger than they look.
+
+    Delta would wait for a pipe without end, and a checkpoint of some bytes may claim to be gigabytes.
+
+    Raises:
+        CorruptionError: naming what is none.
+    """
+    if not storage.is_local:
+        return
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(_log_of(storage)) as log:
+        for entry in log:
+            if not entry.name.endswith(_LOG_FILES):
+                continue
+            if not entry.is_file():
+                raise CorruptionError("the log holds what is no plain file", where=entry.path, do=_RESTORE)
+            if entry.name.endswith(".parquet"):
+                found = entry.stat()
+                _check_checkpoint(entry.path, found.st_size, found.st_mtime_ns)
+
+
+def _log_of(storage: Storage) -> str:
+    return f"{storage.root}/_delta_log"
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_checkpoint(path: str, size: int, modified: int) -> None:
+    """Once for each file in the state in which it is."""
+    del size, modified
+    check_file(Path(path).read_bytes(), path)
 
 
 @contextlib.contextmanager
@@ -120,7 +166,7 @@ def _refuse_lost_entry(storage: Storage, following: int) -> None:
         raise CorruptionError(
             "the log has lost its newest entries",
             where=f"{storage.root}/{entry_name(following)}",
-            do="Restore _delta_log from a copy",
+            do=_RESTORE,
         )
 
 

@@ -6,6 +6,7 @@
     - NoCacheError              nothing was ever committed there
     - FormatError               written by a newer teachonce, or not a cache's spec
     - CorruptionError           bytes that do not match their seal, schema, count or id
+      . BrokenShardsError       the same, with every shard that is broken and why
     - MismatchError             the run's fingerprint or spec is not the cache's
     - ConflictError             another run committed in the meantime
   + CorpusError                 about the corpus
@@ -130,6 +131,24 @@ class FormatError(CacheError):
 
 class CorruptionError(CacheError):
     """Bytes, schema, counts or ids are not what the log vouches for."""
+
+
+class BrokenShardsError(CorruptionError):
+    """Some shards of a version are not what the log vouches for."""
+
+    faults: tuple[tuple[str, str], ...] = ()
+    """Each broken shard's name, and what is wrong with it."""
+
+    @classmethod
+    def of(cls, faults: Mapping[str, TeachonceError], num_shards: int) -> BrokenShardsError:
+        """Of the error that each broken shard has raised."""
+        first = next(iter(faults.values()))
+        error = cls(f"{len(faults)} of {num_shards} shards are broken; the first: {first}")
+        error.faults = tuple((name, str(fault)) for name, fault in faults.items())
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (*super().__reduce__(), {"faults": self.faults})
 
 
 class MismatchError(CacheError):

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from schemas.bounds import OF_JSON, conform, parse_json, told
 from schemas.errors import CorruptionError
 from schemas.identity import HASH_BYTES
 from schemas.spec import Header
@@ -26,6 +27,7 @@ from schemas.storage import Storage
 
 UNSCORED_FOLDER = "_teachonce/unscored"
 FORGOTTEN_FOLDER = "_teachonce/forgotten"
+_NOT_WRITTEN = "a file of the cache's memory is not what was written"
 _NAME = re.compile(r".*-(?P<hash>[0-9a-f]{32})\.json")
 
 
@@ -137,7 +139,21 @@ def _write_unscored(storage: Storage, maker: list[str], unscored: Iterable[Unsco
 
 def _read_unscored(storage: Storage, name: str) -> tuple[list[str], list[Unscored]]:
     value = _read(storage, name)
-    return value["maker"], [Unscored(bytes.fromhex(line[0]), *line[1:]) for line in value["windows"]]
+    with told(_NOT_WRITTEN, f"{storage.root}/{name}", also=OF_JSON):
+        maker = [*conform(tuple[str, ...], value["maker"], "maker")]
+        return maker, [_unscored(*line) for line in value["windows"]]
+
+
+def _unscored(document: str, index: int, count: int, reason: str) -> Unscored:
+    """One line of a file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    conform(tuple[int, ...], [index, count], "a window")
+    if not 0 <= index < count < 2**31:
+        raise ValueError(f"window {index} of {count}")
+    return Unscored(bytes.fromhex(conform(str, document)), index, count, conform(str, reason))
 
 
 def write_forgotten(storage: Storage, items: Iterable[bytes | str]) -> None:
@@ -154,10 +170,11 @@ def read_forgotten(storage: Storage, names: Sequence[str]) -> Forgotten:
         CorruptionError: one is not what was written.
     """
     parts = [_read(storage, name) for name in names]
-    return Forgotten(
-        salts=tuple(bytes.fromhex(part["salt"]) for part in parts),
-        hashes=frozenset(bytes.fromhex(text) for part in parts for text in part["hashes"]),
-    )
+    with told(_NOT_WRITTEN, f"{storage.root}/{FORGOTTEN_FOLDER}", also=OF_JSON):
+        return Forgotten(
+            salts=tuple(bytes.fromhex(part["salt"]) for part in parts),
+            hashes=frozenset(bytes.fromhex(text) for part in parts for text in part["hashes"]),
+        )
 
 
 def read_memory(storage: Storage) -> None:
@@ -191,12 +208,13 @@ def _read(storage: Storage, name: str) -> Any:
         raise CorruptionError("a file of the cache's memory is missing", where=where) from error
     if match is None or _hash(data) != match["hash"]:
         raise CorruptionError(
-            "a file of the cache's memory is not what was written",
+            _NOT_WRITTEN,
             where=where,
             do="Restore it from a copy; or remove it and run `teachonce verify --repair`: what the teacher could not "
             "score is tried again. A list of what to forget must be given to `teachonce forget` again",
         )
-    return json.loads(data)
+    with told(_NOT_WRITTEN, where):
+        return parse_json(data)
 
 
 def _hash(data: bytes) -> str:

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, Num
 
+from schemas.bounds import parse_json, told
 from schemas.errors import REPAIR, CorruptionError
 from schemas.ragged import Array, Ragged, segment_starts, segmented_sums
 
 MAX_LISTED = 2**14
+_MAX_LISTED_BYTES = 2**20
 _ALONG = ("sampled_codes", "sampled_counts")
 """Columns that stand beside drawn ids, in their order."""
 
@@ -71,13 +73,10 @@ def parse_listed(data: bytes, where: str) -> Int32[np.ndarray, " L"]:
     Raises:
         CorruptionError: it is no list of different ids.
     """
-    try:
-        found = json.loads(data)
-    except ValueError as error:
-        raise CorruptionError(
-            "a shard's list of ids cannot be read", where=where, got=error, do=REPAIR
-        ) from error
+    with told("a shard's list of ids cannot be read", where, REPAIR):
+        found = parse_json(data, max_bytes=_MAX_LISTED_BYTES)
     numbers = isinstance(found, list) and all(type(i) is int and 0 <= i < 2**31 for i in found)
+    numbers = numbers and len(found) <= MAX_LISTED
     if not numbers or len(set(found)) < len(found):
         raise CorruptionError(
             "a shard's list of ids is not one", where=where, expected="different ids", do=REPAIR

@@ -11,7 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from schemas.shards import Totals
+from schemas.bounds import MAX_COUNT, conform, shown
+from schemas.shards import Totals, sane
+
+_MAX_TIME_MS = 253_402_300_799_000
+"""The end of the year 9999: no later time has a date."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +39,17 @@ class CommitRecord:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> CommitRecord:
-        memory = tuple(value.get("memory", ()))
-        return cls(**{**value, "totals": Totals.from_json(value["totals"]), "memory": memory})
+        """The record that `to_log` made this of.
+
+        Raises:
+            ValueError, TypeError: it says what no commit does.
+        """
+        found: CommitRecord = conform(cls, value, "record")
+        sane(found.totals)
+        counts = (found.live_shards, found.live_rows, found.time_ms, *found.rejects.values())
+        if min(counts) < 0 or max(counts) > MAX_COUNT or found.time_ms > _MAX_TIME_MS:
+            raise ValueError(f"counts, or a time, that cannot be: {shown(counts)}")
+        return found
 
     def to_log(self) -> dict[str, str]:
         """The record as text: `deltalake` parses numbers on their way to the log, and may change a float's last bit."""

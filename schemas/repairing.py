@@ -1,6 +1,7 @@
 """`repair`: a version without what is broken, so that the next run computes those examples again, and only those.
 
-A shard is broken when it is missing, or when a byte, its schema, a count or an id is not what was sealed. Rows whose id
+A shard is broken when it is missing, or when a byte, its schema, a count or an id is not what was sealed. One whose
+seals hold, and of which some rows keep no rule of the format, is replaced by a copy of the others. Rows whose id
 stands in an earlier shard too leave by a copy of the others. The totals are counted again from what is left. Files of
 the cache's memory that are gone are told, and no longer missed. Nothing is deleted; a store that refuses to be read is
 an error, not damage. The log, the spec and the tokenizer cannot be mended.
@@ -28,7 +29,8 @@ from schemas.ragged import Array
 from schemas.records import CommitRecord
 from schemas.rewrite import ROW_GROUP_TOKENS, copy_rows
 from schemas.rows import Rows
-from schemas.shards import Totals
+from schemas.salvage import salvage
+from schemas.shards import SealedShard, Totals
 from schemas.spec import Header
 from schemas.storage import Storage
 from schemas.verify import Checked, check_totals, try_shards
@@ -41,6 +43,7 @@ class Lost(NamedTuple):
 
     name: str
     examples: int
+    """Those that left with it: of some shards others can be saved."""
     version: int
     """The one that it came with."""
     run: str
@@ -124,22 +127,28 @@ def _leased(storage: Storage, run: str) -> Repaired:
         entries = read_entries(cache.storage, cache.version)
     found = _check(cache)
     copied = _without_repeats(cache.storage, cache.header, found.whole, run)
+    saved = _saved(cache, found.broken, run)
+    more = [Shard(one.name, len(one.data), one.footer.totals.examples) for one in saved.values()]
+    examples = {name: one.footer.totals.examples for name, one in saved.items()}
     miscounted = not found.broken and _differs(base.record, found.totals)
     removed = [*(shard for shard, _ in found.broken), *copied.removed]
     version = base.number
     unremembered = lost_memory(cache.storage, base.record.memory)
     if removed or miscounted or unremembered:
-        totals = found.totals + copied.change
-        version = _commit(cache, base, copied.added, removed, totals, run=run, unremembered=unremembered)
+        totals = sum((one.footer.totals for one in saved.values()), found.totals + copied.change)
+        added = [*copied.added, *more]
+        version = _commit(cache, base, added, removed, totals, run=run, unremembered=unremembered)
     came = origins(entries)
     tokens = base.record.totals.tokens - found.totals.tokens
+    tokens -= sum(one.footer.totals.tokens for one in saved.values())
+    left = {shard: shard.examples - examples.get(shard.name, 0) for shard, _ in found.broken}
     return Repaired(
         path=cache.storage.root,
         version=version,
         committed=version != base.number,
-        shards=len(base.shards) + len(copied.added) - len(removed),
-        lost=tuple(Lost(s.name, s.examples, *came[s.name], str(error)) for s, error in found.broken),
-        lost_examples=sum(shard.examples for shard, _ in found.broken),
+        shards=len(base.shards) + len(copied.added) + len(more) - len(removed),
+        lost=tuple(Lost(s.name, left[s], *came[s.name], str(error)) for s, error in found.broken),
+        lost_examples=sum(left.values()),
         lost_tokens=tokens if found.broken else 0,
         repeats=-copied.change.examples,
         miscounted=miscounted,
@@ -163,6 +172,17 @@ def _check(cache: Cache) -> _Found:
         else:
             raise result
     return found
+
+
+def _saved(cache: Cache, broken: Sequence[tuple[Shard, CorruptionError]], run: str) -> dict[str, SealedShard]:
+    """Of each broken shard what can be saved, by its name; stored, and not committed."""
+    saved = {}
+    for shard, _ in broken:
+        renew_lease(cache.storage, run)
+        if (sealed := salvage(cache.storage, cache.header, shard)) is not None:
+            cache.storage.put(sealed.name, sealed.data)
+            saved[shard.name] = sealed
+    return saved
 
 
 def _without_repeats(

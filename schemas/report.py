@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from schemas.bounds import told
 from schemas.cache import Cache
 from schemas.entries import Entries, entries_of
+from schemas.errors import REPAIR
 from schemas.ragged import Array, offsets_of
 from schemas.records import CommitRecord
 from schemas.rows import Rows
@@ -65,12 +67,13 @@ def describe(cache: Cache) -> dict[str, Any]:
 def bytes_by_column(cache: Cache) -> dict[str, int]:
     """Compressed bytes of each column over all live shards; with `(footers)` they sum up to the cache's bytes."""
     found: Counter[str] = Counter()
-    for opened in cache.footers.values():
-        for place in range(opened.metadata.num_row_groups):
-            group = opened.metadata.row_group(place)
-            for index in range(group.num_columns):
-                chunk = group.column(index)
-                found[chunk.path_in_schema.partition(".")[0]] += chunk.total_compressed_size
+    for name, opened in cache.footers.items():
+        with told("a shard's footer cannot be read", f"{cache.storage.root}/{name}", REPAIR):
+            for place in range(opened.metadata.num_row_groups):
+                group = opened.metadata.row_group(place)
+                for index in range(group.num_columns):
+                    chunk = group.column(index)
+                    found[chunk.path_in_schema.partition(".")[0]] += chunk.total_compressed_size
     found[FOOTERS] = cache.size_bytes - sum(found.values())
     return dict(found)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Bool
 
+from schemas.claims import check_counts
 from schemas.codec import CODE_MAX
 from schemas.columns import CODES
 from schemas.commits import Shard
@@ -114,9 +115,13 @@ def seal_rows(
     """Rows in id order, in row groups of about `row_group_tokens`, as one sealed shard.
 
     `totals` carries what only the teacher's pass knew (kept mass, clamps); None: as far as the codes tell it.
+
+    Raises:
+        CorruptionError: the rows are not such as a reader takes.
     """
+    rows.check(f"unit {unit or 'of copied rows'}")
     order = np.array(sorted(range(len(rows)), key=rows.example_ids.__getitem__), np.int64)
-    return seal_shard(
+    sealed = seal_shard(
         (rows.take(group) for group in _groups(order, _weights(rows), row_group_tokens)),
         spec=header.spec,
         fingerprint_hash=header.fingerprint.hash,
@@ -124,6 +129,9 @@ def seal_rows(
         totals=totals_of(rows.take(order)) if totals is None else totals,  # sums of floats depend on order
         ranking=ranking_of([rows]),
     )
+    for group in sealed.footer.row_groups:
+        check_counts(group, header.spec, sealed.name)
+    return sealed
 
 
 def totals_of(rows: Rows) -> Totals:

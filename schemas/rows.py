@@ -191,7 +191,9 @@ class Rows:
         return pa.Table.from_arrays([to_arrow(data[field.name], field) for field in schema], schema=schema)
 
     @classmethod
-    def from_arrow(cls, table: pa.Table, spec: Spec, where: str, ranking: Ranking | None = None) -> Rows:
+    def from_arrow(
+        cls, table: pa.Table, spec: Spec, where: str, ranking: Ranking | None = None, *, checked: bool = True
+    ) -> Rows:
         """Rows from a table with all columns of the spec, or some; other columns are ignored.
 
         Raises:
@@ -207,7 +209,7 @@ class Rows:
                 name: column for name, column in data.items() if name not in ("kept_ranks", "sampled_gaps")
             }
         rows = cls(spec=spec, data=data)
-        if len(known) == len(schema.names):
+        if checked and len(known) == len(schema.names):
             rows.check(where)
         return rows
 
@@ -219,10 +221,10 @@ class Rows:
         """
         check_columns(self.spec, self.data, where, deep=deep)
 
-    def faults(self) -> dict[int, str]:
+    def faults(self, *, deep: bool = False) -> dict[int, str]:
         """Which rows break a rule, and which: the whole is halved until each stands alone."""
         try:
-            self.check("")
+            self.check("", deep=deep)
         except CorruptionError as error:
             if len(self) == 1:
                 return {0: error.what}
@@ -230,7 +232,8 @@ class Rows:
             return {}
         middle = len(self) // 2
         halves = (np.arange(middle), np.arange(middle, len(self)))
-        return {int(half[row]): why for half in halves for row, why in self.take(half).faults().items()}
+        found = ((half, self.take(half).faults(deep=deep)) for half in halves)
+        return {int(half[row]): why for half, bad in found for row, why in bad.items()}
 
 
 def _take(column: ColumnData, rows: Int64[np.ndarray, " M"]) -> ColumnData:

@@ -9,13 +9,13 @@ values.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.bounds import told
+from schemas.claims import Fetched, check_counts, check_pages, chunk_span, parse_metadata
 from schemas.columns import check_schema, columns, identity_columns
 from schemas.commits import Shard
 from schemas.errors import NEWER, REPAIR, CorruptionError, FormatError
@@ -23,6 +23,7 @@ from schemas.pages import read_lists
 from schemas.ragged import Array
 from schemas.ranks import Ranking, parse_listed
 from schemas.rows import Rows
+from schemas.segments import Segments
 from schemas.shards import (
     FOOTER_KEY,
     LISTED_KEY,
@@ -38,6 +39,7 @@ from schemas.storage import Storage
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8
 _GUESS_BYTES = 2**16
+_MAX_FOOTER_BYTES = 2**28
 
 
 class OpenFooter(NamedTuple):
@@ -85,8 +87,9 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
             got=bytes_hash(data),
             do=REPAIR,
         )
-    metadata = pq.read_metadata(pa.BufferReader(_MAGIC + data))
-    stored = metadata.metadata
+    with told("a shard's footer cannot be read", where, REPAIR):
+        metadata = parse_metadata(_MAGIC + data)
+        stored = metadata.metadata or {}
     listed = parse_listed(stored[LISTED_KEY], where) if LISTED_KEY in stored else None
     try:
         footer = ShardFooter.from_bytes(stored[FOOTER_KEY])
@@ -94,7 +97,24 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
         raise FormatError(
             "a shard's footer says what this reader does not know", where=where, got=repr(error), do=NEWER
         ) from error
-    return OpenFooter(footer, metadata, data, size, listed)
+    opened = OpenFooter(footer, metadata, data, size, listed)
+    _check_counts(opened, where)
+    return opened
+
+
+def _check_counts(opened: OpenFooter, where: str) -> None:
+    """A shard's totals are those of its row groups, which lie end to end and reach the footer."""
+    groups, totals = opened.footer.row_groups, opened.footer.totals
+    ends = [0, *(group.end for group in groups)]
+    starts = [*(group.start for group in groups), group_end(opened)]
+    if starts != ends or len(groups) != opened.metadata.num_row_groups or ends != sorted(set(ends)):
+        raise CorruptionError("a footer's row groups do not lie end to end", where=where, do=REPAIR)
+    for name in ("examples", "tokens", "positions", "entries"):
+        expected, got = getattr(totals, name), sum(getattr(group, name) for group in groups)
+        if expected != got:
+            raise CorruptionError(
+                f"a footer's {name} do not add up", where=where, expected=expected, got=got, do=REPAIR
+            )
 
 
 def open_shard(storage: Storage, header: Header, shard: Shard) -> OpenFooter:
@@ -124,7 +144,7 @@ def _footer_bytes(storage: Storage, name: str, size: int) -> bytes:
     tail_start = max(0, size - _GUESS_BYTES)
     tail = storage.read_range(name, tail_start, size)
     length = int.from_bytes(tail[-_TAIL_BYTES:-4], "little") + _TAIL_BYTES
-    if tail[-4:] != _MAGIC or not _TAIL_BYTES < length <= size:
+    if tail[-4:] != _MAGIC or not _TAIL_BYTES < length <= min(size, _MAX_FOOTER_BYTES):
         raise CorruptionError(
             "a shard does not end as Parquet does", where=f"{storage.root}/{name}", do=REPAIR
         )
@@ -155,8 +175,10 @@ def fetch_group(storage: Storage, name: str, group: RowGroup) -> bytes:
     return data
 
 
-def read_group(storage: Storage, name: str, opened: OpenFooter, index: int, spec: Spec) -> Rows:
-    """Fetches, checks and parses one row group.
+def read_group(
+    storage: Storage, name: str, opened: OpenFooter, index: int, spec: Spec, *, checked: bool = True
+) -> Rows:
+    """Fetches, checks and parses one row group; its rows' values are as they are found where `checked` is false.
 
     Raises:
         CorruptionError: the bytes, the schema or the lists are not what was sealed.
@@ -164,21 +186,29 @@ def read_group(storage: Storage, name: str, opened: OpenFooter, index: int, spec
     group = opened.footer.row_groups[index]
     where = f"{storage.root}/{name}, row group {index}"
     segments = {group.start: fetch_group(storage, name, group), group_end(opened): opened.data}
-    file = pq.ParquetFile(_Segments(segments, opened.size), metadata=opened.metadata)
-    check_schema(file.schema_arrow, spec, where)
-    table = _table(file, index, memoryview(segments[group.start]), group.start, spec)
-    rows = Rows.from_arrow(table, spec, where, opened.ranking(spec, where))
-    if (len(rows), rows.num_tokens) != (group.examples, group.tokens):
-        raise CorruptionError("a row group does not hold what its footer counts", where=where)
+    fetched = Fetched(memoryview(segments[group.start]), group.start, group, spec)
+    with told("a row group cannot be read", where, REPAIR):
+        file = pq.ParquetFile(Segments(segments, opened.size), metadata=opened.metadata)
+        check_schema(file.schema_arrow, spec, where)
+        check_counts(group, spec, where)
+        table = _table(file, index, fetched, where)
+        rows = Rows.from_arrow(table, spec, where, opened.ranking(spec, where), checked=checked)
+    counts = (group.examples, group.tokens, group.positions, group.entries)
+    if (len(rows), rows.num_tokens, rows.num_positions, rows.num_entries) != counts:
+        raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
     return rows
 
 
-def _table(file: pq.ParquetFile, index: int, data: memoryview, start: int, spec: Spec) -> pa.Table:
+def _table(file: pq.ParquetFile, index: int, fetched: Fetched, where: str) -> pa.Table:
     """A row group's columns. Long lists without nulls, which take Arrow several times as long, are read here."""
-    group = file.metadata.row_group(index)
-    chunks = {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
+    group, spec = file.metadata.row_group(index), fetched.spec
+    if group.num_rows != fetched.group.examples:
+        raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
+    chunks = check_pages(fetched, group, columns(spec), where)
     planes = [c for c in columns(spec) if c.is_planes_of_lists]
-    found = {c: read_lists(data, chunks[c.path], start, c.type, group.num_rows) for c in planes}
+    found = {
+        c: read_lists(fetched.data, chunks[c.path], fetched.start, c.type, group.num_rows) for c in planes
+    }
     lists = {c: array for c, array in found.items() if array is not None}
     table = file.read_row_group(index, columns=[c.name for c in columns(spec) if c not in lists])
     for column, array in lists.items():
@@ -197,64 +227,33 @@ def read_identities(storage: Storage, name: str, opened: OpenFooter, spec: Spec)
     Raises:
         CorruptionError: the values are not those that were sealed.
     """
-    file = pq.ParquetFile(_Ranges(storage, name, opened.size), metadata=opened.metadata)
     parts = []
     for index, group in enumerate(opened.footer.row_groups):
         where = f"{storage.root}/{name}, row group {index}"
-        try:
-            table = file.read_row_group(index, columns=list(identity_columns(spec)))
-            rows = Rows.from_arrow(table, spec, where)
-        except (OSError, pa.ArrowException) as error:
-            raise CorruptionError(
-                "a row group's ids cannot be read", where=where, got=str(error), do=REPAIR
-            ) from error
+        check_counts(group, spec, where)
+        with told("a row group's ids cannot be read", where, REPAIR):
+            rows = _identities(storage, name, opened, index, spec)
         if identity_hash(rows) != group.ids_hash:
             raise CorruptionError("a row group's ids are not those that were sealed", where=where, do=REPAIR)
         parts.append(rows)
     return Rows.concatenate(parts)
 
 
-class _Segments(io.RawIOBase):
-    """A file of which only some byte ranges are held: all that Arrow asks for when it reads one row group."""
-
-    def __init__(self, segments: Mapping[int, bytes], size: int) -> None:
-        self._segments, self._size, self._place = segments, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = base + offset
-        return self._place
-
-    def read(self, size: int | None = -1) -> bytes | memoryview:
-        """A view: Arrow takes it as it is."""
-        end = self._size if size is None or size < 0 else min(self._size, self._place + size)
-        data = self.fetch(self._place, end)
-        self._place = end
-        return data
-
-    def fetch(self, start: int, end: int) -> bytes | memoryview:
-        """The bytes of a range that lies inside one segment."""
-        for begin, data in self._segments.items():
-            if begin <= start and end <= begin + len(data):
-                return memoryview(data)[start - begin : end - begin]
-        raise OSError(f"bytes {start} to {end} were not fetched")
-
-
-class _Ranges(_Segments):
-    """A stored file, fetched range by range as Arrow asks."""
-
-    def __init__(self, storage: Storage, name: str, size: int) -> None:
-        super().__init__({}, size)
-        self._storage, self._name = storage, name
-
-    def fetch(self, start: int, end: int) -> bytes:
-        return self._storage.read_range(self._name, start, end)
+def _identities(storage: Storage, name: str, opened: OpenFooter, index: int, spec: Spec) -> Rows:
+    """Those of one row group: the bytes from the first of their pages to the last are fetched."""
+    where = f"{storage.root}/{name}, row group {index}"
+    asked = [column for column in columns(spec) if column.name in identity_columns(spec)]
+    group, metadata = opened.footer.row_groups[index], opened.metadata.row_group(index)
+    chunks = (metadata.column(place) for place in range(metadata.num_columns))
+    paths = {column.path for column in asked}
+    spans = [chunk_span(chunk) for chunk in chunks if chunk.path_in_schema in paths]
+    start, end = max(group.start, min(spans)[0]), min(group.end, max(end for _, end in spans))
+    data = storage.read_range(name, start, end)
+    check_pages(Fetched(memoryview(data), start, group, spec), metadata, asked, where)
+    segments = {start: data, group_end(opened): opened.data}
+    file = pq.ParquetFile(Segments(segments, opened.size), metadata=opened.metadata)
+    check_schema(file.schema_arrow, spec, where)
+    rows = Rows.from_arrow(file.read_row_group(index, columns=[c.name for c in asked]), spec, where)
+    if len(rows) != group.examples:
+        raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
+    return rows

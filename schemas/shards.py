@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
+from schemas.bounds import MAX_COUNT, conform, parse_json
 from schemas.columns import check_encodings, identity_columns, shard_schema, write_options
 from schemas.errors import CorruptionError
 from schemas.identity import canonical_json
@@ -84,7 +85,28 @@ class Totals:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Totals:
-        return cls(**{**value, "length_histogram": tuple(value["length_histogram"])})
+        """Totals from plain values.
+
+        Raises:
+            ValueError: a number is none, below 0, or beyond what JSON keeps exactly.
+        """
+        found: Totals = conform(cls, value, "totals")
+        return sane(found)
+
+
+def sane(totals: Totals) -> Totals:
+    """The same, once it has been asserted that they may be sums over examples.
+
+    Raises:
+        ValueError: naming what may not.
+    """
+    counts = {**vars(totals), "length_histogram": max(totals.length_histogram, default=-1)}
+    for name, value in counts.items():
+        if not abs(value) <= MAX_COUNT or (isinstance(value, int) and value < 0):
+            raise ValueError(f"{name} cannot be {value}")
+    if len(totals.length_histogram) != LENGTH_BUCKETS or min(totals.length_histogram) < 0:
+        raise ValueError(f"length_histogram cannot be {totals.length_histogram}")
+    return totals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +125,13 @@ class ShardFooter:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ShardFooter:
-        value = json.loads(data)
-        groups = tuple(RowGroup(**group) for group in value["row_groups"])
-        return cls(**{**value, "row_groups": groups, "totals": Totals.from_json(value["totals"])})
+        """The footer that `to_bytes` made this of.
+
+        Raises:
+            ValueError, TypeError: it says what this reader does not know.
+        """
+        found: ShardFooter = conform(cls, parse_json(data), "the footer")
+        return replace(found, totals=sane(found.totals))
 
 
 class SealedShard(NamedTuple):

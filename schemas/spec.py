@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 
-from schemas.bounds import conform, conform_fields, parse_json, shown, told
+from schemas.bounds import OF_JSON, conform, conform_fields, parse_json, refuse_unless, shown, told
 from schemas.errors import NEWER, CorruptionError, FormatError, UsageError
 from schemas.identity import canonical_json, digest
 from schemas.policies import KeepAll, KeepPolicy, Threshold, is_sampling, max_kept, max_sampled, parse_keep
@@ -24,12 +24,10 @@ CODE_STEP_NATS = 1 / 16
 TOP_STEP_NATS = 1 / 64
 SCALAR_STEP_NATS = 1 / 32
 MAX_VOCAB = 2**24  # ids are ranked through tables of V numbers: 200 MB while a shard is written
-MAX_LENGTH = 2**31 - 1
-"""Tokens of an example: lists have offsets of 32 bits."""
+MAX_LENGTH = 2**31 - 1  # tokens of an example: lists have offsets of 32 bits
 MAX_FEATURES, MAX_WIDTH, MAX_TEMPERATURES = 1024, 2**24, 64
 MIN_TEMPERATURE, MAX_TEMPERATURE = 2.0**-10, 2.0**20
-_MAX_SPEC_BYTES = 2**26
-"""The names of a million classes fit."""
+_MAX_SPEC_BYTES = 2**26  # the names of a million classes fit
 
 Task = Literal["causal-lm", "sequence-classification"]
 Score = Literal["softmax", "sigmoid", "identity"]
@@ -56,10 +54,10 @@ class Feature:
     dtype: FeatureDtype = "int8"
 
     def __post_init__(self) -> None:
-        _refuse_unless(self.pooling in get_args(Pooling), "pooling", self.pooling)
-        _refuse_unless(self.dtype in get_args(FeatureDtype), "dtype", self.dtype)
-        _refuse_unless(0 <= self.layer < 2**16, "layer", self.layer)
-        _refuse_unless(1 <= self.width <= MAX_WIDTH, "width", self.width)
+        refuse_unless(self.pooling in get_args(Pooling), "pooling", self.pooling)
+        refuse_unless(self.dtype in get_args(FeatureDtype), "dtype", self.dtype)
+        refuse_unless(0 <= self.layer < 2**16, "layer", self.layer)
+        refuse_unless(1 <= self.width <= MAX_WIDTH, "width", self.width)
 
     @property
     def name(self) -> str:
@@ -111,42 +109,42 @@ class Spec:
     scalar_step_nats: float = SCALAR_STEP_NATS
 
     def __post_init__(self) -> None:
-        _refuse_unless(self.task in get_args(Task), "task", self.task)
-        _refuse_unless(self.score in get_args(Score), "score", self.score)
-        _refuse_unless(1 <= self.vocab_size <= MAX_VOCAB, "vocab_size", self.vocab_size)
+        refuse_unless(self.task in get_args(Task), "task", self.task)
+        refuse_unless(self.score in get_args(Score), "score", self.score)
+        refuse_unless(1 <= self.vocab_size <= MAX_VOCAB, "vocab_size", self.vocab_size)
         fits = 2 <= self.max_length <= MAX_LENGTH
-        _refuse_unless(fits, "max_length (2 tokens at least)", self.max_length)
-        _refuse_unless(0 <= self.stride < self.max_length, "stride", self.stride)
-        _refuse_unless(self.supervise in get_args(Supervise), "supervise", self.supervise)
+        refuse_unless(fits, "max_length (2 tokens at least)", self.max_length)
+        refuse_unless(0 <= self.stride < self.max_length, "stride", self.stride)
+        refuse_unless(self.supervise in get_args(Supervise), "supervise", self.supervise)
         distinct = len(set(self.temperatures)) == len(self.temperatures) <= MAX_TEMPERATURES
         serve = self.temperatures[:1] == (1.0,)
         serve = serve and all(MIN_TEMPERATURE <= t <= MAX_TEMPERATURE for t in self.temperatures)
         rule = f"temperatures (1 first, each once, {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g})"
-        _refuse_unless(serve and distinct, rule, self.temperatures)
-        _refuse_unless(len(self.features) <= MAX_FEATURES, "features (so many)", len(self.features))
+        refuse_unless(serve and distinct, rule, self.temperatures)
+        refuse_unless(len(self.features) <= MAX_FEATURES, "features (so many)", len(self.features))
         named = len(self.label_names)
-        _refuse_unless(named <= self.vocab_size, "label_names (more than classes)", named)
+        refuse_unless(named <= self.vocab_size, "label_names (more than classes)", named)
         columns = [feature.column for feature in self.features]
-        _refuse_unless(len(set(columns)) == len(columns), "features (each once)", columns)
+        refuse_unless(len(set(columns)) == len(columns), "features (each once)", columns)
         whole = self.score == "softmax" or isinstance(self.keep, KeepAll)
-        _refuse_unless(whole, "keep (only softmax scores can be cut)", str(self.keep))
+        refuse_unless(whole, "keep (only softmax scores can be cut)", str(self.keep))
         for name in ("code_step_nats", "top_step_nats", "scalar_step_nats"):
-            _refuse_unless(0 < getattr(self, name) <= 1, name, getattr(self, name))
-        _refuse_unless(-(2**63) <= self.sample_seed < 2**63, "sample_seed", self.sample_seed)
+            refuse_unless(0 < getattr(self, name) <= 1, name, getattr(self, name))
+        refuse_unless(-(2**63) <= self.sample_seed < 2**63, "sample_seed", self.sample_seed)
         self._check_scalars()
 
     def _check_scalars(self) -> None:
         """What is stored beside the entries must serve every declared temperature."""
         known = [name for name in get_args(Scalar) if name in self.scalars]
-        _refuse_unless(list(self.scalars) == known, "scalars (in this order, each once)", self.scalars)
+        refuse_unless(list(self.scalars) == known, "scalars (in this order, each once)", self.scalars)
         warmer = len(self.temperatures) > 1
-        _refuse_unless("logsumexp" in self.scalars or not warmer, "scalars", self.scalars)
+        refuse_unless("logsumexp" in self.scalars or not warmer, "scalars", self.scalars)
         known_draws = self.is_sampling or not self.own_logits
-        _refuse_unless(known_draws, "own_logits (only threshold and sampled draw entries)", True)
+        refuse_unless(known_draws, "own_logits (only threshold and sampled draw entries)", True)
         if warmer and self.is_sampling:
             serves = isinstance(self.keep, Threshold)
-            _refuse_unless(serves, "temperatures (draws serve temperature 1 alone)", self.temperatures)
-            _refuse_unless(self.own_logits, "own_logits (a temperature needs it)", self.own_logits)
+            refuse_unless(serves, "temperatures (draws serve temperature 1 alone)", self.temperatures)
+            refuse_unless(self.own_logits, "own_logits (a temperature needs it)", self.own_logits)
 
     @property
     def max_kept(self) -> int:
@@ -225,7 +223,7 @@ class Header:
         for name in self.tokenizer:
             path = PurePosixPath(name)
             inside = name == str(path) and path.name and not path.is_absolute() and ".." not in path.parts
-            _refuse_unless(bool(inside) and name.isprintable(), "a tokenizer file's name", name)
+            refuse_unless(bool(inside) and name.isprintable(), "a tokenizer file's name", name)
 
     def to_json(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -249,7 +247,7 @@ class Header:
             CorruptionError: the bytes are not the JSON that was written.
             FormatError: a newer format, or a required feature, field or value that this reader does not know.
         """
-        with told("the spec is not what was written", where, _RESTORE):
+        with told("the spec is not what was written", where, _RESTORE, also=OF_JSON):
             body = parse_json(data, max_bytes=_MAX_SPEC_BYTES)
             recorded = body.pop("hash")
         _refuse_unknown(body, where)
@@ -300,8 +298,3 @@ def _refuse_unknown(body: Mapping[str, Any], where: str) -> None:
             got=shown(", ".join(unknown)).strip("'"),
             do=NEWER,
         )
-
-
-def _refuse_unless(condition: bool, field: str, value: object) -> None:
-    if not condition:
-        raise ValueError(f"{field} cannot be {shown(value)}")

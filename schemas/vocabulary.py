@@ -6,11 +6,11 @@ vocabulary entry says, which is not always what it adds to a decoded text.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from schemas.cache import Cache
+from schemas.bounds import OF_JSON, parse_json, told
+from schemas.cache import TOKENIZER_FOLDER, Cache
 
 TOKENIZER_JSON = "tokenizer.json"
 
@@ -26,7 +26,9 @@ def token_texts(cache: Cache) -> dict[int, str]:
     """The text of each token id; empty where the tokenizer has no `tokenizer.json`."""
     if TOKENIZER_JSON not in cache.header.tokenizer:
         return {}
-    return texts_of(json.loads(cache.tokenizer_file(TOKENIZER_JSON)))
+    where = f"{cache.storage.root}/{TOKENIZER_FOLDER}/{TOKENIZER_JSON}"
+    with told("the cache's tokenizer is not one", where, also=OF_JSON):
+        return texts_of(parse_json(cache.tokenizer_file(TOKENIZER_JSON)))
 
 
 def texts_of(tokenizer: Mapping[str, Any]) -> dict[int, str]:
