@@ -255,7 +255,9 @@ def _longest(teacher: ResolvedTeacher) -> int:
 
 
 def _label_names(model_config: Any) -> tuple[str, ...]:
-    return tuple(str(model_config.id2label.get(index, f"LABEL_{index}")) for index in range(model_config.num_labels))
+    return tuple(
+        str(model_config.id2label.get(index, f"LABEL_{index}")) for index in range(model_config.num_labels)
+    )
 
 
 def _deciding_config(folder: str) -> dict[str, Any]:

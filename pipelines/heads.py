@@ -82,7 +82,9 @@ def compare_with_forward(model: Any, head: Head, input_ids: torch.Tensor) -> Non
     if own.shape != ours.shape:
         raise _unknown_head(model, f"logits of shape {tuple(own.shape)}, not {tuple(ours.shape)}")
     if not own.isfinite().all() and model.dtype == torch.float16:
-        raise TeacherError(f"{type(model).__name__} overflows in float16", do="Say --dtype bfloat16 or float32")
+        raise TeacherError(
+            f"{type(model).__name__} overflows in float16", do="Say --dtype bfloat16 or float32"
+        )
     rounding = 2**-6 if model.dtype != torch.float32 else 2**-12
     bound = rounding * max(1.0, own.abs().max().item())
     difference = (own - ours).abs().max().item()

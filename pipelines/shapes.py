@@ -23,9 +23,20 @@ AUTO = {
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "decoder_layers", "encoder_layers")
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "hidden_dim", "emb_dim", "model_dim")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
-_OFFSET = frozenset(
-    "camembert data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta roberta-prelayernorm "
-    "xlm-roberta xlm-roberta-xl xmod".split()
+_OFFSET = (
+    *(
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "layoutlmv3",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+    ),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
 """Families that count positions from the padding's id + 1 on: as many rows of the table are never a token's."""
 
@@ -72,7 +83,9 @@ def hidden_size(config: Any) -> int:
 def usable_length(config: Any) -> int | None:
     """The most tokens that the model has positions for, or None where it is not limited (-1, or nothing said)."""
     text = text_config(config)
-    found = next((v for name in _POSITIONS if isinstance(v := getattr(text, name, None), int) and v > 0), None)
+    found = next(
+        (v for name in _POSITIONS if isinstance(v := getattr(text, name, None), int) and v > 0), None
+    )
     if found is not None and text.model_type in _OFFSET:
         padding = getattr(text, "pad_token_id", None)
         return found - (1 if padding is None else padding) - 1
@@ -98,7 +111,9 @@ def refuse_unfit(task: str, config: Any, tokenizer: Any, features: tuple[str, ..
     """
     name, pair = model_name(config), bool(getattr(config, "is_encoder_decoder", False))
     if pair and task == "causal-lm":
-        raise UsageError(f"{name} is an encoder-decoder, and no causal language model", do="Use another --teacher")
+        raise UsageError(
+            f"{name} is an encoder-decoder, and no causal language model", do="Use another --teacher"
+        )
     if pair and features:
         raise UsageError(
             f"{name} is an encoder-decoder: its states are two lists, of two texts",
