@@ -25,8 +25,7 @@ PADDED, LENGTH, ALONE = "padded batches", "batches of one length", "one text a b
 END = {"words": tokenizer(pad_token=None), "pad_token_id": 1}
 XLNET = {"d_model": 32, "n_head": 2, "without": ("max_position_embeddings",)}
 ROPE = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
-LONG_XLNET = {"d_model": 32, "n_head": 2, "without": ("max_position_embeddings",)}
-ROPE = {
+LONG_ROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0] * 8,
     "long_factor": [4.0] * 8,
