@@ -89,8 +89,7 @@ def make_header(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Header:
         teacher={
             "name": teacher.name,
             "architecture": (teacher.config.architectures or [type(teacher.config).__name__])[0],
-            "layers": shapes.num_layers(teacher.config),
-            "hidden_size": shapes.hidden_size(teacher.config),
+            **shapes.described(teacher.config),
             "weight_bytes": sum(path.stat().st_size for path in _weights(teacher.folder)),
         },
         tokenizer=files,

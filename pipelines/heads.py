@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from pipelines.calls import accepted
 from schemas.errors import TeacherError
-from schemas.model_heads import head_transform
+from schemas.model_heads import head_transform, head_values
 
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,7 +47,7 @@ class Head(NamedTuple):
         weight = layer.weight.detach()
         weight = weight if weight.is_cuda else weight.float()
         bias = getattr(layer, "bias", None)
-        multiplier, softcap = head_transform(model.config.get_text_config().to_dict())
+        multiplier, softcap = head_transform(head_values(model.config.get_text_config()))
         return cls(weight, None if bias is None else bias.detach().float(), multiplier, softcap)
 
     def logits(

@@ -28,6 +28,8 @@ from schemas.spec import Spec
 
 _DRAWS = 4
 """Draws of texts that may fail: a token whose embedding is not finite is no fault of the batch."""
+_OFFSETS = 8
+"""Rows of a table of positions that may not be a token's, for all that a config says."""
 _ROUNDING = {torch.float32: 2**-11, torch.float16: 2**-6, torch.bfloat16: 2**-5}
 """Of the largest score: what two orders of the same sums may differ by."""
 
@@ -39,10 +41,10 @@ def settled(teacher: Teacher, tokenizer: Any) -> Teacher:
         TeacherError: the model cannot be run, has other features than the spec, does not say the same twice, sees what
             it is to predict, or says something else than when it is called plainly.
     """
+    _refuse_too_long(teacher)
     teacher, texts = _told(teacher, tokenizer)
     _refuse_unsettled(teacher, texts)
     _refuse_clairvoyant(teacher, texts)
-    _refuse_too_long(teacher, texts)
     return _batched(teacher, texts)
 
 
@@ -176,14 +178,16 @@ def _refuse_clairvoyant(teacher: Teacher, texts: list[Text]) -> None:
             )
 
 
-def _refuse_too_long(teacher: Teacher, texts: list[Text]) -> None:
+def _refuse_too_long(teacher: Teacher) -> None:
     """The longest text that the run may bring, where the model's positions could end before."""
     longest, usable = teacher.spec.max_length, usable_length(teacher.model.config)
-    if usable is None or longest <= max(len(text.ids) for text in texts) or longest <= usable - 8:
+    if usable is None or longest <= usable - _OFFSETS:
         return
-    ids = (texts[-1].ids * longest)[:longest]
+    fresh = remember(teacher.model)
+    some = [i for i in range(min(teacher.embedded, 64)) if i != teacher.pad_id]
     try:
-        teacher.said(_batch([ids], teacher))
+        plain(replace(teacher, spec=replace(teacher.spec, features=())), (some * longest)[:longest])
+        put_back(one for one in fresh if one.has_changed())
     except MODEL_ERRORS as error:
         raise TeacherError(
             f"{type(teacher.model).__name__} cannot be asked for a text of {longest} tokens",

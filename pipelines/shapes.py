@@ -7,6 +7,7 @@ without weights (torch's meta device): a few seconds, and only where features ar
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -78,6 +79,15 @@ def hidden_size(config: Any) -> int:
         UsageError: the config does not say.
     """
     return _first(config, _WIDTHS, "how wide its states are")
+
+
+def described(config: Any) -> dict[str, int]:
+    """Layers and width for people, as far as the config tells them."""
+    found = {}
+    for name, ask in (("layers", num_layers), ("hidden_size", hidden_size)):
+        with contextlib.suppress(UsageError):
+            found[name] = ask(config)
+    return found
 
 
 def usable_length(config: Any) -> int | None:

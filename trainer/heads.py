@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from schemas.errors import StudentError
-from schemas.model_heads import head_transform
+from schemas.model_heads import head_transform, head_values
 
 _TOLERANCE = 2**-12
 """Largest difference from the model's own logits, relative to the largest of them, in float32."""
@@ -68,7 +68,7 @@ class Head:
             raise StudentError(
                 "this model class has no linear language-model head to train", got=type(student).__name__
             )
-        config = found.config.get_text_config().to_dict()
+        config = head_values(found.config.get_text_config())
         bias = getattr(layer, "bias", None)
         return cls(weight=weight, bias=bias, transform=LogitTransform.from_config(config))
 
