@@ -43,6 +43,12 @@ def accepted(forward: Callable[..., Any], **inputs: Any) -> dict[str, Any]:
     parameters = inspect.signature(forward).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return inputs
+    return named(forward, **inputs)
+
+
+def named(forward: Callable[..., Any], **inputs: Any) -> dict[str, Any]:
+    """Those of the inputs that a forward has a parameter for."""
+    parameters = inspect.signature(forward).parameters
     return {name: value for name, value in inputs.items() if name in parameters}
 
 

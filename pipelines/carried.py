@@ -1,8 +1,8 @@
 """What a model carries from one forward to the next, although it should say the same to the same text.
 
-Rotary frequencies that grow with the longest text seen so far (dynamic NTK), an attention that a short text switches off
-for good (BigBird), caches of cosines: plain transformers keep them in attributes, buffers and children of modules. So
-these are remembered at load, and what was seen to change is put back before each forward: each text then meets the
+Rotary frequencies that grow with the longest text seen so far (dynamic NTK), an attention that a short text switches
+off for good (BigBird), caches of cosines: plain transformers keep them in attributes, buffers and children of modules.
+So these are remembered at load, and what was seen to change is put back before each forward: each text then meets the
 model as it was loaded. Cost: nothing for models that carry nothing, and for others a few small copies a batch.
 """
 
@@ -90,4 +90,4 @@ def _equal(a: Any, b: Any) -> bool:
         if a is b or a.shape != b.shape or a.dtype != b.dtype or a.numel() > _SMALL:
             return a is b
         return bool(torch.equal(a, b.to(a.device)))
-    return type(a) is type(b) and bool(a == b or a != a)
+    return type(a) is type(b) and bool(a == b)

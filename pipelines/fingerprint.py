@@ -96,8 +96,7 @@ def make_header(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Header:
         teacher={
             "name": teacher.name,
             "architecture": (teacher.config.architectures or [type(teacher.config).__name__])[0],
-            "layers": shapes.num_layers(teacher.config),
-            "hidden_size": shapes.hidden_size(teacher.config),
+            **shapes.described(teacher.config),
             "weight_bytes": sum(path.stat().st_size for path in weights),
             "config": config_text(teacher.folder),
         },
@@ -279,4 +278,6 @@ def _longest(teacher: ResolvedTeacher) -> int:
 
 
 def _label_names(model_config: Any) -> tuple[str, ...]:
-    return tuple(str(model_config.id2label.get(index, f"LABEL_{index}")) for index in range(model_config.num_labels))
+    return tuple(
+        str(model_config.id2label.get(index, f"LABEL_{index}")) for index in range(model_config.num_labels)
+    )

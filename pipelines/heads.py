@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from pipelines.calls import accepted
 from schemas.errors import TeacherError
-from schemas.model_heads import head_transform
+from schemas.model_heads import head_transform, head_values
 
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,7 +47,7 @@ class Head(NamedTuple):
         weight = layer.weight.detach()
         weight = weight if weight.is_cuda else weight.float()
         bias = getattr(layer, "bias", None)
-        multiplier, softcap = head_transform(model.config.get_text_config().to_dict())
+        multiplier, softcap = head_transform(head_values(model.config.get_text_config()))
         return cls(weight, None if bias is None else bias.detach().float(), multiplier, softcap)
 
     def logits(
@@ -82,7 +82,9 @@ def compare_with_forward(model: Any, head: Head, input_ids: torch.Tensor) -> Non
     if own.shape != ours.shape:
         raise _unknown_head(model, f"logits of shape {tuple(own.shape)}, not {tuple(ours.shape)}")
     if not own.isfinite().all() and model.dtype == torch.float16:
-        raise TeacherError(f"{type(model).__name__} overflows in float16", do="Say --dtype bfloat16 or float32")
+        raise TeacherError(
+            f"{type(model).__name__} overflows in float16", do="Say --dtype bfloat16 or float32"
+        )
     rounding = 2**-6 if model.dtype != torch.float32 else 2**-12
     bound = rounding * max(1.0, own.abs().max().item())
     difference = (own - ours).abs().max().item()

@@ -12,39 +12,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
-import numpy as np
 import torch
 
 from pipelines.batching import padded_width
-from pipelines.calls import MODEL_ERRORS, accepted, told
+from pipelines.calls import MODEL_ERRORS, told
 from pipelines.carried import Carried, put_back, remember
 from pipelines.select import num_uniforms
 from pipelines.shapes import text_config, usable_length
-from pipelines.teacher import Batch, Batching, Teacher, pooled
+from pipelines.teacher import Batch, Batching, Teacher
+from pipelines.truth import MIDDLE, POSITIONS, SHORT, Said, Text, original_length, plain, random_texts
 from schemas.errors import TeacherError, one_line
 from schemas.spec import Spec
 
-_SHORT, _MIDDLE, _LONG, _NAMED = (1, 2, 9), 12, 256, 1024
-"""Tokens of texts; the longest is as long as `_NAMED` where the config names a length that it could pass."""
-_POSITIONS = 64
-"""The last positions of a text that are compared."""
-_POOL, _DRAWS = 24, 4
-"""Distinct ids of one draw of texts, and draws: a token whose embedding is not finite is no fault of the batch."""
+_DRAWS = 4
+"""Draws of texts that may fail: a token whose embedding is not finite is no fault of the batch."""
+_OFFSETS = 8
+"""Rows of a table of positions that may not be a token's, for all that a config says."""
 _ROUNDING = {torch.float32: 2**-11, torch.float16: 2**-6, torch.bfloat16: 2**-5}
 """Of the largest score: what two orders of the same sums may differ by."""
-_LENGTHS = ("window", "block", "chunk", "original_max_position")
-"""Words in the names of lengths that change what a model does with longer texts."""
-
-Said = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
-
-
-class Text(NamedTuple):
-    """One text, and what the model says of it alone, fresh: `[n, V]` of its last positions, and its features."""
-
-    ids: list[int]
-    truth: Said
 
 
 def settled(teacher: Teacher, tokenizer: Any) -> Teacher:
@@ -54,16 +41,19 @@ def settled(teacher: Teacher, tokenizer: Any) -> Teacher:
         TeacherError: the model cannot be run, has other features than the spec, does not say the same twice, sees what
             it is to predict, or says something else than when it is called plainly.
     """
+    _refuse_too_long(teacher)
     teacher, texts = _told(teacher, tokenizer)
     _refuse_unsettled(teacher, texts)
     _refuse_clairvoyant(teacher, texts)
-    _refuse_too_long(teacher, texts)
     return _batched(teacher, texts)
 
 
 def _batched(teacher: Teacher, texts: list[Text]) -> Teacher:
-    """The first way of batching that says the truth. Classifiers that need a padding id to find a text's last token, and
-    have none, get one that no text has: without padding the last token is then the last one."""
+    """The first way of batching that says the truth.
+
+    Classifiers that need a padding id to find a text's last token, and have none, get one that no text has: in a batch
+    of one length the last token is then the last one.
+    """
     config = text_config(teacher.model.config)
     lacks = teacher.head is None and getattr(config, "pad_token_id", 0) is None
     why = ""
@@ -116,8 +106,11 @@ def _alike(texts: Sequence[Text]) -> Iterator[tuple[Text, list[Text]]]:
 
 
 def _apart(ours: Said, truth: Said, dtype: torch.dtype) -> str:
-    """What differs by more than rounding. In half precision one flip of a router is no fault: there the median counts."""
-    pairs = [("scores", ours[0], truth[0]), *(("a feature", a, b) for a, b in zip(ours[1], truth[1], strict=True))]
+    """What differs by more than rounding. In half precision one flip of a router is no fault: the median counts."""
+    pairs = [
+        ("scores", ours[0], truth[0]),
+        *(("a feature", a, b) for a, b in zip(ours[1], truth[1], strict=True)),
+    ]
     for what, a, b in pairs:
         if a.shape != b.shape:
             return f"{what} of shape {tuple(a.shape)}, not {tuple(b.shape)}"
@@ -134,7 +127,7 @@ def _told(teacher: Teacher, tokenizer: Any) -> tuple[Teacher, list[Text]]:
     for draw in range(_DRAWS):
         fresh = remember(teacher.model)
         texts, carried = [], list[Carried]()
-        for ids in _ids(teacher, tokenizer, seed=draw):
+        for ids in random_texts(teacher, tokenizer, seed=draw):
             with told(f"cannot be asked for a text of {len(ids)} tokens", teacher.model):
                 truth, layers = plain(teacher, ids)
             changed = [one for one in fresh if one.has_changed()]
@@ -151,68 +144,6 @@ def _told(teacher: Teacher, tokenizer: Any) -> tuple[Teacher, list[Text]]:
         got="scores or features that are infinite or no number",
         do="Say --dtype bfloat16 or float32" if half else "Its weights are damaged, or --dtype is too narrow",
     )
-
-
-@torch.inference_mode()
-def plain(teacher: Teacher, ids: list[int]) -> tuple[Said, int]:
-    """What the model says of one text when it is called as anybody calls it; and the last index of its states.
-
-    Raises:
-        TeacherError: it gives no scores of the spec's width, or not the features that the spec declares.
-    """
-    spec, model = teacher.spec, teacher.model
-    given = {"input_ids": torch.tensor([ids], device=teacher.entry)}
-    given["attention_mask"] = torch.ones_like(given["input_ids"])
-    options: dict[str, Any] = {"output_hidden_states": True} if spec.features else {}
-    if spec.has_token_type_ids:
-        given["token_type_ids"] = torch.zeros_like(given["input_ids"])
-    if len(ids) > _POSITIONS and teacher.head is not None:
-        options |= _few_positions(model)
-    output = model(**accepted(model.forward, **given, **options))
-    logits = getattr(output, "logits", None)
-    shape = (1, spec.vocab_size) if teacher.head is None else (1, -1, spec.vocab_size)
-    if not isinstance(logits, torch.Tensor) or not _fits(logits, shape):
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
-        raise TeacherError(f"{type(model).__name__} gives no scores as wide as its config says", expected=shape, got=got)
-    scores = logits if teacher.head is None else logits[0, -_POSITIONS:]
-    features, layers = _features(teacher, output, len(ids))
-    return (scores.float().to(teacher.device).clone(), features), layers
-
-
-def _features(teacher: Teacher, output: Any, length: int) -> tuple[tuple[torch.Tensor, ...], int]:
-    spec, name = teacher.spec, type(teacher.model).__name__
-    if not spec.features:
-        return (), 0
-    states = getattr(output, "hidden_states", None)
-    if states is None:
-        raise TeacherError(f"{name} gives no hidden states", do="Leave --features out")
-    mask = torch.ones(1, length, dtype=torch.int64)
-    for feature in spec.features:
-        got = tuple(states[feature.layer].shape) if feature.layer < len(states) else f"{len(states)} layers"
-        if got != (1, length, feature.width):
-            raise TeacherError(
-                f"{name} has no states of every token at layer {feature.layer}",
-                expected=(1, length, feature.width),
-                got=got,
-                do=f"Ask for another layer than {feature.name}, or leave --features out",
-            )
-    return tuple(pooled(states, mask, f).to(teacher.device) for f in spec.features), len(states) - 1
-
-
-def _few_positions(model: Any) -> dict[str, Any]:
-    """A model that can leave out the scores of all but the last positions does: its vocabulary may be large."""
-    found = accepted(model.forward, logits_to_keep=_POSITIONS)
-    return found if "logits_to_keep" in _names(model.forward) else {}
-
-
-def _names(forward: Any) -> Sequence[str]:
-    import inspect
-
-    return list(inspect.signature(forward).parameters)
-
-
-def _fits(logits: torch.Tensor, shape: tuple[int, ...]) -> bool:
-    return logits.ndim == len(shape) and all(w in (-1, n) for n, w in zip(logits.shape, shape, strict=True))
 
 
 def _refuse_unsettled(teacher: Teacher, texts: list[Text]) -> None:
@@ -235,7 +166,7 @@ def _refuse_clairvoyant(teacher: Teacher, texts: list[Text]) -> None:
         return
     by_ids = {tuple(text.ids): text for text in texts}
     for text in texts:
-        before = by_ids.get(tuple(text.ids[:-_MIDDLE + _SHORT[-1]]))
+        before = by_ids.get(tuple(text.ids[: -MIDDLE + SHORT[-1]]))
         if before is None or len(text.ids) > (original_length(teacher.model.config) or math.inf):
             continue
         known = len(before.ids)
@@ -247,71 +178,22 @@ def _refuse_clairvoyant(teacher: Teacher, texts: list[Text]) -> None:
             )
 
 
-def _refuse_too_long(teacher: Teacher, texts: list[Text]) -> None:
+def _refuse_too_long(teacher: Teacher) -> None:
     """The longest text that the run may bring, where the model's positions could end before."""
     longest, usable = teacher.spec.max_length, usable_length(teacher.model.config)
-    if usable is None or longest <= max(len(text.ids) for text in texts) or longest <= usable - 8:
+    if usable is None or longest <= usable - _OFFSETS:
         return
-    ids = (texts[-1].ids * longest)[:longest]
+    fresh = remember(teacher.model)
+    some = [i for i in range(min(teacher.embedded, 64)) if i != teacher.pad_id]
     try:
-        teacher.said(_batch([ids], teacher))
+        plain(replace(teacher, spec=replace(teacher.spec, features=())), (some * longest)[:longest])
+        put_back(one for one in fresh if one.has_changed())
     except MODEL_ERRORS as error:
         raise TeacherError(
             f"{type(teacher.model).__name__} cannot be asked for a text of {longest} tokens",
             got=f"{type(error).__name__}: {one_line(error)}",
             do=f"Say --max_length {min(usable, longest - 1)} or less",
         ) from error
-
-
-def _ids(teacher: Teacher, tokenizer: Any, *, seed: int) -> list[list[int]]:
-    """Texts of a few lengths between a tokenizer's special tokens, two of each length that batches share, one of which
-    holds the padding as if it were text."""
-    spec, random = teacher.spec, np.random.default_rng(seed)
-    before, after = special_tokens(tokenizer)
-    known = sorted(set(range(min(teacher.embedded, len(tokenizer)))) - set(tokenizer.all_special_ids))
-    pool = random.permutation(known or range(teacher.embedded))[:_POOL]
-    room = max(1, spec.max_length - len(before) - len(after))
-    if teacher.head is not None:
-        after = []  # a causal LM's later tokens change nothing of the earlier ones
-    long = min(room, _longest(teacher))
-    middle = random.choice(pool, min(room, _MIDDLE)).tolist()
-    bodies = [random.choice(pool, min(room, length)).tolist() for length in _SHORT]
-    bodies += [middle, middle[: _SHORT[-1]], random.choice(pool, long).tolist()]
-    padded = random.choice(pool, min(room, _SHORT[-1])).tolist()
-    padded[len(padded) // 2] = teacher.pad_id
-    return [[*before, *body, *after] for body in [*bodies, padded]]
-
-
-def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What a tokenizer puts before and after a text."""
-    encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
-    ids, mask = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
-    inner = [place for place, special in enumerate(mask) if not special] or [len(ids)]
-    return ids[: inner[0]], ids[inner[-1] + 1 :]
-
-
-def _longest(teacher: Teacher) -> int:
-    """How long a text must be for what changes with length to show."""
-    config = text_config(teacher.model.config)
-    original = original_length(config)
-    if original is not None and original < teacher.spec.max_length:
-        return 2 * original
-    named = [value for name, value in config.to_dict().items() if any(word in name for word in _LENGTHS)]
-    lengths = [n for value in named for n in (value if isinstance(value, list) else [value])]
-    return _NAMED if any(isinstance(n, int) and 0 < n < teacher.spec.max_length for n in lengths) else _LONG
-
-
-def original_length(config: Any) -> int | None:
-    """The length beyond which a model's rotary frequencies change with the text's own; None: they never do."""
-    text = text_config(config)
-    ropes = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    found = []
-    for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
-        kind = rope.get("rope_type", rope.get("type"))
-        if kind in ("dynamic", "longrope"):
-            length = rope.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", None)
-            found += [length] if length else []
-    return min(found, default=None)
 
 
 def _batch(rows: list[list[int]], teacher: Teacher) -> Batch:
@@ -324,7 +206,7 @@ def _batch(rows: list[list[int]], teacher: Teacher) -> Batch:
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         mask[row, : len(tokens)] = 1
-    places = [[0] if teacher.head is None else range(max(0, len(r) - _POSITIONS), len(r)) for r in rows]
+    places = [[0] if teacher.head is None else range(max(0, len(r) - POSITIONS), len(r)) for r in rows]
     return Batch(
         input_ids=ids,
         attention_mask=mask,

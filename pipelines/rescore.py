@@ -84,9 +84,7 @@ def rescore(cache: Cache, config: RescoreConfig) -> Rescored:
     return compare(rows, teacher)
 
 
-def check_drift(
-    cache: Cache, teacher: Teacher, provenance: Mapping[str, str], max_drift_kl: float
-) -> None:
+def check_drift(cache: Cache, teacher: Teacher, provenance: Mapping[str, str], max_drift_kl: float) -> None:
     """Where this teacher is run otherwise than the cache's last one, scores a sample again.
 
     Raises:

@@ -7,6 +7,7 @@ without weights (torch's meta device): a few seconds, and only where features ar
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -23,9 +24,20 @@ AUTO = {
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "decoder_layers", "encoder_layers")
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "hidden_dim", "emb_dim", "model_dim")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
-_OFFSET = frozenset(
-    "camembert data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta roberta-prelayernorm "
-    "xlm-roberta xlm-roberta-xl xmod".split()
+_OFFSET = (
+    *(
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "layoutlmv3",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+    ),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
 """Families that count positions from the padding's id + 1 on: as many rows of the table are never a token's."""
 
@@ -69,10 +81,21 @@ def hidden_size(config: Any) -> int:
     return _first(config, _WIDTHS, "how wide its states are")
 
 
+def described(config: Any) -> dict[str, int]:
+    """Layers and width for people, as far as the config tells them."""
+    found = {}
+    for name, ask in (("layers", num_layers), ("hidden_size", hidden_size)):
+        with contextlib.suppress(UsageError):
+            found[name] = ask(config)
+    return found
+
+
 def usable_length(config: Any) -> int | None:
     """The most tokens that the model has positions for, or None where it is not limited (-1, or nothing said)."""
     text = text_config(config)
-    found = next((v for name in _POSITIONS if isinstance(v := getattr(text, name, None), int) and v > 0), None)
+    found = next(
+        (v for name in _POSITIONS if isinstance(v := getattr(text, name, None), int) and v > 0), None
+    )
     if found is not None and text.model_type in _OFFSET:
         padding = getattr(text, "pad_token_id", None)
         return found - (1 if padding is None else padding) - 1
@@ -98,7 +121,9 @@ def refuse_unfit(task: str, config: Any, tokenizer: Any, features: tuple[str, ..
     """
     name, pair = model_name(config), bool(getattr(config, "is_encoder_decoder", False))
     if pair and task == "causal-lm":
-        raise UsageError(f"{name} is an encoder-decoder, and no causal language model", do="Use another --teacher")
+        raise UsageError(
+            f"{name} is an encoder-decoder, and no causal language model", do="Use another --teacher"
+        )
     if pair and features:
         raise UsageError(
             f"{name} is an encoder-decoder: its states are two lists, of two texts",

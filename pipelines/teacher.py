@@ -157,9 +157,7 @@ class Teacher:
         rows, tokens = batch.position_rows.to(last.device), batch.position_tokens.to(last.device)
         return last[rows, tokens].to(self.device), self._features((*states[:-1], last), batch)
 
-    def _features(
-        self, hidden: tuple[torch.Tensor, ...] | None, batch: Batch
-    ) -> tuple[torch.Tensor, ...]:
+    def _features(self, hidden: tuple[torch.Tensor, ...] | None, batch: Batch) -> tuple[torch.Tensor, ...]:
         if not self.spec.features:
             return ()
         assert hidden is not None, "looked at when the teacher was opened"
@@ -174,7 +172,6 @@ class Teacher:
     @property
     def _chunk_positions(self) -> int:
         return max(1, _CHUNK_BYTES[self.device.type] // (4 * self.spec.vocab_size))
-
 
     def _selected(self, given: torch.Tensor, batch: Batch) -> Selected:
         """Selects from logits, or from head inputs in chunks, so that `[N, V]` never exists whole."""

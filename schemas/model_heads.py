@@ -24,8 +24,14 @@ class HeadTransform(NamedTuple):
     softcap: float | None = None
 
 
+def head_values(config: object) -> dict[str, Any]:
+    """What a model's text config has to say of its head, also where it reckons it out (MiniCPM3)."""
+    names = ("model_type", "logits_scaling", *_MULTIPLIERS, *_SOFTCAPS)
+    return {name: getattr(config, name, None) for name in names}
+
+
 def head_transform(config: Mapping[str, Any]) -> HeadTransform:
-    """What a model's text config (`to_dict()`) says; a value of 0 or none says nothing."""
+    """What these values say; one of 0 or none says nothing."""
     multiplier = 1.0
     if config.get("logits_scaling"):
         scale = float(config["logits_scaling"])

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from schemas.errors import StudentError
+from schemas.model_heads import head_transform, head_values
 
 _TOLERANCE = 2**-12
 """Largest difference from the model's own logits, relative to the largest of them, in float32."""
@@ -33,14 +34,8 @@ class LogitTransform:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LogitTransform:
-        """What a model's `config.to_dict()` says: `final_logit_softcapping`, `logits_scaling`, `logit_scale`, ..."""
-        multiplier = 1.0
-        if config.get("logits_scaling") is not None:
-            scale = float(config["logits_scaling"])
-            multiplier = scale if config.get("model_type") == "hyperclovax" else 1 / scale
-        for name in ("logit_scale", "lm_head_multiplier"):
-            multiplier *= float(config.get(name) or 1)
-        return cls(multiplier=multiplier, softcap=config.get("final_logit_softcapping") or None)
+        """What a model's `config.to_dict()` says: as of a teacher's head, by `schemas.model_heads`."""
+        return cls(**head_transform(config)._asdict())
 
     def __call__(self, products: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         """Logits from the head's linear products."""
@@ -73,7 +68,7 @@ class Head:
             raise StudentError(
                 "this model class has no linear language-model head to train", got=type(student).__name__
             )
-        config = found.config.get_text_config().to_dict()
+        config = head_values(found.config.get_text_config())
         bias = getattr(layer, "bias", None)
         return cls(weight=weight, bias=bias, transform=LogitTransform.from_config(config))
 
@@ -105,5 +100,5 @@ def check_head(student: nn.Module) -> None:
             f"{type(student).__name__} does something to its logits that teachonce does not know",
             expected=f"the same logits within {bound:.2g}",
             got=f"a difference of {difference:.2g}",
-            do="Report the model class; its head must be taught to trainer/heads.py",
+            do="Report the model class; its head must be taught to schemas/model_heads.py",
         )
