@@ -110,17 +110,21 @@ def test_characters_of_an_answer_are_all_supervised_however_offsets_are_told(tri
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     inner.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
     maker = tokeniser("prompt", supervise="assistant", max_length=400, tokenizer=tokenizer)
-    for prompt, completion in itertools.product(
-        ["Q:", "Q: ", "Q:  ", "Q\n\n", "\u00e9\U0001f600 "],
-        ["teacher", " teacher", "\U0001f600\U0001f601", " .", "\n a"],
-    ):
-        whole = prompt + completion + "</s>"
-        ids = tokenizer(whole)["input_ids"]
-        lengths = [len(tokenizer.decode(ids[:n]).encode()) for n in range(len(ids) + 1)]
-        cut = len(prompt.encode())
-        first = next(n for n in range(len(ids)) if len(tokenizer.decode(ids[: n + 1])) > len(prompt))
-        found = supervised(maker, document(prompt, completion))
-        assert found == tokenizer.decode(ids[first:]), (whole, lengths, cut)
+    prompts = ["Q:", "Q: ", "Q:  ", "Q\n\n", "\u00e9\U0001f600 "]
+    completions = ["teacher", " teacher", "\U0001f600\U0001f601", " .", "\n a"]
+    for prompt, completion in itertools.product(prompts, completions):
+        ids = tokenizer(prompt + completion + "</s>")["input_ids"]
+        # by bytes, of which each token of this tokenizer has its own: the first that ends behind the prompt
+        sizes = [len(byte_text(tokenizer, [token])) for token in ids]
+        blank = sizes[0] > 0 and add_prefix_space and not prompt.startswith(" ")
+        ends = np.cumsum(sizes) - blank
+        first = int(np.argmax(ends > len(prompt.encode())))
+        assert supervised(maker, document(prompt, completion)) == tokenizer.decode(ids[first:])
+
+
+def byte_text(tokenizer, ids):
+    """One character for each byte of the tokens."""
+    return "".join(tokenizer.convert_ids_to_tokens(ids))
 
 
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
@@ -179,7 +183,9 @@ def answers(maker, messages, **given):
     found = []
     for example in maker.examples(made):
         ids = np.frombuffer(example.input_ids, np.int32)
-        places = np.frombuffer(example.position_index, np.int32)
+        places = np.arange(len(ids) - 1)
+        if example.position_index is not None:
+            places = np.frombuffer(example.position_index, np.int32)
         found.append((maker.tokenizer.decode(ids), maker.tokenizer.decode(ids[places + 1])))
     return found
 
@@ -235,11 +241,10 @@ def test_a_template_that_rewrites_earlier_turns_gives_one_example_a_turn(templat
     assert again == examples[1:]
 
 
-def test_a_conversation_may_begin_with_its_answer_or_go_on_without_one():
-    [(_, found)] = answers(chat(ADDS), [TALK[1], TALK[0], TALK[3], TALK[2]])
-    assert found == TALK[1]["content"] + "</s>" + TALK[3]["content"] + "</s>" or found.startswith(
-        TALK[1]["content"]
-    )
+def test_a_conversation_may_begin_with_its_answer():
+    found = answers(chat(ADDS), [TALK[1], TALK[0], TALK[3]])
+    assert [answer for _, answer in found] == [TALK[1]["content"] + "</s>", TALK[3]["content"] + "</s>"]
+    assert found[1][0].startswith(found[0][0])
 
 
 def test_a_template_that_prints_a_list_of_parts_as_python_does_rejects_the_document():
@@ -267,7 +272,7 @@ def test_a_template_that_prints_a_list_of_parts_as_python_does_rejects_the_docum
             "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
             "of memory",
         ),
-        ("{% for i in range(99999) %}{{ 'abcdefgh' * 1000 }}{% endfor %}", "characters of a conversation"),
+        ("{% for i in range(99999) %}{{ 'abcdefgh' * 100 }}{% endfor %}", "characters of a conversation"),
     ],
 )
 def test_a_template_that_fails_says_so_in_its_own_words_without_the_text(template, told):

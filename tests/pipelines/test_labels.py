@@ -27,10 +27,7 @@ def read(value, labels):
     try:
         return tuple(read_label(value, labels, "label"))
     except RejectedError as error:
-        assert error.field == "label"
-        assert error.expected
-        assert error.got
-        return str(error)
+        return str(error) if error.field == "label" and error.expected and error.got else "told too little"
 
 
 def hot(*classes, of=5):

@@ -40,7 +40,10 @@ def test_every_reject_is_written_with_its_source(tmp_path, teacher, monkeypatch,
     data, lines = plain.read_bytes(), rejects(tmp_path / "c", summary)
     assert sorted((e["reason"], e["id"] or "") for e in lines) == sorted((r, i or "") for _, r, i in BAD)
     for entry in lines:
-        assert set(entry) == {"reason", "file", "offset", "id"}
+        assert set(entry) == {"reason", "file", "offset", "id", "line", "field", "expected", "got"}
+        assert entry["line"] == 1 + data[: entry["offset"]].count(b"\n")
+        assert entry["expected"]
+        assert entry["field"] is None or entry["field"] in FLAGS.values() or entry["field"] == "text"
         assert entry["file"] == str(file)
         raw = data[entry["offset"] :].split(b"\n")[0]
         assert (raw, entry["reason"], entry["id"]) in BAD
