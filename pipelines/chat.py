@@ -151,8 +151,12 @@ class Chat:
         self, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any], *, supervise: bool
     ) -> dict[str, Any]:
         """What the process says: `parts`, or `error` and perhaps `limit`."""
+        try:
+            template = self._tokenizer.get_chat_template(None, given.get("tools"))
+        except ValueError:
+            return {"error": "is none of several: there is no default"}
         return self._asked(
-            template=self._tokenizer.get_chat_template(None, given.get("tools")),
+            template=template,
             special=dict(self._tokenizer.special_tokens_map),
             messages=list(messages),
             given=dict(given),

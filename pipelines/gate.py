@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipelines.config import TeacherConfig
-from pipelines.corpus import PIECE_BYTES
 from pipelines.rejects import Reject, fault
 from pipelines.versions import shared_versions
 from schemas.cache import REJECTS_FOLDER
@@ -105,33 +104,34 @@ def too_many_rejects(
         where=where,
         expected=f"at most {run.max_reject_fraction:.2%}",
         got=f"{total / documents:.2%}",
-        do=do if first is None else f"The first: {told(first, counts)}. {do}",
+        do=do if first is None else f"The first: {told(first, Lines(counts).number(first))}. {do}",
     )
 
 
-def told(reject: Reject, counts: Mapping[str, int]) -> str:
+def told(reject: Reject, line: int | None) -> str:
     """Where a reject stands, and what is wrong there."""
-    line = line_number(reject, counts)
     place = f"{reject.file} line {line}" if line else f"{reject.file} at {reject.offset:,}"
     found = fault(reject.field, reject.expected, reject.got)
     return printable(f"{place}: {found}" if found else place)
 
 
-def line_number(reject: Reject, counts: Mapping[str, int]) -> int | None:
-    """From 1; None where it is not known. Lines are counted piece by piece, and added up here."""
-    if not reject.line:
-        return None
-    return reject.line + sum(
-        count
-        for name, count in counts.items()
-        if name.startswith(LINES) and _is_before(name.removeprefix(LINES), reject)
-    )
+class Lines:
+    """Numbers of lines in whole files: they are counted piece by piece, and added up here."""
 
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._pieces: dict[str, dict[int, int]] = {}
+        for name, count in counts.items():
+            if name.startswith(LINES):
+                start, _, file = name.removeprefix(LINES).partition(":")
+                self._pieces.setdefault(file, {})[int(start)] = count
 
-def _is_before(piece: str, reject: Reject) -> bool:
-    """Whether a piece, `START:FILE`, stands before the one in which a reject's line begins."""
-    start, _, file = piece.partition(":")
-    return file == reject.file and int(start) // PIECE_BYTES < reject.offset // PIECE_BYTES
+    def number(self, reject: Reject) -> int | None:
+        """A reject's line, from 1; None where it is not known."""
+        if not reject.line:
+            return None
+        pieces = self._pieces.get(reject.file, {})
+        own = max((start for start in pieces if start <= reject.offset), default=0)
+        return reject.line + sum(count for start, count in pieces.items() if start < own)
 
 
 def check_missing(run: Run, counts: Mapping[str, int]) -> None:
@@ -172,12 +172,12 @@ def labels_of(counts: Mapping[str, int]) -> dict[str, int]:
 def write_rejects(run: Run, lines: Sequence[RejectLine], counts: Mapping[str, int]) -> str:
     """Writes at most `MAX_REJECT_LINES` a reason, in the corpus's order; returns the file's name."""
     written: dict[str, int] = {}
-    out = []
+    out, numbers = [], Lines(counts)
     rejects = [Reject(*line) for line in lines]
     for reject in sorted(rejects, key=lambda one: (*one[:3], one.id or "")):
         written[reject.reason] = written.get(reject.reason, 0) + 1
         if written[reject.reason] <= MAX_REJECT_LINES:
-            out.append(json.dumps({**reject._asdict(), "line": line_number(reject, counts)}))
+            out.append(json.dumps({**reject._asdict(), "line": numbers.number(reject)}))
     name = f"{REJECTS_FOLDER}/{run.id}.jsonl"
     Storage.at(run.root).put(name, ("\n".join(out) + "\n").encode())
     return name

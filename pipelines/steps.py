@@ -73,7 +73,8 @@ class ReadDocuments(beam.DoFn):  # type: ignore[misc]
             PROGRESS.add(documents=1)
             source = Source(piece.path, record.offset, 0 if piece.format == "parquet" else line)
             yield from self._outputs(record, piece.format, source, counts, met)
-        counts[f"{LINES}{piece.start}:{piece.path}"] = line if is_part(piece) else 0
+        if is_part(piece):
+            counts[f"{LINES}{piece.start}:{piece.path}"] = line
         for item in counts.items():
             yield TaggedOutput(COUNTS, item)
 

@@ -3,13 +3,19 @@
 import gzip
 import random
 import struct
+import tracemalloc
+import zlib
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from pipelines import corpus as corpus_module
 from pipelines import lines as lines_module
 from pipelines.config import CorpusConfig
 from pipelines.corpus import Piece, find_pieces, read_piece
+from pipelines.lines import LongLine
 from schemas.errors import CorpusError, TruncatedFileError, UsageError
 from tests.pipelines.helpers import compress, write_jsonl, write_parquet
 
@@ -157,3 +163,77 @@ def test_a_glob_without_a_file_is_a_usage_error(tmp_path, pattern):
     place = pattern if "://" in pattern else f"{tmp_path}/{pattern}"
     with pytest.raises(UsageError, match="--corpus"):
         find_pieces(CorpusConfig(files=(place,)))
+
+
+BOMB_MIB = 512
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_small_file_that_holds_much_takes_little_memory_and_its_other_lines_are_read(tmp_path, suffix):
+    path = tmp_path / f"c.jsonl{suffix}"
+    packer = zlib.compressobj(9, wbits=31) if suffix == ".gz" else zstandard.ZstdCompressor().compressobj()
+    with path.open("wb") as file:
+        for part in (b"{}\n", *[b"a" * 2**20] * BOMB_MIB, b"\n{}"):
+            file.write(packer.compress(part))
+        file.write(packer.flush())
+    assert path.stat().st_size < 2**20
+    tracemalloc.start()
+    try:
+        found = records(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [value for _, value in found] == [b"{}", LongLine(BOMB_MIB * 2**20), b"{}"]
+    assert found[2][0] == BOMB_MIB * 2**20 + 4
+    assert peak < 300 * 2**20
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("piece_bytes", [50, 2**26])
+def test_lines_beyond_the_limit_are_passed_over_wherever_they_stand(
+    tmp_path, monkeypatch, suffix, piece_bytes
+):
+    monkeypatch.setattr(corpus_module, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(lines_module, "_CHUNK_BYTES", 16)
+    sizes = [3, 400, 9, 10, 0, 11, 64]
+    plain = tmp_path / "c.txt"
+    plain.write_bytes(b"\n".join(b"x" * size for size in sizes))
+    path = compress(plain, suffix, frames=3) if suffix else plain
+    pieces = find_pieces(CorpusConfig(files=(str(path),)))
+    found = [tuple(record) for piece in pieces for record in read_piece(piece, (), 10)]
+    expected = [(offset, line if len(line) <= 10 else LongLine(len(line))) for offset, line in truth(plain)]
+    assert found == expected
+
+
+def test_a_frame_that_asks_for_a_huge_window_is_refused(tmp_path):
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = tmp_path / "c.jsonl.zst"
+    path.write_bytes(packer.compress(b"{}") + packer.flush())
+    with pytest.raises(CorpusError, match=path.name):
+        records(path)
+
+
+def test_a_string_that_stands_in_many_parquet_rows_is_held_once(tmp_path):
+    path = tmp_path / "c.parquet"
+    count = 2**10
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array(["a" * 2**20]))
+    pq.write_table(pa.table({"text": long.cast(pa.string())}), path)
+    assert path.stat().st_size < 2**20
+    before = pa.total_allocated_bytes()
+    pieces = find_pieces(CorpusConfig(files=(str(path),)))
+    found = []
+    for record in read_piece(pieces[0], ("text",), 2**19):
+        found.append(record.value)
+        assert pa.total_allocated_bytes() - before < 64 * 2**20
+    assert found == [LongLine(found[0].size_bytes)] * count
+
+
+def test_parquet_gives_the_conversations_of_the_jsonl_without_the_nulls_that_it_adds(tmp_path):
+    call = {"function": {"name": "f", "arguments": {"a": "b"}}}
+    rows = [
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]},
+        {"messages": [{"role": "tool", "content": "x", "name": "f"}]},
+    ]
+    found = records(write_parquet(tmp_path / "c.parquet", rows), ("messages",))
+    assert [value for _, value in found] == rows

@@ -6,8 +6,10 @@ import re
 import pytest
 
 from pipelines.config import CorpusConfig
-from pipelines.corpus import Record
-from pipelines.documents import LabelMap, RejectedError, Source, is_blank, parse, record_id
+from pipelines.documents import Source, is_blank, parse, record_id
+from pipelines.labels import LabelMap
+from pipelines.lines import LongLine, Record
+from pipelines.rejects import RejectedError
 
 CLASSES = LabelMap({"no": 0, "yes": 1, "2": 2}, 3, "softmax")
 MANY = LabelMap({"no": 0, "yes": 1, "2": 2}, 3, "sigmoid")
@@ -63,6 +65,16 @@ def reason(value, **fields):
         ({"text": "ab", "id": True}, WITH_ID, "not_a_string"),
         ({"text": "ab", "id": " "}, WITH_ID, "empty"),
         (b'{"text": "ab", "id": "\\udc00"}', WITH_ID, "invalid_utf8"),
+        (b'{"text": "ab", "text": "cd"}', {}, "repeated_field"),
+        (b'{"text": "ab", "id": 1, "id": 2}', WITH_ID, "repeated_field"),
+        (b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}', MESSAGES, "repeated_field"),
+        (b'{"messages": [{"role": "user", "content": "a", "x": NaN}]}', MESSAGES, "bad_field"),
+        (b'{"messages": [{"role": "user", "content": "a", "x": "\\ud800"}]}', MESSAGES, "invalid_utf8"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, MESSAGES, "bad_messages"),
+        ({"messages": [{"role": "user", "content": []}]}, MESSAGES, "empty"),
+        ({"messages": [{"role": "user", "content": None, "tool_calls": []}]}, MESSAGES, "field_missing"),
+        ({"messages": [{"role": "user", "content": 3}]}, MESSAGES, "not_a_string"),
+        ({"messages": [{"from": "human", "value": "a"}]}, MESSAGES, "field_missing"),
     ],
 )
 def test_each_fault_has_its_reason(value, fields, expected):
@@ -73,7 +85,7 @@ def test_each_fault_has_its_reason(value, fields, expected):
     ("labels", "good", "bad"),
     [
         (CLASSES, [0, 2, "yes", "2"], [3, -1, "maybe", "1", 1.0, True, [1], {"a": 1}, 10**400]),
-        (MANY, [[], [0, "yes"], [2, 2]], ["yes", 1, [3], ["maybe"], [[0]], [True]]),
+        (MANY, [[], [0, "yes"], [2, 1]], ["yes", 1, [3], ["maybe"], [[0]], [True], [2, 2]]),
         (VALUES, [[0, 1.5]], [1.5, [1.5], ["a", "b"], [1, True], [1, None], [1, float("nan")], [1, 10**400]]),
     ],
 )
@@ -92,6 +104,31 @@ def test_labels_by_name_and_by_number_are_one_document():
     assert by_name.hash == by_number.hash
     several = parsed({"text": "ab", "label": ["yes", 2]}, labels=MANY, **WITH_LABEL)
     assert several.label == (0.0, 1.0, 1.0)
+
+
+def test_a_name_that_stands_twice_where_nobody_reads_it_does_no_harm():
+    assert parsed(b'{"text": "ab", "other": 1, "other": 2, "deep": {"a": 1, "a": 2}}').text == "ab"
+
+
+def test_a_reject_names_the_field_and_what_was_expected_and_never_the_value():
+    with pytest.raises(RejectedError) as caught:
+        parsed(
+            {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": 77123}]}, **MESSAGES
+        )
+    assert caught.value.told() == "field messages[1].content, expected a string, got a whole number"
+
+
+def test_a_line_beyond_the_limit_is_a_reject_that_tells_both_lengths():
+    with pytest.raises(RejectedError) as caught:
+        parse(
+            Record(0, LongLine(99)),
+            Source("c", 0),
+            CorpusConfig(files=("c",), max_line_bytes=9),
+            None,
+            "jsonl",
+        )
+    assert (str(caught.value), caught.value.got) == ("line_too_long", "99 bytes")
+    assert "9 bytes a line (--max_line_bytes)" in caught.value.expected
 
 
 def test_content_id_and_label_decide_the_hash_and_nothing_else_does():

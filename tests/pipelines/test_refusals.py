@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pipelines.config import CorpusConfig
-from pipelines.corpus import Record
 from pipelines.documents import Source, parse
 from pipelines.fingerprint import make_header, resolve
+from pipelines.lines import Record
 from pipelines.units import is_out_of_memory
 from schemas.errors import UsageError
 from tests.pipelines.helpers import config

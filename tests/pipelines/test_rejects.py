@@ -9,7 +9,7 @@ import pytest
 from pipelines import corpus as corpus_module
 from pipelines import gate, handler, job
 from schemas import Cache
-from schemas.errors import NoCacheError, TooManyRejectsError
+from schemas.errors import NoCacheError, TooManyRejectsError, UsageError
 from tests.pipelines.helpers import compress, documents, read, rejects, run, write_jsonl, write_parquet
 
 BAD = [
@@ -40,7 +40,10 @@ def test_every_reject_is_written_with_its_source(tmp_path, teacher, monkeypatch,
     data, lines = plain.read_bytes(), rejects(tmp_path / "c", summary)
     assert sorted((e["reason"], e["id"] or "") for e in lines) == sorted((r, i or "") for _, r, i in BAD)
     for entry in lines:
-        assert set(entry) == {"reason", "file", "offset", "id"}
+        assert set(entry) == {"reason", "file", "offset", "id", "line", "field", "expected", "got"}
+        assert entry["line"] == 1 + data[: entry["offset"]].count(b"\n")
+        assert entry["expected"]
+        assert entry["field"] is None or entry["field"] in FLAGS.values() or entry["field"] == "text"
         assert entry["file"] == str(file)
         raw = data[entry["offset"] :].split(b"\n")[0]
         assert (raw, entry["reason"], entry["id"]) in BAD
@@ -83,16 +86,28 @@ def no_teacher(monkeypatch):
 def test_a_wrong_text_field_is_found_before_the_teacher_starts(tmp_path, teacher, write):
     name = "c.jsonl" if write is write_jsonl else "c.parquet"
     file = write(tmp_path / name, documents(9))
-    with pytest.raises(
-        TooManyRejectsError, match="9 of 9 documents are rejected, most as field_missing"
-    ) as error:
+    with pytest.raises(UsageError, match="--text_field content: none of the first 9 records .*: text"):
         run(file, teacher, tmp_path / "c", text_field="content")
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.usefixtures("no_teacher")
+def test_a_run_that_fails_of_its_rejects_tells_the_first_with_line_and_field(tmp_path, teacher):
+    file = write_jsonl(tmp_path / "c.jsonl", [*documents(2), {"text": ["SECRET"]}, {"text": 3}])
+    with pytest.raises(
+        TooManyRejectsError, match="2 of 4 documents are rejected, most as not_a_string"
+    ) as error:
+        run(file, teacher, tmp_path / "c")
+    assert f"{file} line 3: field text, expected a string, got a list of 1" in str(error.value)
     with pytest.raises(NoCacheError):
         Cache.open(tmp_path / "c")
     [written] = (tmp_path / "c" / "_teachonce" / "rejects").glob("*.jsonl")
     assert str(written) in str(error.value)
     lines = [json.loads(line) for line in written.read_text().splitlines()]
-    assert [line["reason"] for line in lines] == ["field_missing"] * 9
+    assert [(line["line"], line["field"], line["got"]) for line in lines] == [
+        (3, "text", "a list of 1"),
+        (4, "text", "a whole number"),
+    ]
 
 
 @pytest.mark.usefixtures("no_teacher")
@@ -125,7 +140,7 @@ def test_at_most_so_many_lines_a_reason_are_written_and_all_are_counted(tmp_path
 
 
 def test_a_run_of_which_every_document_is_rejected_commits_nothing(tmp_path, teacher):
-    corpus = write_jsonl(tmp_path / "c.jsonl", [{"no": 1}])
+    corpus = write_jsonl(tmp_path / "c.jsonl", [{"text": 1}])
     summary = run(corpus, teacher, tmp_path / "c", max_reject_fraction=1.0)
     assert (summary.committed, summary.version) == (False, -1)
     with pytest.raises(NoCacheError):
