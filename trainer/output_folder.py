@@ -155,11 +155,11 @@ def refuse_held(folder: Path) -> None:
         return
     ours = run_of(folder) or next(filter(None, map(run_of, checkpoints(folder))), None)
     kind = "a model that teachonce did not write" if ours is None else "a student of another run, or its checkpoints"
-    go_on = "" if ours is None else "--resume_from_checkpoint auto to go on with that run, "
+    go_on = "" if ours is None else "say --resume_from_checkpoint auto to go on with that run, "
     raise UsageError(
         f"--output_dir holds {kind}",
         where=found[0],
-        do=f"Name another folder, or say {go_on}--overwrite_output_dir to replace it",
+        do=f"Name another folder, {go_on}or --overwrite_output_dir to replace it",
     )
 
 
