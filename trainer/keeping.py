@@ -105,6 +105,7 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
         """Makes up for the evaluation in which the run was stopped."""
         if not self.evaluation_due:
             return
+        self._load_rng_state(str(self.saved))  # the checkpoint is written anew, before the loop would take it from there
         is_best = self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
         self.evaluation_due = False
         if is_best or self.args.save_strategy != SaveStrategy.BEST:

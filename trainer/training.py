@@ -162,8 +162,8 @@ def _train(
             return finished
         check_total(beginning.manifest, total)
     if arguments.process_index == 0:
-        _log.info("\n".join(bias_lines(config.objective, cache.spec, student.vocab_size)))
-        _log.info("\n".join(router_lines(student.model.config)))
+        lines = bias_lines(config.objective, cache.spec, student.vocab_size)
+        _log.info("\n".join([*lines, *router_lines(student.model.config)]))
     loop = DistillationTrainer(
         distiller=make_distiller(student, cache, config.objective),
         student=student,

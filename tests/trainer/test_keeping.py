@@ -98,7 +98,7 @@ def test_a_signal_finishes_the_step_and_saves(
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
 @pytest.mark.parametrize("evaluation", [1, 2])
 def test_an_evaluation_that_is_broken_off_is_made_up_for(
-    causal_cache: Cache, tmp_path: Path, whole: Any, at: Any, strategy: str, evaluation: int
+    causal_cache: Cache, tmp_path: Path, whole: Any, strategy: str, evaluation: int
 ) -> None:
     """What it decides (the best checkpoint, a plateau's learning rate) is decided all the same."""
     settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": '{"patience": 0}'}
@@ -106,7 +106,6 @@ def test_an_evaluation_that_is_broken_off_is_made_up_for(
     if strategy == "epoch":
         settings |= {"eval_steps": None, "save_steps": None, "per_device_train_batch_size": 40, "max_steps": 7}
     undisturbed = whole(**settings)
-    at("catch_up", 99, lambda: None)
     real = KeepingTrainer.evaluate
     calls = [0]
 
