@@ -115,9 +115,9 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
             if action is None or key in ("help", "help_all"):
                 raise UsageError("there is no such key", where=path, got=key, do="See --help")
             action.required = False
-            action.default = _Told(where=path, key=key, kind=kinds.get(key), takes_list=bool(action.nargs == "+")).text(
-                value
-            )
+            action.default = _Told(
+                where=path, key=key, kind=kinds.get(key), takes_list=bool(action.nargs == "+")
+            ).text(value)
 
 
 class _Told(NamedTuple):
@@ -167,7 +167,9 @@ class _Told(NamedTuple):
         return str(value)
 
     def _wrong(self, expected: str, got: Any) -> UsageError:
-        return UsageError(f"the key {self.key} has a value that cannot be", where=self.where, expected=expected, got=got)
+        return UsageError(
+            f"the key {self.key} has a value that cannot be", where=self.where, expected=expected, got=got
+        )
 
 
 def read_file(path: str) -> dict[str, Any]:
@@ -179,7 +181,9 @@ def read_file(path: str) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
         found = (
-            json.loads(text, object_pairs_hook=_once) if path.endswith(".json") else yaml.load(text, _OnceLoader)
+            json.loads(text, object_pairs_hook=_once)
+            if path.endswith(".json")
+            else yaml.load(text, _OnceLoader)
         )
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError("the file of flags cannot be read", where=path, got=one_line(error)) from error

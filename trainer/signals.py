@@ -87,4 +87,6 @@ def _is_launched() -> bool:
 
 
 def _told(number: int) -> bytes:
-    return f"{name_of(number)}: this step is finished and saved first; a second signal ends at once\n".encode()
+    return (
+        f"{name_of(number)}: this step is finished and saved first; a second signal ends at once\n".encode()
+    )

@@ -128,7 +128,9 @@ def train(config: TrainConfig, arguments: StudentArguments) -> Trained:
         arguments.output_dir = str(folder)
         beginning = on_main(
             arguments,
-            lambda: choose(arguments.resume_from_checkpoint, folder, overwrite=arguments.overwrite_output_dir),
+            lambda: choose(
+                arguments.resume_from_checkpoint, folder, overwrite=arguments.overwrite_output_dir
+            ),
         )
         return _train(config, arguments, beginning, signals)
 

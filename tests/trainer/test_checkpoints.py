@@ -61,7 +61,9 @@ def names(trained: Path) -> list[str]:
 
 def test_what_a_checkpoint_holds(trained: Path) -> None:
     wanted = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors"}
-    assert {*wanted, "config.json", "tokenizer.json", "projections.safetensors", RECORD_NAME} <= set(names(trained))
+    assert {*wanted, "config.json", "tokenizer.json", "projections.safetensors", RECORD_NAME} <= set(
+        names(trained)
+    )
     assert "training_args.bin" not in names(trained)
     for folder in (trained / "checkpoint-2", trained / "checkpoint-4"):
         assert set(check_whole(folder).files) == {path.name for path in folder.iterdir()} - {RECORD_NAME}
@@ -83,7 +85,12 @@ def test_no_part_that_is_broken_is_trusted(trained: Path, tmp_path: Path, how: s
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [("optimizer.pt", "gone"), ("rng_state.pth", "flipped"), ("model.safetensors", "cut"), (RECORD_NAME, "flipped")],
+    [
+        ("optimizer.pt", "gone"),
+        ("rng_state.pth", "flipped"),
+        ("model.safetensors", "cut"),
+        (RECORD_NAME, "flipped"),
+    ],
 )
 def test_the_newest_whole_one_is_taken_with_a_notice(
     causal_cache: Cache, trained: Path, stopped: Path, capfd: Any, name: str, how: str
@@ -114,7 +121,18 @@ def test_one_of_an_earlier_release_is_refused_by_name(causal_cache: Cache, stopp
     shutil.rmtree(stopped / "checkpoint-2")
     path = stopped / "checkpoint-4" / RECORD_NAME
     values = json.loads(path.read_text())
-    for name in ("seal", "files", "step", "total", "saved", "finished", "evaluation_due", "run", "live_hash", "ranks"):
+    for name in (
+        "seal",
+        "files",
+        "step",
+        "total",
+        "saved",
+        "finished",
+        "evaluation_due",
+        "run",
+        "live_hash",
+        "ranks",
+    ):
         del values[name]
     path.write_text(json.dumps(values))
     assert go_on(causal_cache, stopped, *AUTO) == 2
@@ -179,7 +197,9 @@ def test_another_cache_of_the_same_header(
     assert "another live_hash" in capfd.readouterr().err
 
 
-def test_a_finished_run_has_nothing_left_to_do(causal_cache: Cache, trained: Path, tmp_path: Path, capfd: Any) -> None:
+def test_a_finished_run_has_nothing_left_to_do(
+    causal_cache: Cache, trained: Path, tmp_path: Path, capfd: Any
+) -> None:
     out = Path(shutil.copytree(trained, tmp_path / "out"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     for asked in (LAST, AUTO):

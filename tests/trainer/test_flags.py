@@ -70,7 +70,9 @@ TRAIN: Mapping[str, Case] = {
     "fp16": Case("false", "true"),
     "tf32": Case("false", "true"),
     "activation_checkpointing": Case("true", "perhaps"),
-    "activation_checkpointing_kwargs": Case('{"use_reentrant":false}', '{"u":1}', "--activation_checkpointing"),
+    "activation_checkpointing_kwargs": Case(
+        '{"use_reentrant":false}', '{"u":1}', "--activation_checkpointing"
+    ),
     "gradient_checkpointing": Case("true", "false", "--activation_checkpointing"),
     "gradient_checkpointing_kwargs": Case('{"use_reentrant":false}', '{"u":1}', "--gradient_checkpointing"),
     "torch_empty_cache_steps": Case("1", "0"),
@@ -118,15 +120,25 @@ SERVICE = {
 """Flags that need a service in --report_to, which no test has: without one they are refused."""
 
 HARMFUL: Mapping[str, str] = {
-    **{name: "true" for name in ("torch_compile", "use_liger_kernel", "use_cache", "auto_find_batch_size")},
-    **{name: "true" for name in ("bf16_full_eval", "fp16_full_eval", "logging_nan_inf_filter", "batch_eval_metrics")},
-    **{name: "true" for name in ("prediction_loss_only", "eval_use_gather_object", "dataloader_persistent_workers")},
-    **{name: "true" for name in ("dataloader_drop_last", "remove_unused_columns", "ignore_data_skip", "do_train")},
-    **{name: "true" for name in ("restore_callback_states_from_checkpoint", "save_only_model", "save_on_each_node")},
-    **{name: "true" for name in ("enable_jit_checkpoint", "push_to_hub", "hub_private_repo", "hub_always_push")},
-    **{name: "true" for name in ("do_eval", "do_predict")},
-    **{name: "false" for name in ("average_tokens_across_devices", "eval_do_concat_batches", "dataloader_in_order")},
-    **{name: "2" for name in ("dataloader_num_workers", "dataloader_prefetch_factor", "eval_accumulation_steps")},
+    **dict.fromkeys(("torch_compile", "use_liger_kernel", "use_cache", "auto_find_batch_size"), "true"),
+    **dict.fromkeys(
+        ("bf16_full_eval", "fp16_full_eval", "logging_nan_inf_filter", "batch_eval_metrics"), "true"
+    ),
+    **dict.fromkeys(
+        ("prediction_loss_only", "eval_use_gather_object", "dataloader_persistent_workers"), "true"
+    ),
+    **dict.fromkeys(
+        ("dataloader_drop_last", "remove_unused_columns", "ignore_data_skip", "do_train"), "true"
+    ),
+    **dict.fromkeys(
+        ("restore_callback_states_from_checkpoint", "save_only_model", "save_on_each_node"), "true"
+    ),
+    **dict.fromkeys(("enable_jit_checkpoint", "push_to_hub", "hub_private_repo", "hub_always_push"), "true"),
+    **dict.fromkeys(("do_eval", "do_predict"), "true"),
+    **dict.fromkeys(
+        ("average_tokens_across_devices", "eval_do_concat_batches", "dataloader_in_order"), "false"
+    ),
+    **dict.fromkeys(("dataloader_num_workers", "dataloader_prefetch_factor", "eval_accumulation_steps"), "2"),
     "label_smoothing_factor": "0.1",
     "neftune_noise_alpha": "5",
     "liger_kernel_config": '{"rope":true}',
@@ -265,7 +277,9 @@ def test_a_setting_that_nobody_looked_at_is_refused(monkeypatch: pytest.MonkeyPa
         ("--gradient_checkpointing true --activation_checkpointing false", "one setting"),
     ],
 )
-def test_settings_that_do_nothing_together(words: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_do_nothing_together(
+    words: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     if "tensorboard" in words and has_tensorboard():
         pytest.skip("it is installed")
     assert teachonce.main(["train", *words_for("", "", words, NEEDED)[:-2]]) == 2
@@ -295,8 +309,16 @@ KWARGS = {2: '{"min_lr":1e-5}', 4: '{"num_decay_steps":1}'}
 
 
 @pytest.mark.parametrize("number", range(len(RUNS)))
-def test_flags_that_change_training_train(causal_cache: Cache, tmp_path: Path, number: int, capfd: Any) -> None:
-    own = {"max_steps": 2, "save_steps": None, "logging_steps": None, "save_total_limit": None, "eval_fraction": None}
+def test_flags_that_change_training_train(
+    causal_cache: Cache, tmp_path: Path, number: int, capfd: Any
+) -> None:
+    own = {
+        "max_steps": 2,
+        "save_steps": None,
+        "logging_steps": None,
+        "save_total_limit": None,
+        "eval_fraction": None,
+    }
     if "--eval_fraction" not in RUNS[number]:
         own["eval_fraction"] = 0.2  # type: ignore[assignment]
     words = RUNS[number].split()
@@ -317,7 +339,10 @@ def test_flags_that_change_training_train(causal_cache: Cache, tmp_path: Path, n
         ("--optim sgd --optim_args momentum=fast", "fast"),
         ("--lr_scheduler_type cosine_with_min_lr", "min_lr"),
         ('--lr_scheduler_kwargs {"bogus":1}', "bogus"),
-        (f'{EVAL} --lr_scheduler_type reduce_lr_on_plateau --lr_scheduler_kwargs {{"mode":"max"}}', "lower is better"),
+        (
+            f'{EVAL} --lr_scheduler_type reduce_lr_on_plateau --lr_scheduler_kwargs {{"mode":"max"}}',
+            "lower is better",
+        ),
         (f"{BEST} --metric_for_best_model accuracy", "expected eval_loss, eval_kl, got accuracy"),
         (f"{BEST} --metric_for_best_model eval_runtime", "eval_loss, eval_kl"),
         (f"{BEST} --metric_for_best_model kl --greater_is_better true", "lower is better"),

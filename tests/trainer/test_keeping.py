@@ -17,6 +17,8 @@ from tests.trainer.outputs import logs, same, weights
 from trainer.keeping import KeepingTrainer
 
 STOPS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+PLATEAU = '{"patience":0,"threshold":0.9}'
+"""Hardly anything is good enough: the rate falls at nearly every evaluation."""
 BEST: dict[str, Any] = {
     "eval_strategy": "steps",
     "eval_steps": 2,
@@ -101,10 +103,15 @@ def test_an_evaluation_that_is_broken_off_is_made_up_for(
     causal_cache: Cache, tmp_path: Path, whole: Any, strategy: str, evaluation: int
 ) -> None:
     """What it decides (the best checkpoint, a plateau's learning rate) is decided all the same."""
-    settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": '{"patience": 0}'}
+    settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": PLATEAU}
     settings |= BEST | {"eval_strategy": strategy, "save_strategy": strategy}
     if strategy == "epoch":
-        settings |= {"eval_steps": None, "save_steps": None, "per_device_train_batch_size": 40, "max_steps": 7}
+        settings |= {
+            "eval_steps": None,
+            "save_steps": None,
+            "per_device_train_batch_size": 40,
+            "max_steps": 7,
+        }
     undisturbed = whole(**settings)
     real = KeepingTrainer.evaluate
     calls = [0]
@@ -127,15 +134,15 @@ def test_a_checkpoint_at_an_epochs_end_knows_what_that_decided(
     causal_cache: Cache, tmp_path: Path, whole: Any, at: Any
 ) -> None:
     """Saved by steps, evaluated by epochs: the plateau's rate is part of the checkpoint of the epoch's last step."""
-    settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": '{"patience": 0}'}
-    settings |= {"eval_strategy": "epoch", "save_steps": 1, "per_device_train_batch_size": 40, "max_steps": 9}
-    settings |= {"learning_rate": "0.2"}
+    settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": PLATEAU}
+    settings |= {"eval_strategy": "epoch", "save_steps": 1, "per_device_train_batch_size": 40}
+    settings |= {"max_steps": 10, "logging_steps": 1}
     undisturbed = whole(**settings)
     rates = {log["learning_rate"] for log in logs(undisturbed) if "learning_rate" in log}
     assert len(rates) > 1, "the plateau's rate has to change"
-    at("_get_grad_norm", 6, send(signal.SIGTERM))
+    at("_get_grad_norm", 9, send(signal.SIGTERM))
     assert train(causal_cache, tmp_path, "out", *AUTO, **settings) == 143
-    for step in (4, 5, 6):
+    for step in (7, 8):
         argv = flags(causal_cache, tmp_path, f"again-{step}", **settings)
         checkpoint = tmp_path / "out" / f"checkpoint-{step}"
         assert teachonce.main([*argv, "--resume_from_checkpoint", str(checkpoint)]) == 0
@@ -175,7 +182,9 @@ def test_kill_9_at_every_third_instant(causal_cache: Cache, tmp_path: Path, whol
     """Killed again while it goes on, and then once more left alone."""
     settings = {**BEST, "save_total_limit": 2}
     undisturbed, log = whole(**settings), tmp_path / "log"
-    assert children.run(flags(causal_cache, tmp_path, "counted", *AUTO, **settings), log) == 0, log.read_text()
+    assert children.run(flags(causal_cache, tmp_path, "counted", *AUTO, **settings), log) == 0, (
+        log.read_text()
+    )
     for instant in range(1, children.instants(log) + 1, 3):
         argv = flags(causal_cache, tmp_path, f"out-{instant}", *AUTO, **settings)
         assert children.run(argv, log, crash_at=instant) == -signal.SIGKILL

@@ -45,7 +45,9 @@ def own_cache(causal_cache: Cache, tmp_path: Path) -> Cache:
 
 
 @pytest.mark.parametrize("more", [(), OVER, AUTO])
-def test_the_teachers_folder(causal_cache: Cache, tmp_path: Path, teacher: Path, more: Any, capfd: Any) -> None:
+def test_the_teachers_folder(
+    causal_cache: Cache, tmp_path: Path, teacher: Path, more: Any, capfd: Any
+) -> None:
     for student in ("shrink:layers=1", None):
         changes = {"student": student, "teacher": str(teacher)} if student else {}
         argv = flags(causal_cache, tmp_path, teacher, *more, **changes)
@@ -76,7 +78,9 @@ def test_a_cache(causal_cache: Cache, own_cache: Cache, tmp_path: Path, more: An
             refused(capfd, flags(cache, tmp_path, out, *more), "a cache", root)
 
 
-def test_a_student_that_is_finished_and_its_checkpoints(causal_cache: Cache, tmp_path: Path, capfd: Any) -> None:
+def test_a_student_that_is_finished_and_its_checkpoints(
+    causal_cache: Cache, tmp_path: Path, capfd: Any
+) -> None:
     assert train(causal_cache, tmp_path, "out", max_steps=2) == 0
     out = tmp_path / "out"
     (out / "notes.md").write_text("mine")
@@ -85,7 +89,9 @@ def test_a_student_that_is_finished_and_its_checkpoints(causal_cache: Cache, tmp
     for path in [path for path in out.iterdir() if path.is_file() and path.name != "notes.md"]:
         path.unlink()
     refused(capfd, flags(causal_cache, tmp_path, out, max_steps=2), "checkpoints", out)
-    refused(capfd, flags(causal_cache, tmp_path, out, *OVER, *AUTO, max_steps=2), "--overwrite_output_dir", out)
+    refused(
+        capfd, flags(causal_cache, tmp_path, out, *OVER, *AUTO, max_steps=2), "--overwrite_output_dir", out
+    )
     assert train(causal_cache, tmp_path, "out", *OVER, max_steps=1, save_steps=1) == 0
     assert (out / "notes.md").read_text() == "mine"
     assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-1"}
@@ -124,13 +130,17 @@ def test_places_that_cannot_be(causal_cache: Cache, tmp_path: Path, capfd: Any) 
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_failure_before_the_first_step_leaves_no_folder(causal_cache: Cache, tmp_path: Path, capfd: Any) -> None:
+def test_a_failure_before_the_first_step_leaves_no_folder(
+    causal_cache: Cache, tmp_path: Path, capfd: Any
+) -> None:
     argv = flags(causal_cache, tmp_path, "a/b", student=str(tmp_path / "none"))
     refused(capfd, argv, "no such model folder")
     assert not (tmp_path / "a" / "b").exists()
     folder = tmp_path / "mine"
     folder.mkdir()
-    refused(capfd, flags(causal_cache, tmp_path, folder, student=str(tmp_path / "none")), "no such model", folder)
+    refused(
+        capfd, flags(causal_cache, tmp_path, folder, student=str(tmp_path / "none")), "no such model", folder
+    )
 
 
 def test_a_folder_with_other_things_is_no_trouble(causal_cache: Cache, tmp_path: Path) -> None:
