@@ -51,8 +51,9 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
         )
         self._hidden = {f.name for kind in others for f in dataclasses.fields(kind)} - set(shown)
         self._shows_all = False
-        # What was not told is left to the dataclass: argparse has its own idea of some defaults.
-        self._untold = {action.dest: action.default for action in self._actions}
+        # What was not told is left to the dataclass: argparse has its own idea of some defaults. Where `--no_x` stands
+        # behind `--x`, the first says what is so.
+        self._untold = {action.dest: action.default for action in reversed(self._actions)}
         if others:
             self.add_argument(
                 HELP_ALL, action="store_true", help="also show every other flag of transformers"
@@ -108,7 +109,7 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
         Raises:
             UsageError: a key that is no flag, or a value of another shape than the flag's.
         """
-        actions = {action.dest: action for action in self._actions}
+        actions = {action.dest: action for action in reversed(self._actions)}
         kinds = {name: kind for each in self.dataclass_types for name, kind in get_type_hints(each).items()}
         for key, value in read_file(path).items():
             action = actions.get(key)
@@ -185,7 +186,7 @@ def read_file(path: str) -> dict[str, Any]:
             if path.endswith(".json")
             else yaml.load(text, _OnceLoader)
         )
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise UsageError("the file of flags cannot be read", where=path, got=one_line(error)) from error
     if not isinstance(found, dict):
         raise UsageError("a file of flags holds `flag: value` lines", where=path, got=type(found).__name__)

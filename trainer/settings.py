@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 from schemas.errors import UsageError
+from trainer.signals import is_launched
 
 _PREDICTS = "nothing is predicted while training; `teachonce evaluate` gives the task's metrics"
 _READS = "batches are read ahead by threads of this process"
@@ -151,6 +152,7 @@ _RANGES: Mapping[str, _Check] = {
 }
 
 _NEEDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
+    "ddp_backend": ("several ranks, which torchrun starts", lambda told: is_launched()),
     "eval_steps": ("--eval_strategy steps", lambda told: word(told["eval_strategy"]) == "steps"),
     "eval_delay": ("an --eval_strategy", lambda told: word(told["eval_strategy"]) != "no"),
     "eval_on_start": ("an --eval_strategy", lambda told: word(told["eval_strategy"]) != "no"),

@@ -51,7 +51,7 @@ class Signals:
         """The handler: in the main thread, between two instructions of Python."""
         now = time.monotonic()
         if self.asked is not None:
-            if _is_launched() and now - self._time < _DOUBLED_SECONDS:
+            if is_launched() and now - self._time < _DOUBLED_SECONDS:
                 return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -82,7 +82,8 @@ def name_of(number: int) -> str:
     return signal.Signals(number).name
 
 
-def _is_launched() -> bool:
+def is_launched() -> bool:
+    """Whether torchrun, or what does its work, started this process as one of several ranks."""
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1") or 1) > 1
 
 

@@ -78,7 +78,8 @@ class TrainConfig:
 
     def _check_effects(self) -> None:
         names = set(self.objective.weights)
-        if self.teacher is not None and parse_shrink(self.student) is None:
+        layers = parse_shrink(self.student)
+        if self.teacher is not None and layers is None:
             raise UsageError("--teacher has no effect without --student shrink:layers=N", got=self.teacher)
         if self.temperature != 1 and not names & {"kl", "kl_kept"}:
             raise UsageError("--temperature has no effect without the loss kl", got=self.temperature)
