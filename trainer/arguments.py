@@ -86,7 +86,9 @@ class StudentArguments(TrainingArguments):  # type: ignore[misc]
     )
     metric_for_best_model: str | None = field(
         default=None,
-        metadata={"help": "What --load_best_model_at_end goes by: loss, or one of --losses, as eval_kl. [loss]"},
+        metadata={
+            "help": "What --load_best_model_at_end goes by: loss, or one of --losses, as eval_kl. [loss]"
+        },
     )
     greater_is_better: bool | None = field(
         default=None, metadata={"help": "Known of each metric: lower is better for every loss."}
@@ -117,7 +119,8 @@ class StudentArguments(TrainingArguments):  # type: ignore[misc]
         check_services(self.report_to)
         if self.overwrite_output_dir and self.resume_from_checkpoint not in (None, "false", "False"):
             raise UsageError(
-                "--overwrite_output_dir would remove what --resume_from_checkpoint goes on from", do="Name one of them"
+                "--overwrite_output_dir would remove what --resume_from_checkpoint goes on from",
+                do="Name one of them",
             )
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":
@@ -152,10 +155,13 @@ class StudentArguments(TrainingArguments):  # type: ignore[misc]
     def _check_optimizer(self) -> None:
         name, usual = str(word(self.optim)), defaults(type(self))
         if name in _WITHOUT_STATE or name.endswith("layerwise"):
-            raise UsageError("this optimizer's state is in no checkpoint, so no run could go on", got=f"--optim {name}")
+            raise UsageError(
+                "this optimizer's state is in no checkpoint, so no run could go on", got=f"--optim {name}"
+            )
         if name.startswith("schedule_free"):
             raise UsageError(
-                "this optimizer keeps the weights to be saved apart from those that are trained", got=f"--optim {name}"
+                "this optimizer keeps the weights to be saved apart from those that are trained",
+                got=f"--optim {name}",
             )
         if self.optim_target_modules is not None and not name.startswith(("galore", "apollo")):
             raise UsageError(f"--optim_target_modules has no effect with --optim {name}")
@@ -181,7 +187,9 @@ class StudentArguments(TrainingArguments):  # type: ignore[misc]
         chooses = self.load_best_model_at_end or word(self.save_strategy) == "best"
         follows = word(self.lr_scheduler_type) in FOLLOWS_METRICS
         if (chooses or follows) and word(self.eval_strategy) == "no":
-            raise UsageError("the best is known by evaluations, and there are none", do="Add --eval_strategy steps")
+            raise UsageError(
+                "the best is known by evaluations, and there are none", do="Add --eval_strategy steps"
+            )
         self.told_greater_is_better = self.greater_is_better
         for name in () if chooses or follows else ("metric_for_best_model", "greater_is_better"):
             if getattr(self, name) is not None:
@@ -204,11 +212,15 @@ def check_services(report_to: Any) -> None:
             continue
         if name not in integration_utils.INTEGRATION_TO_CALLBACK:
             expected = ", ".join(sorted(integration_utils.INTEGRATION_TO_CALLBACK))
-            raise UsageError("--report_to names no service that transformers knows", expected=expected, got=name)
+            raise UsageError(
+                "--report_to names no service that transformers knows", expected=expected, got=name
+            )
         modules = ("tensorboard", "tensorboardX") if name == "tensorboard" else (_MODULES.get(name, name),)
         if all(importlib.util.find_spec(module) is None for module in modules):
             packages = " ".join(_PACKAGES.get(name, (name,)))
-            raise UsageError(f"--report_to {name} needs a package that is not installed", do=f"pip install {packages}")
+            raise UsageError(
+                f"--report_to {name} needs a package that is not installed", do=f"pip install {packages}"
+            )
 
 
 def check_arguments(arguments: StudentArguments) -> None:

@@ -121,7 +121,7 @@ def clear_up(output: Path) -> None:
 
 def rotate(output: Path, limit: int | None, keep: Sequence[str | None]) -> None:
     """Removes the oldest checkpoints but `limit`, the newest and those to keep; never half of one."""
-    found = [path for path in newest_first(output)]
+    found = newest_first(output)
     kept = {Path(name).name for name in keep if name} | {path.name for path in found[:1]}
     limit = len(found) if limit is None else max(limit, len(kept))
     remaining = len(found)
@@ -148,7 +148,9 @@ def checkpoints(output: Path) -> list[Path]:
 
 def newest_first(output: Path) -> list[Path]:
     """The checkpoints by the time at which they were saved; without those whose manifest cannot be read."""
-    dated = [(manifest.saved, manifest.step, path) for path in checkpoints(output) if (manifest := _readable(path))]
+    dated = [
+        (manifest.saved, manifest.step, path) for path in checkpoints(output) if (manifest := _readable(path))
+    ]
     return [path for _, _, path in sorted(dated, reverse=True)]
 
 

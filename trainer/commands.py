@@ -52,7 +52,7 @@ _TRAIN_EXAMPLES = textwrap.dedent("""\
         teachonce train --cache ./cache --student student.json --losses kl=1.0 ce=0.1 \\
           --output_dir ./student --num_train_epochs 3 --per_device_train_batch_size 32 --bf16
 
-      the teacher with half of its layers, settings from a file, one of them overruled; begun, or gone on with where it stopped:
+      the teacher with half of its layers, settings from a file, one overruled; begun, or gone on with:
         teachonce train run.yaml --learning_rate 1e-4 --resume_from_checkpoint auto
       where run.yaml holds
         cache: s3://bucket/cache

@@ -28,7 +28,9 @@ class _Answer(NamedTuple):
 class Health:
     """Looks after one run; `fail` is called with the step that was not finite, and raises."""
 
-    def __init__(self, device: torch.device, ranks: int, signals: Signals, fail: Callable[[int], None]) -> None:
+    def __init__(
+        self, device: torch.device, ranks: int, signals: Signals, fail: Callable[[int], None]
+    ) -> None:
         self._device, self._ranks, self._signals, self._fail = device, ranks, signals, fail
         self._pending: _Answer | None = None
         self._agreed, self._skipped = False, 0
@@ -81,6 +83,6 @@ class Health:
             return _Answer(step, flags, None)
         host = torch.empty(2, dtype=torch.int32, pin_memory=True)
         host.copy_(flags, non_blocking=True)
-        arrived = torch.cuda.Event()
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
         return _Answer(step, host, arrived)

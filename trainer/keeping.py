@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -56,7 +56,11 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
 
     def not_finite(self, step: int, what: str) -> TrainingError:
         """The error that ends a run at a step whose loss, gradient or weights are not finite."""
-        last = "no checkpoint was saved before" if self.saved is None else f"the last good checkpoint is {self.saved}"
+        last = (
+            "no checkpoint was saved before"
+            if self.saved is None
+            else f"the last good checkpoint is {self.saved}"
+        )
         return TrainingError(
             f"training is no longer finite at step {step}",
             got=f"{what}, which is not finite",
@@ -78,7 +82,9 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
         begun = super()._init_training_state(max_steps, *others)
         self.state.compute_steps(self.args, max_steps)
         if self.saved is not None and self.state.best_global_step:
-            self.state.best_model_checkpoint = str(self.saved.parent / checkpoint_name(self.state.best_global_step))
+            self.state.best_model_checkpoint = str(
+                self.saved.parent / checkpoint_name(self.state.best_global_step)
+            )
         return begun
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
@@ -105,6 +111,9 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
         """Makes up for the evaluation in which the run was stopped."""
         if not self.evaluation_due:
             return
+        self._load_rng_state(
+            str(self.saved)
+        )  # the checkpoint is written anew, before the loop would take it from there
         is_best = self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
         self.evaluation_due = False
         if is_best or self.args.save_strategy != SaveStrategy.BEST:
@@ -128,7 +137,10 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
         self.callback_handler.on_train_end(self.args, self.state, self.control)
         number = self._signals.asked or int(signal.SIGTERM)
         step, total = self.state.global_step, self.state.max_steps
-        raise Stopped(number, f"{name_of(number)}: stopped after step {step} of {total}, which is saved in {place}; {GO_ON}")
+        raise Stopped(
+            number,
+            f"{name_of(number)}: stopped after step {step} of {total}, which is saved in {place}; {GO_ON}",
+        )
 
     def _place(self) -> Path:
         return Path(self.args.output_dir) / checkpoint_name(self.state.global_step)
@@ -215,7 +227,9 @@ class _Flow(TrainerCallback):  # type: ignore[misc]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if args.fp16:
-            self._loop.health.skipped(state.global_step + 1, self._loop.accelerator.optimizer_step_was_skipped)
+            self._loop.health.skipped(
+                state.global_step + 1, self._loop.accelerator.optimizer_step_was_skipped
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> Any:
         self.is_before_epoch_end = float(state.epoch).is_integer()

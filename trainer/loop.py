@@ -203,6 +203,7 @@ class DistillationTrainer(KeepingTrainer):
             weights = load_file(Path(resume_from_checkpoint) / PROJECTIONS_NAME)
             self._distiller.projections.load_state_dict(weights)
 
+
 def check_same_shape(ours: Any, theirs: Any, checkpoint: str) -> None:
     """Whether a checkpoint's config is the student's.
 

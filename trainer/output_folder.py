@@ -51,7 +51,9 @@ def check_place(output: str, cache: str, beginnings: Sequence[str | None]) -> Pa
         UsageError: it is a cache, what the run begins with, or no folder.
     """
     if "://" in output:
-        raise UsageError("--output_dir must be a local folder", got=output, do="Train to a disk and copy what is done")
+        raise UsageError(
+            "--output_dir must be a local folder", got=output, do="Train to a disk and copy what is done"
+        )
     try:
         folder = Path(output).resolve()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -80,7 +82,9 @@ def _refuse_beginning(folder: Path, beginning: str | None) -> None:
     begun = Path(beginning).resolve()
     taken = [path.resolve() for path in held(folder)]
     if folder == begun or any(begun.is_relative_to(path) for path in taken):
-        raise UsageError("--output_dir holds what this run begins with", where=begun, do="Name another folder")
+        raise UsageError(
+            "--output_dir holds what this run begins with", where=begun, do="Name another folder"
+        )
 
 
 @contextmanager
@@ -154,12 +158,16 @@ def refuse_held(folder: Path) -> None:
     if not found:
         return
     ours = run_of(folder) or next(filter(None, map(run_of, checkpoints(folder))), None)
-    kind = "a model that teachonce did not write" if ours is None else "a student of another run, or its checkpoints"
-    go_on = "" if ours is None else "--resume_from_checkpoint auto to go on with that run, "
+    kind = (
+        "a model that teachonce did not write"
+        if ours is None
+        else "a student of another run, or its checkpoints"
+    )
+    go_on = "" if ours is None else "say --resume_from_checkpoint auto to go on with that run, "
     raise UsageError(
         f"--output_dir holds {kind}",
         where=found[0],
-        do=f"Name another folder, or say {go_on}--overwrite_output_dir to replace it",
+        do=f"Name another folder, {go_on}or --overwrite_output_dir to replace it",
     )
 
 
@@ -172,7 +180,9 @@ def refuse_model_of_others(folder: Path) -> None:
     found = [path for path in held(folder) if not path.is_dir()]
     if found and not (folder / RECORD_NAME).exists():
         raise UsageError(
-            "--output_dir holds a model that teachonce did not write", where=found[0], do="Name another folder"
+            "--output_dir holds a model that teachonce did not write",
+            where=found[0],
+            do="Name another folder",
         )
 
 
@@ -219,5 +229,7 @@ def check_space(folder: Path, parameters: int, *, saves_optimizer: bool) -> None
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < largest:
         raise UsageError(
-            "files may not be as large as a checkpoint's", expected=f"{largest:,} bytes", got=f"ulimit -f of {limit:,}"
+            "files may not be as large as a checkpoint's",
+            expected=f"{largest:,} bytes",
+            got=f"ulimit -f of {limit:,}",
         )

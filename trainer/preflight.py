@@ -15,7 +15,7 @@ from schemas.errors import StudentError, TeachonceError, TrainingError, UsageErr
 from trainer.arguments import StudentArguments
 from trainer.records import Manifest
 from trainer.replay import Replay
-from trainer.settings import FOLLOWS_METRICS
+from trainer.settings import FOLLOWS_METRICS, word
 
 _log = logging.getLogger(__name__)
 _ROUTER_LOSS = re.compile(r"(router|aux|balanc\w*|z)_loss|seq_aux|aux_loss_alpha")
@@ -45,8 +45,8 @@ def total_steps(arguments: StudentArguments, training: Replay) -> int:
     """Optimizer steps in all, as transformers counts them."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    batches = training.share.steps(training.order)
-    return math.ceil(arguments.num_train_epochs * -(-batches // arguments.gradient_accumulation_steps))
+    batches: int = training.share.steps(training.order)
+    return math.ceil(float(arguments.num_train_epochs) * -(-batches // arguments.gradient_accumulation_steps))
 
 
 def check_total(manifest: Manifest, total: int) -> None:
@@ -56,7 +56,9 @@ def check_total(manifest: Manifest, total: int) -> None:
         UsageError: the checkpoint lies beyond.
     """
     if manifest.step > total:
-        raise UsageError("the checkpoint lies beyond the last step", expected=f"at most {total}", got=manifest.step)
+        raise UsageError(
+            "the checkpoint lies beyond the last step", expected=f"at most {total}", got=manifest.step
+        )
     if manifest.total != total:
         _log.warning(
             "the run was to take %d steps and is now to take %d: from step %d on the learning rate is that of the "
@@ -77,8 +79,10 @@ def check_loop(loop: Any, total: int) -> None:
             f"{type(loop.student.model).__name__} cannot be trained with --activation_checkpointing"
         )
     kwargs = arguments.lr_scheduler_kwargs or {}
-    if str(arguments.lr_scheduler_type.value) in FOLLOWS_METRICS and kwargs.get("mode", "min") != "min":
-        raise UsageError("--lr_scheduler_kwargs: every metric here is a loss, of which lower is better", got=kwargs)
+    if word(arguments.lr_scheduler_type) in FOLLOWS_METRICS and kwargs.get("mode", "min") != "min":
+        raise UsageError(
+            "--lr_scheduler_kwargs: every metric here is a loss, of which lower is better", got=kwargs
+        )
     try:
         loop.create_optimizer()
         scheduler = loop.create_scheduler(num_training_steps=total)
@@ -88,7 +92,7 @@ def check_loop(loop: Any, total: int) -> None:
                     raise ValueError(f"the learning rate at step {step} is {rate(step)}")
     except Exception as error:
         raise UsageError(
-            f"--optim {arguments.optim.value} with --lr_scheduler_type {arguments.lr_scheduler_type.value} cannot be "
+            f"--optim {word(arguments.optim)} with --lr_scheduler_type {word(arguments.lr_scheduler_type)} cannot be "
             "made as it is asked for",
             got=one_line(error).rstrip("."),
         ) from error

@@ -130,6 +130,7 @@ class Manifest:
         if values is None:
             return None
         if "seal" not in values:
+            _record(values, folder)
             raise UsageError(
                 "an earlier teachonce saved this, without hashes: it cannot be known to be whole",
                 where=folder,

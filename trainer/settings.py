@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 from schemas.errors import UsageError
+from trainer.signals import is_launched
 
 _PREDICTS = "nothing is predicted while training; `teachonce evaluate` gives the task's metrics"
 _READS = "batches are read ahead by threads of this process"
@@ -81,28 +82,32 @@ REFUSED: Mapping[str, str] = {
 """Settings without effect, or that would do harm, and why; each may stand at its default."""
 
 WORKS: frozenset[str] = frozenset(
-    """
-    output_dir overwrite_output_dir resume_from_checkpoint seed data_seed full_determinism use_cpu
-    per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs max_steps
-    learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay max_grad_norm
-    optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon bf16 fp16 tf32
-    activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs
-    torch_empty_cache_steps dataloader_pin_memory
-    logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica disable_tqdm
-    include_num_input_tokens_seen skip_memory_metrics
-    report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
-    eval_strategy eval_steps eval_delay eval_on_start
-    save_strategy save_steps save_total_limit load_best_model_at_end metric_for_best_model greater_is_better
-    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
-    """.split()
+    (
+        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "seed", "data_seed"),
+        *("full_determinism", "use_cpu", "per_device_train_batch_size"),
+        *("per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs"),
+        *("max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+        *("weight_decay", "max_grad_norm", "optim", "optim_args", "optim_target_modules"),
+        *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "tf32"),
+        *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
+        *("gradient_checkpointing_kwargs", "torch_empty_cache_steps", "dataloader_pin_memory"),
+        *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node"),
+        *("log_level", "log_level_replica", "disable_tqdm", "include_num_input_tokens_seen"),
+        *("skip_memory_metrics", "report_to", "run_name", "project", "trackio_space_id"),
+        *("trackio_bucket_id", "trackio_static_space_id", "eval_strategy", "eval_steps"),
+        *("eval_delay", "eval_on_start", "save_strategy", "save_steps", "save_total_limit"),
+        *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+        *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
+        *("ddp_static_graph", "ddp_backend", "ddp_timeout"),
+    )
 )
 
-DECIDES_WEIGHTS = tuple(
-    """
-    seed learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay max_grad_norm
-    optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon bf16 fp16 tf32
-    load_best_model_at_end save_strategy metric_for_best_model eval_strategy eval_steps eval_delay
-    """.split()
+DECIDES_WEIGHTS = (
+    *("seed", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("weight_decay", "max_grad_norm", "optim", "optim_args", "optim_target_modules"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "tf32"),
+    *("load_best_model_at_end", "save_strategy", "metric_for_best_model", "eval_strategy"),
+    *("eval_steps", "eval_delay"),
 )
 _CHOOSING = ("save_strategy", "metric_for_best_model", "eval_strategy", "eval_steps", "eval_delay")
 """These decide weights only where an evaluation chooses among them, or lowers the learning rate."""
@@ -119,7 +124,10 @@ _RANGES: Mapping[str, _Check] = {
     "per_device_eval_batch_size": _FROM_1,
     "gradient_accumulation_steps": _FROM_1,
     "num_train_epochs": _ABOVE_0,
-    "max_steps": (lambda value: value == -1 or value >= 1, "a whole number from 1, or -1 for --num_train_epochs"),
+    "max_steps": (
+        lambda value: value == -1 or value >= 1,
+        "a whole number from 1, or -1 for --num_train_epochs",
+    ),
     "learning_rate": _ABOVE_0,
     "warmup_steps": _FROM_0,
     "weight_decay": _FROM_0,
@@ -144,16 +152,23 @@ _RANGES: Mapping[str, _Check] = {
 }
 
 _NEEDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
+    "ddp_backend": ("several ranks, which torchrun starts", lambda told: is_launched()),
     "eval_steps": ("--eval_strategy steps", lambda told: word(told["eval_strategy"]) == "steps"),
     "eval_delay": ("an --eval_strategy", lambda told: word(told["eval_strategy"]) != "no"),
     "eval_on_start": ("an --eval_strategy", lambda told: word(told["eval_strategy"]) != "no"),
     "save_steps": ("--save_strategy steps", lambda told: word(told["save_strategy"]) in ("steps", "no")),
-    "logging_steps": ("--logging_strategy steps", lambda told: word(told["logging_strategy"]) in ("steps", "no")),
+    "logging_steps": (
+        "--logging_strategy steps",
+        lambda told: word(told["logging_strategy"]) in ("steps", "no"),
+    ),
     "run_name": ("a service in --report_to", lambda told: bool(_services(told["report_to"]))),
     "project": ("--report_to trackio", lambda told: "trackio" in _services(told["report_to"])),
     "trackio_space_id": ("--report_to trackio", lambda told: "trackio" in _services(told["report_to"])),
     "trackio_bucket_id": ("--report_to trackio", lambda told: "trackio" in _services(told["report_to"])),
-    "trackio_static_space_id": ("--report_to trackio", lambda told: "trackio" in _services(told["report_to"])),
+    "trackio_static_space_id": (
+        "--report_to trackio",
+        lambda told: "trackio" in _services(told["report_to"]),
+    ),
     "activation_checkpointing_kwargs": (
         "--activation_checkpointing",
         lambda told: bool(told["activation_checkpointing"] or told.get("gradient_checkpointing")),
@@ -189,7 +204,9 @@ def check_told(told: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
                 raise UsageError(f"--{name} has no place here: {REFUSED[name]}", got=word(value))
         elif name not in WORKS:
             if differs:
-                raise UsageError(f"this release of teachonce does not know what --{name} would do here", got=value)
+                raise UsageError(
+                    f"this release of teachonce does not know what --{name} would do here", got=value
+                )
         else:
             _check_range(name, value)
             if differs and name in _NEEDS and not _NEEDS[name][1](told):

@@ -51,7 +51,7 @@ class Signals:
         """The handler: in the main thread, between two instructions of Python."""
         now = time.monotonic()
         if self.asked is not None:
-            if _is_launched() and now - self._time < _DOUBLED_SECONDS:
+            if is_launched() and now - self._time < _DOUBLED_SECONDS:
                 return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -82,9 +82,12 @@ def name_of(number: int) -> str:
     return signal.Signals(number).name
 
 
-def _is_launched() -> bool:
+def is_launched() -> bool:
+    """Whether torchrun, or what does its work, started this process as one of several ranks."""
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1") or 1) > 1
 
 
 def _told(number: int) -> bytes:
-    return f"{name_of(number)}: this step is finished and saved first; a second signal ends at once\n".encode()
+    return (
+        f"{name_of(number)}: this step is finished and saved first; a second signal ends at once\n".encode()
+    )

@@ -23,6 +23,7 @@ from trainer.preflight import check_loop, check_total, on_main, router_lines, to
 from trainer.replay import Replay, Share
 from trainer.resuming import Beginning, check_finished, choose
 from trainer.run_identity import make_record, new_run, stream_seed
+from trainer.shrink import parse_shrink
 from trainer.signals import Signals, watched
 from trainer.stream import Order, Side
 from trainer.students import Student, open_student
@@ -73,6 +74,17 @@ class TrainConfig:
         if self.shuffle_row_groups < 1:
             raise UsageError("--shuffle_row_groups must be at least 1", got=self.shuffle_row_groups)
         _ = self.objective
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        names = set(self.objective.weights)
+        layers = parse_shrink(self.student)
+        if self.teacher is not None and layers is None:
+            raise UsageError("--teacher has no effect without --student shrink:layers=N", got=self.teacher)
+        if self.temperature != 1 and not names & {"kl", "kl_kept"}:
+            raise UsageError("--temperature has no effect without the loss kl", got=self.temperature)
+        if self.feature_loss != "mse" and "feature" not in names:
+            raise UsageError("--feature_loss has no effect without the loss feature", got=self.feature_loss)
 
     @property
     def objective(self) -> Objective:
@@ -117,7 +129,9 @@ def train(config: TrainConfig, arguments: StudentArguments) -> Trained:
         arguments.output_dir = str(folder)
         beginning = on_main(
             arguments,
-            lambda: choose(arguments.resume_from_checkpoint, folder, overwrite=arguments.overwrite_output_dir),
+            lambda: choose(
+                arguments.resume_from_checkpoint, folder, overwrite=arguments.overwrite_output_dir
+            ),
         )
         return _train(config, arguments, beginning, signals)
 
@@ -151,8 +165,8 @@ def _train(
             return finished
         check_total(beginning.manifest, total)
     if arguments.process_index == 0:
-        _log.info("\n".join(bias_lines(config.objective, cache.spec, student.vocab_size)))
-        _log.info("\n".join(router_lines(student.model.config)))
+        lines = bias_lines(config.objective, cache.spec, student.vocab_size)
+        _log.info("\n".join([*lines, *router_lines(student.model.config)]))
     loop = DistillationTrainer(
         distiller=make_distiller(student, cache, config.objective),
         student=student,

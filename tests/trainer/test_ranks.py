@@ -42,6 +42,8 @@ def start(
         "disable_tqdm": True,
         "lr_scheduler_type": "constant",
     }
+    if accumulate == 1:
+        flags["ddp_backend"] = "gloo"
     path = folder / f"{out}.json"
     path.write_text(json.dumps(flags))
     return subprocess.Popen(

@@ -1,7 +1,7 @@
 """What cannot go well is said before any work, in one line."""
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from schemas.cache import Cache
 from schemas.errors import NoCacheError, StudentError, UsageError
 from tests.trainer.outputs import same
 from trainer import StudentArguments, TrainConfig, train
+from trainer.records import Manifest
 
 
 @pytest.mark.parametrize(
@@ -37,12 +38,14 @@ def test_a_resume_on_another_cache(run: Callable[..., Path], class_cache_of: Cal
 
 def test_a_resume_takes_the_version_of_its_checkpoint(run: Callable[..., Path]) -> None:
     folder = run(max_steps=2, save_steps=2)
-    path = folder / "checkpoint-2" / "teachonce.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 7}))
+    checkpoint = folder / "checkpoint-2"
+    manifest = Manifest.load(checkpoint)
+    assert manifest is not None
+    replace(manifest, record=replace(manifest.record, version=7)).save(checkpoint)
     with pytest.raises(NoCacheError, match="7"):
-        run("again", resume_from_checkpoint=str(path.parent))
+        run("again", resume_from_checkpoint=str(checkpoint))
     with pytest.raises(UsageError, match="another version"):
-        run("again", resume_from_checkpoint=str(path.parent), cache_version=0)
+        run("again", resume_from_checkpoint=str(checkpoint), cache_version=0)
 
 
 @pytest.mark.parametrize("where", ["last", "/nowhere/checkpoint-3"])

@@ -1,0 +1,83 @@
+"""The real command in a process of its own, to be killed: forked from one that has imported everything."""
+
+import multiprocessing
+import os
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers.models.llama.modeling_llama
+
+import teachonce
+
+LAZY = (transformers.models.llama,)
+"""Imported before the fork."""
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["trainer.commands", "tests.trainer.children"])
+_SECONDS = 120.0
+
+
+def start(argv: list[str], log: Path, crash_at: int | None = None, file_bytes: int | None = None) -> Any:
+    """A process that runs the command; `crash_at` kills it at the n-th instant at which something is written."""
+    process = CONTEXT.Process(target=_main, args=(argv, str(log), crash_at, file_bytes))
+    process.start()
+    return process
+
+
+def finish(process: Any) -> int:
+    """The exit status; negative where a signal ended it."""
+    process.join(_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError(f"still running after {_SECONDS} s")
+    return int(process.exitcode)
+
+
+def run(argv: list[str], log: Path, **keywords: Any) -> int:
+    return finish(start(argv, log, **keywords))
+
+
+def instants(log: Path) -> int:
+    """How many instants a run had at which something was written."""
+    return int(log.with_suffix(".instants").read_text())
+
+
+def _main(argv: list[str], log: str, crash_at: int | None, file_bytes: int | None) -> None:
+    torch.set_num_threads(1)
+    out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    seen = _watch(crash_at)
+    if file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    status = teachonce.main(argv)
+    Path(log).with_suffix(".instants").write_text(str(seen[0]))
+    os._exit(status)
+
+
+def _watch(crash_at: int | None) -> list[int]:
+    """Counts the instants before and after everything that writes; dies at one of them."""
+    seen = [0]
+
+    def tick() -> None:
+        seen[0] += 1
+        if seen[0] == crash_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(function: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            tick()
+            result = function(*arguments, **named)
+            tick()
+            return result
+
+        return call
+
+    for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
+        setattr(os, name, watched(getattr(os, name)))
+    torch.save = watched(torch.save)
+    return seen
