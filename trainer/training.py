@@ -104,7 +104,9 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> Trained:
     checkpoint = _checkpoint(arguments)
     cache = _open_cache(config, checkpoint)
     config.objective.check(cache.spec)
-    student = open_student(config.student, cache, teacher=config.teacher, seed=arguments.seed)
+    student = open_student(
+        config.student, cache, teacher=config.teacher, seed=arguments.seed, alone=_is_alone(arguments)
+    )
     if arguments.process_index == 0:
         _log.info("\n".join(bias_lines(config.objective, cache.spec, student.vocab_size)))
     record = _record(config, arguments, cache)
@@ -204,6 +206,11 @@ def _check_labels(training: Replay) -> None:
             "the ce loss needs labels, and the cache's first rows have none",
             do="Precompute with --label_field, or leave ce out",
         )
+
+
+def _is_alone(arguments: TrainingArguments) -> bool:
+    """Whether no text is ever padded beside another."""
+    return arguments.per_device_train_batch_size == arguments.per_device_eval_batch_size == 1
 
 
 def _seed(arguments: TrainingArguments) -> int:
