@@ -130,8 +130,6 @@ def _tried(
     student = Student(model=model, tokenizer=tokenizer, is_causal=is_causal)
     if not is_causal and not alone:
         _check_padding(student, where)
-    if is_causal:
-        check_head(model)
     try_student(
         model,
         is_causal=is_causal,
@@ -140,6 +138,8 @@ def _tried(
         alone=alone,
         trained=trained,
     )
+    if is_causal:
+        check_head(model)
     return student
 
 
