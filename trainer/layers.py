@@ -1,8 +1,9 @@
 """A model's layers: where they stand, what kind each is, and which of them a smaller model begins with.
 
-Layers of one kind have the same modules, shapes and settings, and the same items in the config's per-layer lists. Of a
-kind's layers those are kept that are evenly spaced, so hybrids keep each kind in its proportion and its places in the
-pattern; in a model of one kind it is numbers `i * L // n`.
+Layers of one kind have the same modules, shapes and settings, and the same items in the config's per-layer lists. Each
+kind is kept in its proportion. Where the teacher's first n layers have that proportion, the student repeats their
+pattern, its layers as evenly spaced in the teacher as that allows (so a config's periods stay true); in a model of one
+kind it is numbers `i * L // n`. Else of each kind those are kept that are evenly spaced.
 """
 
 from __future__ import annotations
@@ -118,11 +119,8 @@ def is_numbers(value: Any, total: int) -> bool:
     return rising and value[0] >= 0 and value[-1] < total and not (len(value) == 2 and total == 2)
 
 
-def kept_layers(kinds: Sequence[Hashable], layers: int) -> list[int]:
+def kept_layers(kinds: tuple[Hashable, ...], layers: int) -> list[int]:
     """Which of the teacher's layers, given each one's kind, a student of `layers` layers begins with.
-
-    The first layer's kind is counted from the first layer, others from their last: a pattern like "three linear, one
-    full" stays one.
 
     Raises:
         StudentError: there are fewer layers, or more kinds.
@@ -138,12 +136,34 @@ def kept_layers(kinds: Sequence[Hashable], layers: int) -> list[int]:
             expected=f"at least {len(members)}",
             got=layers,
         )
+    shares = _shares([*map(len, members.values())], layers)
+    pattern = kinds[:layers]
+    if all(pattern.count(kind) == share for kind, share in zip(members, shares, strict=True)):
+        return _matched(kinds, pattern)
     kept = []
-    for found, wanted in zip(members.values(), _shares([*map(len, members.values())], layers), strict=True):
-        for place in range(wanted):
-            last = (place + 1) * len(found) // wanted - 1
-            kept.append(found[place * len(found) // wanted if found[0] == 0 else last])
+    for found, wanted in zip(members.values(), shares, strict=True):
+        first = found[0] == 0  # its first layer is kept, of other kinds the last
+        ends = [
+            place * len(found) // wanted if first else (place + 1) * len(found) // wanted - 1
+            for place in range(wanted)
+        ]
+        kept += [found[end] for end in ends]
     return sorted(kept)
+
+
+def _matched(kinds: Sequence[Hashable], pattern: Sequence[Hashable]) -> list[int]:
+    """Rising numbers of layers of these kinds, the nearest to even spacing: the best way to each, place by place."""
+    ways: dict[int, tuple[int, tuple[int, ...]]] = {-1: (0, ())}
+    for place, kind in enumerate(pattern):
+        even = place * len(kinds) // len(pattern)
+        further = {}
+        for index in (index for index, found in enumerate(kinds) if found == kind):
+            before = [way for last, way in ways.items() if last < index]
+            if before:
+                cost, kept = min(before)
+                further[index] = cost + (index - even) ** 2, (*kept, index)
+        ways = further
+    return list(min(ways.values())[1])
 
 
 def _shares(counts: Sequence[int], layers: int) -> list[int]:

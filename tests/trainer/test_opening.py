@@ -156,7 +156,10 @@ def cut(path: Path) -> None:
         (lambda folder: cut(folder / "tokenizer.json"), "tokenizer cannot be opened"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config"),
         (lambda folder: (folder / "config.json").unlink(), r"no config\.json"),
-        (lambda folder: changed(folder / "config.json", num_hidden_layers=5), "lacks weights of LlamaForCausalLM"),
+        (
+            lambda folder: changed(folder / "config.json", num_hidden_layers=5),
+            "lacks weights of LlamaForCausalLM",
+        ),
         (lambda folder: changed(folder / "config.json", intermediate_size=7), "weights cannot be opened"),
         (lambda folder: changed(folder / "config.json", model_type="lama"), "lama"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter"),

@@ -150,7 +150,7 @@ class TestShrink:
         ],
     )
     def test_layers_are_evenly_spaced_from_the_first(self, total: int, layers: int, kept: list[int]) -> None:
-        assert kept_layers(["one"] * total, layers) == kept
+        assert kept_layers(("one",) * total, layers) == kept
 
     def test_how_it_is_written(self) -> None:
         assert parse_shrink("shrink:layers=3") == 3
