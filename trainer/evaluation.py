@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from schemas.cache import Cache
-from schemas.errors import UsageError
+from schemas.errors import UsageError, one_line
 from schemas.rows import Rows
 from trainer.batches import Batch, Collation
 from trainer.bias import knows_entropy
 from trainer.metrics import Metrics, causal_metrics, class_metrics
+from trainer.opening import open_config
 from trainer.records import Record
 from trainer.replay import BATCHES_AHEAD, Ahead
 from trainer.stream import Order, Side
@@ -96,8 +97,10 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     """
     cache = Cache.open(config.cache, config.cache_version)
     fraction = _fraction(config)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    student = open_trained(config.student, cache)
+    device = usable_device(config.device)
+    if config.teacher is not None:
+        open_config(config.teacher)
+    student = open_trained(config.student, cache, alone=config.batch_size == 1)
     student.model.to(device)
     held_out = HeldOut(cache=cache, eval_fraction=fraction, batch_size=config.batch_size)
     collation = Collation(
@@ -113,7 +116,8 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     models = [_size("student", student, held_out, config, device)]
     if config.teacher is not None:
         del student
-        models.append(_size("teacher", open_trained(config.teacher, cache), held_out, config, device))
+        teacher = open_trained(config.teacher, cache, alone=config.batch_size == 1)
+        models.append(_size("teacher", teacher, held_out, config, device))
     return Evaluated(
         task=cache.spec.task,
         cache_version=cache.version,
@@ -123,6 +127,24 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         device=_device_name(device),
         batch_size=config.batch_size,
     )
+
+
+def usable_device(name: str | None) -> torch.device:
+    """The device of that name, after a number was put there; without a name, CUDA where there is one.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.ones(1).to(device).item()
+    except Exception as error:
+        raise UsageError(
+            "--device cannot be used on this machine",
+            got=f"{name} ({one_line(error).rstrip('.')})",
+            do="Name another, for instance cpu",
+        ) from error
+    return device
 
 
 def _fraction(config: EvaluateConfig) -> float:

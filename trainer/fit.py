@@ -37,22 +37,78 @@ def check_config(config: Any, spec: Spec, vocabulary: Mapping[str, int], where: 
         StudentError: naming the field.
     """
     text = config.get_text_config()
-    largest = max(vocabulary.values(), default=0)
-    if text.vocab_size <= largest:
-        raise StudentError(
-            "the student's vocabulary is too small for the tokenizer",
-            where=where,
-            expected=f"vocab_size of at least {largest + 1}",
-            got=text.vocab_size,
-        )
+    check_embedding(getattr(text, "vocab_size", None), vocabulary, where)
     longest = getattr(text, "max_position_embeddings", None)
-    if longest is not None and longest < spec.max_length:
+    if isinstance(longest, int) and 0 < longest < spec.max_length:
         raise StudentError(
             "the student is too short for the cache's examples",
             where=where,
             expected=f"max_position_embeddings of at least {spec.max_length}",
             got=longest,
         )
+    _check_positions(text, spec, where)
+
+
+def check_embedding(rows: int | None, vocabulary: Mapping[str, int], where: str) -> None:
+    """Every id of the cache's tokenizer needs an embedding; None is a model that looks none up.
+
+    Raises:
+        StudentError: there are too few.
+    """
+    largest = max(vocabulary.values(), default=0)
+    if rows is not None and rows <= largest:
+        raise StudentError(
+            "the student's vocabulary is too small for the tokenizer",
+            where=where,
+            expected=f"vocab_size of at least {largest + 1}",
+            got=rows,
+        )
+
+
+def check_trainable(config: Any, where: str) -> None:
+    """What a config asks for that a student here cannot be.
+
+    Raises:
+        StudentError: an encoder-decoder, quantised weights, or a router's loss.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise StudentError(
+            "an encoder-decoder cannot be a student yet",
+            where=where,
+            got=config.model_type,
+            do="Choose a decoder or an encoder",
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise StudentError(
+            "quantised weights cannot be trained",
+            where=where,
+            got="quantization_config in its config",
+            do="Save the model dequantised first, or start from a config .json",
+        )
+    if getattr(config.get_text_config(), "output_router_logits", False):
+        raise StudentError(
+            "the student's config asks for its router's loss, which is not among the losses here",
+            where=where,
+            got="output_router_logits: true",
+            do="Set it to false",
+        )
+
+
+def _check_positions(text: Any, spec: Spec, where: str) -> None:
+    """Where positions are scaled by the longest row of a batch, short rows would learn what they are alone not told."""
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        kind = part.get("rope_type", part.get("type"))
+        before = part.get("original_max_position_embeddings") or getattr(
+            text, "max_position_embeddings", None
+        )
+        if kind in ("dynamic", "longrope") and before and spec.max_length > before:
+            raise StudentError(
+                "the student's positions change with the longest text of a batch",
+                where=where,
+                expected=f"a cache of at most {before} tokens an example, or another rope_type than {kind}",
+                got=spec.max_length,
+            )
 
 
 def check_labels(config: Any, spec: Spec, where: str) -> None:
@@ -70,7 +126,7 @@ def check_labels(config: Any, spec: Spec, where: str) -> None:
             expected=spec.vocab_size,
             got=config.num_labels,
         )
-    names = tuple(config.id2label[index] for index in range(config.num_labels))
+    names = tuple(str(config.id2label.get(index)) for index in range(config.num_labels))
     unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
     if spec.label_names and not unnamed and names != spec.label_names:
         raise StudentError(

@@ -19,6 +19,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
+from schemas.errors import StudentError
 from schemas.ragged import Array
 from schemas.spec import Spec
 from trainer.batches import Batch
@@ -91,6 +92,8 @@ def class_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torc
     for batch in batches:
         on_device = batch.to(device)
         logits = model(**on_device.model_inputs).logits.float()[on_device.row].cpu()
+        if not bool(torch.isfinite(logits).all()):
+            raise StudentError("the student gives logits that are not numbers", where=type(model).__name__)
         if isinstance(batch.targets, SparseTargets):
             sparse.append((logits, batch.targets))
         else:

@@ -1,15 +1,14 @@
 """Opening a student: a model folder or hub name, a config to start from scratch, or a teacher with fewer layers.
 
-Whether it fits the cache is checked from configs and tokenizers, before any weight is read. A student is held in
-float32 (`--bf16` computes in bfloat16 all the same), and its weights are seeded, so two students of one config and
-seed begin identical.
+Whether it fits the cache is checked from configs and tokenizers, before any weight is read; then it is tried. A student
+is held in float32 (`--bf16` computes in bfloat16 all the same), and its weights are seeded, so two students of one
+config and seed begin identical.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,25 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     set_seed,
 )
 
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError, one_line
 from schemas.spec import Spec
-from trainer.fit import check_config, check_labels, check_vocabulary
+from trainer.fit import check_config, check_embedding, check_labels, check_trainable, check_vocabulary
 from trainer.heads import check_head
-from trainer.shrink import parse_shrink, shrunk
+from trainer.opening import cached_tokenizer, open_config, open_tokenizer, open_weights, refuse_code
+from trainer.shrink import embedding_rows, parse_shrink, shrunk
+from trainer.tried import takes_token_types, try_student
 
 _PROBLEM_TYPES = {
     "softmax": "single_label_classification",
     "sigmoid": "multi_label_classification",
     "identity": "regression",
 }
+_DECODER_HEADS = ("score",)
+"""How transformers calls the head of a classifier that looks for a text's last token by its padding id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +56,29 @@ class Student:
 
     @property
     def pad_id(self) -> int:
-        """What pads `input_ids`: masked out, so any id will do where the model names none."""
+        """What pads `input_ids`: masked out, so any id that has an embedding will do where the model names none."""
+        rows = embedding_rows(self.model)
         for found in (self.model.config.get_text_config().pad_token_id, self.tokenizer.pad_token_id):
-            if found is not None:
+            if found is not None and found >= 0 and (rows is None or found < rows):
                 return int(found)
         return 0
 
     @property
     def takes_token_types(self) -> bool:
         """Whether the model has embeddings for token types (pairs of texts)."""
-        return (getattr(self.model.config, "type_vocab_size", 0) or 0) > 1
+        return takes_token_types(self.model)
 
 
-def open_student(name: str, cache: Cache, *, teacher: str | None = None, seed: int = 42) -> Student:
+def open_student(
+    name: str, cache: Cache, *, teacher: str | None = None, seed: int = 42, alone: bool = False
+) -> Student:
     """Opens `name`: a folder or hub name, a config `.json`, or `shrink:layers=3` of the `teacher`.
+
+    `alone` says that each batch will hold one row; a model that cannot be padded is refused else.
 
     Raises:
         UsageError: it cannot be opened.
-        StudentError: it does not fit the cache.
+        StudentError: it does not fit the cache, or cannot be trained.
     """
     layers = parse_shrink(name)
     source = name if layers is None else _needed_teacher(teacher, name)
@@ -82,33 +89,31 @@ def open_student(name: str, cache: Cache, *, teacher: str | None = None, seed: i
         own = open_tokenizer(source)
         check_vocabulary(own.get_vocab(), tokenizer.get_vocab(), source)
         tokenizer = own
+    check_trainable(config, source)
     _fit_config(config, cache.spec, tokenizer)
     check_config(config, cache.spec, tokenizer.get_vocab(), source)
     set_seed(seed)
     kind = auto_class(cache.spec)
-    model = kind.from_config(config, dtype=torch.float32) if from_scratch else _weights(kind, source, config)
+    model = _from_scratch(kind, source, config) if from_scratch else _filled(kind, source, config)
     if layers is not None:
         model = shrunk(model, layers, kind)
-    if cache.spec.task == "causal-lm":
-        check_head(model)
-    return Student(model=model, tokenizer=tokenizer, is_causal=cache.spec.task == "causal-lm")
+    return _tried(model, tokenizer, cache, alone=alone, where=source)
 
 
-def open_trained(folder: str, cache: Cache) -> Student:
+def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     """Opens a finished student, or the teacher, for evaluation.
 
     Raises:
         UsageError: it cannot be opened.
-        StudentError: it does not fit the cache.
+        StudentError: it does not fit the cache, or has weights missing.
     """
     config, tokenizer = open_config(folder), open_tokenizer(folder)
     check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
     check_labels(config, cache.spec, folder)
     check_config(config, cache.spec, tokenizer.get_vocab(), folder)
-    model = _weights(auto_class(cache.spec), folder, config)
-    if cache.spec.task == "causal-lm":
-        check_head(model)
-    return Student(model=model.eval(), tokenizer=tokenizer, is_causal=cache.spec.task == "causal-lm")
+    model, missing = open_weights(auto_class(cache.spec), folder, config)
+    _refuse_missing(model, missing, folder)
+    return _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
 
 
 def auto_class(spec: Spec) -> Any:
@@ -116,56 +121,70 @@ def auto_class(spec: Spec) -> Any:
     return AutoModelForCausalLM if spec.task == "causal-lm" else AutoModelForSequenceClassification
 
 
-def cached_tokenizer(cache: Cache) -> Any:
-    """The teacher's tokenizer, from the cache.
-
-    Raises:
-        StudentError: the cache holds none.
-    """
-    if not cache.header.tokenizer:
-        raise StudentError(
-            "the cache holds no tokenizer, so no student can be known to fit it", where=cache.storage.root
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        return open_tokenizer(str(cache.save_tokenizer(folder)))
-
-
-def open_config(source: str) -> Any:
-    """A folder's or hub name's config.
-
-    Raises:
-        UsageError: it cannot be opened.
-    """
-    return _opened("config", source, lambda: AutoConfig.from_pretrained(source))
-
-
-def open_tokenizer(source: str) -> Any:
-    """A folder's or hub name's tokenizer.
-
-    Raises:
-        UsageError: it cannot be opened.
-    """
-    return _opened("tokenizer", source, lambda: AutoTokenizer.from_pretrained(source))
-
-
-def _weights(kind: Any, source: str, config: Any) -> Any:
-    return _opened(
-        "weights", source, lambda: kind.from_pretrained(source, config=config, dtype=torch.float32)
+def _tried(
+    model: Any, tokenizer: Any, cache: Cache, *, alone: bool, where: str, trained: bool = True
+) -> Student:
+    spec = cache.spec
+    is_causal = spec.task == "causal-lm"
+    check_embedding(embedding_rows(model), tokenizer.get_vocab(), where)
+    student = Student(model=model, tokenizer=tokenizer, is_causal=is_causal)
+    if not is_causal and not alone:
+        _check_padding(student, where)
+    try_student(
+        model,
+        is_causal=is_causal,
+        pad_id=student.pad_id,
+        max_length=spec.max_length,
+        alone=alone,
+        trained=trained,
     )
+    if is_causal:
+        check_head(model)
+    return student
 
 
-def _opened(what: str, source: str, how: Callable[[], Any]) -> Any:
-    if source.startswith(("/", ".", "~")) and not Path(source).exists():
-        raise UsageError("there is no such model folder", where=source)
+def _check_padding(student: Student, where: str) -> None:
+    """A decoder that classifies looks for a text's last token by its own padding id: it must have one, and use it."""
+    own = student.model.config.get_text_config().pad_token_id
+    decides = any(hasattr(student.model, name) for name in _DECODER_HEADS)
+    if decides and own != student.pad_id:
+        raise StudentError(
+            "the student needs a padding token, to find where a text ends",
+            where=where,
+            expected="pad_token_id in its config, an id of its embedding",
+            got=own,
+            do='Set "pad_token_id" in its config.json, to eos_token_id for instance; or train with batches of one text',
+        )
+
+
+def _from_scratch(kind: Any, source: str, config: Any) -> Any:
     try:
-        return how()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        return kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:
         raise UsageError(
-            f"the model's {what} cannot be opened",
-            where=source,
-            got=one_line(error).rstrip("."),
-            do="Name a model folder, a hub name, a config .json, or shrink:layers=N with --teacher",
+            "no model can be made of the student's config", where=source, got=one_line(error).rstrip(".")
         ) from error
+
+
+def _filled(kind: Any, source: str, config: Any) -> Any:
+    """A model from its folder. Only a classifier's head may be new."""
+    model, missing = open_weights(kind, source, config)
+    if kind is AutoModelForSequenceClassification and not _is_trained_classifier(config):
+        inner = f"{model.base_model_prefix}."
+        missing = [name for name in missing if name.startswith(inner) and "pooler" not in name]
+    _refuse_missing(model, missing, source)
+    return model
+
+
+def _refuse_missing(model: Any, missing: Sequence[str], where: str) -> None:
+    """transformers fills what is missing at random, with a warning."""
+    if missing:
+        raise StudentError(
+            f"the folder lacks weights of {type(model).__name__}, which would be random",
+            where=where,
+            got=f"{len(missing)} missing, {missing[0]} among them",
+            do="Name a whole model of the cache's task; or a config .json to start from scratch",
+        )
 
 
 def _needed_teacher(teacher: str | None, name: str) -> str:
@@ -182,6 +201,7 @@ def _scratch_config(path: str, spec: Spec, tokenizer: Any) -> Any:
     """
     try:
         values: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        refuse_code(values, path)
         filled = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         if spec.task == "causal-lm":
             filled["vocab_size"] = spec.vocab_size
@@ -189,6 +209,8 @@ def _scratch_config(path: str, spec: Spec, tokenizer: Any) -> Any:
             filled["vocab_size"] = max(tokenizer.get_vocab().values()) + 1
         merged = {**filled, **values}
         return AutoConfig.for_model(merged.pop("model_type"), **merged)
+    except UsageError:
+        raise
     except KeyError as error:
         raise UsageError("a student's config needs the key model_type", where=path) from error
     except Exception as error:
@@ -196,12 +218,15 @@ def _scratch_config(path: str, spec: Spec, tokenizer: Any) -> Any:
         raise UsageError("the student's config cannot be read", where=path, got=got) from error
 
 
+def _is_trained_classifier(config: Any) -> bool:
+    return any("SequenceClassification" in str(name) for name in config.architectures or ())
+
+
 def _fit_config(config: Any, spec: Spec, tokenizer: Any) -> None:
     """Gives a classifier the cache's classes; a decoder needs a padding token to find a text's end by."""
     if spec.task == "causal-lm":
         return
-    trained = any("SequenceClassification" in name for name in config.architectures or ())
-    if trained:
+    if _is_trained_classifier(config):
         check_labels(config, spec, "student")
     names = spec.label_names or tuple(f"LABEL_{index}" for index in range(spec.vocab_size))
     config.id2label = dict(enumerate(names))

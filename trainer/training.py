@@ -154,7 +154,9 @@ def _train(
     folder = Path(str(arguments.output_dir))
     if arguments.overwrite_output_dir:
         check_replaceable(folder, cache.header.teacher.get("weight_bytes"))
-    student = open_student(config.student, cache, teacher=config.teacher, seed=arguments.seed)
+    student = open_student(
+        config.student, cache, teacher=config.teacher, seed=arguments.seed, alone=_is_alone(arguments)
+    )
     training, evaluation = _replays(config, arguments, cache, student)
     total = total_steps(arguments, training)
     run = on_main(arguments, lambda: new_run() if before is None else before.run)
@@ -281,3 +283,8 @@ def _check_labels(training: Replay) -> None:
             "the ce loss needs labels, and the cache's first rows have none",
             do="Precompute with --label_field, or leave ce out",
         )
+
+
+def _is_alone(arguments: TrainingArguments) -> bool:
+    """Whether no text is ever padded beside another."""
+    return arguments.per_device_train_batch_size == arguments.per_device_eval_batch_size == 1

@@ -30,7 +30,8 @@ from tests.trainer.tiny import (
     save,
     tiny_tokenizer,
 )
-from trainer.shrink import find_layers, kept_layers, parse_shrink, shrunk
+from trainer.layers import find_stack, kept_layers
+from trainer.shrink import parse_shrink, shrunk
 from trainer.students import open_student, open_trained
 
 
@@ -149,7 +150,7 @@ class TestShrink:
         ],
     )
     def test_layers_are_evenly_spaced_from_the_first(self, total: int, layers: int, kept: list[int]) -> None:
-        assert kept_layers(total, layers) == kept
+        assert kept_layers(("one",) * total, layers) == kept
 
     def test_how_it_is_written(self) -> None:
         assert parse_shrink("shrink:layers=3") == 3
@@ -206,7 +207,7 @@ class TestShrink:
         model = LlamaForCausalLM(llama_config())
         model.config.num_hidden_layers = 5
         with pytest.raises(StudentError, match="one list of 5 modules, got none"):
-            find_layers(model)
+            find_stack(model, model.config)
 
 
 class TestClassifiers:
