@@ -8,7 +8,6 @@ without weights (torch's meta device): a few seconds, and only where features ar
 from __future__ import annotations
 
 import contextlib
-import math
 from typing import Any
 
 import torch

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaForCausalLM,
+)
 
 import teachonce
 from schemas.cache import Cache
@@ -41,7 +46,10 @@ def student_file(folder: Path, **values: Any) -> str:
             | {"max_position_embeddings": 64, "original_max_position_embeddings": 32},
             None,
         ),
-        (ENCODER | {"model_type": "bert", "max_position_embeddings": 64}, "sees the token after it.*is_decoder"),
+        (
+            ENCODER | {"model_type": "bert", "max_position_embeddings": 64},
+            "sees the token after it.*is_decoder",
+        ),
         (ENCODER | {"model_type": "xlnet", "d_model": 32, "n_layer": 2, "n_head": 2}, "XLNetLMHeadModel"),
         ({"model_type": "gpt2", "n_positions": 63, "n_embd": 32, "n_layer": 1, "n_head": 2}, "at least 64"),
     ],
