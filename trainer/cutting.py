@@ -18,7 +18,9 @@ _SUFFIX_COUNTS = ("num_kv_shared_layers",)
 
 def cut_config(values: Mapping[str, Any], kept: Sequence[int], total: int, count_key: str) -> dict[str, Any]:
     """The values of a config of `total` layers, for those that are kept."""
-    changed = {key: [items[index] for index in kept] for key, items in per_layer_lists(values, total).items()}
+    changed: dict[str, Any] = {
+        key: [items[index] for index in kept] for key, items in per_layer_lists(values, total).items()
+    }
     numbers = {old: new for new, old in enumerate(kept)}
     for key, value in values.items():
         if is_numbers(value, total) and not key.endswith(("token_id", "token_ids")):

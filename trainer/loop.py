@@ -196,7 +196,9 @@ class DistillationTrainer(KeepingTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Student and projections of a checkpoint, into the modules that are being trained."""
         student = self.student.model
-        saved = type(student).from_pretrained(resume_from_checkpoint, dtype=student.dtype)
+        saved = type(student).from_pretrained(
+            resume_from_checkpoint, dtype=student.dtype, trust_remote_code=False, use_safetensors=True
+        )
         check_same_shape(student.config, saved.config, resume_from_checkpoint)
         student.load_state_dict(saved.state_dict())
         if self._distiller.projections is not None:

@@ -120,8 +120,7 @@ def _sliced(tensor: Tensor, wanted: Tensor | None, kept: Sequence[int], total: i
         return tensor
     for axis, (size, small) in enumerate(zip(tensor.shape, wanted.shape, strict=True)):
         if size != small and size % total == 0 and small == size // total * len(kept):
-            parts = tensor.unflatten(axis, (total, size // total))
-            return parts.index_select(axis, torch.tensor(kept, device=tensor.device)).flatten(axis, axis + 1)
+            return torch.cat([tensor.chunk(total, axis)[index] for index in kept], axis)
     return tensor
 
 

@@ -287,4 +287,4 @@ def _check_labels(training: Replay) -> None:
 
 def _is_alone(arguments: StudentArguments) -> bool:
     """Whether no text is ever padded beside another."""
-    return arguments.per_device_train_batch_size == arguments.per_device_eval_batch_size == 1
+    return bool(arguments.per_device_train_batch_size == arguments.per_device_eval_batch_size == 1)

@@ -50,8 +50,8 @@ def student_file(folder: Path, **values: Any) -> str:
             ENCODER | {"model_type": "bert", "max_position_embeddings": 64},
             "sees the token after it.*is_decoder",
         ),
-        (ENCODER | {"model_type": "xlnet", "d_model": 32, "n_layer": 2, "n_head": 2}, "XLNetLMHeadModel"),
-        ({"model_type": "gpt2", "n_positions": 63, "n_embd": 32, "n_layer": 1, "n_head": 2}, "at least 64"),
+        (ENCODER | {"model_type": "xlnet", "d_model": 32, "n_layer": 2, "n_head": 2}, "xlnet"),
+        ({"model_type": "gpt2", "max_position_embeddings": 63}, "at least 64"),
     ],
 )
 def test_what_a_config_cannot_be(
@@ -94,7 +94,7 @@ def test_a_padding_id_without_an_embedding(
 ) -> None:
     path = student_file(tmp_path, **(STUDENT | {"pad_token_id": pad, "num_hidden_layers": 1}))
     cache = class_cache_of(rows=10)
-    with pytest.raises(StudentError, match=r"padding token|no model can be made|Padding_idx") as caught:
+    with pytest.raises(teachonce.TeachonceError, match=r"padding token|no model can be made") as caught:
         open_student(path, cache)
     assert "\n" not in str(caught.value)
 
@@ -127,7 +127,7 @@ def broken(how: str) -> Any:
         if how == "numbers":
             output.logits = output.logits * float("nan")
         elif how == "batch":
-            output.logits = output.logits + (0 if len(output.logits) == 1 else output.logits.mean())
+            output.logits = output.logits * len(output.logits)
         elif how == "future":
             output.logits = output.logits.flip(1)
         elif how == "cache" and named.get("past_key_values") is not None:
@@ -170,8 +170,11 @@ def test_the_command_says_it_in_one_line(
 
 @pytest.mark.parametrize("length", [2, 3, 5])
 def test_very_short_caches(length: int) -> None:
+    heads = {"num_attention_heads": 2, "word_embed_proj_dim": 16, "intermediate_size": 16}
     for kind in ("llama", "opt"):
-        config = AutoConfig.for_model(kind, vocab_size=50, hidden_size=16, num_hidden_layers=1, ffn_dim=16)
+        config = AutoConfig.for_model(
+            kind, vocab_size=50, hidden_size=16, num_hidden_layers=1, ffn_dim=16, **heads
+        )
         model = AutoModelForCausalLM.from_config(config)
         try_student(model, is_causal=True, pad_id=1, max_length=length)
         assert model.training
