@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from schemas.errors import NoCacheError, StudentError, TeachonceError, TooManyRejectsError, UsageError
+from schemas.printable import printable
 from schemas.terminal import guarded_streams
 
 
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TeachonceError, KeyboardInterrupt) as error:
         if traceback:
             raise
-        sys.stderr.write(f"teachonce {arguments[0]}: {str(error) or 'interrupted'}\n")
+        sys.stderr.write(printable(f"teachonce {arguments[0]}: {str(error) or 'interrupted'}") + "\n")
         return status(error)
 
 
