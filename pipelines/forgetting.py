@@ -36,6 +36,7 @@ from schemas.cache import RUNS_FOLDER, base_version, read_header
 from schemas.commits import Version, read_version
 from schemas.errors import CacheError, ConflictError, NoCacheError
 from schemas.history import (
+    OWN_FOLDER,
     end_lease,
     is_shard,
     living_runs,
@@ -105,6 +106,7 @@ def forget(config: ForgetConfig) -> Erased:
         CorruptionError: the log is broken; or a live shard is, and then what was asked for is on the list all the same.
     """
     storage = Storage.at(config.cache)
+    storage.check_links(OWN_FOLDER)
     read_header(storage)
     base = base_version(storage)
     if base is None:

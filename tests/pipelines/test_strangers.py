@@ -91,7 +91,9 @@ def test_no_verb_that_writes_follows_a_link(own, made, flags, tmp_path, capsys, 
         if verb != "thin" or name in ("_teachonce", "_delta_log"):  # else it reads nothing there
             status, out, err = told(capsys, *arguments)
             assert state(outside) == before, verb
-            assert (status, out, err.count("\n"), "symbolic link" in err) == (1, "", 1, True), (verb, err)
+            assert (status, out, err.count("\n")) == (1, "", 1), (verb, err)
+            # A cache of another policy is refused as that, before anything is written into it.
+            assert "symbolic link" in err or verb == "thin into", (verb, err)
     assert {path.name for path in own.rglob("*")} == inside
 
 
