@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from schemas.errors import UsageError
+from schemas.printable import printable
 from schemas.process import (
     DONE,
     USAGE,
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if traceback:
                 raise
             with contextlib.suppress(OSError):
-                sys.stderr.write(f"teachonce {arguments[0]}: {reason_of(error)}\n")
+                sys.stderr.write(printable(f"teachonce {arguments[0]}: {reason_of(error)}") + "\n")
             if argv is None and isinstance(error, KeyboardInterrupt):
                 leave_within(_LAST_SECONDS, status_of(error))
             return status_of(error)

@@ -6,6 +6,7 @@ of old versions, and orphans. A shard that is not live and cannot be read may ho
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -120,9 +121,13 @@ def _matches(rows: Rows, wanted: Wanted) -> Iterator[tuple[bytes, bytes, str | N
             yield example, document, key, met, bool(whole)
 
 
+_likely = functools.lru_cache(maxsize=1)(Likely.of)
+"""The same for every shard of a call."""
+
+
 def _near(rows: Rows, wanted: Wanted) -> tuple[tuple[int, int], ...]:
     """Lines that nearly are the id or a hash of a row which was not asked for."""
-    likely, asked, found = Likely.of(wanted.lines), {*wanted.lines}, set[tuple[int, int]]()
+    likely, asked, found = _likely(wanted.lines), {*wanted.lines}, set[tuple[int, int]]()
     keys = set(rows.array("document_id").tolist()) if rows.spec.has_document_id else set()
     hashes = (row.tobytes().hex() for row in rows.array("document_hash"))
     for name in {*keys, *hashes, *(example.hex() for example in rows.example_ids)} - asked:

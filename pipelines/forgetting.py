@@ -35,6 +35,7 @@ from schemas.cache import RUNS_FOLDER, base_version, read_header
 from schemas.commits import Version, read_version
 from schemas.errors import CacheError, ConflictError, NoCacheError
 from schemas.history import (
+    OWN_FOLDER,
     is_shard,
     leased,
     living_runs,
@@ -104,6 +105,7 @@ def forget(config: ForgetConfig) -> Erased:
         CorruptionError: the log is broken; or a live shard is, and then what was asked for is on the list all the same.
     """
     storage = Storage.at(config.cache)
+    storage.check_links(OWN_FOLDER)
     read_header(storage)
     base = base_version(storage)
     if base is None:

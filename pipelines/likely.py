@@ -31,7 +31,7 @@ class Likely:
     alike: dict[str, list[tuple[int, int]]]
 
     @classmethod
-    def of(cls, lines: Sequence[str]) -> Likely:
+    def of(cls, lines: tuple[str, ...]) -> Likely:
         exact: dict[str, list[tuple[int, int]]] = {}
         alike: dict[str, list[tuple[int, int]]] = {}
         for number, line in enumerate(lines):

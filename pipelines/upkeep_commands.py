@@ -150,7 +150,8 @@ def _erased(done: Erased, arguments: Any) -> list[str]:
         lines.append(f"found nowhere, and kept out all the same: {len(done.not_found):,} ids: {named}")
     if done.likely:
         lines.append(f"NOT FORGOTTEN: {len(done.likely):,} ids are not written as the cache has them:")
-        lines += [f"  {_seen(line)}: {said}" for line, said in done.likely.items()]
+        lines += [f"  {_seen(line)}: {said}" for line, said in list(done.likely.items())[:_SHOWN]]
+        lines += [f"  and {len(done.likely) - _SHOWN:,} more: see --json"] * (len(done.likely) > _SHOWN)
     if done.strangers:
         more = f" and {len(done.strangers) - _SHOWN:,} more" if len(done.strangers) > _SHOWN else ""
         named = ", ".join(done.strangers[:_SHOWN]) + more

@@ -24,7 +24,7 @@ from schemas import local
 from schemas.errors import UsageError, advice, one_line
 
 MARK = "_teachonce_export.json"
-_OURS = re.compile(r"[0-9a-f]{32}\.parquet(?P<part>\.part(?:-[0-9a-f]{8})?)?")
+_OURS = re.compile(r"(?:[0-9a-f]{32}\.parquet|_teachonce_export\.json)(?P<part>\.part(?:-[0-9a-f]{8})?)?")
 _AGAIN = "Say --overwrite to write it anew, or name another folder"
 
 
@@ -41,14 +41,19 @@ def begin(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> Path
     folder = Path(out)
     with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        names = sorted(path.name for path in folder.iterdir())
+        found = {path.name: _OURS.fullmatch(path.name) for path in folder.iterdir()}
+        parts = [name for name, ours in found.items() if ours and ours["part"]]
+        whole = sorted(found.keys() - {*parts, MARK})
         before = _mark(folder)
-        _refuse_others(folder, names, before, asked, overwrite=overwrite)
+        if others := [name for name in whole if not found[name]]:
+            raise UsageError("an export goes to a new or empty folder", where=folder, got=others[0])
         same = before is not None and before["asked"] == asked
-        found = ((name, _OURS.fullmatch(name)) for name in names)
-        local.delete(str(folder), [name for name, ours in found if ours and (ours["part"] or not same)])
-        if before is None or not same:
-            _put_mark(folder, asked, complete=False, files={})
+        if whole and not same and not overwrite:
+            raise _another(folder, whole[0], before, asked)
+        if whole and not same:  # of neither, until what was is gone
+            _put_mark(folder, {}, complete=False, files={})
+        local.delete(str(folder), parts if same else [*parts, *whole])
+        _put_mark(folder, asked, complete=False, files={})
     return folder
 
 
@@ -64,8 +69,12 @@ def is_whole(path: Path, schema: pa.Schema, rows: int) -> bool:
         try:
             local.size(str(path.parent), path.name)
             found = pq.ParquetFile(path)
-        except (FileNotFoundError, pa.ArrowInvalid):
+        except (FileNotFoundError, pa.ArrowException):
             return False
+        except OSError as error:
+            if error.errno is None:  # Arrow's own, of a footer that is none
+                return False
+            raise
         with found:
             return bool(found.metadata.num_rows == rows and found.schema_arrow.equals(schema))
 
@@ -114,26 +123,14 @@ def _put_mark(
     local.write(str(folder), MARK, text.encode() + b"\n", replace=True)
 
 
-def _refuse_others(
-    folder: Path,
-    names: list[str],
-    before: Mapping[str, Any] | None,
-    asked: Mapping[str, Any],
-    *,
-    overwrite: bool,
-) -> None:
-    left = [name for name in names if name != MARK and not _OURS.fullmatch(name)]
-    if left:
-        raise UsageError("an export goes to a new or empty folder", where=folder, got=left[0])
-    if overwrite or not names or (before is not None and before["asked"] == asked):
-        return
+def _another(
+    folder: Path, name: str, before: Mapping[str, Any] | None, asked: Mapping[str, Any]
+) -> UsageError:
     if before is None:
-        got = next((name for name in names if name != MARK), MARK)
-        raise UsageError("an export goes to a new or empty folder", where=folder, got=got, do=_AGAIN)
+        return UsageError("an export goes to a new or empty folder", where=folder, got=name, do=_AGAIN)
     state = "a whole export" if before["complete"] else "an unfinished export"
-    raise UsageError(
-        f"the folder holds {state} of something else", where=folder, do=_AGAIN, **_differs(before, asked)
-    )
+    what = f"the folder holds {state} of something else"
+    return UsageError(what, where=folder, do=_AGAIN, **_differs(before, asked))
 
 
 def _differs(before: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, str]:

@@ -57,10 +57,10 @@ class Storage:
                 Delta misreads.
         """
         text = os.fspath(root)
-        scheme = urlsplit(text).scheme if "://" in text else ""
-        if scheme in ("", "file"):
-            return cls(root=_local_root(unquote(urlsplit(text).path) if scheme else text), store=None)
         try:
+            scheme = urlsplit(text).scheme if "://" in text else ""
+            if scheme in ("", "file"):
+                return cls(root=_local_root(unquote(urlsplit(text).path) if scheme else text), store=None)
             return cls(root=text.rstrip("/"), store=from_url(text, client_options=_client_options()))
         except (BaseError, ValueError) as error:
             raise UsageError(
@@ -279,6 +279,8 @@ class Storage:
 
 def _local_root(text: str) -> str:
     path = str(Path(text).absolute())
+    if "\0" in path or any("\ud800" <= char <= "\udfff" for char in path):
+        raise UsageError("a cache's path is no UTF-8 text", where=path, do="Choose another folder")
     if unquote(path) != path:
         raise UsageError(
             "a cache's path cannot hold a percent escape: Delta would look elsewhere",

@@ -119,6 +119,8 @@ def test_what_a_folder_holds(own_cache, call, tmp_path):
         *([verb, f"--{HOSTILE}={HOSTILE}"] for verb in teachonce.VERBS),
         ["inspect", "/nowhere", "--rows", HOSTILE],
         ["inspect", "s3://" + HOSTILE],
+        ["inspect", "file://[" + HOSTILE],
+        ["inspect", "no-utf8-\udcff"],
         ["vacuum", "/nowhere", f"--older_than={HOSTILE}"],
         ["forget", "/nowhere", f"--ids={HOSTILE}"],
         ["thin", "/nowhere", f"--keep={HOSTILE}", "--out=/nowhere/else"],
