@@ -53,6 +53,14 @@ def test_a_line_tells_what_how_much_how_fast_and_how_long(monkeypatch):
     state.start_teacher()
     state.add(examples=10, tokens=30_000)
     assert state.line() == "teacher: 10 examples, 30,000 of 90,000 tokens (33%), 3,000 tokens/s, 0:20 left"
+    state.add(examples=20, tokens=59_900)
+    assert "(99%)" in state.line(), "nothing is done before its time"
+    state.add(examples=1, tokens=100)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 130.0)
+    told = "teacher: all of 90,000 tokens scored; encoding, sealing and committing the last shards (for 0:20)"
+    assert state.line() == told
+    state.start_commit()
+    assert state.line() == "committing: 1,200 documents read, 90,000 tokens scored"
     state.reset()
     assert state.line() == "reading: 0 documents, 0 new tokens"
 
