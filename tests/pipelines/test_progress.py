@@ -126,7 +126,7 @@ def test_a_run_ends_at_all_of_its_tokens(tmp_path, corpus, teacher, whole):
     totals = whole[1].totals
     assert (PROGRESS.documents, PROGRESS.examples) == (24, totals.examples)
     assert PROGRESS.tokens == PROGRESS.tokens_found == totals.tokens
-    assert "(100%)" in PROGRESS.line()
+    assert PROGRESS.line() == f"committing: 24 documents read, {totals.tokens:,} tokens scored"
 
 
 def test_shards_are_looked_at_and_then_finished():
@@ -134,7 +134,9 @@ def test_shards_are_looked_at_and_then_finished():
     state.expect("thin", sources=1200, units=3)
     state.add(seen=600)
     assert state.line() == "thin: 600 of 1,200 shards looked at (50%)"
-    state.add(seen=600, finished=1)
+    state.add(seen=600)
+    assert state.line() == "thin: all of 1,200 shards looked at; writing"
+    state.add(finished=1)
     assert state.line() == "thin: 1 of 3 shards finished (33%)"
     state.expect("forget", sources=0)
     assert state.line() == "forget: 0 of 0 shards looked at (0%)"
@@ -150,10 +152,10 @@ def test_the_verbs_without_a_teacher_tell_how_far_they_are(nights, tmp_path, cap
     for call, last in (
         (
             ["thin", cache, "--keep=top_k:3", f"--out={out}"],
-            f"thin: {count} of {count} shards finished (100%)",
+            f"thin: all of {count} shards finished; committing",
         ),
-        (["compact", cache], "compact: 1 of 1 shards finished (100%)"),
-        (["forget", cache, f"--ids={ids}"], f"forget: {count + 1} of {count + 1} shards looked at (100%)"),
+        (["compact", cache], "compact: all of 1 shards finished; committing"),
+        (["forget", cache, f"--ids={ids}"], f"forget: all of {count + 1} shards looked at; committing"),
     ):
         assert teachonce.main(call) == 0
         told = capfd.readouterr()
