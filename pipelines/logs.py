@@ -14,12 +14,14 @@ def log_on_stderr() -> Iterator[None]:
     """What the pipelines warn of; as a library they leave that to their caller's logging."""
     logger, handler = logging.getLogger("pipelines"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("teachonce: %(message)s"))
-    logger.propagate = False
+    before, logger.propagate = logger.level, False
+    logger.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before)
         logger.propagate = True
 
 
