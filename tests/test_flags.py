@@ -48,9 +48,9 @@ GOOD = {
     "export": ["{cache} --out={new} --version=0 --format=parquet --columns=input_ids,ids --json"],
     "compact": ["{cache} --unit_tokens=99999 --row_group_tokens=100 --no_progress --json"],
     "thin": [
-        "{cache} --keep=threshold:1/2 --out={new} --scalars entropy logsumexp --temperatures 1 --own_logits "
+        "{cache} --keep=threshold:1/2 --out={new} --scalars entropy logsumexp --temperatures 1 2 --own_logits "
         "--row_group_tokens=99 --no_progress --json",
-        "{cache} --keep=threshold:1/2 --out={new} --temperatures 1 --no-own_logits --no_progress",
+        "{cache} --keep=top_k:2 --out={new} --temperatures 1 --no-own_logits --no_progress",
     ],
     "forget": ["{cache} --ids={ids} --force --no_progress --json"],
     "vacuum": ["{cache} --older_than=7d --dry_run --json"],
