@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any, get_args
-
-from transformers.utils import logging as transformers_logging
 
 from pipelines.config import (
     CorpusConfig,
@@ -22,6 +18,7 @@ from pipelines.config import (
     TeacherConfig,
 )
 from pipelines.corpus_flags import add_corpus_flags
+from pipelines.logs import log_on_stderr, quiet
 from pipelines.report import outcome_of, summary_table
 from pipelines.rescore import RescoreConfig, Rescored, mean_distance, rescore
 from pipelines.run import precompute as run_precompute
@@ -277,23 +274,3 @@ def _print_rescored(found: Rescored, cache: Cache, checked: Verified, *, as_json
         f"scored again: {found.examples:,} examples, {found.positions:,} positions\n"
         f"{mean_distance(cache.spec)} to the teacher: {found.mean_kl_nats:.3g} nats, largest {found.max_kl_nats:.3g}\n"
     )
-
-
-@contextlib.contextmanager
-def log_on_stderr() -> Iterator[None]:
-    """What the pipelines warn of; as a library they leave that to their caller's logging."""
-    logger, handler = logging.getLogger("pipelines"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("teachonce: %(message)s"))
-    logger.propagate = False
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = True
-
-
-def quiet() -> None:
-    """The teacher's loading bars stay off the screen."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

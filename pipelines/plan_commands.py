@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.commands import quiet, run_config, run_parser, split_beam
+from pipelines.commands import run_config, run_parser, split_beam
+from pipelines.logs import log_on_stderr, quiet
 from pipelines.plan import SAMPLE_TOKENS, Expected, Plan
 from pipelines.plan import plan as make_plan
 from pipelines.report import labels_read
@@ -57,7 +58,8 @@ def plan(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(own)
     config = run_config(arguments, beam)
     begin_report(arguments.report)
-    found = make_plan(config, sample_tokens=arguments.sample_tokens, epochs=arguments.epochs)
+    with log_on_stderr():
+        found = make_plan(config, sample_tokens=arguments.sample_tokens, epochs=arguments.epochs)
     finish_report(arguments.report, {"outcome": "planned", "status": DONE, "reason": None, **found.to_json()})
     if arguments.json:
         sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")

@@ -16,11 +16,12 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 import schemas.errors
+from pipelines.agreement import agreed
 from pipelines.beam_options import parse_beam_options
 from pipelines.claims import forget_claims
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus import Piece, find_pieces
-from pipelines.fingerprint import ResolvedTeacher, make_header, resolve
+from pipelines.fingerprint import make_header, resolve
 from pipelines.gate import Run
 from pipelines.job import Job, build
 from pipelines.labels import LabelMap
@@ -29,25 +30,21 @@ from pipelines.preflight import check_teacher, first_records
 from pipelines.processes import refuse_workers, with_workers
 from pipelines.progress import shown
 from pipelines.provenance import job_provenance
-from pipelines.same_teacher import reconciled
 from pipelines.teacher import pick_device
-from schemas.cache import RUNS_FOLDER, base_version, read_header
+from schemas.cache import RUNS_FOLDER, base_version
 from schemas.commits import NO_VERSION
 from schemas.errors import (
     CacheError,
     ConflictError,
-    MismatchError,
-    NoCacheError,
     TeachonceError,
     UsageError,
     one_line,
 )
 from schemas.history import end_lease, living_runs, new_run, orphans, take_lease, told_of
 from schemas.memory import FORGOTTEN_FOLDER, UNSCORED_FOLDER, refuse_lost_memory, remembered_names
-from schemas.policies import former_default, keeps_whole
 from schemas.process import refuse_to_go_on
 from schemas.shards import Totals
-from schemas.spec import Fingerprint, Header, Spec, differences
+from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage import Storage
 
 _LOG = logging.getLogger(__name__)
@@ -151,8 +148,8 @@ def prepare(
             take_lease(storage, run)
         _tell_of_others(storage, run)
         runner = options.view_as(StandardOptions).runner
-        agreed = _agreed(storage, config, teacher, asked)
-        job = _job(config, run, storage, agreed=agreed, pieces=pieces, runner=runner, started=started)
+        found = agreed(storage, config, teacher, asked)
+        job = _job(config, run, storage, agreed=found, pieces=pieces, runner=runner, started=started)
         return job, options
     except BaseException:
         with contextlib.suppress(CacheError):
@@ -275,46 +272,6 @@ def label_map(spec: Spec) -> LabelMap | None:
     if spec.task == "causal-lm":
         return None
     return LabelMap.of(spec.label_names, spec.vocab_size, spec.score)
-
-
-def _agreed(
-    storage: Storage, config: PrecomputeConfig, teacher: ResolvedTeacher, asked: Header
-) -> tuple[Header, Fingerprint]:
-    """The cache's own header where there is one, and what the teacher is found to be.
-
-    Names and other words for people are the first run's; a default that was another when the cache was made is too.
-    """
-    try:
-        existing = read_header(storage)
-    except NoCacheError:
-        refuse_whole(asked.spec)
-        return asked, asked.fingerprint
-    if config.keep is None and existing.spec.keep == former_default(asked.spec.vocab_size):
-        asked = make_header(replace(config, keep=existing.spec.keep), teacher)
-    shown, told = reconciled(storage, existing, asked.fingerprint, teacher)
-    if lines := [*differences(existing, replace(asked, fingerprint=shown)), *told]:
-        raise MismatchError(
-            "this run would mix another teacher or spec into the cache",
-            where=storage.root,
-            got="; ".join(lines),
-            do="Use the flags that the cache was made with, or another --cache",
-        )
-    return existing, asked.fingerprint
-
-
-def refuse_whole(spec: Spec) -> None:
-    """A policy that would cut nothing is `all`, with the scalars of `all`.
-
-    Raises:
-        UsageError: it keeps every score under another name.
-    """
-    if keeps_whole(spec.keep, spec.vocab_size):
-        raise UsageError(
-            "--keep keeps every score of every position",
-            expected=f"fewer than the teacher's {spec.vocab_size:,}",
-            got=spec.keep,
-            do="Say --keep all, or a smaller policy",
-        )
 
 
 def _refuse_own_disks(storage: Storage, options: PipelineOptions) -> None:

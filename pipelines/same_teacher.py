@@ -26,7 +26,7 @@ from pipelines.fingerprint import ResolvedTeacher
 from pipelines.probe import PROBES
 from pipelines.teacher_files import config_text, former_hash, plain, sha256
 from schemas.cache import read_tokenizer_file
-from schemas.errors import CacheError, one_line
+from schemas.errors import one_line
 from schemas.identity import canonical_json
 from schemas.spec import Fingerprint, Header
 from schemas.storage import Storage
@@ -88,7 +88,7 @@ def _other_config(cache: Header, folder: str) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RecursionError) as error:
         return [f"the cache's copy cannot be opened ({one_line(error)})"]
     names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
-    return [f"{name}: cache {ours.get(name)!r}, teacher {theirs.get(name)!r}" for name in names]
+    return [f"{name}: cache {_short(ours.get(name))}, teacher {_short(theirs.get(name))}" for name in names]
 
 
 def _opened(text: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _other_tokenizer(storage: Storage, cache: Header, teacher: ResolvedTeacher) 
         return []  # what earlier releases hashed: the files that the library writes
     try:
         stored = _stored_tokenizer(storage, cache)
-    except (CacheError, OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:  # noqa: BLE001  the tokenizers library raises nothing narrower
         return [f"the cache's cannot be opened ({one_line(error)})"]
     return other_ids(stored, teacher.tokenizer)
 
@@ -179,4 +179,4 @@ def _probes(tokenizer: Any) -> Iterator[str]:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}... ({len(value):,})"
+    return text if len(text) <= 60 else f"{text[:60]}..."

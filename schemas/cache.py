@@ -249,11 +249,7 @@ class Cache:
 
 
 def read_tokenizer_file(storage: Storage, header: Header, name: str) -> bytes:
-    """One checked file of the teacher's tokenizer, whether or not anything was committed.
-
-    Raises:
-        CorruptionError: it is missing, or not the one that was stored.
-    """
+    """One checked file of the teacher's tokenizer, whether or not anything was committed."""
     where = f"{storage.root}/{TOKENIZER_FOLDER}/{name}"
     try:
         data = storage.read(f"{TOKENIZER_FOLDER}/{name}")

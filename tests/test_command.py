@@ -13,6 +13,7 @@ import pytest
 
 import teachonce
 from schemas import Cache
+from schemas.errors import TooManyRejectsError, UsageError
 from tests.pipelines import models
 from tests.pipelines.helpers import compress, documents, write_jsonl
 
@@ -206,14 +207,44 @@ def test_another_teacher_for_the_same_cache_is_status_1(capsys, tmp_path, flags)
     )
 
 
+def test_a_policy_that_cuts_nothing_is_refused_unless_the_cache_has_it(capsys, tmp_path, flags):
+    for keep in ("top_k:5000", "top_k:300", "threshold:1/8,k=300"):
+        told_ = refused(capsys, "precompute", *flags, f"--keep={keep}")
+        assert "--keep keeps every score of every position" in told_
+        assert "Say --keep all" in told_
+    assert told(capsys, "precompute", *flags, "--keep=top_k:299")[0] == 0
+
+
+def test_the_default_of_a_language_model_is_a_threshold_at_every_size(capsys, tmp_path, flags):
+    assert told(capsys, "plan", *flags, "--json")[0] == 0
+    status, out, _ = told(capsys, "plan", *flags)
+    assert (status, "threshold:0.03125,k=1" in out) == (0, True)
+    assert told(capsys, "precompute", *flags)[0] == 0
+    assert str(Cache.open(tmp_path / "cache").spec.keep) == "threshold:0.03125,k=1"
+
+
+def test_a_cache_of_the_former_default_is_gone_on_with_by_the_same_command(capsys, tmp_path, flags):
+    assert told(capsys, "precompute", *flags, "--keep=all")[0] == 0
+    more = write_jsonl(tmp_path / "more.jsonl", documents(10))
+    assert told(capsys, "precompute", *flags, f"--corpus={more}")[0] == 0
+    opened = Cache.open(tmp_path / "cache")
+    assert (str(opened.spec.keep), opened.version, opened.spec.scalars[-1]) == ("all", 1, "logsumexp")
+
+
+def test_any_other_policy_must_be_said_again(capsys, tmp_path, flags):
+    assert told(capsys, "precompute", *flags, "--keep=top_k:5")[0] == 0
+    status, _, err = told(capsys, "precompute", *flags)
+    assert (status, "spec.keep: cache top_k:5, run threshold:0.03125,k=1" in err) == (1, True)
+
+
 def test_traceback_raises_the_error_itself(flags):
-    with pytest.raises(teachonce.UsageError, match="no_such_flag"):
+    with pytest.raises(UsageError, match="no_such_flag"):
         teachonce.main(["precompute", *flags, "--traceback", "--no_such_flag"])
 
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(teachonce.UsageError("x"), 2), (teachonce.TooManyRejectsError("x"), 3), (KeyboardInterrupt(), 1)],
+    [(UsageError("x"), 2), (TooManyRejectsError("x"), 3), (KeyboardInterrupt(), 130)],
 )
 def test_an_error_has_its_status(capsys, monkeypatch, error, expected):
     def fail(*_):

@@ -23,8 +23,8 @@ SHARED = [
     "--task=causal-lm --dtype=float32 --device=cpu --attn_implementation=eager --trust_remote_code --allow_pickle "
     "--cache={new} --keep=threshold:1/8,k=2 --own_logits --sample_seed=-3 --scalars entropy logsumexp "
     "--features mean:-1 --feature_dtype=float32 --temperatures 1 2 --score=softmax --max_length=24 --stride=2 "
-    "--keep_text --batch_tokens=256 --unit_tokens=500 --row_group_tokens=100 --min_ram=1GB --max_reject_fraction=0.5 --prune "
-    "--accelerator=type:nvidia-l4;count:1 --max_prune_fraction=0.5 --replace --retry_rejects --max_hours=1 "
+    "--keep_text --batch_tokens=256 --unit_tokens=500 --row_group_tokens=100 --min_ram=1GB --max_reject_fraction=0.5 "
+    "--prune --accelerator=type:nvidia-l4;count:1 --max_prune_fraction=0.5 --replace --retry_rejects --max_hours=1 "
     "--max_drift_kl=0.1 --workers=1 --report={report} --no_progress",
     "--corpus={chats} --messages_field=messages --supervise=assistant --teacher={causal} --task=causal-lm "
     "--cache={new} --no_progress --max_length=64 --device_map=auto",
@@ -48,9 +48,9 @@ GOOD = {
     "export": ["{cache} --out={new} --version=0 --format=parquet --columns=input_ids,ids --json"],
     "compact": ["{cache} --unit_tokens=99999 --row_group_tokens=100 --no_progress --json"],
     "thin": [
-        "{cache} --keep=threshold:1/2 --out={new} --scalars entropy logsumexp --temperatures 1 --own_logits "
+        "{cache} --keep=threshold:1/2 --out={new} --scalars entropy logsumexp --temperatures 1 2 --own_logits "
         "--row_group_tokens=99 --no_progress --json",
-        "{cache} --keep=threshold:1/2 --out={new} --temperatures 1 --no-own_logits --no_progress",
+        "{cache} --keep=top_k:2 --out={new} --temperatures 1 --no-own_logits --no_progress",
     ],
     "forget": ["{cache} --ids={ids} --force --no_progress --json"],
     "vacuum": ["{cache} --older_than=7d --dry_run --json"],

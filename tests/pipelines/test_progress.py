@@ -53,6 +53,14 @@ def test_a_line_tells_what_how_much_how_fast_and_how_long(monkeypatch):
     state.start_teacher()
     state.add(examples=10, tokens=30_000)
     assert state.line() == "teacher: 10 examples, 30,000 of 90,000 tokens (33%), 3,000 tokens/s, 0:20 left"
+    state.add(examples=20, tokens=59_900)
+    assert "(99%)" in state.line(), "nothing is done before its time"
+    state.add(examples=1, tokens=100)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 130.0)
+    told = "teacher: all of 90,000 tokens scored; encoding, sealing and committing the last shards (for 0:20)"
+    assert state.line() == told
+    state.start_commit()
+    assert state.line() == "committing: 1,200 documents read, 90,000 tokens scored"
     state.reset()
     assert state.line() == "reading: 0 documents, 0 new tokens"
 
@@ -118,7 +126,7 @@ def test_a_run_ends_at_all_of_its_tokens(tmp_path, corpus, teacher, whole):
     totals = whole[1].totals
     assert (PROGRESS.documents, PROGRESS.examples) == (24, totals.examples)
     assert PROGRESS.tokens == PROGRESS.tokens_found == totals.tokens
-    assert "(100%)" in PROGRESS.line()
+    assert PROGRESS.line() == f"committing: 24 documents read, {totals.tokens:,} tokens scored"
 
 
 def test_shards_are_looked_at_and_then_finished():
@@ -126,7 +134,9 @@ def test_shards_are_looked_at_and_then_finished():
     state.expect("thin", sources=1200, units=3)
     state.add(seen=600)
     assert state.line() == "thin: 600 of 1,200 shards looked at (50%)"
-    state.add(seen=600, finished=1)
+    state.add(seen=600)
+    assert state.line() == "thin: all of 1,200 shards looked at; writing"
+    state.add(finished=1)
     assert state.line() == "thin: 1 of 3 shards finished (33%)"
     state.expect("forget", sources=0)
     assert state.line() == "forget: 0 of 0 shards looked at (0%)"
@@ -142,10 +152,10 @@ def test_the_verbs_without_a_teacher_tell_how_far_they_are(nights, tmp_path, cap
     for call, last in (
         (
             ["thin", cache, "--keep=top_k:3", f"--out={out}"],
-            f"thin: {count} of {count} shards finished (100%)",
+            f"thin: all of {count} shards finished; committing",
         ),
-        (["compact", cache], "compact: 1 of 1 shards finished (100%)"),
-        (["forget", cache, f"--ids={ids}"], f"forget: {count + 1} of {count + 1} shards looked at (100%)"),
+        (["compact", cache], "compact: all of 1 shards finished; committing"),
+        (["forget", cache, f"--ids={ids}"], f"forget: all of {count + 1} shards looked at; committing"),
     ):
         assert teachonce.main(call) == 0
         told = capfd.readouterr()
