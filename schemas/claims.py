@@ -10,8 +10,9 @@ Cost: a look at each page's header, of which a row group has about forty: a few 
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -86,7 +87,7 @@ def check_counts(group: RowGroup, spec: Spec, where: str) -> None:
                 got=f"{value:,}",
                 do=REPAIR,
             )
-    _refuse_large(4 * sum(_values(column, group, spec) for column in columns(spec)), group, where)
+    _refuse_large(4 * sum(one.values(group) for one in _plan(spec)), group, where)
 
 
 class Fetched(NamedTuple):
@@ -99,20 +100,24 @@ class Fetched(NamedTuple):
 
 
 def check_pages(
-    fetched: Fetched, metadata: pq.RowGroupMetaData, asked: Iterable[Column], where: str
+    fetched: Fetched, metadata: pq.RowGroupMetaData, where: str, asked: Collection[str] | None = None
 ) -> dict[str, pq.ColumnChunkMetaData]:
-    """Asserts that the pages of some columns hold what the footer counts; returns all columns' chunks by path.
+    """Asserts that the pages of the columns in `asked` (None: all) hold what the footer counts; all chunks by path.
 
     Raises:
         CorruptionError: naming the column.
     """
     chunks = {chunk.path_in_schema: chunk for chunk in map(metadata.column, range(metadata.num_columns))}
     total = 0
-    for column in asked:
-        size = _plain_bytes(fetched, chunks.get(column.path), column)
+    for one in _plan(fetched.spec):
+        if asked is not None and one.column.name not in asked:
+            continue
+        size = _plain_bytes(fetched, chunks.get(one.path), one)
         if size is None:
             raise CorruptionError(
-                f"column {column.name} has pages that are not what its footer counts", where=where, do=REPAIR
+                f"column {one.column.name} has pages that are not what its footer counts",
+                where=where,
+                do=REPAIR,
             )
         total += size
     _refuse_large(total, fetched.group, where)
@@ -155,45 +160,52 @@ def parse_metadata(data: bytes) -> pq.FileMetaData:
         return file.metadata
 
 
-def _plain_bytes(fetched: Fetched, chunk: pq.ColumnChunkMetaData | None, column: Column) -> int | None:
+def _plain_bytes(fetched: Fetched, chunk: pq.ColumnChunkMetaData | None, expected: _Expected) -> int | None:
     """Bytes of a column's pages after decompression, at most; None where they are not what the footer counts."""
-    kind = _physical(column)
-    if chunk is None or chunk.physical_type != kind:
+    if chunk is None or chunk.physical_type != expected.kind:
         return None
     (begin, end), start, group = chunk_span(chunk), fetched.start, fetched.group
-    count, most = chunk.num_values, _values(column, group, fetched.spec) + group.examples
+    count = chunk.num_values
     inside = max(group.start, start) <= begin <= end <= min(group.end, start + len(fetched.data))
-    if not (inside and group.examples <= count <= most):
+    if not (inside and group.examples <= count <= expected.values(group) + group.examples):
         return None
-    return _walk(
-        fetched.data[begin - start : end - start],
-        count,
-        is_number=kind != "BYTE_ARRAY",
-        repeats=kind == "BYTE_ARRAY",
-    )
+    is_text = expected.kind == "BYTE_ARRAY"
+    return _walk(fetched.data[begin - start : end - start], count, is_number=not is_text, repeats=is_text)
 
 
-def _physical(column: Column) -> str:
-    return _PHYSICAL.get(str(_leaf(column)), "INT32")
+class _Expected(NamedTuple):
+    """What a column of a spec has at most: so many values for each of what the footer counts."""
+
+    column: Column
+    path: str
+    kind: str
+    """Parquet's physical type."""
+    of: str
+    times: int
+
+    def values(self, group: RowGroup) -> int:
+        counted: int = getattr(group, self.of)
+        return counted * self.times
 
 
-def _leaf(column: Column) -> pa.DataType:
-    return column.type.value_type if pa.types.is_list(column.type) else column.type
+@functools.lru_cache(maxsize=16)
+def _plan(spec: Spec) -> tuple[_Expected, ...]:
+    return tuple(_expected(column, spec) for column in columns(spec))
 
 
-def _values(column: Column, group: RowGroup, spec: Spec) -> int:
-    """The most values that a column of a row group can have, by the footer's counts."""
-    if not pa.types.is_list(column.type):
-        return group.examples
+def _expected(column: Column, spec: Spec) -> _Expected:
+    leaf = column.type.value_type if pa.types.is_list(column.type) else column.type
     widths = {feature.column: feature.width for feature in spec.features}
-    if column.name in widths:
-        return widths[column.name] * group.examples
-    if column.name in ("input_ids", "token_type_ids"):
-        return group.tokens
-    of_entries = spec.score != "softmax" and column.name != "position_index"
-    if of_entries or column.name.startswith(("kept_", "sampled_")):
-        return group.entries
-    return group.positions * (len(spec.temperatures) if column.name == "logsumexp" else 1)
+    of, times = "positions", 1
+    if leaf is column.type or column.name in widths:
+        of, times = "examples", widths.get(column.name, 1)
+    elif column.name in ("input_ids", "token_type_ids"):
+        of = "tokens"
+    elif column.name.startswith(("kept_", "sampled_", "logits")) or leaf == pa.float32():
+        of = "entries"
+    if column.name == "logsumexp":
+        of, times = "positions", len(spec.temperatures)
+    return _Expected(column, column.path, _PHYSICAL.get(str(leaf), "INT32"), of, times)
 
 
 def _walk(data: memoryview, count: int, *, is_number: bool = False, repeats: bool = False) -> int | None:

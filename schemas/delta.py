@@ -74,14 +74,14 @@ def live_rows(storage: Storage, table: DeltaTable) -> list[tuple[str, int, int]]
     with told("the cache's log cannot be read", f"{storage.root}/_delta_log"):
         rows = _rows_of(actions)
     for row in rows:
-        parse_name(row[0])
+        parse_name(str(row[0]))
         if len(row) < len(_SHARD_COLUMNS) or not all(type(n) is int and 0 < n < MAX_COUNT for n in row[1:]):
             where = f"{storage.root}, version {table.version()}, {row[0]}"
             raise CorruptionError("a log entry counts no rows", where=where)
     return rows
 
 
-def _rows_of(actions: Any) -> list[tuple[str, int, int]]:
+def _rows_of(actions: Any) -> list[Any]:
     known = [actions[name].to_pylist() for name in _SHARD_COLUMNS if name in actions.schema.names]
     return list(zip(*known, strict=True))
 

@@ -204,13 +204,14 @@ def _table(file: pq.ParquetFile, index: int, fetched: Fetched, where: str) -> pa
     group, spec = file.metadata.row_group(index), fetched.spec
     if group.num_rows != fetched.group.examples:
         raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
-    chunks = check_pages(fetched, group, columns(spec), where)
-    planes = [c for c in columns(spec) if c.is_planes_of_lists]
+    chunks = check_pages(fetched, group, where)
+    every = columns(spec)
+    planes = [c for c in every if c.is_planes_of_lists]
     found = {
         c: read_lists(fetched.data, chunks[c.path], fetched.start, c.type, group.num_rows) for c in planes
     }
     lists = {c: array for c, array in found.items() if array is not None}
-    table = file.read_row_group(index, columns=[c.name for c in columns(spec) if c not in lists])
+    table = file.read_row_group(index, columns=[c.name for c in every if c not in lists])
     for column, array in lists.items():
         table = table.append_column(column.field, array)
     return table
@@ -249,7 +250,7 @@ def _identities(storage: Storage, name: str, opened: OpenFooter, index: int, spe
     spans = [chunk_span(chunk) for chunk in chunks if chunk.path_in_schema in paths]
     start, end = max(group.start, min(spans)[0]), min(group.end, max(end for _, end in spans))
     data = storage.read_range(name, start, end)
-    check_pages(Fetched(memoryview(data), start, group, spec), metadata, asked, where)
+    check_pages(Fetched(memoryview(data), start, group, spec), metadata, where, identity_columns(spec))
     segments = {start: data, group_end(opened): opened.data}
     file = pq.ParquetFile(Segments(segments, opened.size), metadata=opened.metadata)
     check_schema(file.schema_arrow, spec, where)
