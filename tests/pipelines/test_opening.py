@@ -20,7 +20,15 @@ from tests.pipelines.families import (
     tokenizer,
 )
 
-T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0, "without": ("hidden_size",)}
+T5 = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+    "without": ("hidden_size",),
+}
 FALCON = {
     "mamba_d_ssm": 32,
     "mamba_n_heads": 4,
