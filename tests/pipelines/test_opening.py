@@ -38,7 +38,7 @@ FALCON = {
     "head_dim": 16,
     "lm_head_multiplier": 0.25,
 }
-GRIFFIN = {"lru_width": 32, "attention_window_size": 16, "logits_soft_cap": 3.0}
+GRIFFIN = {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 16, "logits_soft_cap": 3.0}
 WORKING = {
     "infinity in the config": (CAUSAL, "mamba2", MAMBA, ()),
     "a classifier without hidden states": (CLASSES, "bart", ENCODER_DECODER, ()),
