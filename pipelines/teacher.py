@@ -148,7 +148,9 @@ class Teacher:
         if self.head is None:
             options = {"output_hidden_states": True} if self.spec.features else {}
             output = self.body(**accepted(self._takes, **named, **options))
-            return output.logits.to(self.device), self._features(output.hidden_states, batch)
+            return output.logits.to(self.device), self._features(
+                getattr(output, "hidden_states", None), batch
+            )
         inner = any(feature.layer != self.num_layers for feature in self.spec.features)
         options = {"use_cache": False, "output_hidden_states": inner}
         output = self.body(**accepted(self._takes, **named, **options))

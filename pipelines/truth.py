@@ -135,8 +135,8 @@ def original_length(config: Any) -> int | None:
     for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
         kind = rope.get("rope_type", rope.get("type"))
         if kind in ("dynamic", "longrope"):
-            length = rope.get("original_max_position_embeddings") or getattr(
-                text, "max_position_embeddings", None
-            )
+            own = rope.get("original_max_position_embeddings")
+            length = own or getattr(text, "original_max_position_embeddings", None)
+            length = length or getattr(text, "max_position_embeddings", None)
             found += [length] if length else []
     return min(found, default=None)

@@ -19,7 +19,7 @@ AUTO = {
     CAUSAL: transformers.AutoModelForCausalLM,
     CLASSES: transformers.AutoModelForSequenceClassification,
 }
-TEXTS = ["A", "x y z", TEXT[0], "Nothing <pad> is </s> lost", TEXT[2] * 3, TEXT[1], "a b"]
+TEXTS = ["A.", "x y z", TEXT[0], "Nothing <pad> is </s> lost", TEXT[2] * 3, TEXT[1], "a b"]
 SHAPE = {
     "hidden_size": 32,
     "intermediate_size": 48,

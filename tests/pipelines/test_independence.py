@@ -32,6 +32,7 @@ LONG_ROPE = {
     "original_max_position_embeddings": 32,
     "rope_theta": 10000.0,
 }
+PHI = {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 32}
 FEATURES = ("--features", "mean:-1", "cls:-1", "last:1")
 FAMILIES = {
     "the end of a text is its padding": (CLASSES, "gpt2", PADDED, END, FEATURES),
@@ -52,7 +53,7 @@ FAMILIES = {
         {"rope_parameters": ROPE, "max_position_embeddings": 32},
         FEATURES,
     ),
-    "frequencies of long texts": (CAUSAL, "phi3", LENGTH, {"rope_parameters": LONG_ROPE}, FEATURES),
+    "frequencies of long texts": (CAUSAL, "phi3", LENGTH, PHI, FEATURES),
 }
 
 

@@ -20,7 +20,15 @@ from tests.pipelines.families import (
     tokenizer,
 )
 
-T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 2, "without": ("hidden_size",)}
+T5 = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+    "without": ("hidden_size",),
+}
 FALCON = {
     "mamba_d_ssm": 32,
     "mamba_n_heads": 4,
@@ -30,7 +38,7 @@ FALCON = {
     "head_dim": 16,
     "lm_head_multiplier": 0.25,
 }
-GRIFFIN = {"lru_width": 32, "attention_window_size": 16, "logits_soft_cap": 3.0}
+GRIFFIN = {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 16, "logits_soft_cap": 3.0}
 WORKING = {
     "infinity in the config": (CAUSAL, "mamba2", MAMBA, ()),
     "a classifier without hidden states": (CLASSES, "bart", ENCODER_DECODER, ()),
