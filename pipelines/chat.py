@@ -1,7 +1,7 @@
 """Chat templates, rendered in a process of their own that is killed when it takes too long: see `chat_child.py`.
 
-One such process serves all threads of a worker; it costs 70 MB, two seconds to begin with, and about a tenth of a
-millisecond a conversation.
+One such process serves all threads of a worker; it costs 70 MB, two seconds to begin with, and 0.2 ms a
+conversation.
 """
 
 from __future__ import annotations

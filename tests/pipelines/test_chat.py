@@ -5,11 +5,17 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 from tokenizers import pre_tokenizers, processors
 
+from pipelines import CorpusConfig
 from pipelines import chat as chat_module
+from pipelines.documents import Source, read_document
+from pipelines.lines import Record
 from pipelines.rejects import RejectedError
 from schemas.errors import TeacherError
+from tests.pipelines import models
+from tests.pipelines.helpers import read, run, write_jsonl
 from tests.pipelines.models import byte_tokenizer
 from tests.pipelines.test_windows import document, tokeniser
 
@@ -300,3 +306,39 @@ def test_a_template_without_an_end_is_stopped_and_the_third_time_fails_the_run(m
         answers(maker, TALK)
     monkeypatch.undo()
     assert answers(maker, TALK[:2])[0][1] == found, "and the next process goes on"
+
+
+def test_a_run_stores_each_turn_with_its_tools_and_knows_them_again(tmp_path, monkeypatch):
+    template = THINKS.replace("{{ m.content }}", BODY)
+    monkeypatch.setattr(models, "CHAT_TEMPLATE", HEAD + template)
+    models.byte_tokenizer.cache_clear()
+    teacher = models.causal_teacher(tmp_path / "t")
+    models.byte_tokenizer.cache_clear()
+    corpus = write_jsonl(tmp_path / "c.jsonl", [{"messages": WEATHER, "tools": json.dumps(TOOLS)}])
+    flags = {"messages_field": "messages", "supervise": "assistant", "max_length": 512}
+    first = run(corpus, teacher, tmp_path / "c", **flags)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(teacher)
+    rows = sorted(read(tmp_path / "c").values(), key=lambda row: row["window_index"])
+    expected = [tokenizer.apply_chat_template(WEATHER[:end], tools=TOOLS, tokenize=False) for end in (2, 4)]
+    assert [tokenizer.decode(row["input_ids"]) for row in rows] == expected
+    found = [tokenizer.decode(row["input_ids"][row["positions"] + 1]) for row in rows]
+    assert found[1] == "<think></think>It rains.</s>"
+    assert found[0].endswith("</call></s>")
+    assert (first.new_documents, first.totals.examples) == (1, 2)
+    again = run(corpus, teacher, tmp_path / "c", **flags)
+    assert (again.committed, again.known_documents) == (False, 1)
+    other = [{"messages": WEATHER, "tools": json.dumps(TOOLS[:0])}, {"messages": WEATHER}]
+    third = run(write_jsonl(tmp_path / "d.jsonl", other), teacher, tmp_path / "c", **flags)
+    assert third.new_documents == 2, "what the template is given makes another document"
+
+
+def test_a_plain_conversation_has_the_hash_that_it_always_had():
+    corpus = CorpusConfig(files=("c",), messages_field="messages")
+    plain = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    forms = [plain, [{"content": m["content"], "role": m["role"], "tool_calls": None} for m in plain]]
+    for messages in forms:
+        record = Record(0, json.dumps({"messages": messages, "tools": TOOLS, "other": 1}).encode())
+        found, _ = read_document(record, Source("c", 0), corpus, None, "jsonl", variables=["documents"])
+        assert found.hash.hex() == "950f012e5abeff1252265f61f6201d19"
+        more, _ = read_document(record, Source("c", 0), corpus, None, "jsonl", variables=["tools"])
+        assert more.hash != found.hash

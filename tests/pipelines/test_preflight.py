@@ -11,7 +11,7 @@ from tokenizers import models as token_models
 import teachonce
 from pipelines import chat as chat_module
 from tests.pipelines import models
-from tests.pipelines.helpers import write_jsonl, write_parquet
+from tests.pipelines.helpers import compress, write_jsonl, write_parquet
 
 TALK = {
     "messages": [
@@ -191,6 +191,17 @@ def test_what_is_no_plain_file_is_refused_before_it_is_opened(tmp_path, tokenize
     status, _, err = inspect(capsys, place, tokenizer_folder)
     assert (status, len(err.splitlines())) == (2, 1)
     assert f"a {kind}" in err
+
+
+def test_a_packed_line_beyond_the_limit_is_a_reject_and_the_next_is_read(tmp_path, tokenizer_folder, capsys):
+    rows = [{"text": "a"}, {"text": "b" * 10**6}, {"text": "c"}]
+    corpus = compress(write_jsonl(tmp_path / "c.jsonl", rows), ".zst")
+    status, out, _ = inspect(
+        capsys, corpus, tokenizer_folder, "--max_line_bytes", "1000", "--supervise", "all"
+    )
+    assert status == 0
+    assert "line_too_long: expected at most 1,000 bytes a line (--max_line_bytes), got 1,000,012 bytes" in out
+    assert "line 3\n" in out
 
 
 def test_a_link_to_itself_matches_nothing(tmp_path, tokenizer_folder, capsys):

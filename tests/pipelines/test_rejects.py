@@ -86,7 +86,7 @@ def no_teacher(monkeypatch):
 def test_a_wrong_text_field_is_found_before_the_teacher_starts(tmp_path, teacher, write):
     name = "c.jsonl" if write is write_jsonl else "c.parquet"
     file = write(tmp_path / name, documents(9))
-    with pytest.raises(UsageError, match="--text_field content: none of the first 9 records .*: text"):
+    with pytest.raises(UsageError, match=r"--text_field content: none of the first 9 records .*: text"):
         run(file, teacher, tmp_path / "c", text_field="content")
     assert not (tmp_path / "c").exists()
 
