@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from schemas.errors import TrainingError, one_line
 from trainer.checkpoints import FINISHED, SAVING, check_whole, checkpoint_name, finish, publish, rotate, seal
@@ -81,10 +81,9 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
         """Transformers would go on logging, evaluating and saving as the checkpoint's run did, whatever is asked."""
         begun = super()._init_training_state(max_steps, *others)
         self.state.compute_steps(self.args, max_steps)
-        if self.saved is not None and self.state.best_global_step:
-            self.state.best_model_checkpoint = str(
-                self.saved.parent / checkpoint_name(self.state.best_global_step)
-            )
+        best = self.state.best_global_step
+        if self.saved is not None and best and (place := self.saved.parent / checkpoint_name(best)).is_dir():
+            self.state.best_model_checkpoint = str(place)
         return begun
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
@@ -94,14 +93,24 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
             return
         super()._run_epoch(*arguments, **keywords)
 
-    def begin(self, checkpoint: Path | None, manifest: Manifest | None) -> None:
-        """Takes from a checkpoint what transformers does not know of.
+    def run(self, checkpoint: Path | None, manifest: Manifest | None) -> TrainOutput:
+        """Trains from a checkpoint or from the start, and writes the finished student.
 
         Raises:
             UsageError: the best weights so far are gone, and may be asked for at the end.
+            TrainingError: a step was not finite, or what was trained cannot be saved.
+            Stopped: a signal came.
         """
-        if checkpoint is None or manifest is None:
-            return
+        if checkpoint is not None and manifest is not None:
+            self._take_up(checkpoint, manifest)
+        try:
+            result = self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        except EvaluationStopped:
+            raise self._stopped("stopped in an evaluation before the next step; nothing is lost") from None
+        self.save_finished()
+        return result
+
+    def _take_up(self, checkpoint: Path, manifest: Manifest) -> None:
         self.saved, self.evaluation_due = checkpoint, manifest.evaluation_due
         best = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_global_step
         if best and self.args.load_best_model_at_end:
@@ -111,9 +120,8 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
         """Makes up for the evaluation in which the run was stopped."""
         if not self.evaluation_due:
             return
-        self._load_rng_state(
-            str(self.saved)
-        )  # the checkpoint is written anew, before the loop would take it from there
+        # The checkpoint is written anew below, before the loop would take its random numbers from there.
+        self._load_rng_state(str(self.saved))
         is_best = self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
         self.evaluation_due = False
         if is_best or self.args.save_strategy != SaveStrategy.BEST:
@@ -135,12 +143,12 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
         if self.saved != place or self.evaluation_due:
             self._save_checkpoint(self.model, None)
         self.callback_handler.on_train_end(self.args, self.state, self.control)
-        number = self._signals.asked or int(signal.SIGTERM)
         step, total = self.state.global_step, self.state.max_steps
-        raise Stopped(
-            number,
-            f"{name_of(number)}: stopped after step {step} of {total}, which is saved in {place}; {GO_ON}",
-        )
+        raise self._stopped(f"stopped after step {step} of {total}, which is saved in {place}")
+
+    def _stopped(self, what: str) -> Stopped:
+        number = self._signals.asked or int(signal.SIGTERM)
+        return Stopped(number, f"{name_of(number)}: {what}; {GO_ON}")
 
     def _place(self) -> Path:
         return Path(self.args.output_dir) / checkpoint_name(self.state.global_step)

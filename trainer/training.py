@@ -194,9 +194,7 @@ def _run(
     if arguments.overwrite_output_dir:
         on_main(arguments, lambda: remove_held(folder))
     with signals.waiting(), told_errors():
-        loop.begin(beginning.checkpoint, beginning.manifest)
-        result = loop.train(resume_from_checkpoint=beginning.checkpoint and str(beginning.checkpoint))
-        loop.save_finished()
+        result = loop.run(beginning.checkpoint, beginning.manifest)
     return Trained(str(folder), result.global_step, result.metrics)
 
 

@@ -20,7 +20,7 @@ from schemas.rows import Rows
 from tests.trainer.tiny import make_bert, make_llama
 from trainer import EvaluateConfig, evaluate
 from trainer.evaluation import HeldOut
-from trainer.records import Record
+from trainer.records import Manifest, Record
 from trainer.report import show
 
 FRACTION = 0.3
@@ -197,10 +197,10 @@ def record(fraction: float) -> Record:
 
 def test_the_split_is_the_one_of_the_training(causal_cache: Cache, tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "student")
-    record(0.5).save(folder)
+    Manifest(record=record(0.5), step=1, total=1).save(folder)
     config = EvaluateConfig(cache=causal_cache.storage.root, student=folder, speed_seconds=0.0, device="cpu")
     assert evaluate(config).eval_fraction == 0.5
-    record(0.0).save(folder)
+    Manifest(record=record(0.0), step=1, total=1).save(folder)
     with pytest.raises(UsageError, match="nothing is held out"):
         evaluate(config)
 

@@ -149,6 +149,26 @@ def test_a_checkpoint_at_an_epochs_end_knows_what_that_decided(
         assert same(undisturbed, tmp_path / f"again-{step}")
 
 
+def test_a_signal_while_an_evaluation_is_made_up_for(
+    causal_cache: Cache, tmp_path: Path, whole: Any, at: Any, capfd: Any
+) -> None:
+    undisturbed = whole(**BEST)
+    real, calls = KeepingTrainer.evaluate, [0]
+
+    def evaluate(loop: Any, *arguments: Any, **keywords: Any) -> Any:
+        calls[0] += 1
+        if calls[0] <= 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(loop, *arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeepingTrainer, "evaluate", evaluate)
+        assert [train(causal_cache, tmp_path, "out", *AUTO, **BEST) for _ in range(3)] == [143, 143, 0]
+    assert "nothing is lost" in capfd.readouterr().err
+    assert same(undisturbed, tmp_path / "out")
+    assert evaluations(undisturbed) == evaluations(tmp_path / "out")
+
+
 def test_a_signal_before_the_first_step_ends_at_once(
     causal_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
