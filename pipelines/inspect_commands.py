@@ -12,12 +12,13 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from pipelines.commands import quiet, run_config
+from pipelines.commands import run_config
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus import find_pieces, read_piece
 from pipelines.corpus_flags import add_corpus_flags
 from pipelines.documents import Document, Source, is_blank, read_document
 from pipelines.fingerprint import corpus_kind, make_spec, resolve
+from pipelines.logs import quiet
 from pipelines.preflight import check_teacher, columns_of, first_records, template_variables
 from pipelines.rejects import RejectedError
 from pipelines.run import label_map
