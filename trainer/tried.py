@@ -63,9 +63,12 @@ def try_student(
 
 
 def takes_token_types(model: Any) -> bool:
-    """Whether the model has embeddings for token types (pairs of texts), and a place to name them."""
-    types = getattr(model.config.get_text_config(), "type_vocab_size", 0) or 0
-    return types > 1 and "token_type_ids" in inspect.signature(model.forward).parameters
+    """Whether the model can be told the type of each token; a config that counts them counts more than one.
+
+    XLNet's does not: it compares types, and looks none up.
+    """
+    counted = getattr(model.config.get_text_config(), "type_vocab_size", None)
+    return counted not in (0, 1) and "token_type_ids" in inspect.signature(model.forward).parameters
 
 
 def _scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
