@@ -17,6 +17,7 @@ from trainer.batches import Batch
 from trainer.features import Projections, layer_widths, student_layer
 from trainer.fused import fused_loss
 from trainer.heads import Head
+from trainer.layers import body_of
 from trainer.losses import SparseTargets, feature_distance
 from trainer.objective import Objective, position_losses
 
@@ -85,7 +86,7 @@ class Distiller(nn.Module):
         inputs: dict[str, Any] = {**batch.model_inputs, "output_hidden_states": inner}
         student: Any = self.student
         if self.is_causal:
-            output, logits = student.base_model(**inputs, use_cache=False), None
+            output, logits = body_of(student)(**inputs, use_cache=False), None
             last = output.last_hidden_state
         else:
             inputs["output_hidden_states"] = bool(self.layers)

@@ -102,7 +102,9 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     if config.teacher is not None:
         open_config(config.teacher)
     student = open_trained(config.student, cache, alone=config.batch_size == 1)
-    others = [] if config.teacher is None else [_teacher_size(config.teacher, cache, held_out, config, device)]
+    others = (
+        [] if config.teacher is None else [_teacher_size(config.teacher, cache, held_out, config, device)]
+    )
     student.model.to(device)
     batches = held_out.batches(student.collation())
     if cache.spec.task == "causal-lm":

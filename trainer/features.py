@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from schemas.errors import StudentError, one_line
 from schemas.spec import Feature
+from trainer.layers import body_of
 from trainer.shrink import plain_ids
 
 
@@ -47,7 +48,7 @@ def layer_widths(model: Any, layers: Sequence[int], num_layers: int) -> list[int
     training = model.training
     model.eval()
     try:
-        found = model.base_model(input_ids=ids, output_hidden_states=True).hidden_states
+        found = body_of(model)(input_ids=ids, output_hidden_states=True).hidden_states
     except Exception as error:
         raise _without_states(model, one_line(error).rstrip(".")) from error
     finally:

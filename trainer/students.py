@@ -158,7 +158,7 @@ def _tried(
 
 
 def _fit_tokenizer(tokenizer: Any, model: Any) -> None:
-    """A student is called with what its tokenizer gives: DistilBERT takes no token types, and BERT's tokenizer names them."""
+    """A student is called with what its tokenizer gives: BERT's gives token types, DistilBERT takes none."""
     names = [*tokenizer.model_input_names]
     if takes_token_types(model) or "token_type_ids" not in names:
         return

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.errors import StudentError, one_line
+from trainer.layers import body_of
 from trainer.shrink import plain_ids
 
 _SHORT, _LONG, _NEW = 5, 17, 3
@@ -115,7 +116,7 @@ def _check_length(model: Any, max_length: int, pad_id: int) -> None:
         return
     ids = plain_ids(model, max_length)
     try:
-        model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        body_of(model)(input_ids=ids, attention_mask=torch.ones_like(ids))
     except Exception as error:
         raise StudentError(
             "the student is too short for the cache's examples",

@@ -103,5 +103,7 @@ def test_tokens_beyond_the_student(causal_cache: Cache) -> None:
     rows = causal_cache.read(causal_cache.row_groups[0]).take(np.arange(6))
     most = int(rows.input_ids.values.max())
     Collation(student_vocab=VOCAB, pad_id=0, embeddings=most + 1).batch(rows)
-    with pytest.raises(StudentError, match=f"input_ids: example .*at most {most - 1}, got {most}.*vocab_size"):
+    with pytest.raises(
+        StudentError, match=f"input_ids: example .*at most {most - 1}, got {most}.*vocab_size"
+    ):
         Collation(student_vocab=VOCAB, pad_id=0, embeddings=most).batch(rows)

@@ -212,7 +212,7 @@ def test_a_teacher_that_cannot_be_opened_is_told_before_the_student_is_measured(
     torn = make_llama(tmp_path / "torn")
     weights = tmp_path / "torn" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UsageError, match="the model's weights cannot be opened: .*torn"):
+    with pytest.raises(UsageError, match=r"the model's weights cannot be opened: .*torn"):
         measured(causal_cache, teacher_dir, teacher=torn)
 
 
