@@ -19,7 +19,15 @@ from trainer.distiller import Distiller
 from trainer.loop import DistillationTrainer
 from trainer.objective import Objective
 from trainer.output_folder import check_place, check_replaceable, check_space, locked, remove_held
-from trainer.preflight import check_loop, check_total, on_main, router_lines, told_errors, total_steps
+from trainer.preflight import (
+    check_loop,
+    check_total,
+    on_main,
+    router_lines,
+    told_errors,
+    total_steps,
+    type_lines,
+)
 from trainer.replay import Replay, Share
 from trainer.resuming import Beginning, check_finished, choose
 from trainer.run_identity import make_record, new_run, stream_seed
@@ -168,6 +176,7 @@ def _train(
         check_total(beginning.manifest, total)
     if arguments.process_index == 0:
         lines = bias_lines(config.objective, cache.spec, student.vocab_size)
+        lines += type_lines(cache.spec, takes_token_types=student.takes_token_types)
         _log.info("\n".join([*lines, *router_lines(student.model.config)]))
     loop = DistillationTrainer(
         distiller=make_distiller(student, cache, config.objective),

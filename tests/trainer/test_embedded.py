@@ -90,9 +90,12 @@ def test_a_model_that_counts_no_types_is_told_them(typed: Callable[[int], Cache]
     assert batch.token_type_ids is not None
 
 
-def test_the_students_tokenizer_gives_what_it_takes(typed: Callable[[int], Cache], tmp_path: Path) -> None:
+def test_the_students_tokenizer_gives_what_it_takes(
+    typed: Callable[[int], Cache], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """BERT's tokenizer names token types, and DistilBERT's forward takes none."""
     assert trained(typed(2), tmp_path, DISTILBERT) == 0
+    assert "the student knows no token types" in capsys.readouterr().err
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.model_input_names == ["input_ids", "attention_mask"]
