@@ -17,6 +17,7 @@ from transformers import (
 import teachonce
 from schemas.cache import Cache
 from schemas.errors import StudentError, TeachonceError
+from schemas.process import status_of
 from tests.trainer.tiny import STUDENT, VOCAB, llama_config, save, tiny_tokenizer
 from trainer.students import open_student
 from trainer.tried import try_student
@@ -64,7 +65,7 @@ def test_what_a_config_cannot_be(
     with pytest.raises(TeachonceError, match=named) as caught:
         open_student(path, causal_cache)
     assert "\n" not in str(caught.value)
-    assert teachonce.status(caught.value) == 2
+    assert status_of(caught.value) == 2
 
 
 @pytest.mark.parametrize(("positions", "fits"), [(66, True), (64, False)])
