@@ -126,7 +126,7 @@ def _tried(
 ) -> Student:
     spec = cache.spec
     is_causal = spec.task == "causal-lm"
-    check_embedding(embedding_rows(model), tokenizer.get_vocab(), where)
+    check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
     student = Student(model=model, tokenizer=tokenizer, is_causal=is_causal)
     if not is_causal and not alone:
         _check_padding(student, where)
