@@ -31,7 +31,7 @@ from typing import Any
 from schemas.printable import printable
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_RUST_ERRNO = re.compile(r"\(os error ([0-9]{1,4})\)")
+SYSTEM_REFUSED = re.compile(r"\(os error ([0-9]{1,4})\)")
 """How libraries in Rust tell what the system said, inside errors of their own."""
 _MAX_GOT_CHARS = 300
 
@@ -105,16 +105,9 @@ def one_line(error: BaseException) -> str:
 def advice(error: BaseException) -> str:
     """What to do about what the system, or a store, refuses."""
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := _RUST_ERRNO.search(str(error))):
+    if number is None and (found := SYSTEM_REFUSED.search(str(error))):
         number = int(found[1])
     return _ADVICE.get(number, "Check the path, its permissions, free space and credentials")
-
-
-def refused(error: OSError) -> TeachonceError:
-    """What the system refused somewhere, as one line: for what no nearer place has told."""
-    where = error.filename if error.filename2 is None else error.filename2
-    what = "the system refuses"
-    return TeachonceError(what, where=where, got=error.strerror or one_line(error), do=advice(error))
 
 
 class UsageError(TeachonceError):

@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from schemas.errors import (
+    SYSTEM_REFUSED,
     NoCacheError,
     StudentError,
     TeachonceError,
     TooManyRejectsError,
     UsageError,
+    advice,
     one_line,
 )
 
@@ -94,8 +96,10 @@ def reason_of(error: BaseException) -> str:
             return "something that was read is nested too deeply"
         case OSError(strerror=str(said)):
             where = "" if error.filename is None else f": {error.filename}"
-            return f"the system refuses{where}: {said}. Check the path, its permissions and free space"
+            return f"the system refuses{where}: {said}. {advice(error)}"
     told = f"{type(error).__name__}: {one_line(error)}"
+    if SYSTEM_REFUSED.search(str(error)):
+        return f"the system refuses: {told}. {advice(error)}"
     return f"an error that nobody foresaw: {told}. Run again with --traceback, and report what it shows"
 
 
