@@ -139,7 +139,7 @@ def _tried(
 ) -> Student:
     spec = cache.spec
     is_causal = spec.task == "causal-lm"
-    check_embedding(embedding_rows(model), tokenizer.get_vocab(), where)
+    check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
     _fit_tokenizer(tokenizer, model)
     student = Student(model=model, tokenizer=tokenizer, is_causal=is_causal)
     if not is_causal and not alone:
