@@ -8,9 +8,9 @@ from pipelines.config import PrecomputeConfig
 from pipelines.fingerprint import ResolvedTeacher, make_header
 from pipelines.same_teacher import reconciled
 from schemas.cache import read_header
-from schemas.errors import MismatchError, NoCacheError, UsageError
-from schemas.policies import former_default, keeps_whole
-from schemas.spec import Fingerprint, Header, Spec, differences
+from schemas.errors import MismatchError, NoCacheError
+from schemas.policies import former_default, refuse_whole
+from schemas.spec import Fingerprint, Header, differences
 from schemas.storage import Storage
 
 
@@ -24,7 +24,7 @@ def agreed(
     try:
         existing = read_header(storage)
     except NoCacheError:
-        refuse_whole(asked.spec)
+        refuse_whole(asked.spec.keep, asked.spec.vocab_size)
         return asked, asked.fingerprint
     if config.keep is None and existing.spec.keep == former_default(asked.spec.vocab_size):
         asked = make_header(replace(config, keep=existing.spec.keep), teacher)
@@ -37,18 +37,3 @@ def agreed(
             do="Use the flags that the cache was made with, or another --cache",
         )
     return existing, asked.fingerprint
-
-
-def refuse_whole(spec: Spec) -> None:
-    """A policy that would cut nothing is `all`, with the scalars of `all`.
-
-    Raises:
-        UsageError: it keeps every score under another name.
-    """
-    if keeps_whole(spec.keep, spec.vocab_size):
-        raise UsageError(
-            "--keep keeps every score of every position",
-            expected=f"fewer than the teacher's {spec.vocab_size:,}",
-            got=spec.keep,
-            do="Say --keep all, or a smaller policy",
-        )

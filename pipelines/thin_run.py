@@ -29,7 +29,7 @@ from schemas.commits import NO_VERSION, Version, read_record, read_version
 from schemas.errors import ConflictError, MismatchError, NoCacheError, UsageError
 from schemas.history import leased, new_run, read_entries
 from schemas.memory import FORGOTTEN_FOLDER, refuse_lost_memory, remembered_names
-from schemas.policies import KeepPolicy
+from schemas.policies import KeepPolicy, refuse_whole
 from schemas.rewrite import ROW_GROUP_TOKENS
 from schemas.shards import Totals
 from schemas.spec import Header, Scalar
@@ -140,7 +140,7 @@ def agreed_header(storage: Storage, larger: Header, config: ThinConfig) -> Heade
     """The smaller cache's header: its own where it has one, else that of the larger with another spec.
 
     Raises:
-        UsageError: the larger cache cannot serve it, or both are one.
+        UsageError: the larger cache cannot serve it, both are one, or nothing would be cut.
         MismatchError: the smaller cache has another teacher or spec.
     """
     if Storage.at(config.cache).root == storage.root:
@@ -157,6 +157,8 @@ def agreed_header(storage: Storage, larger: Header, config: ThinConfig) -> Heade
     try:
         existing = read_header(storage)
     except NoCacheError:
+        if spec.keep != larger.spec.keep:
+            refuse_whole(spec.keep, spec.vocab_size)
         return asked
     refuse_another(existing, asked, storage.root)
     return existing

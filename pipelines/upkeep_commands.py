@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pipelines.commands import split_beam
@@ -12,7 +11,7 @@ from pipelines.compaction import compact as run_compact
 from pipelines.erasure import Erased
 from pipelines.forgetting import ForgetConfig
 from pipelines.forgetting import forget as run_forget
-from schemas.arguments import Parser, positive
+from schemas.arguments import Parser, positive, small_text
 from schemas.errors import UsageError
 from schemas.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
 from schemas.terminal import print_json, print_lines
@@ -20,6 +19,7 @@ from schemas.upkeep_commands import ranges
 
 _SHOWN = 10
 """Ids that were found nowhere, and strangers, that are named."""
+_MOST_IDS_BYTES = 2**28
 
 _COMPACT_HELP = """\
 Merges the small shards of many runs into full ones, rows in id order, in one commit. The teacher is not asked.
@@ -116,11 +116,15 @@ def read_ids(path: str) -> tuple[str, ...]:
         UsageError: it cannot be read, or is no text.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = small_text(path, _MOST_IDS_BYTES)
     except OSError as error:
         raise UsageError("--ids: the file cannot be read", where=path, got=error.strerror) from error
     except UnicodeDecodeError as error:
         raise UsageError("--ids: the file is no UTF-8", where=path, got=error.reason) from error
+    except ValueError as error:
+        raise UsageError(
+            "--ids: the file is too large", where=path, got=str(error), do="Forget them in several calls"
+        ) from error
     if "\0" in text:
         raise UsageError("--ids: the file is no UTF-8 text", where=path, got="NUL", do="Save it as UTF-8")
     return tuple(line for line in (line.removesuffix("\r") for line in text.split("\n")) if line)

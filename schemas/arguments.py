@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from schemas.errors import UsageError
 
 _UNIT_SECONDS = {"d": 86_400.0, "h": 3_600.0}
+_MOST_DIGITS, _MOST_SHOWN = 15, 40
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,8 +35,20 @@ class Parser(argparse.ArgumentParser):
 def natural(text: str) -> int:
     """An integer from 0, as the `type` of a flag."""
     if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
-    return int(text)
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {_cut(text)}")
+    return _whole(text)
+
+
+def _whole(text: str) -> int:
+    """Digits as a number that every library takes."""
+    if len(text.lstrip("0")) > _MOST_DIGITS:
+        most = f"expected a number of at most {_MOST_DIGITS} digits"
+        raise argparse.ArgumentTypeError(f"{most}, got {_cut(text)}")
+    return int(text[-_MOST_DIGITS:])
+
+
+def _cut(text: str) -> str:
+    return repr(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")
 
 
 def not_negative(text: str) -> float:
@@ -45,7 +58,7 @@ def not_negative(text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {_cut(text)}")
     return number
 
 
@@ -53,8 +66,8 @@ def duration(text: str) -> float:
     """Seconds, from days or hours as `7d` or `12h`, as the `type` of a flag."""
     match = re.fullmatch(r"([0-9]+)([dh])", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"expected days or hours, as 7d or 12h, got {text!r}")
-    return int(match[1]) * _UNIT_SECONDS[match[2]]
+        raise argparse.ArgumentTypeError(f"expected days or hours, as 7d or 12h, got {_cut(text)}")
+    return _whole(match[1]) * _UNIT_SECONDS[match[2]]
 
 
 def positive(text: str) -> int:
@@ -62,3 +75,17 @@ def positive(text: str) -> int:
     if (number := natural(text)) == 0:
         raise argparse.ArgumentTypeError("expected a whole number from 1, got '0'")
     return number
+
+
+def small_text(path: str, most_bytes: int) -> str:
+    """The text of a file that a flag names; a pipe serves too. `/dev/zero` and its like would fill any memory.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no UTF-8, or larger than that.
+    """
+    with open(path, "rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"more than {most_bytes:,} bytes")
+    return data.decode("utf-8-sig")

@@ -57,6 +57,7 @@ def export(
 
     Raises:
         UsageError: the folder holds something else, or cannot be written; or there is no such column.
+        CacheError: there is no room.
         CorruptionError: a shard is damaged.
     """
     schema = _chosen(export_schema(cache.spec), columns)

@@ -8,6 +8,7 @@ did not write, by its name.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,10 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas import local
-from schemas.errors import UsageError, advice, one_line
+from schemas.errors import CacheError, UsageError, advice, one_line
 
 MARK = "_teachonce_export.json"
 _OURS = re.compile(r"(?:[0-9a-f]{32}\.parquet|_teachonce_export\.json)(?P<part>\.part(?:-[0-9a-f]{8})?)?")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The folder is right, and the disk or a limit is not."""
 _AGAIN = "Say --overwrite to write it anew, or name another folder"
 
 
@@ -35,6 +38,7 @@ def begin(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> Path
 
     Raises:
         UsageError: it holds something else, or cannot be written.
+        CacheError: there is no room.
     """
     if "://" in str(out):
         raise UsageError("an export goes to a local folder", got=out)
@@ -104,7 +108,8 @@ def told(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         got = error.strerror or one_line(error)
-        raise UsageError("the folder cannot be written", where=folder, got=got, do=advice(error)) from error
+        kind = CacheError if error.errno in _NO_ROOM else UsageError
+        raise kind("the folder cannot be written", where=folder, got=got, do=advice(error)) from error
 
 
 def _mark(folder: Path) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from schemas.commits import NO_VERSION, Entry, Shard, Version, read_entry
 from schemas.delta import LOG_FOLDER
 from schemas.errors import CacheError, CorruptionError
 from schemas.local import PART
+from schemas.printable import printable
 from schemas.shards import parse_name
 from schemas.storage import Storage, StoredFile
 
@@ -203,10 +204,7 @@ def dead_runs(storage: Storage) -> list[str]:
 
 def told_of(storage: Storage, runs: Iterable[str]) -> str:
     """Runs for people: how old each is, and who holds it."""
-    return "; ".join(f"{_CONTROL.sub('?', run)} ({', '.join(_known_of(storage, run))})" for run in runs)
-
-
-_CONTROL = re.compile(r"[^ -~]")
+    return "; ".join(f"{printable(run)} ({', '.join(_known_of(storage, run))})" for run in runs)
 
 
 def _known_of(storage: Storage, run: str) -> Iterator[str]:
@@ -220,7 +218,7 @@ def _known_of(storage: Storage, run: str) -> Iterator[str]:
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return
     gone = ", which is gone" if host == socket.gethostname() and not _lives(process) else ""
-    yield f"by process {process} on host {_CONTROL.sub('?', host)}{gone}"
+    yield f"by process {process} on host {printable(host)}{gone}"
 
 
 def _ago(at: float) -> str:

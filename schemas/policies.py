@@ -26,7 +26,7 @@ MIN_TAU = 2.0**-40
 MAX_DRAWS = 2**16
 _MOST_CHARS = 100
 _COUNT = re.compile(r"[0-9]{1,10}")
-_NUMBER = re.compile(r"[0-9.]{1,40}(?:[eE][+-]?[0-9]{1,3})?|[0-9]{1,20}/[0-9]{1,20}")
+_NUMBER = re.compile(r"[0-9.]{1,40}(?:[eE][+-]?[0-9]{1,3})?|[0-9]{1,20}/0*[1-9][0-9]{0,19}")
 """What is no longer than a policy needs: `1e999999999` as a fraction would fill any memory."""
 
 
@@ -118,6 +118,21 @@ def keeps_whole(keep: KeepPolicy, vocab_size: int) -> bool:
     return isinstance(keep, TopK | Threshold) and keep.k >= vocab_size
 
 
+def refuse_whole(keep: KeepPolicy, vocab_size: int) -> None:
+    """A new cache whose policy would cut nothing is `all`, with the scalars of `all`.
+
+    Raises:
+        UsageError: it keeps every score under another name.
+    """
+    if keeps_whole(keep, vocab_size):
+        raise UsageError(
+            "--keep keeps every score of every position",
+            expected=f"fewer than the teacher's {vocab_size:,}",
+            got=keep,
+            do="Say --keep all, or a smaller policy",
+        )
+
+
 def max_kept(policy: KeepPolicy, vocab_size: int, num_temperatures: int = 1) -> int:
     """K: the most entries that a position can keep exactly.
 
@@ -171,7 +186,7 @@ def parse_keep(text: str) -> KeepPolicy:
                 return Threshold(tau=_number(tau), k=_count(k[2:]))
             case "sampled", [n]:
                 return Sampled(n=_count(n))
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise UsageError("--keep is out of range", got=f"{text!r} ({error})") from error
     known = "all, top_k:K, top_p:P,k=K, threshold:TAU[,k=K] or sampled:N"
     raise UsageError("--keep names no policy", expected=known, got=repr(text))

@@ -6,15 +6,17 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
 
+from schemas.arguments import small_text
 from schemas.errors import TeachonceError, UsageError, one_line
 
 HELP_ALL = "--help_all"
+_MOST_BYTES = 2**24
+"""Of a file of flags."""
 _OFF_IS_NO = ("eval_strategy", "save_strategy", "logging_strategy", "include_num_input_tokens_seen")
 
 
@@ -180,7 +182,7 @@ def read_file(path: str) -> dict[str, Any]:
         UsageError: it is not there, or holds no mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = small_text(path, _MOST_BYTES)
         found = (
             json.loads(text, object_pairs_hook=_once)
             if path.endswith(".json")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from transformers import (
     set_seed,
 )
 
+from schemas.arguments import small_text
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError, one_line
 from schemas.spec import Feature, Spec
@@ -36,6 +36,7 @@ _PROBLEM_TYPES = {
     "sigmoid": "multi_label_classification",
     "identity": "regression",
 }
+_MOST_CONFIG_BYTES = 2**26
 _DECODER_HEADS = ("score",)
 """How transformers calls the head of a classifier that looks for a text's last token by its padding id."""
 
@@ -223,7 +224,7 @@ def _scratch_config(path: str, spec: Spec, tokenizer: Any) -> Any:
         UsageError: no such file, not JSON, or not a config.
     """
     try:
-        values: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        values: Mapping[str, Any] = json.loads(small_text(path, _MOST_CONFIG_BYTES))
         refuse_code(values, path)
         filled = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         if spec.task == "causal-lm":

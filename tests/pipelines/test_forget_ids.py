@@ -5,6 +5,7 @@ import json
 import pytest
 
 import teachonce
+from pipelines import upkeep_commands
 from pipelines.likely import readings
 from schemas import Cache
 from tests.pipelines import models
@@ -80,6 +81,13 @@ def test_a_file_that_is_no_utf8_text(made, tmp_path, capsys):
         status, _, err = forgotten(capsys, made, tmp_path, data)
         assert (status, err.count("\n")) == (2, 1)
         assert "no UTF-8" in err
+
+
+def test_a_file_without_end_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(upkeep_commands, "_MOST_IDS_BYTES", 1000)
+    assert teachonce.main(["forget", "somewhere", "--ids", "/dev/zero"]) == 2
+    err = capsys.readouterr().err
+    assert ("more than 1,000 bytes" in err, err.count("\n")) == (True, 1)
 
 
 @pytest.mark.parametrize(

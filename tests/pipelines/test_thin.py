@@ -281,6 +281,7 @@ def test_a_wrong_flag_is_one_line(tmp_path, capsys, larger):
         (["--keep=top_k:3", f"--out={root}"], "--out is the cache itself"),
         (["--keep=best", "--out=o"], "--keep names no policy"),
         (["--keep=all", "--out=o"], "nothing would change"),
+        (["--keep=top_k:100000", "--out=o"], "keeps every score"),
         (["--keep=top_k:3", "--out=o", "--scalars=gold"], "does not store gold"),
         (["--keep=top_k:3", "--out=o", "--temperatures", "1", "2"], "not asked at temperatures 2.0"),
         (["--keep=top_k:3", "--out=o", "--own_logits"], "make no spec"),
