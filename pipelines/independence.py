@@ -22,7 +22,7 @@ from pipelines.carried import Carried, put_back, remember
 from pipelines.select import num_uniforms
 from pipelines.shapes import text_config, usable_length
 from pipelines.teacher import Batch, Batching, Teacher
-from pipelines.truth import MIDDLE, POSITIONS, SHORT, Said, Text, original_length, plain, random_texts
+from pipelines.truth import MIDDLE, PARTS, POSITIONS, SHORT, Said, Text, original_length, plain, random_texts
 from schemas.errors import TeacherError, one_line
 from schemas.spec import Spec
 
@@ -87,16 +87,20 @@ def _difference(teacher: Teacher, texts: list[Text]) -> str:
 
 
 def _batches(batching: Batching, texts: list[Text]) -> Iterator[list[Text]]:
-    """Batches of a kind as a run makes them, longest first; a text beside itself; and short ones again at the end."""
+    """Batches of a kind as a run makes them, longest first: all long texts and a short one, where texts are padded;
+    the others; a text beside itself; and a short one, a long one and a short one alone."""
     ordered = sorted(texts, key=lambda text: -len(text.ids))
+    alone = [*ordered, ordered[0], ordered[-1]]
     if batching == "padded batches":
-        yield [ordered[0], *ordered[-2:]]
-        yield ordered[1:]
-        yield [ordered[1]] * 3
+        long, short = ordered[: len(PARTS)], ordered[len(PARTS) - 1 :]
+        yield [*long, short[-1]]
+        yield short
+        yield [short[0]] * 3
+        alone = [short[-1], long[0], short[-1]]
     elif batching == "batches of one length":
         yield [ordered[0]] * 2
         yield from ([text, *same] for text, same in _alike(ordered))
-    yield from ([text] for text in (*ordered, ordered[0], ordered[-1]))
+    yield from ([text] for text in alone)
 
 
 def _alike(texts: Sequence[Text]) -> Iterator[tuple[Text, list[Text]]]:

@@ -133,6 +133,7 @@ def refuse_unfit(task: str, config: Any, tokenizer: Any, features: tuple[str, ..
     padding = getattr(tokenizer, "pad_token", None)
     beyond = {t: i for t, i in tokenizer.get_vocab().items() if isinstance(rows, int) and i >= rows}
     beyond.pop(padding, None)  # it only fills batches, and anything can
+    beyond = {token: i for token, i in beyond.items() if not _is_rare(tokenizer, token, i)}
     if beyond:
         token = min(beyond, key=lambda found: beyond[found])
         raise UsageError(
@@ -141,6 +142,15 @@ def refuse_unfit(task: str, config: Any, tokenizer: Any, features: tuple[str, ..
             got=f"{token!r}: {beyond[token]}",
             do="Use the model's own tokenizer, or resize its embedding",
         )
+
+
+def _is_rare(tokenizer: Any, token: str, token_id: int) -> bool:
+    """Whether a token stands in a text only where somebody wrote it (Gemma-3's mark of a picture, which its text models
+    lack): such a text is rejected alone."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).get(token_id)
+    templates = getattr(tokenizer, "chat_template", None) or ""
+    around = tokenizer("a", verbose=False)["input_ids"]
+    return bool(getattr(added, "special", False)) and token not in str(templates) and token_id not in around
 
 
 def state_widths(task: str, config: Any, *, trust_remote_code: bool = False) -> list[int]:

@@ -20,6 +20,8 @@ SHORT, MIDDLE = (1, 2, 9), 12
 _LONG, _NAMED = 251, 1021
 """Tokens of texts; the longest is as long as `_NAMED` where the config names a length that it could pass. No block or
 chunk is so long: a model that pads by itself does."""
+PARTS = (7, 2, 1)
+"""Texts as long as these parts of the longest: some blocks of it, where an attention goes by blocks."""
 POSITIONS = 64
 """The last positions of a text that are compared."""
 _POOL = 24
@@ -90,8 +92,8 @@ def _fits(logits: torch.Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def random_texts(teacher: Teacher, tokenizer: Any, *, seed: int) -> list[list[int]]:
-    """Texts of a few lengths between a tokenizer's special tokens, two of each length that batches share, one of which
-    holds the padding as if it were text."""
+    """Texts of a few lengths between a tokenizer's special tokens, some of one length that batches share, one of which
+    holds the padding as if it were text; the last is short."""
     spec, random = teacher.spec, np.random.default_rng(seed)
     before, after = special_tokens(tokenizer)
     known = sorted(set(range(min(teacher.embedded, len(tokenizer)))) - set(tokenizer.all_special_ids))
@@ -101,8 +103,9 @@ def random_texts(teacher: Teacher, tokenizer: Any, *, seed: int) -> list[list[in
         after = []  # a causal LM's later tokens change nothing of the earlier ones
     long = min(room, _longest(teacher))
     middle = random.choice(pool, min(room, MIDDLE)).tolist()
-    bodies = [random.choice(pool, min(room, length)).tolist() for length in SHORT]
-    bodies += [middle, middle[: SHORT[-1]], random.choice(pool, long).tolist()]
+    lengths = (*SHORT, *(long // part for part in PARTS))
+    bodies = [random.choice(pool, max(1, min(room, length))).tolist() for length in lengths]
+    bodies += [middle, middle[: SHORT[-1]]]
     padded = random.choice(pool, min(room, SHORT[-1])).tolist()
     padded[len(padded) // 2] = teacher.pad_id
     return [[*before, *body, *after] for body in [*bodies, padded]]

@@ -35,7 +35,8 @@ examples:
   Two columns of an older version:
     teachonce export s3://bucket/cache --version 4 --out ./plain --columns input_ids,feature_mean_6
 
-exit status: 0 done; 1 a shard is damaged, or no room is left; 2 a wrong flag or path, or a folder that holds others
+exit status: 0 done; 1 a shard is damaged, or there is no room; 2 a wrong flag or path, or a folder that holds
+something else
 """
 
 

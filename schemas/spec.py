@@ -119,8 +119,7 @@ class Spec:
         distinct = len(set(self.temperatures)) == len(self.temperatures) <= MAX_TEMPERATURES
         serve = self.temperatures[:1] == (1.0,)
         serve = serve and all(MIN_TEMPERATURE <= t <= MAX_TEMPERATURE for t in self.temperatures)
-        rule = f"temperatures (1 first, each once, {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g})"
-        refuse_unless(serve and distinct, rule, self.temperatures)
+        refuse_unless(serve and distinct, "temperatures (1 first, each once, above 0)", self.temperatures)
         refuse_unless(len(self.features) <= MAX_FEATURES, "features (so many)", len(self.features))
         named = len(self.label_names)
         refuse_unless(named <= self.vocab_size, "label_names (more than classes)", named)

@@ -194,7 +194,8 @@ def test_flags_reach_the_spec(capsys, tmp_path, flags, teacher):
 
 
 def test_too_many_rejects_are_status_3_and_say_where_they_are(capsys, tmp_path, flags):
-    status, out, err = told(capsys, "precompute", *flags, "--text_field=content")
+    file = write_jsonl(tmp_path / "blank.jsonl", [{"text": "a text"}, {"text": " "}])
+    status, out, err = told(capsys, "precompute", *flags, f"--corpus={file}")
     assert (status, out, err.count("\n")) == (3, "", 1)
     assert f"{tmp_path}/cache/_teachonce/rejects/" in err
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from schemas.errors import StudentError
 from schemas.ragged import Array
 from schemas.rows import Rows
 from schemas.spec import Feature
@@ -83,6 +84,10 @@ class Collation:
     features: tuple[Feature, ...] = ()
     """Features that the losses need; others are not decoded."""
     pass_token_types: bool = True
+    embeddings: int | None = None
+    """How many ids the student has embeddings for; None where it looks none up in a table."""
+    token_types: int | None = None
+    """How many token types it has embeddings for."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -91,7 +96,12 @@ class Collation:
             raise ValueError(f"no vocabulary: size {self.student_vocab}, padding id {self.pad_id}")
 
     def batch(self, rows: Rows) -> Batch:
-        """The batch of these rows, in their order."""
+        """The batch of these rows, in their order.
+
+        Raises:
+            StudentError: an id that the student has no embedding for.
+        """
+        self.check(rows)
         offsets = rows.position_offsets
         row = np.repeat(np.arange(len(rows)), np.diff(offsets))
         token = rows.position_index().astype(np.int64)
@@ -113,6 +123,16 @@ class Collation:
             beyond=beyond,
         )
 
+    def check(self, rows: Rows) -> None:
+        """Whether the student has embeddings for what is asked of it: on a GPU an index beyond is no error to read.
+
+        Raises:
+            StudentError: naming the first example that has such an id.
+        """
+        _refuse_beyond(rows, "input_ids", self.embeddings)
+        if self.pass_token_types and rows.spec.has_token_type_ids:
+            _refuse_beyond(rows, "token_type_ids", self.token_types)
+
     def _targets(
         self, rows: Rows, row: Array, token: Array
     ) -> tuple[SparseTargets | DenseTargets, Array, float | None]:
@@ -120,6 +140,22 @@ class Collation:
             return dense_targets(rows, row), np.zeros(len(row) + 1, np.int64), None
         gold = next_tokens(rows, row, token) if rows.spec.task == "causal-lm" else class_labels(rows, row)
         return sparse_targets(rows, gold, student_vocab=self.student_vocab, temperature=self.temperature)
+
+
+def _refuse_beyond(rows: Rows, name: str, number: int | None) -> None:
+    column = rows.ragged(name)
+    if number is None or not column.values.size or column.values.max() < number:
+        return
+    place = int((column.values >= number).argmax())
+    row = int(np.searchsorted(column.offsets, place, side="right")) - 1
+    raise StudentError(
+        f"the student has no embedding for the cache's {name}",
+        where=f"example {rows.array('example_id')[row].tobytes().hex()}",
+        expected=f"at most {number - 1}",
+        got=int(column.values[place]),
+        do="Give the student's config a larger "
+        + ("vocab_size" if name == "input_ids" else "type_vocab_size"),
+    )
 
 
 def _num_labelled(targets: SparseTargets | DenseTargets) -> int:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from schemas.spec import Feature, Score
 from trainer.batches import Batch
-from trainer.features import Projections, student_layer
+from trainer.features import Projections, layer_widths, student_layer
 from trainer.fused import fused_loss
 from trainer.heads import Head
+from trainer.layers import body_of
 from trainer.losses import SparseTargets, feature_distance
 from trainer.objective import Objective, position_losses
 
@@ -56,7 +57,9 @@ class Distiller(nn.Module):
             for feature in features
         ]
         self.last_layer = text_config.num_hidden_layers
-        self.projections = Projections(features, text_config.hidden_size) if features else None
+        self.projections = None
+        if features:
+            self.projections = Projections(features, layer_widths(student, self.layers, self.last_layer))
         weights = torch.tensor([objective.weights[name] for name in objective.head_losses])
         self.head_weights: Tensor
         self.register_buffer("head_weights", weights, persistent=False)
@@ -83,7 +86,7 @@ class Distiller(nn.Module):
         inputs: dict[str, Any] = {**batch.model_inputs, "output_hidden_states": inner}
         student: Any = self.student
         if self.is_causal:
-            output, logits = student.base_model(**inputs, use_cache=False), None
+            output, logits = body_of(student)(**inputs, use_cache=False), None
             last = output.last_hidden_state
         else:
             inputs["output_hidden_states"] = bool(self.layers)

@@ -98,26 +98,22 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     cache = Cache.open(config.cache, config.cache_version)
     fraction = _fraction(config)
     device = usable_device(config.device)
+    held_out = HeldOut(cache=cache, eval_fraction=fraction, batch_size=config.batch_size)
     if config.teacher is not None:
         open_config(config.teacher)
     student = open_trained(config.student, cache, alone=config.batch_size == 1)
-    student.model.to(device)
-    held_out = HeldOut(cache=cache, eval_fraction=fraction, batch_size=config.batch_size)
-    collation = Collation(
-        student_vocab=student.vocab_size, pad_id=student.pad_id, pass_token_types=student.takes_token_types
+    others = (
+        [] if config.teacher is None else [_teacher_size(config.teacher, cache, held_out, config, device)]
     )
-    batches = held_out.batches(collation)
+    student.model.to(device)
+    batches = held_out.batches(student.collation())
     if cache.spec.task == "causal-lm":
         metrics = causal_metrics(student.model, batches, device) | held_out.teacher_metrics()
     else:
         metrics = class_metrics(student.model, batches, cache.spec, device)
     if not knows_entropy(cache.spec, 1.0, student_has_all=student.vocab_size >= cache.spec.vocab_size):
         metrics["cross_entropy_with_teacher_nats"] = metrics.pop("kl_nats")
-    models = [_size("student", student, held_out, config, device)]
-    if config.teacher is not None:
-        del student
-        teacher = open_trained(config.teacher, cache, alone=config.batch_size == 1)
-        models.append(_size("teacher", teacher, held_out, config, device))
+    models = [_size("student", student, held_out, config, device), *others]
     return Evaluated(
         task=cache.spec.task,
         cache_version=cache.version,
@@ -204,17 +200,22 @@ class HeldOut:
         return {"teacher_cross_entropy_nats": -float(np.concatenate(values).mean(dtype=np.float64))}
 
 
+def _teacher_size(
+    folder: str, cache: Cache, held_out: HeldOut, config: EvaluateConfig, device: torch.device
+) -> ModelSize:
+    """Measured before the student, so that a teacher that cannot be opened costs nothing; let go of at once."""
+    teacher = open_trained(folder, cache, alone=config.batch_size == 1)
+    return _size("teacher", teacher, held_out, config, device)
+
+
 def _size(
     name: str, student: Student, held_out: HeldOut, config: EvaluateConfig, device: torch.device
 ) -> ModelSize:
     model = student.model.to(device)
     parameters = list(model.parameters())
-    collation = Collation(
-        student_vocab=student.vocab_size, pad_id=student.pad_id, pass_token_types=student.takes_token_types
-    )
     speed = None
     if config.speed_seconds:
-        speed = tokens_per_second(model, held_out.batches(collation), config.speed_seconds, device)
+        speed = tokens_per_second(model, held_out.batches(student.collation()), config.speed_seconds, device)
     return ModelSize(
         name=name,
         parameters=sum(p.numel() for p in parameters),

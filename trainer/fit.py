@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ def check_config(config: Any, spec: Spec, vocabulary: Mapping[str, int], where: 
         StudentError: naming the field.
     """
     text = config.get_text_config()
-    check_embedding(getattr(text, "vocab_size", None), vocabulary, where)
+    check_embedding(getattr(text, "vocab_size", None), spec, vocabulary, where)
     longest = getattr(text, "max_position_embeddings", None)
     if isinstance(longest, int) and 0 < longest < spec.max_length:
         raise StudentError(
@@ -49,13 +50,15 @@ def check_config(config: Any, spec: Spec, vocabulary: Mapping[str, int], where: 
     _check_positions(text, spec, where)
 
 
-def check_embedding(rows: int | None, vocabulary: Mapping[str, int], where: str) -> None:
-    """Every id of the cache's tokenizer needs an embedding; None is a model that looks none up.
+def check_embedding(rows: int | None, spec: Spec, vocabulary: Mapping[str, int], where: str) -> None:
+    """Every id that a cache's tokenizer may give needs an embedding; None is a model that looks none up. A language
+    model's V bounds them: where the teacher lacked a token, no row has it.
 
     Raises:
         StudentError: there are too few.
     """
-    largest = max(vocabulary.values(), default=0)
+    bound = spec.vocab_size if spec.task == "causal-lm" else math.inf
+    largest = max((index for index in vocabulary.values() if index < bound), default=0)
     if rows is not None and rows <= largest:
         raise StudentError(
             "the student's vocabulary is too small for the tokenizer",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from schemas.errors import StudentError
 from schemas.model_heads import head_transform, head_values
+from trainer.layers import body_of
 
 _TOLERANCE = 2**-12
 """Largest difference from the model's own logits, relative to the largest of them, in float32."""
@@ -64,7 +65,7 @@ class Head:
         found: Any = student
         layer = found.get_output_embeddings()
         weight = getattr(layer, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim != 2 or found.base_model is student:
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or body_of(found) is student:
             raise StudentError(
                 "this model class has no linear language-model head to train", got=type(student).__name__
             )
@@ -90,7 +91,7 @@ def check_head(student: nn.Module) -> None:
     head = Head.of(student)
     ids = torch.arange(8, device=head.weight.device)[None] % len(head.weight)
     own = model(input_ids=ids, use_cache=False).logits[0]
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    hidden = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
     model.train(training)
     ours = head.logits(hidden)
     bound = _TOLERANCE * max(1.0, own.abs().max().item())

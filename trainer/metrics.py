@@ -25,6 +25,7 @@ from schemas.spec import Spec
 from trainer.batches import Batch
 from trainer.fused import CHUNK_ELEMENTS, chunks
 from trainer.heads import Head
+from trainer.layers import body_of
 from trainer.losses import (
     NO_LABEL,
     DenseTargets,
@@ -43,7 +44,7 @@ def causal_metrics(model: Any, batches: Iterable[Batch], device: torch.device) -
     head, sums, count = Head.of(model), torch.zeros(4, dtype=torch.float64), 0
     for batch in batches:
         on_device = batch.to(device)
-        hidden = model.base_model(**on_device.model_inputs, use_cache=False).last_hidden_state
+        hidden = body_of(model)(**on_device.model_inputs, use_cache=False).last_hidden_state
         states = hidden[on_device.row, on_device.token]
         offsets, targets = batch.entry_offsets, on_device.targets
         assert isinstance(targets, SparseTargets)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from schemas.errors import StudentError, TeachonceError, TrainingError, UsageError, one_line
+from schemas.spec import Spec
 from trainer.arguments import StudentArguments
 from trainer.records import Manifest
 from trainer.replay import Replay
@@ -117,6 +118,13 @@ def router_lines(config: Any) -> list[str]:
         if _ROUTER_LOSS.search(name) and isinstance(value, int | float) and value
     ]
     return [f"{', '.join(named)}: the student's own router losses have no part in training"] if named else []
+
+
+def type_lines(spec: Spec, *, takes_token_types: bool) -> list[str]:
+    """What a student that knows no pairs does without."""
+    if takes_token_types or not spec.has_token_type_ids:
+        return []
+    return ["the student knows no token types: the cache's are left out, and its tokenizer will give none"]
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from transformers import (
 from schemas.arguments import small_text
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError, one_line
-from schemas.spec import Spec
+from schemas.spec import Feature, Spec
+from trainer.batches import Collation
 from trainer.fit import check_config, check_embedding, check_labels, check_trainable, check_vocabulary
 from trainer.heads import check_head
 from trainer.opening import cached_tokenizer, open_config, open_tokenizer, open_weights, refuse_code
@@ -66,8 +67,20 @@ class Student:
 
     @property
     def takes_token_types(self) -> bool:
-        """Whether the model has embeddings for token types (pairs of texts)."""
+        """Whether the model can be told which text of a pair a token is of."""
         return takes_token_types(self.model)
+
+    def collation(self, *, temperature: float = 1.0, features: tuple[Feature, ...] = ()) -> Collation:
+        """How a cache's rows become its batches."""
+        return Collation(
+            student_vocab=self.vocab_size,
+            pad_id=self.pad_id,
+            temperature=temperature,
+            features=features,
+            pass_token_types=self.takes_token_types,
+            embeddings=embedding_rows(self.model),
+            token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,
+        )
 
 
 def open_student(
@@ -127,7 +140,8 @@ def _tried(
 ) -> Student:
     spec = cache.spec
     is_causal = spec.task == "causal-lm"
-    check_embedding(embedding_rows(model), tokenizer.get_vocab(), where)
+    check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
+    _fit_tokenizer(tokenizer, model)
     student = Student(model=model, tokenizer=tokenizer, is_causal=is_causal)
     if not is_causal and not alone:
         _check_padding(student, where)
@@ -142,6 +156,15 @@ def _tried(
     if is_causal:
         check_head(model)
     return student
+
+
+def _fit_tokenizer(tokenizer: Any, model: Any) -> None:
+    """A student is called with what its tokenizer gives: BERT's gives token types, DistilBERT takes none."""
+    names = [*tokenizer.model_input_names]
+    if takes_token_types(model) or "token_type_ids" not in names:
+        return
+    names.remove("token_type_ids")
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
 
 
 def _check_padding(student: Student, where: str) -> None:

@@ -19,7 +19,15 @@ from trainer.distiller import Distiller
 from trainer.loop import DistillationTrainer
 from trainer.objective import Objective
 from trainer.output_folder import check_place, check_replaceable, check_space, locked, remove_held
-from trainer.preflight import check_loop, check_total, on_main, router_lines, told_errors, total_steps
+from trainer.preflight import (
+    check_loop,
+    check_total,
+    on_main,
+    router_lines,
+    told_errors,
+    total_steps,
+    type_lines,
+)
 from trainer.replay import Replay, Share
 from trainer.resuming import Beginning, check_finished, choose
 from trainer.run_identity import make_record, new_run, stream_seed
@@ -168,6 +176,7 @@ def _train(
         check_total(beginning.manifest, total)
     if arguments.process_index == 0:
         lines = bias_lines(config.objective, cache.spec, student.vocab_size)
+        lines += type_lines(cache.spec, takes_token_types=student.takes_token_types)
         _log.info("\n".join([*lines, *router_lines(student.model.config)]))
     loop = DistillationTrainer(
         distiller=make_distiller(student, cache, config.objective),
@@ -231,20 +240,15 @@ def teacher_layers(cache: Cache) -> int:
 def _replays(
     config: TrainConfig, arguments: StudentArguments, cache: Cache, student: Student
 ) -> tuple[Replay, Replay | None]:
-    collation = Collation(
-        student_vocab=student.vocab_size,
-        pad_id=student.pad_id,
-        temperature=config.temperature,
-        features=needed_features(cache, config.objective),
-        pass_token_types=student.takes_token_types,
+    collation = student.collation(
+        temperature=config.temperature, features=needed_features(cache, config.objective)
     )
     training = _replay(config, arguments, cache, collation, is_eval=False)
     if training.order.num_rows == 0:
         raise UsageError(
             "no row is left to train on", where=cache.storage.root, got=f"{cache.totals.examples} rows"
         )
-    if "ce" in config.objective.weights:
-        _check_labels(training)
+    _check_first(training, needs_labels="ce" in config.objective.weights)
     if arguments.eval_strategy == "no":
         return training, None
     evaluation = _replay(config, arguments, cache, collation, is_eval=True)
@@ -270,13 +274,11 @@ def _replay(
     return Replay(side, order, collation, share, pinned=pinned)
 
 
-def _check_labels(training: Replay) -> None:
-    """`ce` on a corpus without labels would be silently zero: the first row group tells."""
-    spec = training.side.cache.spec
-    if spec.task == "causal-lm":
-        return
-    first = int(training.order.groups(0)[0])
-    if not training.side.read(first).ragged("labels").validity.any():
+def _check_first(training: Replay, *, needs_labels: bool) -> None:
+    """What the first row group tells: ids beyond the student, and that `ce` without labels would be silently zero."""
+    rows = training.side.read(int(training.order.groups(0)[0]))
+    training.collation.check(rows)
+    if needs_labels and rows.spec.task != "causal-lm" and not rows.ragged("labels").validity.any():
         raise StudentError(
             "the ce loss needs labels, and the cache's first rows have none",
             do="Precompute with --label_field, or leave ce out",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.errors import StudentError, one_line
+from trainer.layers import body_of
 from trainer.shrink import plain_ids
 
 _SHORT, _LONG, _NEW = 5, 17, 3
@@ -63,9 +64,12 @@ def try_student(
 
 
 def takes_token_types(model: Any) -> bool:
-    """Whether the model has embeddings for token types (pairs of texts), and a place to name them."""
-    types = getattr(model.config.get_text_config(), "type_vocab_size", 0) or 0
-    return types > 1 and "token_type_ids" in inspect.signature(model.forward).parameters
+    """Whether the model can be told the type of each token; a config that counts them counts more than one.
+
+    XLNet's does not: it compares types, and looks none up.
+    """
+    counted = getattr(model.config.get_text_config(), "type_vocab_size", None)
+    return counted not in (0, 1) and "token_type_ids" in inspect.signature(model.forward).parameters
 
 
 def _scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
@@ -112,7 +116,7 @@ def _check_length(model: Any, max_length: int, pad_id: int) -> None:
         return
     ids = plain_ids(model, max_length)
     try:
-        model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        body_of(model)(input_ids=ids, attention_mask=torch.ones_like(ids))
     except Exception as error:
         raise StudentError(
             "the student is too short for the cache's examples",

@@ -34,6 +34,7 @@ LONG_ROPE = {
 }
 PHI = {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 32}
 FEATURES = ("--features", "mean:-1", "cls:-1", "last:1")
+BLOCKS = {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}
 FAMILIES = {
     "the end of a text is its padding": (CLASSES, "gpt2", PADDED, END, FEATURES),
     "no padding at all": (CLASSES, "mistral", LENGTH, {**END, "pad_token_id": None}, FEATURES),
@@ -43,6 +44,7 @@ FAMILIES = {
     "padding is mixed in": (CLASSES, "fnet", LENGTH, {}, FEATURES),
     "the last token, with padding on the left": (CLASSES, "xlnet", LENGTH, XLNET, ()),
     "ends are counted": (CLASSES, "bart", PADDED, ENCODER_DECODER, ()),
+    "attention by blocks": (CLASSES, "big_bird", LENGTH, BLOCKS, FEATURES[:2]),
     "a recurrent state": (CAUSAL, "mamba2", PADDED, MAMBA, FEATURES),
     "experts": (CAUSAL, "mixtral", PADDED, {"num_local_experts": 4, "head_dim": 16}, FEATURES),
     "positions by distance": (CAUSAL, "bloom", PADDED, {"n_layer": 2, "n_head": 2}, FEATURES),

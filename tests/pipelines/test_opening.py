@@ -154,6 +154,19 @@ def test_ids_beyond_the_embedding_are_refused_but_for_the_padding(tmp_path):
     assert "'<another>': 301" in line
 
 
+def test_a_special_token_beyond_the_embedding_is_refused_only_where_every_text_has_it(tmp_path):
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<picture>"]})
+    teacher = family(tmp_path / "teacher", CAUSAL, "llama", words=words)
+    texts = ["one text", "two <picture> three", "four or five"]
+    status, said = precomputed(tmp_path, teacher, CAUSAL, "--max_reject_fraction", "0.5", texts=texts)
+    assert status == 0, said
+    assert Cache.open(tmp_path / "cache").totals.examples == 2
+    words.chat_template = "{% for m in messages %}<picture>{{ m.content }}{% endfor %}"
+    words.save_pretrained(teacher)
+    assert "'<picture>': 300" in refused(tmp_path / "again", teacher, CAUSAL)
+
+
 def test_a_text_that_holds_the_padding_beyond_the_embedding_is_rejected_alone(tmp_path):
     words = tokenizer()
     words.add_special_tokens({"pad_token": "<more>"})

@@ -226,7 +226,13 @@ def test_verify_says_what_was_checked(own_cache, capsys):
     assert re.search(r"whole: version 0 .* 2 shards, 4 row groups, 24 examples", capsys.readouterr().out)
     assert teachonce.main(["verify", root, "--json", "--version", "0"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == {"path": root, "version": 0, **vars(own_cache.verify())}
+    assert found == {
+        "path": root,
+        "version": 0,
+        "status": "whole",
+        "broken": [],
+        **vars(own_cache.verify()),
+    }
     (Path(root) / own_cache.shards[0].name).write_bytes(b"")
     assert teachonce.main(["verify", root]) == 1
     assert re.fullmatch(r"teachonce verify: 1 of 2 shards are broken; .*\n", capsys.readouterr().err)

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertForSequenceClassification, LlamaForCausalLM
+from transformers import (
+    BertForSequenceClassification,
+    FunnelConfig,
+    FunnelForSequenceClassification,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from schemas.cache import Cache
+from schemas.errors import StudentError
 from schemas.spec import Feature
 from tests.trainer.tiny import VOCAB, bert_config, llama_config
 from trainer.batches import Batch, Collation
@@ -19,10 +27,12 @@ from trainer.features import Projections, pooled, student_layer
 from trainer.objective import Objective
 
 
-def distiller(cache: Cache, losses: list[str], *, vocab: int = VOCAB, layers: int = 2) -> Distiller:
+def distiller(
+    cache: Cache, losses: list[str], student: Any = None, *, vocab: int = VOCAB, layers: int = 2
+) -> Distiller:
     torch.manual_seed(0)
     objective = Objective.parse(losses)
-    student = LlamaForCausalLM(llama_config(vocab_size=vocab, num_hidden_layers=layers))
+    student = student or LlamaForCausalLM(llama_config(vocab_size=vocab, num_hidden_layers=layers))
     features = cache.spec.features if objective.uses_features else ()
     return Distiller(student, objective, score="softmax", features=features, teacher_layers=2, is_causal=True)
 
@@ -123,7 +133,7 @@ def test_layers_answer_in_proportion(layer: int, teacher: int, student: int, exp
 def test_projections_have_the_teachers_widths() -> None:
     features = [Feature(pooling="mean", layer=1, width=7), Feature(pooling="cls", layer=2, width=5)]
     states = [torch.zeros(2, 3, 4)] * 2
-    found = Projections(features, 4)(states, torch.ones(2, 3, dtype=torch.int64))
+    found = Projections(features, [4, 4])(states, torch.ones(2, 3, dtype=torch.int64))
     assert [tuple(f.shape) for f in found] == [(2, 7), (2, 5)]
 
 
@@ -160,3 +170,23 @@ def test_dense_teachers(class_cache_of: Callable[..., Cache], score: str) -> Non
     known = targets.labelled
     torch.testing.assert_close(found["ce"], own(logits[known], targets.gold[known]))
     found["loss"].backward()
+
+
+def test_a_feature_of_a_layer_that_is_wider_than_the_last(causal_cache: Cache) -> None:
+    """OPT-350m's last hidden states are projected to a width that the others do not have."""
+    config = OPTConfig(
+        vocab_size=VOCAB, hidden_size=32, word_embed_proj_dim=16, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = distiller(causal_cache, ["kl=1", "feature=1"], OPTForCausalLM(config))
+    assert model.projections is not None
+    widths = [linear.weight.shape[1] for linear in model.projections.maps.values()]  # type: ignore[union-attr]
+    assert widths == [16, 32]
+    model(batch_of(causal_cache, 0, 4))["loss"].backward()
+
+
+def test_a_student_without_hidden_states_is_refused(causal_cache: Cache) -> None:
+    """Funnel's grow fewer from block to block."""
+    shape = {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 32, "block_sizes": [1, 1]}
+    student = FunnelForSequenceClassification(FunnelConfig(vocab_size=VOCAB, **shape))
+    with pytest.raises(StudentError, match="FunnelForSequenceClassification does not give the hidden states"):
+        distiller(causal_cache, ["feature=1"], student)

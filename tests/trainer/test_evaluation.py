@@ -205,6 +205,17 @@ def test_the_split_is_the_one_of_the_training(causal_cache: Cache, tmp_path: Pat
         evaluate(config)
 
 
+def test_a_teacher_that_cannot_be_opened_is_told_before_the_student_is_measured(
+    causal_cache: Cache, teacher_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.evaluation.causal_metrics", None)
+    torn = make_llama(tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UsageError, match=r"the model's weights cannot be opened: .*torn"):
+        measured(causal_cache, teacher_dir, teacher=torn)
+
+
 def test_nothing_held_out(causal_cache: Cache, tmp_path: Path) -> None:
     told = (
         r"no document is held out: .*eval_fraction 1e-09 of 150 rows.*larger --eval_fraction.*more documents"

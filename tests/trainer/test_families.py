@@ -76,6 +76,12 @@ CAUSAL: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "aabbbbbb",
         "abbb",
     ),
+    "a body of another name": (
+        "llama4_text",
+        {"num_local_experts": 2, "intermediate_size_mlp": 64, "interleave_moe_layer_step": 2},
+        "abacabac",
+        "abac",
+    ),
     "layers without positions": ("smollm3", {}, "aaabaaab", "aaab"),
     "a repeated pattern": (
         "recurrent_gemma",

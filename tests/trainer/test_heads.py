@@ -12,6 +12,7 @@ from transformers import (
     GraniteConfig,
     LlamaForCausalLM,
     PhiConfig,
+    RecurrentGemmaConfig,
 )
 
 from schemas.errors import StudentError
@@ -34,6 +35,9 @@ CONFIGS = {
     "llama": llama_config(),
     "tied": llama_config(tie_word_embeddings=True),
     "gemma2": Gemma2Config(**SHAPE, head_dim=16, final_logit_softcapping=0.2),
+    "recurrent gemma": RecurrentGemmaConfig(
+        **SHAPE | {"num_hidden_layers": 3}, lru_width=32, attention_window_size=16, logits_soft_cap=0.2
+    ),
     "granite": GraniteConfig(**SHAPE, logits_scaling=8.0),
     "cohere": CohereConfig(**SHAPE, logit_scale=0.0625),
     "phi (with a bias)": PhiConfig(**SHAPE),

@@ -16,7 +16,8 @@ from transformers import (
 
 import teachonce
 from schemas.cache import Cache
-from schemas.errors import StudentError
+from schemas.errors import StudentError, TeachonceError
+from schemas.process import status_of
 from tests.trainer.tiny import STUDENT, VOCAB, llama_config, save, tiny_tokenizer
 from trainer.students import open_student
 from trainer.tried import try_student
@@ -61,10 +62,10 @@ def test_what_a_config_cannot_be(
     if named is None:
         open_student(path, causal_cache)
         return
-    with pytest.raises(teachonce.TeachonceError, match=named) as caught:
+    with pytest.raises(TeachonceError, match=named) as caught:
         open_student(path, causal_cache)
     assert "\n" not in str(caught.value)
-    assert teachonce.status(caught.value) == 2
+    assert status_of(caught.value) == 2
 
 
 @pytest.mark.parametrize(("positions", "fits"), [(66, True), (64, False)])
@@ -94,7 +95,7 @@ def test_a_padding_id_without_an_embedding(
 ) -> None:
     path = student_file(tmp_path, **(STUDENT | {"pad_token_id": pad, "num_hidden_layers": 1}))
     cache = class_cache_of(rows=10)
-    with pytest.raises(teachonce.TeachonceError, match=r"padding token|no model can be made") as caught:
+    with pytest.raises(TeachonceError, match=r"padding token|no model can be made") as caught:
         open_student(path, cache)
     assert "\n" not in str(caught.value)
 
