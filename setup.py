@@ -26,7 +26,7 @@ setup(
     extras_require={
         "gcs": ["apache-beam[gcp]>=2.77"],
         "large": ["accelerate>=1.1", "compressed-tensors>=0.12"],
-        "pipelines": ["apache-beam>=2.77", "zstandard>=0.23", *TORCH],
+        "pipelines": ["apache-beam>=2.77", "jinja2>=3.1", "zstandard>=0.23", *TORCH],
         "s3": ["boto3>=1.35"],
         "tensorboard": ["tensorboard>=2.19"],
         "trainer": ["accelerate>=1.1", "scikit-learn>=1.6", "pyyaml", *TORCH],

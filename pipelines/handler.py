@@ -31,6 +31,7 @@ from schemas.commits import NO_VERSION
 from schemas.errors import MismatchError
 from schemas.history import renew_lease
 from schemas.identity import unit_name
+from schemas.process import refuse_more_work
 from schemas.spec import Fingerprint, Header
 from schemas.storage import Storage
 
@@ -76,6 +77,7 @@ class LazyScorer:
         if self._job.deadline is not None and time.time() >= self._job.deadline:
             return no_shard(name, postponed_examples=len(examples))
         scorer = self._opened()
+        refuse_more_work()
         PROGRESS.start_teacher()
         line = scorer.score(name, examples)
         renew_lease(Storage.at(self._job.root), self._job.run)

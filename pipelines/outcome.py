@@ -20,6 +20,7 @@ from pipelines.units import ShardLine
 from schemas.cache import RUNS_FOLDER, create_header
 from schemas.commits import NO_VERSION, Shard, Version, commit, read_version, record_after
 from schemas.errors import CacheError, ConflictError, MismatchError
+from schemas.process import refuse_more_work
 from schemas.shards import Totals
 from schemas.spec import Header, differences
 from schemas.storage import Storage
@@ -122,6 +123,7 @@ def finish(
         write_rejects(run, rejects, counts)
     storage = Storage.at(run.root)
     change = change_of(chosen)
+    refuse_more_work()
     PROGRESS.start_commit()
     provenance = merged(run.provenance, (line.work.get("provenance", {}) for line in chosen))
     summary = _summary(run, chosen, counts, provenance, run.base + bool(change.added or change.removed))

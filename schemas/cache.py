@@ -283,9 +283,7 @@ def create_header(storage: Storage, header: Header, tokenizer: dict[str, bytes])
     """Writes tokenizer and spec unless they are there; returns the header that the cache has.
 
     A tokenizer without a spec is what a run left that was killed here; if it is another's, it is replaced.
-
-    Raises:
-        CorruptionError: there was a spec, and it is lost.
+    A spec that was there and is lost is a `CorruptionError`.
     """
     refuse_lost_spec(storage)
     is_new = not storage.exists(SPEC_NAME)

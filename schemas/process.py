@@ -60,6 +60,17 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _RECEIVED.clear()
+
+
+def refuse_more_work() -> None:
+    """For the steps of a run: what a signal raised may have been swallowed by a library, which tells nobody.
+
+    Raises:
+        TeachonceError: a signal asked this process to end.
+    """
+    if _RECEIVED:
+        raise TeachonceError("this process was asked to end", got=signal.Signals(_RECEIVED[0]).name)
 
 
 def refuse_to_go_on() -> None:

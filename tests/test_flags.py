@@ -19,14 +19,15 @@ ELSEWHERE = {"--compile": "tests/pipelines/test_large.py"}
 """Flags whose good value costs minutes, and where it is tried all the same."""
 
 SHARED = [
-    "--corpus={texts} --format=jsonl --text_field=text --id_field=id --max_document_chars=999 --teacher={causal} "
-    "--task=causal-lm --dtype=float32 --device=cpu --attn_implementation=eager --trust_remote_code --allow_pickle "
+    "--corpus={texts} --format=jsonl --text_field=text --id_field=id --max_document_chars=999 --max_line_bytes=9999 "
+    "--teacher={causal} --task=causal-lm --dtype=float32 --device=cpu --attn_implementation=eager --trust_remote_code --allow_pickle "
     "--cache={new} --keep=threshold:1/8,k=2 --own_logits --sample_seed=-3 --scalars entropy logsumexp "
     "--features mean:-1 --feature_dtype=float32 --temperatures 1 2 --score=softmax --max_length=24 --stride=2 "
     "--keep_text --batch_tokens=256 --unit_tokens=500 --row_group_tokens=100 --min_ram=1GB --max_reject_fraction=0.5 "
     "--prune --accelerator=type:nvidia-l4;count:1 --max_prune_fraction=0.5 --replace --retry_rejects --max_hours=1 "
     "--max_drift_kl=0.1 --workers=1 --report={report} --no_progress",
-    "--corpus={chats} --messages_field=messages --supervise=assistant --teacher={causal} --task=causal-lm "
+    "--corpus={chats} --messages_field=messages --tools_field=tools --supervise=assistant "
+    "--teacher={causal} --task=causal-lm "
     "--cache={new} --no_progress --max_length=64 --device_map=auto",
     "--corpus={texts} --prompt_field=text --completion_field=id --teacher={causal} --task=causal-lm --cache={new} "
     "--no_progress --max_length=64",
@@ -45,7 +46,7 @@ GOOD = {
         "{cache} --teacher={causal} --version=0 --sample=2 --max_mean_kl=0.1 --device=cpu --trust_remote_code "
         "--allow_pickle --json"
     ],
-    "export": ["{cache} --out={new} --version=0 --format=parquet --columns=input_ids,ids --json"],
+    "export": ["{cache} --out={new} --version=0 --format=parquet --columns=input_ids,ids --overwrite --json"],
     "compact": ["{cache} --unit_tokens=99999 --row_group_tokens=100 --no_progress --json"],
     "thin": [
         "{cache} --keep=threshold:1/2 --out={new} --scalars entropy logsumexp --temperatures 1 2 --own_logits "
@@ -67,6 +68,7 @@ RUN = {
     "--label_field": "nothing_here",
     "--id_field": "nothing_here",
     "--max_document_chars": "0",
+    "--max_line_bytes": "0",
     "--teacher": "./nothing-here",
     "--task": "translation",
     "--dtype": "int8",
@@ -110,7 +112,13 @@ BAD = {
         "--max_mean_kl": "nan",
         "--device": "tpu",
     },
-    "export": {"--out": "{cache}", "--version": "9", "--format": "csv", "--columns": "nothing_here"},
+    "export": {
+        "--overwrite": "=yes",
+        "--out": "{cache}",
+        "--version": "9",
+        "--format": "csv",
+        "--columns": "nothing_here",
+    },
     "compact": {"--unit_tokens": "0", "--row_group_tokens": "x"},
     "thin": {
         "--keep": "top_k:9",
@@ -136,7 +144,7 @@ def places(tmp_path_factory):
     (folder / "ids.txt").write_text("d3\n")
     return {
         "texts": write_jsonl(folder / "texts.jsonl", texts),
-        "chats": write_jsonl(folder / "chats.jsonl", [{"messages": said}]),
+        "chats": write_jsonl(folder / "chats.jsonl", [{"messages": said, "tools": []}]),
         "ids": folder / "ids.txt",
         "causal": models.causal_teacher(folder / "causal"),
         "classes": models.classifier(folder / "classes"),
@@ -212,7 +220,8 @@ def test_a_bad_value_is_one_line(capsys, here, verb, flag):
     if verb == "plan" and status == 0:  # a plan tells what the run would refuse
         assert "the run would be refused" in out or json.loads(out)["refusals"]
         return
-    assert (status, out, err.count("\n")) == (status or 2, "", 1), (out, err)
+    told_as_json = verb == "verify" and "--json" in call and json.loads(out)["status"] == "broken"
+    assert (status, told_as_json or out == "", err.count("\n")) == (status or 2, True, 1), (out, err)
     assert "nobody foresaw" not in err
     assert err.startswith(f"teachonce {verb.split()[0]}: ")
     assert not [*here["new"].glob("*.parquet")]

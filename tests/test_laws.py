@@ -69,7 +69,7 @@ EXPORTED = {
 
 MAY_IMPORT = {
     "schemas": {"numpy", "pyarrow", "deltalake", "obstore", "jaxtyping", "rich", "schemas"},
-    "pipelines": {"pipelines", "schemas", "apache_beam", "torch", "transformers", "tokenizers"}
+    "pipelines": {"pipelines", "schemas", "apache_beam", "jinja2", "torch", "transformers", "tokenizers"}
     | {"numpy", "pyarrow", "zstandard", "jaxtyping", "rich", "safetensors", "huggingface_hub"},
     "trainer": {"trainer", "schemas", "torch", "transformers", "tokenizers", "accelerate", "sklearn", "yaml"}
     | {"numpy", "pyarrow", "jaxtyping", "rich", "safetensors", "huggingface_hub"},

@@ -165,7 +165,7 @@ BAD = {
     "a missing flag": ([], 2, "required"),
     "a teacher": (["--teacher=./nothing-here"], 2, "no such folder"),
     "two reports": (["--report=other.json", "--stride=24"], 2, "leaves no room"),
-    "rejects": (["--text_field=content"], 3, "are rejected"),
+    "rejects": (["--max_document_chars=3"], 3, "are rejected"),
 }
 
 

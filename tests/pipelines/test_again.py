@@ -171,9 +171,9 @@ def test_a_changed_tokenizer_template_or_config_is_another_teacher(tmp_path, who
         ("chat_template.jinja", "<|assistant|>", "<|model|>", "chat_template"),
     ):
         other = shutil.copytree(teacher, tmp_path / name)
-        text = (other / name).read_text()
-        assert old in text
-        (other / name).write_text(text.replace(old, new))
+        assert old in (other / name).read_text()
+        for file in other.glob("*token*.json") if field == "tokenizer" else [other / name]:
+            file.write_text(file.read_text().replace(old, new))
         with pytest.raises(MismatchError, match=f"fingerprint.{field}"):
             run(corpus, other, whole[0])
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import handler, job, outcome
 from pipelines.run import run_once
-from schemas import Cache, commits
+from schemas import Cache, commits, local
 from schemas.errors import (
     CacheError,
     ConflictError,
@@ -19,7 +19,6 @@ from schemas.errors import (
     TooManyRejectsError,
     TruncatedFileError,
 )
-from schemas.storage import Storage
 from tests.pipelines import models
 from tests.pipelines.helpers import compress, config, documents, read, run, write_jsonl
 
@@ -37,14 +36,14 @@ def copy(tmp_path, whole):
 
 def full_disk(monkeypatch, part):
     """A store that refuses every object whose name holds `part`, as a full disk does."""
-    put_local = Storage._put_local
+    write = local.write
 
-    def refuse(self, name, data, *, replace):
+    def refuse(root, name, data, *, replace):
         if part in name:
             raise OSError(errno.ENOSPC, "No space left on device")
-        put_local(self, name, data, replace=replace)
+        return write(root, name, data, replace=replace)
 
-    monkeypatch.setattr(Storage, "_put_local", refuse)
+    monkeypatch.setattr(local, "write", refuse)
 
 
 def fail(*_, **__):

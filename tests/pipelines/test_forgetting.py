@@ -7,7 +7,7 @@ import pytest
 
 import pipelines.run as run_module
 import teachonce
-from pipelines import ForgetConfig, forgetting, handler
+from pipelines import ForgetConfig, agreement, forgetting, handler
 from pipelines.run import prepare
 from schemas import Cache, history
 from schemas.commits import read_version
@@ -167,14 +167,15 @@ def test_what_a_run_leaves_that_began_before_the_commit_is_found_or_told(nights,
 def test_a_run_says_that_it_lives_before_it_reads_anything(nights, teacher, monkeypatch):
     cache, corpus = nights
     storage, seen = Storage.at(cache), []
-    for name in ("base_version", "read_header", "orphans", "remembered_names"):
-        real = getattr(run_module, name)
+    places = {"base_version": run_module, "orphans": run_module, "remembered_names": run_module}
+    for name, module in (places | {"read_header": agreement}).items():
+        real = getattr(module, name)
 
         def watched(*arguments, real=real):
             seen.append(living_runs(storage))
             return real(*arguments)
 
-        monkeypatch.setattr(run_module, name, watched)
+        monkeypatch.setattr(module, name, watched)
     job, _ = prepare(config(corpus, teacher, cache, **FLAGS))
     assert len(seen) >= 4
     assert all(living == [job.run.id] for living in seen)

@@ -90,7 +90,7 @@ def test_what_does_not_fit_the_devices_is_refused(tmp_path, teacher, monkeypatch
         place = dict.fromkeys(parts, "cpu") | {"model.layers.1": "disk"}
         return opened(path, **(given | {"device_map": place, "offload_folder": str(tmp_path)}))
 
-    monkeypatch.setitem(load._AUTO, "causal-lm", type("Small", (), {"from_pretrained": staticmethod(small)}))
+    monkeypatch.setitem(load.AUTO, "causal-lm", type("Small", (), {"from_pretrained": staticmethod(small)}))
     with pytest.raises(TeacherError, match="does not fit the devices"):
         load.load_model(
             TeacherConfig(path="t", task="causal-lm", device_map="auto"), str(teacher), torch.device("cpu")
@@ -124,7 +124,7 @@ def test_what_the_large_extra_brings_is_named_where_it_is_missing(teacher, monke
     def lack(*_, **__):
         raise ImportError("Using a `device_map` requires Accelerate")
 
-    monkeypatch.setitem(load._AUTO, "causal-lm", type("Lack", (), {"from_pretrained": staticmethod(lack)}))
+    monkeypatch.setitem(load.AUTO, "causal-lm", type("Lack", (), {"from_pretrained": staticmethod(lack)}))
     wanted = TeacherConfig(path="t", task="causal-lm", device_map="auto")
     with pytest.raises(TeacherError, match=r"requires Accelerate. pip install 'teachonce\[large\]'"):
         load.load_model(wanted, str(teacher), torch.device("cpu"))
