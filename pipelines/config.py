@@ -81,6 +81,8 @@ class CorpusConfig:
         _refuse_unless(self.max_line_bytes >= 1, "max_line_bytes", self.max_line_bytes)
         pair = (self.prompt_field, self.completion_field)
         _refuse_unless(None not in pair or pair == (None, None), "prompt_field, completion_field", pair)
+        alone = self.messages_field is None and self.tools_field != "tools"
+        _refuse_unless(not alone, "tools_field (without --messages_field)", self.tools_field)
         kinds = [f for f in (self.messages_field, self.prompt_field, self.text_pair_field) if f]
         _refuse_unless(len(kinds) <= 1, "messages_field, prompt_field, text_pair_field", kinds)
 

@@ -29,10 +29,9 @@ def test_a_run_that_lives_is_told_at_the_start_with_its_age_and_place(capsys, tm
 
 def test_a_lease_tells_what_is_known_of_it_and_nothing_that_a_terminal_obeys(tmp_path):
     storage = Storage.at(tmp_path)
-    old = "20200101T000000Z-abcdef12"
-    storage.put(f"_teachonce/leases/{old}", b"100\n")
-    (run,) = history.dead_runs(storage)
-    assert told_of(storage, [run]).startswith(f"{old} (begun ")
+    storage.put("_teachonce/leases/old", b"100\n")
+    assert history.dead_runs(storage) == []  # no name that a run bears: told, and never deleted
+    assert told_of(storage, ["old"]).startswith("old (last sign of life ")
     history.take_lease(storage, "thin-20260101T000000Z-abcdef12")
     text = told_of(storage, living_runs(storage))
     assert text.startswith("thin-20260101T000000Z-abcdef12 (begun ")
