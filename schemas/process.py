@@ -8,6 +8,7 @@ at once. A verb may put handlers of its own in their place (`train` finishes its
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -119,7 +120,7 @@ def plain_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by who started this process
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  it stays open
+            setattr(sys, name, io.StringIO())
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 

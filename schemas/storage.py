@@ -224,7 +224,7 @@ class Storage:
 
     def delete(self, names: Sequence[str]) -> None:
         """Deletes objects for good; those that are not there are passed over."""
-        with self._told(names[0] if names else ""):
+        with contextlib.suppress(FileNotFoundError), self._told(names[0] if names else ""):
             if not self.is_local:
                 self._delete_remote(list(names))
                 return

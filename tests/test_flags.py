@@ -21,7 +21,8 @@ ELSEWHERE = {"--compile": "tests/pipelines/test_large.py"}
 SHARED = [
     "--corpus={texts} --format=jsonl --text_field=text --id_field=id --max_document_chars=999 --max_line_bytes=9999 "
     "--teacher={causal} --task=causal-lm --dtype=float32 --device=cpu --attn_implementation=eager "
-    "--trust_remote_code --allow_pickle --cache={new} --keep=threshold:1/8,k=2 --own_logits --sample_seed=-3 --scalars entropy logsumexp "
+    "--trust_remote_code --allow_pickle --cache={new} "
+    "--keep=threshold:1/8,k=2 --own_logits --sample_seed=-3 --scalars entropy logsumexp "
     "--features mean:-1 --feature_dtype=float32 --temperatures 1 2 --score=softmax --max_length=24 --stride=2 "
     "--keep_text --batch_tokens=256 --unit_tokens=500 --row_group_tokens=100 --min_ram=1GB --max_reject_fraction=0.5 "
     "--prune --accelerator=type:nvidia-l4;count:1 --max_prune_fraction=0.5 --replace --retry_rejects --max_hours=1 "

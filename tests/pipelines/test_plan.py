@@ -145,7 +145,9 @@ def test_the_command(tmp_path, corpus, teacher, capsys):
     flags += ["--no_progress", "--", f"--temp_location={tmp_path / 'temp'}"]
     assert teachonce.main(["plan", *flags]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == json.loads((tmp_path / "plan.json").read_text())
+    report = json.loads((tmp_path / "plan.json").read_text())
+    assert {name: report[name] for name in told} == told
+    assert (report["outcome"], report["status"], report["reason"]) == ("planned", 0, None)
     assert (told["new_documents"], told["epochs"], told["sample"]["tokens"]) == (24, 2, told["tokens"])
     assert list((tmp_path / "temp").iterdir()) == []
     assert not (tmp_path / "c").exists()
