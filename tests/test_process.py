@@ -248,6 +248,5 @@ def test_a_stdout_that_is_closed_or_full_is_one_line(flags, monkeypatch, capsys,
         patch.setattr(sys, "stdout", full)
         assert teachonce.main(["verify", str(tmp_path / "cache"), "--json"]) == 1
     assert capsys.readouterr().err == (
-        "teachonce verify: the system refuses: No space left on device. Check the path, its permissions and free "
-        "space\n"
+        "teachonce verify: the system refuses: No space left on device. Free some space, or choose another disk\n"
     )
