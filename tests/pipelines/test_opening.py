@@ -196,9 +196,3 @@ def test_shapes_are_told_from_configs_that_name_them_differently(name):
 def test_what_a_config_does_not_say_is_one_line_that_names_the_model():
     with pytest.raises(shapes.UsageError, match=r"PreTrainedConfig does not say how many layers there are"):
         shapes.num_layers(transformers.PreTrainedConfig())
-
-
-def test_infinity_has_a_word_in_canonical_json():
-    values = {"limits": [0.0, float("inf")], "least": -float("inf"), "nan": float("nan"), "n": 1}
-    said = shapes.finite_json(values)
-    assert said == {"limits": [0.0, "Infinity"], "least": "-Infinity", "nan": "NaN", "n": 1}

@@ -180,7 +180,7 @@ def moved(folder, classifier, change):
 
 
 FEW_CLASSES = [
-    ("unsure", TopK(k=2)),
+    ("unsure", KeepAll()),
     ("unsure", Threshold(tau=1 / 32)),
     ("unsure", Threshold(tau=0.4)),
     ("sure", KeepAll()),
@@ -228,7 +228,7 @@ def class_divergences(opened, teacher, other):
     return distances
 
 
-@pytest.mark.parametrize("keep", [TopK(k=2), Threshold(tau=1 / 32), Threshold(tau=0.4)], ids=str)
+@pytest.mark.parametrize("keep", [KeepAll(), Threshold(tau=1 / 32), Threshold(tau=0.4)], ids=str)
 def test_a_night_with_another_attention_goes_on(tmp_path, sures, keep):
     flags = {"task": "sequence-classification", "score": "softmax", "keep": keep}
     run(write_jsonl(tmp_path / "1.jsonl", documents(40)), sures["sure"], tmp_path / "c", **flags)

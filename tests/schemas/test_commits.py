@@ -220,7 +220,9 @@ def test_a_store_that_refuses_is_one_line(own_cache, batches, monkeypatch):
 
     base = base_version(own_cache.storage)
     monkeypatch.setattr(schemas.commits, "_write", refuse)
-    with pytest.raises(CacheError, match=r"commit failed.*Generic error Permission denied \(os error 13\)$"):
+    with pytest.raises(
+        CacheError, match=r"commit failed.*Generic error Permission denied \(os error 13\)\. Check"
+    ):
         add(own_cache.storage, base, [batches[0]], run="b")
     monkeypatch.setattr(schemas.delta, "DeltaTable", refuse)
     with pytest.raises(CacheError, match=r"log cannot be reached.*Permission denied"):

@@ -8,7 +8,7 @@ from deltalake import DeltaTable
 from schemas import Cache
 from schemas.cache import base_version
 from schemas.commits import read_version
-from schemas.errors import CorruptionError, FormatError, NoCacheError
+from schemas.errors import CorruptionError, FormatError
 from tests.schemas.damage import flips
 from tests.synthetic import add, causal_spec, header_of
 
@@ -93,7 +93,7 @@ def test_another_spec_than_the_committed_one_is_seen(own_cache):
     with pytest.raises(CorruptionError, match="committed with"):
         Cache.open(own_cache.storage.root)
     path.unlink()
-    with pytest.raises(NoCacheError):
+    with pytest.raises(CorruptionError, match=r"spec\.json is lost"):
         Cache.open(own_cache.storage.root)
 
 
