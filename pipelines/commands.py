@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -29,6 +28,7 @@ from schemas.policies import parse_keep
 from schemas.process import DONE, OUT_OF_TIME
 from schemas.run_report import begin_report, finish_report
 from schemas.spec import FeatureDtype, Scalar, Score, Supervise, Task
+from schemas.terminal import print_json
 
 _PRECOMPUTE_HELP = """\
 Runs a Hugging Face teacher once over a corpus, and commits what it says to a cache.
@@ -267,7 +267,7 @@ def _verify_parser() -> Parser:
 def _print_rescored(found: Rescored, cache: Cache, checked: Verified, *, as_json: bool) -> None:
     if as_json:
         whole = {"path": cache.storage.root, "version": cache.version, **asdict(checked)}
-        sys.stdout.write(json.dumps({**whole, "scored_again": found.to_json()}, indent=2) + "\n")
+        print_json({**whole, "scored_again": found.to_json()})
         return
     sys.stdout.write(
         f"whole: {checked.examples:,} examples, every byte, count and id\n"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -26,6 +24,7 @@ from pipelines.tokenise import Example, Tokeniser
 from schemas.arguments import Parser, natural, positive
 from schemas.printable import printable
 from schemas.spec import Score, Supervise, Task
+from schemas.terminal import print_json
 
 _HELP = """\
 Shows what of a corpus would be supervised: its first records as the teacher's tokenizer and chat template make them.
@@ -55,7 +54,7 @@ def inspect(argv: Sequence[str]) -> int:
     config = run_config(arguments, ())
     shown = look(config, arguments.rows)
     if arguments.json:
-        sys.stdout.write(json.dumps([_told(one) for one in shown], indent=2) + "\n")
+        print_json([_told(one) for one in shown])
         return 0
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
     for one in shown:

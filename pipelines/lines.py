@@ -157,5 +157,5 @@ def _zstd_steps(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
             step = _ZSTD_STEP_BYTES if len(data) < _CHUNK_BYTES else _ZSTD_STEP_BYTES // 64
 
 
-def _new_frame() -> zstandard.ZstdDecompressionObj:
+def _new_frame() -> Any:  # zstandard does not name the class
     return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()

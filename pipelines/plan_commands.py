@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -19,6 +17,7 @@ from schemas.arguments import positive
 from schemas.printable import printable
 from schemas.process import DONE
 from schemas.run_report import begin_report, finish_report
+from schemas.terminal import print_json
 
 _HELP = """\
 Says what `teachonce precompute` with the same flags would do, what it would cost, and whether it would be refused.
@@ -62,7 +61,7 @@ def plan(argv: Sequence[str]) -> int:
         found = make_plan(config, sample_tokens=arguments.sample_tokens, epochs=arguments.epochs)
     finish_report(arguments.report, {"outcome": "planned", "status": DONE, "reason": None, **found.to_json()})
     if arguments.json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+        print_json(found.to_json())
     else:
         print_plan(found, arguments.cache)
     return DONE

@@ -5,7 +5,11 @@ import os
 import numpy as np
 import pytest
 
-from tests.synthetic import make_cache
+from tests.shapes import wrap_only_what_says_a_shape
+
+wrap_only_what_says_a_shape()
+
+from tests.synthetic import make_cache  # noqa: E402  the packages come after
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -270,16 +269,30 @@ def test_names_in_a_record_stay_below_its_folder(trained: Path, tmp_path: Path) 
             check_whole(copy)
 
 
+@pytest.mark.parametrize(("learning_rate", "best", "status"), [(1e-3, 4, 0), (3.0, 2, 2)])
 def test_the_best_checkpoint_is_whole_too(
-    causal_cache: Cache, tmp_path: Path, run: Callable[..., Path], capfd: Any
+    causal_cache: Cache, tmp_path: Path, capfd: Any, learning_rate: float, best: int, status: int
 ) -> None:
-    best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
-    assert train(causal_cache, tmp_path, "out", max_steps=4, **best) == 0
+    """The newest is trained again from the one before; an older one that is best is in no other place."""
+    more = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    more |= {
+        "max_steps": 4,
+        "learning_rate": learning_rate,
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+    }
+    assert train(causal_cache, tmp_path, "out", **more) == 0
     out = tmp_path / "out"
+    whole = Path(shutil.copytree(out, tmp_path / "whole"))
     state = json.loads((out / "checkpoint-4" / "trainer_state.json").read_text())
-    broken(out / f"checkpoint-{state['best_global_step']}" / "model.safetensors", "flipped")
-    (out / RECORD_NAME).unlink()
+    assert state["best_global_step"] == best
+    broken(out / f"checkpoint-{best}" / "model.safetensors", "flipped")
     for path in out.iterdir():
         if path.is_file():
             path.unlink()
-    assert train(causal_cache, tmp_path, "out", *AUTO, max_steps=4, **best) in (0, 2)
+    capfd.readouterr()
+    assert train(causal_cache, tmp_path, "out", *AUTO, **more) == status
+    told = capfd.readouterr().err
+    assert f"checkpoint-{best}/model.safetensors" in told
+    assert (out / "model.safetensors").exists() == (status == 0)
+    assert status or same(whole, out)
