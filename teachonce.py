@@ -14,9 +14,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from schemas.errors import UsageError
-from schemas.printable import printable
-from schemas.process import (
+from schemas.cli.process import (
     DONE,
     USAGE,
     ended_by_signals,
@@ -26,8 +24,10 @@ from schemas.process import (
     reason_of,
     status_of,
 )
-from schemas.run_report import expected_report, fail_report
-from schemas.terminal import guarded_streams
+from schemas.cli.run_report import expected_report, fail_report
+from schemas.cli.terminal import guarded_streams
+from schemas.errors import UsageError
+from schemas.printable import printable
 
 _LAST_SECONDS = 10.0
 """After a signal, what threads of libraries are given to end."""
@@ -42,27 +42,29 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "precompute": Verb("pipelines.commands", "pipelines", "run the teacher over a corpus, into a cache"),
-    "plan": Verb(
-        "pipelines.plan_commands", "pipelines", "what a precompute would do and cost; writes nothing"
+    "precompute": Verb(
+        "pipelines.cli.precompute", "pipelines", "run the teacher over a corpus, into a cache"
     ),
+    "plan": Verb("pipelines.cli.plan", "pipelines", "what a precompute would do and cost; writes nothing"),
     "inspect": Verb(
-        "schemas.commands", "", "show what a cache holds; with --corpus, what of a corpus is supervised"
+        "schemas.cli.inspect_and_verify",
+        "",
+        "show what a cache holds; with --corpus, what of a corpus is supervised",
     ),
     "verify": Verb(
-        "schemas.commands", "", "check every byte, count and id; with --teacher, the values; or --repair"
+        "schemas.cli.inspect_and_verify",
+        "",
+        "check every byte, count and id; with --teacher, the values; or --repair",
     ),
-    "export": Verb("schemas.export_commands", "", "write a cache as plain Parquet, for other tools"),
+    "export": Verb("schemas.cli.export", "", "write a cache as plain Parquet, for other tools"),
     "compact": Verb(
-        "pipelines.upkeep_commands", "pipelines", "merge the small shards of many runs into full ones"
+        "pipelines.cli.upkeep", "pipelines", "merge the small shards of many runs into full ones"
     ),
-    "thin": Verb("pipelines.thin_commands", "pipelines", "make a smaller cache from a larger one"),
-    "forget": Verb(
-        "pipelines.upkeep_commands", "pipelines", "erase documents or examples, and keep them out"
-    ),
-    "vacuum": Verb("schemas.upkeep_commands", "", "delete what no kept version needs"),
-    "train": Verb("trainer.commands", "trainer", "distil a student from a cache"),
-    "evaluate": Verb("trainer.commands", "trainer", "measure a student on a cache's held-out part"),
+    "thin": Verb("pipelines.cli.thin", "pipelines", "make a smaller cache from a larger one"),
+    "forget": Verb("pipelines.cli.upkeep", "pipelines", "erase documents or examples, and keep them out"),
+    "vacuum": Verb("schemas.cli.vacuum", "", "delete what no kept version needs"),
+    "train": Verb("trainer.cli.commands", "trainer", "distil a student from a cache"),
+    "evaluate": Verb("trainer.cli.commands", "trainer", "measure a student on a cache's held-out part"),
 }
 
 
@@ -105,9 +107,9 @@ def run(name: str, arguments: list[str]) -> int:
         raise UsageError("no such verb", expected=", ".join(VERBS), got=name, do="See `teachonce --help`")
     verb = VERBS[name]
     if name == "verify" and any(argument.startswith("--teacher") for argument in arguments):
-        verb = Verb("pipelines.commands", "pipelines", verb.purpose)
+        verb = Verb("pipelines.cli.precompute", "pipelines", verb.purpose)
     if name == "inspect" and any(argument.startswith("--corpus") for argument in arguments):
-        verb = Verb("pipelines.inspect_commands", "pipelines", verb.purpose)
+        verb = Verb("pipelines.cli.inspect_corpus", "pipelines", verb.purpose)
     try:
         module = importlib.import_module(verb.module)
     except ModuleNotFoundError as error:

@@ -17,9 +17,9 @@ import torch
 import transformers
 import zstandard
 
-from pipelines.select import num_uniforms, select, top_k
+from pipelines.keep.select import num_uniforms, select, top_k
 from schemas.policies import KeepAll, KeepPolicy, Sampled, Threshold, TopP, parse_keep
-from schemas.ragged import Array, Ragged, offsets_of
+from schemas.rows.ragged import Array, Ragged, offsets_of
 
 K = 64
 DRAWN = ("threshold:1/8", "threshold:1/16", "threshold:1/32", "threshold:1/64", "sampled:13", "sampled:50")

@@ -1,8 +1,8 @@
 """Bytes, errors and speeds of the codec on a real teacher's answers to real text.
 
-Every figure comes from the functions of the real write and read path (`pipelines.select`, `pipelines.encode`,
-`schemas.codec`, `ranks`, `shards`, `shard_reader`). What the teacher said is kept in a file, so that only the first
-start is slow.
+Every figure comes from the functions of the real write and read path (`pipelines.keep.select`,
+`pipelines.scoring.encode`, `schemas.rows`, `schemas.shards`). What the teacher said is kept in a file, so that only the
+first start is slow.
 
     python benchmarks/codec.py                          # the teacher and corpus that the repository ships
     python benchmarks/assets.py data                    # once: real models, and real texts

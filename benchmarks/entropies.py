@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.columns import ZSTD_LEVEL
-from schemas.ragged import Array
-from schemas.ranks import Ranking, to_gaps
-from schemas.rows import Rows
+from schemas.rows.columns import ZSTD_LEVEL
+from schemas.rows.ragged import Array
+from schemas.rows.ranks import Ranking, to_gaps
+from schemas.rows.rows import Rows
 
 
 def entropy_bits(values: Array) -> float:

@@ -38,14 +38,15 @@ from apache_beam.io.parquetio import WriteToParquet
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from pipelines import CorpusConfig, PrecomputeConfig, RunSummary, TeacherConfig, handler, precompute
-from pipelines.batching import collate, plan_batches
-from pipelines.budget import START_TOKENS
-from pipelines.corpus import find_pieces, read_piece
-from pipelines.documents import Source, parse
-from pipelines.fingerprint import make_header, resolve
-from pipelines.teacher import Batch
-from pipelines.tokenise import Tokeniser
+from pipelines import CorpusConfig, PrecomputeConfig, RunSummary, TeacherConfig, precompute
+from pipelines.corpus.documents import Source, parse
+from pipelines.corpus.files import find_pieces, read_piece
+from pipelines.corpus.tokenization import Tokeniser
+from pipelines.fingerprint.fingerprint import make_header, resolve
+from pipelines.scoring import handler
+from pipelines.teacher.batching import collate, plan_batches
+from pipelines.teacher.budget import START_TOKENS
+from pipelines.teacher.model import Batch
 from schemas.policies import parse_keep
 
 ROOT = Path(__file__).resolve().parents[1]

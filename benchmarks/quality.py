@@ -33,17 +33,17 @@ from quality_parts import HELD_OUT, ROOT, Online, Part, Test, documents_below
 
 from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
 from schemas import Cache
+from schemas.cli.cache_report import bytes_by_column
 from schemas.errors import CacheError
 from schemas.policies import parse_keep
-from schemas.report import bytes_by_column
-from trainer.batches import Collation
-from trainer.distiller import Distiller
-from trainer.objective import Objective
-from trainer.replay import Address, Replay, Share
-from trainer.shrink import parse_shrink
-from trainer.stream import Order
-from trainer.students import Student, open_student, open_trained
-from trainer.training import make_distiller
+from trainer.batches.collate import Collation
+from trainer.losses.objective import Objective
+from trainer.models.shrink import parse_shrink
+from trainer.stream.order import Order
+from trainer.stream.replay import Address, Replay, Share
+from trainer.students.students import Student, open_student, open_trained
+from trainer.training.distiller import Distiller
+from trainer.training.training import make_distiller
 
 TEACHER = ROOT / "examples/teacher"
 MAX_LENGTH = 128

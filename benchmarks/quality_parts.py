@@ -14,14 +14,14 @@ from torch import Tensor
 
 from schemas import Cache
 from schemas.identity import document_hash, is_held_out
-from schemas.ragged import Array
-from schemas.rows import Rows
-from trainer.batches import Batch, Collation
-from trainer.evaluation import HeldOut
-from trainer.fused import CHUNK_ELEMENTS, chunks, fused_loss
-from trainer.heads import Head
-from trainer.stream import Side, held_out
-from trainer.students import Student
+from schemas.rows.ragged import Array
+from schemas.rows.rows import Rows
+from trainer.batches.collate import Batch, Collation
+from trainer.evaluation.evaluation import HeldOut
+from trainer.losses.fused import CHUNK_ELEMENTS, chunks, fused_loss
+from trainer.models.heads import Head
+from trainer.stream.order import Side, held_out
+from trainer.students.students import Student
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpus.jsonl.zst"

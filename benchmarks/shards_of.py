@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from answers import Answers, Draws, lists
 
-from schemas import columns
-from schemas.codec import (
+from schemas.identity import digest
+from schemas.policies import Sampled, parse_keep
+from schemas.rows import columns
+from schemas.rows.codec import (
     decode_logprobs,
     decode_scalars,
     encode_levels,
@@ -21,12 +23,10 @@ from schemas.codec import (
     encode_scalars,
     quantise,
 )
-from schemas.identity import digest
-from schemas.policies import Sampled, parse_keep
-from schemas.ragged import Array, Ragged
-from schemas.rewrite import ROW_GROUP_TOKENS, seal_rows
-from schemas.rows import Rows
-from schemas.shards import LISTED_KEY, SealedShard, Totals
+from schemas.rows.ragged import Array, Ragged
+from schemas.rows.rows import Rows
+from schemas.shards.rewrite import ROW_GROUP_TOKENS, seal_rows
+from schemas.shards.seal import LISTED_KEY, SealedShard, Totals
 from schemas.spec import Feature, Fingerprint, Header, Spec
 
 FINGERPRINT = Fingerprint(weights="0", config="0", tokenizer="0", chat_template="", dtype="float32")

@@ -15,16 +15,16 @@ import torch
 from answers import Answers
 from shards_of import seal
 
-from pipelines.encode import encode
-from pipelines.select import Selected
-from pipelines.teacher import Answer
-from pipelines.tokenise import Example
-from schemas.entries import Entries, entries_of
-from schemas.ragged import Array, offsets_of
-from schemas.rows import Rows
-from schemas.shard_reader import fetch_group, open_footer, read_group
+from pipelines.corpus.tokenization import Example
+from pipelines.keep.select import Selected
+from pipelines.scoring.encode import encode
+from pipelines.teacher.model import Answer
+from schemas.rows.entries import Entries, entries_of
+from schemas.rows.ragged import Array, offsets_of
+from schemas.rows.rows import Rows
+from schemas.shards.reader import fetch_group, open_footer, read_group
 from schemas.spec import Spec
-from schemas.storage import Storage
+from schemas.storage.storage import Storage
 
 _SLOW_POSITIONS = 4_000
 

@@ -32,10 +32,10 @@ from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
 from schemas import Cache
 from schemas.policies import Threshold
 from trainer import StudentArguments, TrainConfig, train
-from trainer.batches import Collation
-from trainer.replay import Address, Share, read_batches
-from trainer.stream import Order, Side
-from trainer.students import open_student
+from trainer.batches.collate import Collation
+from trainer.stream.order import Order, Side
+from trainer.stream.replay import Address, Share, read_batches
+from trainer.students.students import open_student
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED, SHUFFLE, EVAL_FRACTION = 1, 8, 0.05

@@ -1,12 +1,12 @@
 """Writes: a corpus and a teacher become a cache, by way of Apache Beam."""
 
-from pipelines.compaction import CompactConfig, Compacted, compact
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
-from pipelines.erasure import Erased
-from pipelines.forgetting import ForgetConfig, forget
-from pipelines.outcome import RunSummary
-from pipelines.run import precompute
-from pipelines.thin_run import ThinConfig, Thinned, thin
+from pipelines.job.outcome import RunSummary
+from pipelines.job.run import precompute
+from pipelines.upkeep.compaction import CompactConfig, Compacted, compact
+from pipelines.upkeep.erasure import Erased
+from pipelines.upkeep.forgetting import ForgetConfig, forget
+from pipelines.upkeep.thin import ThinConfig, Thinned, thin
 
 __all__ = [
     "CompactConfig",

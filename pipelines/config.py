@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from schemas.policies import KeepPolicy
-from schemas.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
+from schemas.shards.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
 from schemas.spec import FeatureDtype, Scalar, Score, Supervise, Task
 
 Device = Literal["auto", "cpu", "cuda"]

@@ -6,9 +6,9 @@ K kept entries of a position, V vocabulary or classes, D feature width.
 
 from schemas.cache import Cache
 from schemas.errors import TeachonceError
-from schemas.repairing import Repaired, repair
 from schemas.spec import Feature, Fingerprint, Header, Spec
-from schemas.vacuuming import Vacuumed, vacuum
+from schemas.upkeep.repair import Repaired, repair
+from schemas.upkeep.vacuum import Vacuumed, vacuum
 from schemas.verify import Verified
 
 __all__ = [

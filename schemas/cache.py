@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from schemas.commits import Shard, Version, latest_version, read_record, read_version
 from schemas.errors import CorruptionError, NoCacheError
-from schemas.lost import SPEC_NAME, refuse_lost_spec
-from schemas.memory import read_memory, refuse_lost_memory
-from schemas.records import CommitRecord
-from schemas.rows import Rows
-from schemas.shard_reader import OpenFooter, open_shard, read_group, read_identities
-from schemas.shards import RowGroup, Totals
+from schemas.rows.rows import Rows
+from schemas.shards.reader import OpenFooter, open_shard, read_group, read_identities
+from schemas.shards.seal import RowGroup, Totals
 from schemas.spec import Fingerprint, Header, Spec
-from schemas.storage import Storage
+from schemas.storage.storage import Storage
 from schemas.verify import Verified, verify_shards
+from schemas.versions.commits import Shard, Version, latest_version, read_record, read_version
+from schemas.versions.lost_spec import SPEC_NAME, refuse_lost_spec
+from schemas.versions.memory import read_memory, refuse_lost_memory
+from schemas.versions.records import CommitRecord
 
 TOKENIZER_FOLDER = "_teachonce/tokenizer"
 REJECTS_FOLDER = "_teachonce/rejects"

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 
-from schemas.bounds import OF_JSON, conform, conform_fields, parse_json, refuse_unless, shown, told
 from schemas.errors import NEWER, CorruptionError, FormatError, UsageError
 from schemas.identity import canonical_json, digest
+from schemas.limits import OF_JSON, conform, conform_fields, parse_json, refuse_unless, shown, told
 from schemas.policies import KeepAll, KeepPolicy, Threshold, is_sampling, max_kept, max_sampled, parse_keep
 
 FORMAT_VERSION = 1

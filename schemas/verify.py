@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from schemas.bounds import told
-from schemas.columns import check_encodings
-from schemas.commits import Shard
 from schemas.errors import REPAIR, BrokenShardsError, CorruptionError, TeachonceError
-from schemas.ragged import Array
-from schemas.rows import Rows
-from schemas.shard_reader import OpenFooter, open_shard, read_group
-from schemas.shards import Totals, identity_hash
+from schemas.limits import told
+from schemas.rows.columns import check_encodings
+from schemas.rows.ragged import Array
+from schemas.rows.rows import Rows
+from schemas.shards.reader import OpenFooter, open_shard, read_group
+from schemas.shards.seal import Totals, identity_hash
 from schemas.spec import Header
-from schemas.storage import Storage
+from schemas.storage.storage import Storage
+from schemas.versions.commits import Shard
 
 _THREADS = 4
 _EXACT = ("examples", "tokens", "positions", "entries", "clamped_codes", "length_histogram")

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from schemas import Spec
-from schemas.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars
 from schemas.policies import KeepAll, Sampled
-from schemas.ragged import Ragged, offsets_of
+from schemas.rows.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars
+from schemas.rows.ragged import Ragged, offsets_of
 
 
 class Answer(NamedTuple):

@@ -11,14 +11,14 @@ import pyarrow as pa
 
 from schemas import Cache, Feature, Fingerprint, Header, Spec
 from schemas.cache import create_header
-from schemas.codec import quantise
-from schemas.commits import Shard, Version, commit, record_after
 from schemas.identity import unit_name
 from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
-from schemas.ragged import Ragged
-from schemas.rows import Rows
-from schemas.shards import Totals, length_histogram, ranking_of, seal_shard
-from schemas.storage import Storage
+from schemas.rows.codec import quantise
+from schemas.rows.ragged import Ragged
+from schemas.rows.rows import Rows
+from schemas.shards.seal import Totals, length_histogram, ranking_of, seal_shard
+from schemas.storage.storage import Storage
+from schemas.versions.commits import Shard, Version, commit, record_after
 from tests.answers import kept, ragged
 
 FINGERPRINT = Fingerprint(

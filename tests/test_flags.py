@@ -15,7 +15,7 @@ import teachonce
 from tests.pipelines import models
 from tests.pipelines.helpers import documents, write_jsonl
 
-ELSEWHERE = {"--compile": "tests/pipelines/test_large.py"}
+ELSEWHERE = {"--compile": "tests/pipelines/teacher/test_large.py"}
 """Flags whose good value costs minutes, and where it is tried all the same."""
 
 SHARED = [

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-import pipelines.job
-import schemas.history as history
+import pipelines.job.pipeline
+import schemas.versions.history as history
 import teachonce
-from pipelines import handler
-from pipelines import run as run_module
+from pipelines.job import run as run_module
+from pipelines.scoring import handler
 from schemas import Cache
-from schemas.history import living_runs
-from schemas.storage import Storage
+from schemas.storage.storage import Storage
+from schemas.versions.history import living_runs
 from tests.pipelines import models
 from tests.pipelines.helpers import documents, write_jsonl
 
@@ -132,7 +132,7 @@ def fail_with(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("pipelines.commands.run_precompute", fail)
+    monkeypatch.setattr("pipelines.cli.precompute.run_precompute", fail)
 
 
 UNFORESEEN = {
@@ -191,8 +191,8 @@ def test_a_half_that_is_not_installed_is_reported(capsys, flags, report, monkeyp
 
 
 def test_a_report_says_while_the_run_lives_that_it_does(capsys, flags, report, monkeypatch):
-    seen, finish = [], pipelines.job.finish
-    monkeypatch.setattr(pipelines.job, "finish", lambda *a: seen.append(said(report)) or finish(*a))
+    seen, finish = [], pipelines.job.pipeline.finish
+    monkeypatch.setattr(pipelines.job.pipeline, "finish", lambda *a: seen.append(said(report)) or finish(*a))
     assert told(capsys, "precompute", *flags, f"--report={report}")[0] == 0
     assert seen == [("running", None, None)]
     value = json.loads(report.read_text())

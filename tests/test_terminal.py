@@ -12,8 +12,8 @@ import pytest
 
 import teachonce
 from schemas import Cache
+from schemas.cli.terminal import guarded_streams
 from schemas.printable import OBEYED, printable
-from schemas.terminal import guarded_streams
 from tests import synthetic
 from tests.pipelines import models
 from tests.pipelines.helpers import write_jsonl

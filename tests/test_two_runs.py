@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import teachonce
-from schemas import history
-from schemas.history import living_runs, told_of
-from schemas.storage import Storage
+from schemas.storage.storage import Storage
+from schemas.versions import history
+from schemas.versions.history import living_runs, told_of
 from tests.pipelines.helpers import documents, write_jsonl
-from tests.pipelines.test_faults import runs_meanwhile
+from tests.pipelines.job.test_faults import runs_meanwhile
 from tests.test_process import corpus, flags, report, teacher, told
 
 __all__ = ["corpus", "flags", "report", "teacher"]

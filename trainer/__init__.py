@@ -12,9 +12,9 @@ train(
 ```
 """
 
-from trainer.arguments import StudentArguments
-from trainer.evaluation import EvaluateConfig, Evaluated, evaluate
-from trainer.training import TrainConfig, Trained, train
+from trainer.evaluation.evaluation import EvaluateConfig, Evaluated, evaluate
+from trainer.training.arguments import StudentArguments
+from trainer.training.training import TrainConfig, Trained, train
 
 __all__ = [
     "EvaluateConfig",

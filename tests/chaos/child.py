@@ -17,15 +17,15 @@ import transformers.models.llama.modeling_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import teachonce
-from pipelines.handler import UnitScorer
-from schemas import commits
-from schemas.storage import Storage
+from pipelines.scoring.handler import UnitScorer
+from schemas.storage.storage import Storage
+from schemas.versions import commits
 
 LAZY = (AutoModelForCausalLM, AutoTokenizer, apache_beam.runners, transformers.models.llama)
 """What a run imports when it first needs it: named here, so that it is imported before the fork."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pipelines.commands", "tests.chaos.child"])
+CONTEXT.set_forkserver_preload(["pipelines.cli.precompute", "tests.chaos.child"])
 
 
 def start(argv: list[str], log: Path, crash_at: int | None = None):

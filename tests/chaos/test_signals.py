@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import teachonce
-from schemas.history import living_runs
-from schemas.storage import Storage
+from schemas.storage.storage import Storage
+from schemas.versions.history import living_runs
 from tests.pipelines import models
 from tests.pipelines.helpers import documents, write_jsonl
 

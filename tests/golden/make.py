@@ -17,8 +17,8 @@ import numpy as np
 
 from schemas import Cache, Feature
 from schemas.cache import base_version
-from schemas.entries import entries_of
-from schemas.rows import Rows
+from schemas.rows.entries import entries_of
+from schemas.rows.rows import Rows
 from schemas.spec import FORMAT_VERSION
 from tests.synthetic import SPECS, add, begin, random_rows
 

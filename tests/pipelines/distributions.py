@@ -3,11 +3,11 @@
 import numpy as np
 
 from schemas import Spec
-from schemas.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars
-from schemas.entries import entries_of
 from schemas.policies import KeepAll, Threshold
-from schemas.ragged import Ragged, offsets_of
-from schemas.rows import Rows
+from schemas.rows.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars
+from schemas.rows.entries import entries_of
+from schemas.rows.ragged import Ragged, offsets_of
+from schemas.rows.rows import Rows
 
 POSITIONS = 7
 """Of each example."""

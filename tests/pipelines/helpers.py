@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, handler, precompute
+from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
+from pipelines.scoring import handler
 from schemas import Cache
 from schemas.policies import KeepAll
-from schemas.rows import Rows
+from schemas.rows.rows import Rows
 from tests.pipelines.models import TEXT
 
 MAX_LENGTH = 24

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipelines.sampler import Scratch, draw_rare, survey
-from pipelines.select import top_k
+from pipelines.keep.sampler import Scratch, draw_rare, survey
+from pipelines.keep.select import top_k
 
 
 class Truth(NamedTuple):

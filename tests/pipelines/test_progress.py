@@ -13,8 +13,8 @@ from rich.console import Console
 
 import teachonce
 from pipelines import progress
+from pipelines.cli.run_tables import summary_lines, summary_table
 from pipelines.progress import PROGRESS, SHARDS, Progress, Shards, shown
-from pipelines.report import summary_lines, summary_table
 from schemas import Cache
 from tests.pipelines.helpers import run
 from tests.pipelines.people import document_of

@@ -5,10 +5,10 @@ import dataclasses
 import apache_beam as beam
 import pytest
 
-from pipelines import job as job_module
-from pipelines.handler import TeacherHandler
-from pipelines.job import build
-from pipelines.run import execute, prepare
+from pipelines.job import pipeline as job_module
+from pipelines.job.pipeline import build
+from pipelines.job.run import execute, prepare
+from pipelines.scoring.handler import TeacherHandler
 from pipelines.versions import check_versions, shared_versions
 from schemas.errors import TeacherError
 from tests.pipelines.helpers import config

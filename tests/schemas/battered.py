@@ -8,10 +8,12 @@ from deltalake import DeltaTable
 
 from schemas import Cache
 from schemas.cache import base_version, read_header
-from schemas.commits import Shard, commit, record_after
-from schemas.entries import entries_of
 from schemas.errors import TeachonceError
-from schemas.memory import (
+from schemas.policies import Sampled, Threshold, TopK
+from schemas.rows.entries import entries_of
+from schemas.shards.rewrite import copy_rows
+from schemas.versions.commits import Shard, commit, record_after
+from schemas.versions.memory import (
     FORGOTTEN_FOLDER,
     UNSCORED_FOLDER,
     Unscored,
@@ -21,8 +23,6 @@ from schemas.memory import (
     write_forgotten,
     write_unscored,
 )
-from schemas.policies import Sampled, Threshold, TopK
-from schemas.rewrite import copy_rows
 from tests.synthetic import add, begin, causal_spec, header_of, random_rows
 
 _SMALL = {"max_length": 8, "temperatures": (1.0,), "features": (), "has_document_id": True}

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas import commits
-from schemas.commits import Shard, commit, read_version, record_after
-from schemas.history import read_entries
-from schemas.shard_reader import open_footer
-from schemas.shards import Totals
-from schemas.storage import Storage
+from schemas.shards.reader import open_footer
+from schemas.shards.seal import Totals
+from schemas.storage.storage import Storage
+from schemas.versions import commits
+from schemas.versions.commits import Shard, commit, read_version, record_after
+from schemas.versions.history import read_entries
 from tests.synthetic import begin, causal_spec, header_of, random_rows, seal
 
 DAY = 86_400.0

@@ -6,8 +6,8 @@ import pytest
 
 from schemas import Cache
 from schemas.cache import create_header, read_header
-from schemas.rows import Rows
-from schemas.storage import Storage
+from schemas.rows.rows import Rows
+from schemas.storage.storage import Storage
 from tests.synthetic import (
     TOKENIZER_FILES,
     causal_spec,

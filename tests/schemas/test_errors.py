@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 import schemas.errors
-from schemas.arguments import Parser, natural, positive
+from schemas.cli.arguments import Parser, natural, positive
 from schemas.errors import TeachonceError, UsageError, one_line
 
 KINDS = [

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from schemas.codec import decode_logprobs, decode_scalars, encode_logprobs, encode_scalars
-from schemas.columns import shard_schema
-from schemas.entries import entries_of
 from schemas.identity import document_hash, example_id, unit_name
 from schemas.policies import Sampled
-from schemas.ranks import Ranking, to_gaps
-from schemas.rows import Rows
+from schemas.rows.codec import decode_logprobs, decode_scalars, encode_logprobs, encode_scalars
+from schemas.rows.columns import shard_schema
+from schemas.rows.entries import entries_of
+from schemas.rows.ranks import Ranking, to_gaps
+from schemas.rows.rows import Rows
 from schemas.spec import KNOWN_FEATURES
 from tests.synthetic import SPECS, make_cache
 

@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas import Cache
-from schemas.columns import write_options
-from schemas.commits import Shard, commit, record_after
 from schemas.errors import CorruptionError, FormatError
 from schemas.policies import KeepAll
-from schemas.repairing import repair
-from schemas.rows import Rows
-from schemas.shard_reader import read_group
-from schemas.shards import FOOTER_KEY, LISTED_KEY, ShardFooter, Totals, bytes_hash, ranking_of
+from schemas.rows.columns import write_options
+from schemas.rows.rows import Rows
+from schemas.shards.reader import read_group
+from schemas.shards.seal import FOOTER_KEY, LISTED_KEY, ShardFooter, Totals, bytes_hash, ranking_of
+from schemas.upkeep.repair import repair
+from schemas.versions.commits import Shard, commit, record_after
 from tests.synthetic import (
     SPECS,
     add,

@@ -16,7 +16,7 @@ LAZY = (transformers.models.llama,)
 """Imported before the fork."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["trainer.commands", "tests.trainer.children"])
+CONTEXT.set_forkserver_preload(["trainer.cli.commands", "tests.trainer.children"])
 _SECONDS = 120.0
 
 

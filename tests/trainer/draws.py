@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from schemas.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars
 from schemas.policies import KeepPolicy, Sampled, Threshold
-from schemas.ragged import Ragged, offsets_of
-from schemas.rows import Rows
+from schemas.rows.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars
+from schemas.rows.ragged import Ragged, offsets_of
+from schemas.rows.rows import Rows
 from schemas.spec import Spec
 from tests.trainer.caches import causal_spec, finished_rows
 from tests.trainer.tiny import VOCAB, random_examples

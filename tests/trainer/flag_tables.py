@@ -96,7 +96,7 @@ SERVICE = {
     "trackio_bucket_id": "x",
     "trackio_static_space_id": "x",
 }
-"""Flags that need a service in --report_to, or several ranks (tests/trainer/test_ranks.py): else they are refused."""
+"""Flags that need a service in --report_to, or several ranks (see `test_ranks.py`): else they are refused."""
 
 HARMFUL: Mapping[str, str] = {
     **dict.fromkeys(("torch_compile", "use_liger_kernel", "use_cache", "auto_find_batch_size"), "true"),

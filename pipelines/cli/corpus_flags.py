@@ -1,0 +1,34 @@
+"""The flags that name a corpus, for every verb that reads one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+from pipelines.config import CorpusFormat
+from schemas.cli.arguments import positive
+
+
+def add_corpus_flags(group: argparse._ActionsContainer) -> None:
+    """Which files, and which of their fields are what."""
+    group.add_argument("--corpus", nargs="+", required=True, metavar="FILES", help="paths or quoted globs")
+    formats = "jsonl, text (one document a line) or parquet; each also .gz or .zst; auto: by the name"
+    group.add_argument("--format", choices=get_args(CorpusFormat), help=formats)
+    group.add_argument("--text_field", metavar="NAME", help="field with the text (default: text)")
+    group.add_argument("--text_pair_field", metavar="NAME", help="second text, for pair tasks")
+    messages = (
+        "list of messages: the chat template applies, to whole messages and what else it reads of a record"
+    )
+    group.add_argument("--messages_field", metavar="NAME", help=messages)
+    group.add_argument("--tools_field", metavar="NAME", help="what the chat template reads as tools (tools)")
+    group.add_argument("--prompt_field", metavar="NAME", help="prompt; with --completion_field")
+    group.add_argument("--completion_field", metavar="NAME", help="completion of the prompt")
+    label = "gold label, by the teacher's names or by number; of several, a list of those, or multi-hot"
+    group.add_argument("--label_field", metavar="NAME", help=label)
+    ids = "the user's own id: keeps equal texts apart. Without it equal content is one document"
+    group.add_argument("--id_field", metavar="NAME", help=ids)
+    group.add_argument(
+        "--max_document_chars", type=positive, metavar="N", help="longer ones are rejected (10,000,000)"
+    )
+    longest = "longer lines, and larger Parquet rows, are rejected and never held whole (67,108,864)"
+    group.add_argument("--max_line_bytes", type=positive, metavar="N", help=longest)

@@ -1,0 +1,207 @@
+"""The verb `inspect --corpus`: what of each record the teacher would be shown, and what of it is supervised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from pipelines.cli.corpus_flags import add_corpus_flags
+from pipelines.cli.logs import quiet
+from pipelines.cli.precompute import run_config
+from pipelines.config import PrecomputeConfig
+from pipelines.corpus.documents import Document, Source, is_blank, read_document
+from pipelines.corpus.files import find_pieces, read_piece
+from pipelines.corpus.tokenization import Example, Tokeniser
+from pipelines.fingerprint.fingerprint import corpus_kind, make_spec, resolve
+from pipelines.job.preflight import check_teacher, columns_of, first_records, template_variables
+from pipelines.job.run import label_map
+from pipelines.rejects import RejectedError
+from schemas.cli.arguments import Parser, natural, positive
+from schemas.cli.terminal import print_json
+from schemas.printable import printable
+from schemas.spec import Score, Supervise, Task
+
+_HELP = """\
+Shows what of a corpus would be supervised: its first records as the teacher's tokenizer and chat template make them.
+
+The teacher's weights are not opened. What is supervised is coloured; where there are no colours (a file, a pipe, or
+NO_COLOR is set), it stands in [[double brackets]]. Records that would be rejected are told with their reason.
+"""
+
+_EXAMPLES = """\
+examples:
+  teachonce inspect --corpus chats.jsonl --teacher ./teacher --messages_field messages --rows 3
+  teachonce inspect --corpus 'qa/*.parquet' --teacher ./teacher --prompt_field question --completion_field answer
+"""
+
+
+class Stretch(NamedTuple):
+    """A stretch of an example's text, all of it supervised, or none."""
+
+    text: str
+    supervised: bool
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """`teachonce inspect --corpus FILES --teacher DIR`."""
+    quiet()
+    arguments = _parser().parse_args(list(argv))
+    config = run_config(arguments, ())
+    shown = look(config, arguments.rows)
+    if arguments.json:
+        print_json([_told(one) for one in shown])
+        return 0
+    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    for one in shown:
+        _print(one, console)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="teachonce inspect", description=_HELP, epilog=_EXAMPLES)
+    add_corpus_flags(parser)
+    parser.add_argument(
+        "--teacher", required=True, metavar="DIR", help="model folder, or hub name[@revision]"
+    )
+    parser.add_argument("--task", choices=get_args(Task), default="causal-lm", help="default: causal-lm")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own Python code")
+    parser.add_argument("--score", choices=get_args(Score), help="default: what the teacher's config says")
+    parser.add_argument("--max_length", type=positive, metavar="N", help="tokens of a window (up to 1,024)")
+    parser.add_argument(
+        "--stride", type=natural, metavar="N", help="tokens shared with the window before (0)"
+    )
+    supervise = "which tokens are positions of instruction data (default: assistant)"
+    parser.add_argument("--supervise", choices=get_args(Supervise), help=supervise)
+    parser.add_argument("--rows", type=positive, default=3, metavar="N", help="records to show (3)")
+    parser.add_argument("--json", action="store_true", help="one JSON list instead of text")
+    parser.set_defaults(cache="none", report=None, keep=None)
+    return parser
+
+
+class Shown(NamedTuple):
+    """One record, and what would become of it."""
+
+    source: Source
+    document: Document | None
+    reading: str | None
+    reject: RejectedError | None
+    examples: list[tuple[Example, list[Stretch]]]
+
+
+def look(config: PrecomputeConfig, rows: int) -> Iterator[Shown]:
+    """The first records of a corpus, read, rendered and tokenised as a run does it.
+
+    Raises:
+        UsageError: a flag, a path, or the teacher's tokenizer or chat template will not do.
+    """
+    pieces = find_pieces(config.corpus)
+    first = first_records(config.corpus, pieces)
+    teacher = resolve(config.teacher)
+    spec = make_spec(config, teacher)
+    labels = label_map(spec)
+    check_teacher(config, teacher, labels, first)
+    maker = Tokeniser.of(teacher.tokenizer, spec, corpus_kind(config.corpus), "")
+    variables = template_variables(config)
+    left = rows
+    for piece in pieces:
+        records = read_piece(piece, columns_of(config.corpus, variables), config.corpus.max_line_bytes)
+        for line, record in enumerate(records, 1):
+            if is_blank(record):
+                continue
+            if not left:
+                return
+            left -= 1
+            source = Source(piece.path, record.offset, 0 if piece.format == "parquet" else line)
+            try:
+                document, reading = read_document(
+                    record, source, config.corpus, labels, piece.format, variables=variables
+                )
+                examples = [(one, stretches(one, maker)) for one in maker.examples(document)]
+            except RejectedError as error:
+                yield Shown(source, None, None, error, [])
+                continue
+            yield Shown(source, document, reading, None, examples)
+
+
+def stretches(example: Example, maker: Tokeniser) -> list[Stretch]:
+    """An example's text in stretches; joined they are all of it. Of a text to classify no token is supervised."""
+    ids = np.frombuffer(example.input_ids, np.int32)
+    supervised = np.zeros(len(ids), np.bool_)
+    if maker.spec.task == "causal-lm":
+        places = np.arange(len(ids) - 1)
+        if example.position_index is not None:
+            places = np.frombuffer(example.position_index, np.int32)
+        supervised[places + 1] = True
+    ends = [*(np.flatnonzero(np.diff(supervised)) + 1).tolist(), len(ids)]
+    found, start, before = [], 0, ""
+    for end in ends:
+        upto = _decoded(maker.tokenizer, ids[:end])
+        # a tokenizer may leave out a text's first blank: what a stretch adds is seen in the whole
+        text = upto[len(before) :] if upto.startswith(before) else _decoded(maker.tokenizer, ids[start:end])
+        found.append(Stretch(text, bool(supervised[start])))
+        start, before = end, upto
+    return found
+
+
+def _decoded(tokenizer: Any, ids: np.ndarray) -> str:
+    text: str = tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _print(one: Shown, console: Console) -> None:
+    place = f"line {one.source.line}" if one.source.line else f"row {one.source.offset}"
+    console.print(Text(f"{printable(one.source.file)} {place}", style="bold"))
+    if one.reject is not None:
+        console.print(Text(printable(f"  rejected: {one.reject}: {one.reject.told()}"), style="red"))
+    if one.document is not None and one.reading is not None:
+        console.print(f"  label {one.document.label}, read as {one.reading}")
+    for example, found in one.examples:
+        window = f"window {example.window_index + 1} of {example.window_count}"
+        targets = f"{example.num_positions} of {example.num_tokens} tokens supervised"
+        console.print(
+            f"  {window}: {targets}" if example.label is None else f"  {window}: {example.num_tokens} tokens"
+        )
+        console.print(_coloured(found, colours=_has_colours(console)))
+
+
+def _has_colours(console: Console) -> bool:
+    return console.is_terminal and not console.no_color and "NO_COLOR" not in os.environ
+
+
+def _coloured(found: Sequence[Stretch], *, colours: bool) -> Text:
+    """The text, its line ends marked so that none can pass for a line of ours."""
+    text = Text("    ")
+    for stretch in found:
+        lines = "\\n\n    ".join(printable(line) for line in stretch.text.split("\n"))
+        if stretch.supervised and not colours:
+            lines = f"[[{lines}]]"
+        text.append(lines, style="bold green" if stretch.supervised else "dim")
+    return text
+
+
+def _told(one: Shown) -> dict[str, Any]:
+    """One record as JSON."""
+    reject = one.reject
+    return {
+        **one.source._asdict(),
+        "reject": None
+        if reject is None
+        else {"reason": str(reject), "field": reject.field, "expected": reject.expected, "got": reject.got},
+        "label": None if one.document is None else one.document.label,
+        "label_read_as": one.reading,
+        "examples": [
+            {
+                "window_index": example.window_index,
+                "window_count": example.window_count,
+                "tokens": example.num_tokens,
+                "positions": example.num_positions,
+                "text": [stretch._asdict() for stretch in found],
+            }
+            for example, found in one.examples
+        ],
+    }

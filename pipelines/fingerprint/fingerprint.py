@@ -1,0 +1,283 @@
+"""Who the teacher is: the hashes of everything that decides what it says, and the spec that a run asks for.
+
+A hub name is resolved to a commit once, before the run; workers open what they find at that commit and check it
+against the fingerprint. Cost: one SHA-256 pass over the weights (about 1 GB/s), once a process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
+from pipelines.fingerprint.teacher_files import (
+    config_text,
+    hash_tokenizer,
+    hash_weights,
+    read_config,
+    refuse_adapter,
+    sha256,
+    weight_files,
+)
+from pipelines.teacher import config_shapes as shapes
+from schemas.errors import UsageError
+from schemas.identity import canonical_json
+from schemas.policies import KeepAll, KeepPolicy, Threshold, default_keep
+from schemas.spec import Feature, Fingerprint, Header, Pooling, Scalar, Score, Spec
+
+MAX_LENGTH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTeacher:
+    """A teacher that was found: a local folder, its config and its tokenizer."""
+
+    folder: str
+    name: str
+    """What people call it: the folder's name, or the hub's with the commit."""
+    config: Any
+    tokenizer: Any
+    tokenizer_files: Mapping[str, bytes]
+
+
+def resolve(config: TeacherConfig) -> ResolvedTeacher:
+    """Finds the teacher's files, and opens its config and tokenizer.
+
+    Raises:
+        UsageError: there is no such folder or hub name, or it does not hold a model with a tokenizer.
+    """
+    folder, name = _locate(config.path)
+    refuse_adapter(folder)
+    try:
+        options = {"trust_remote_code": config.trust_remote_code, "local_files_only": True}
+        model_config = transformers.AutoConfig.from_pretrained(folder, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise UsageError(
+            "the teacher's config or tokenizer cannot be opened",
+            where=config.path,
+            got=str(error).strip().splitlines()[0] if str(error).strip() else repr(error),
+            do="It must be a folder that AutoConfig and AutoTokenizer open",
+        ) from error
+    return ResolvedTeacher(
+        folder=folder,
+        name=name,
+        config=model_config,
+        tokenizer=tokenizer,
+        tokenizer_files=tokenizer_files(tokenizer),
+    )
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    """The files that `save_pretrained` writes, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def make_header(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Header:
+    """The header that this run asks for.
+
+    Raises:
+        UsageError: flags that do not fit the teacher.
+    """
+    weights = weight_files(teacher.folder, allow_pickle=config.teacher.allow_pickle)
+    return Header(
+        fingerprint=make_fingerprint(config.teacher, teacher.folder, teacher.tokenizer),
+        spec=make_spec(config, teacher),
+        teacher={
+            "name": teacher.name,
+            "architecture": (teacher.config.architectures or [type(teacher.config).__name__])[0],
+            **shapes.described(teacher.config),
+            "weight_bytes": sum(path.stat().st_size for path in weights),
+            "config": config_text(teacher.folder),
+        },
+        tokenizer={name: sha256(data) for name, data in teacher.tokenizer_files.items()},
+    )
+
+
+def make_fingerprint(config: TeacherConfig, folder: str, opened: Any) -> Fingerprint:
+    """Hashes of weights, config, tokenizer, chat template and remote code, and the dtype.
+
+    Raises:
+        UsageError: weights are missing, or code lies where no hash covers it.
+    """
+    template = opened.chat_template or ""
+    code = sorted(Path(folder).glob("*.py")) if config.trust_remote_code else []
+    _refuse_code_elsewhere(config, folder)
+    more = [name for name in dict(opened.vocab_files_names).values() if isinstance(name, str)]
+    return Fingerprint(
+        weights=hash_weights(folder, allow_pickle=config.allow_pickle),
+        config=sha256(config_text(folder).encode("utf-8", "surrogatepass")),
+        tokenizer=hash_tokenizer(folder, more),
+        chat_template=sha256(canonical_json(template)) if template else "",
+        dtype=config.dtype,
+        remote_code=sha256(b"".join(path.read_bytes() for path in code)) if code else "",
+    )
+
+
+def _refuse_code_elsewhere(config: TeacherConfig, folder: str) -> None:
+    """Code that a config takes from another repository may change there, and nothing here would tell."""
+    named = str(read_config(folder).get("auto_map") or "")
+    if config.trust_remote_code and "--" in named:
+        raise UsageError(
+            "the teacher's code lies in another repository, whose changes no fingerprint covers",
+            where=folder,
+            got=named,
+            do="Copy the .py files into the teacher's folder and name them in auto_map without a repository",
+        )
+
+
+def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
+    """The spec that flags and teacher's config make together.
+
+    Raises:
+        UsageError: a flag that does not fit the teacher.
+    """
+    score, corpus = score_of(config, teacher.config), config.corpus
+    vocab_size = shapes.scored_width(config.teacher.task, teacher.config)
+    keep = config.keep or default_keep(config.teacher.task == "causal-lm")
+    pairs = corpus.text_pair_field is not None
+    max_length = config.max_length or _longest(teacher)
+    _refuse_meaningless(config)
+    shapes.refuse_unfit(config.teacher.task, teacher.config, teacher.tokenizer, config.features)
+    _refuse_cramped(max_length, config, teacher.tokenizer)
+    try:
+        return Spec(
+            task=config.teacher.task,
+            score=score,
+            vocab_size=vocab_size,
+            keep=keep,
+            max_length=max_length,
+            stride=config.stride,
+            supervise=config.supervise,
+            temperatures=config.temperatures,
+            scalars=_scalars(config, keep) if score == "softmax" else (),
+            own_logits=config.own_logits or (isinstance(keep, Threshold) and len(config.temperatures) > 1),
+            sample_seed=config.sample_seed,
+            features=tuple(parse_feature(text, config, teacher.config) for text in config.features),
+            label_names=_label_names(teacher.config) if config.teacher.task != "causal-lm" else (),
+            has_labels=corpus.label_field is not None,
+            has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names,
+            has_document_id=corpus.id_field is not None,
+            has_text=config.keep_text,
+            has_text_pair=config.keep_text and pairs,
+        )
+    except ValueError as error:
+        raise UsageError("the flags make no spec", got=str(error)) from error
+
+
+def _scalars(config: PrecomputeConfig, keep: KeepPolicy) -> tuple[Scalar, ...]:
+    """Those asked for, and what the temperatures need; whole distributions are few and small, and store all."""
+    wanted = set(config.scalars if config.scalars is not None else ("entropy", "gold"))
+    whole = config.scalars is None and isinstance(keep, KeepAll)
+    if whole or len(config.temperatures) > 1:
+        wanted.add("logsumexp")
+    return tuple(name for name in get_args(Scalar) if name in wanted)
+
+
+def _refuse_meaningless(config: PrecomputeConfig) -> None:
+    """Flags that a causal LM has no use for are refused, not ignored."""
+    given = {"--label_field": config.corpus.label_field, "--text_pair_field": config.corpus.text_pair_field}
+    for flag in (name for name, value in given.items() if value and config.teacher.task == "causal-lm"):
+        raise UsageError(f"{flag} has no meaning for causal-lm", do="Leave it out, or say another --task")
+
+
+def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any) -> None:
+    """A window must have room for a token of its own beside its special tokens and those of the window before."""
+    special = 0
+    if corpus_kind(config.corpus) != "messages":
+        special = tokenizer.num_special_tokens_to_add(pair=config.corpus.text_pair_field is not None)
+    if max_length - special - config.stride < 1:
+        raise UsageError(
+            "--max_length leaves no room for text",
+            expected=f"more than {special} special tokens and a stride of {config.stride}",
+            got=max_length,
+        )
+
+
+def score_of(config: PrecomputeConfig, model_config: Any) -> Score:
+    """softmax, sigmoid (multi-label) or identity (regression): as asked, or as the model's config says."""
+    if config.score is not None:
+        return config.score
+    if config.teacher.task == "causal-lm":
+        return "softmax"
+    kinds: dict[str, Score] = {"multi_label_classification": "sigmoid", "regression": "identity"}
+    implied: Score = "identity" if model_config.num_labels == 1 else "softmax"
+    return kinds.get(model_config.problem_type or "", implied)
+
+
+def parse_feature(text: str, config: PrecomputeConfig, model_config: Any) -> Feature:
+    """`pooling:layer`; a negative layer counts from the last, -1.
+
+    Raises:
+        UsageError: it is none, or the teacher has no such layer.
+    """
+    pooling, _, layer_text = text.partition(":")
+    try:
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"no such pooling: {pooling}")
+        layer = int(layer_text)
+        widths = shapes.state_widths(
+            config.teacher.task, model_config, trust_remote_code=config.teacher.trust_remote_code
+        )
+        layer = layer + len(widths) if layer < 0 else layer
+        if layer >= len(widths):
+            raise ValueError(f"the teacher has layers 0 to {len(widths) - 1}")
+        return Feature(
+            pooling=pooling,  # type: ignore[arg-type]  # checked above
+            layer=layer,
+            width=widths[layer],
+            dtype=config.feature_dtype,
+        )
+    except ValueError as error:
+        raise UsageError(
+            "--features names no feature",
+            expected="mean:L, cls:L or last:L",
+            got=f"{text!r} ({error})",
+        ) from error
+
+
+def corpus_kind(corpus: CorpusConfig) -> str:
+    """How documents become tokens: `messages`, `prompt` or `text`."""
+    if corpus.messages_field:
+        return "messages"
+    return "prompt" if corpus.prompt_field else "text"
+
+
+def _locate(path: str) -> tuple[str, str]:
+    folder = Path(path)
+    if folder.is_dir():
+        return str(folder.resolve()), folder.resolve().name
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UsageError("--teacher: no such folder", where=path)
+    name, _, revision = path.partition("@")
+    try:
+        found = Path(snapshot_download(name, revision=revision or None))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise UsageError(
+            "--teacher is neither a folder nor a model of the hub",
+            where=path,
+            got=str(error).strip().splitlines()[0],
+        ) from error
+    return str(found), f"{name}@{found.name}"
+
+
+def _longest(teacher: ResolvedTeacher) -> int:
+    """What tokenizer and model allow, at most `MAX_LENGTH`."""
+    positions = shapes.usable_length(teacher.config) or MAX_LENGTH
+    return int(min(teacher.tokenizer.model_max_length, positions, MAX_LENGTH))
+
+
+def _label_names(model_config: Any) -> tuple[str, ...]:
+    return tuple(
+        str(model_config.id2label.get(index, f"LABEL_{index}")) for index in range(model_config.num_labels)
+    )

@@ -1,0 +1,290 @@
+"""`plan`: what a run would do and cost, with nothing written to the cache.
+
+The corpus is read, joined with the cache and tokenised by the run's own steps, so that the counts are those of the run
+that follows. A sample of the new examples is scored by the real teacher on a worker. What the workers found comes back
+to the driver, on any engine, as one small JSON file in Beam's `--temp_location` (or in a local temporary folder, where
+the pipeline runs in this process); it is deleted once it is read.
+
+**When is the cache cheaper?** An online teacher runs forward in each epoch of each student; the cache costs its job
+once, and decoding in each epoch. With J the job's seconds, f the teacher's measured seconds a token, r the measured
+seconds to decode a token, T the new tokens and E the epochs, n students are cheaper from the cache when
+
+    J + n E r T < n E f T
+
+so the smallest such n is floor(J / (E (f - r) T)) + 1; where r >= f there is none. Seconds are of one teacher and one
+decoding process; a student's own forward and backward cost the same on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.ml.inference.base import RunInference
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.pvalue import AsDict, AsIter
+
+from pipelines.config import PrecomputeConfig
+from pipelines.job.outcome import COUNTED
+from pipelines.job.pipeline import Job, gate_of, hinted, in_unit, read, teacher_job
+from pipelines.job.run import in_process, prepare, run_wired
+from pipelines.progress import shown
+from pipelines.scoring.sample import Measured, SampleHandler, SmallestIds, Unit
+from pipelines.tolerances import Run, labels_of, rejects_of, too_many_missing, too_many_rejects
+from schemas.errors import UsageError
+from schemas.shards.rewrite import ENTRIES_A_TOKEN
+
+SAMPLE_TOKENS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What the new examples would cost, reckoned from the sample; all but `wall_seconds` of one worker."""
+
+    shards: int
+    size_bytes: int
+    wall_seconds: float
+    """Reading the corpus and loading the teacher as now, and then scoring, by as many workers as were asked for."""
+    tokens_per_second: float
+    """Of the teacher's step: collating, forward, encoding, sealing."""
+    teacher_tokens_per_second: float
+    """Of the forward alone."""
+    decode_tokens_per_second: float
+    students: int | None
+    """From so many students on the cache is cheaper than an online teacher; None: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run over this corpus into this cache would do. Counts are exact; `expected` is from a sample."""
+
+    base: int
+    """The cache's newest version; -1 where nothing was committed."""
+    documents: int
+    blank_lines: int
+    duplicates: int
+    known_documents: int
+    new_documents: int
+    adopted_documents: int
+    remembered_documents: int
+    forgotten_documents: int
+    truncated_pairs: int
+    rejects: Mapping[str, int]
+    """Before the teacher is asked."""
+    labels: Mapping[str, int]
+    """Documents by how their labels were read."""
+    examples: int
+    tokens: int
+    positions: int
+    """Of new examples: what the teacher would score."""
+    adopted_examples: int
+    pruned_examples: int
+    replaced_examples: int
+    moved_shards: int
+    """Shards to rewrite or to adopt."""
+    prune_withheld: int
+    refusals: tuple[str, ...]
+    """Why the run would fail before the teacher starts; empty where it would not."""
+    epochs: int
+    keep: str
+    """The policy of the run."""
+    workers: int
+    """As `--workers` asks."""
+    sample: Measured | None
+    """None where nothing is new."""
+    expected: Expected | None
+    plan_seconds: float = field(default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "sample": None if self.sample is None else self.sample._asdict()}
+
+
+def plan(config: PrecomputeConfig, *, sample_tokens: int = SAMPLE_TOKENS, epochs: int = 1) -> Plan:
+    """Counts what a run would do, and scores a sample to tell what it would cost. The cache is not written to.
+
+    Raises:
+        UsageError: a path, a flag or a Beam option is wrong; or an engine elsewhere has no `--temp_location`.
+        TeacherError: the teacher cannot be opened or run as asked.
+        MismatchError, DriftError: the run would be refused.
+        CorpusError: the corpus cannot be read to its end.
+    """
+    started = time.time()
+    job, options = prepare(config, leased=False)
+    with ExitStack() as stack:
+        target = _target(options, job.run.id, stack)
+        with shown(config.show_progress and in_process(options)):
+            run_wired(job, options, lambda pipeline: wire(pipeline, job, sample_tokens, target))
+        found = _fetch(target)
+    return plan_of(job, found, epochs=epochs, plan_seconds=time.time() - started)
+
+
+def wire(pipeline: beam.Pipeline, job: Job, sample_tokens: int, target: str) -> None:
+    """A run up to its units, a sample instead of them, and one file instead of a commit."""
+    config, run = job.config, job.run
+    reading = read(pipeline, job)
+    once = pipeline | "once" >> beam.Create([None])
+    moves = AsDict(
+        (
+            reading.examples | "count examples" >> beam.Map(lambda _: ("examples", 1)),
+            reading.adopted | "count adopted" >> beam.Map(lambda _: ("adopted_examples", 1)),
+            reading.leaving | "count leaving" >> beam.Map(count_leaving),
+            (
+                reading.adopted | "orphans" >> beam.Keys(),
+                reading.leaving | "their shards" >> beam.Map(lambda row: row[1][0]),
+            )
+            | "gather moves" >> beam.Flatten()
+            | "each once" >> beam.Distinct()
+            | "count shards" >> beam.Map(lambda _: ("moved_shards", 1)),
+        )
+        | "gather what moves" >> beam.Flatten()
+        | "add what moves" >> beam.CombinePerKey(sum)
+    )
+    measured = (
+        reading.examples
+        | "take a sample" >> beam.CombineGlobally(SmallestIds(sample_tokens))
+        | "cut into units" >> beam.FlatMap(cut, run, config, reading.counts)
+        | "ask the teacher"
+        >> hinted(RunInference(SampleHandler(teacher_job(job)).with_no_batching()), config)
+    )
+    _ = once | "tell the driver" >> beam.Map(tell, target, reading.counts, moves, AsIter(measured))
+
+
+def count_leaving(element: tuple[str, tuple[str, bytes, bool]]) -> tuple[str, int]:
+    """The count of one row that leaves."""
+    return ("pruned_examples" if element[1][2] else "replaced_examples"), 1
+
+
+def cut(sample: Unit, run: Run, config: PrecomputeConfig, counts: Mapping[str, int]) -> list[list[Unit]]:
+    """The sample in the units that a run would make; nothing where there is no sample."""
+    gate = tuple(gate_of(run, config, counts))
+    units: dict[int, Unit] = {}
+    for number, example in (in_unit(example, gate) for example in sample):
+        units.setdefault(number, []).append(example)
+    return [list(units.values())] if units else []
+
+
+def tell(
+    _: None,
+    target: str,
+    counts: Mapping[str, int],
+    moves: Mapping[str, int],
+    measured: Iterable[tuple[Any, ...]],
+) -> None:
+    """Writes what was found to where the driver reads it; done twice, it is the same."""
+    found = {"counts": dict(counts), "moves": dict(moves), "measured": [list(one) for one in measured]}
+    with FileSystems.create(target) as file:
+        file.write(json.dumps(found).encode())
+
+
+def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: float) -> Plan:
+    """The plan from what the workers have found."""
+    run, counts, moves = job.run, found["counts"], found["moves"]
+    measured = next((Measured(*one) for one in found["measured"]), None)
+    gate = gate_of(run, job.config, counts)
+    errors = (too_many_rejects(run, counts), too_many_missing(run, counts))
+    moved = {name: moves.get(name, 0) for name in ("adopted_examples", "replaced_examples", "moved_shards")}
+    expected = None
+    if measured is not None and measured.tokens:
+        expected = expect(
+            measured,
+            tokens=counts["tokens"],
+            examples=moves["examples"],
+            num_units=gate.num_units,
+            workers=job.config.workers,
+            row_group_tokens=job.config.row_group_tokens,
+            overhead_seconds=plan_seconds - measured.unit_seconds - measured.decode_seconds,
+            epochs=epochs,
+        )
+    return Plan(
+        base=run.base,
+        **{name: counts.get(name, 0) for name in COUNTED},
+        rejects=rejects_of(counts),
+        labels=labels_of(counts),
+        examples=moves.get("examples", 0),
+        tokens=counts.get("tokens", 0),
+        positions=counts.get("positions", 0),
+        **moved,
+        pruned_examples=0 if gate.prune_withheld else moves.get("pruned_examples", 0),
+        prune_withheld=counts.get("unidentified", 0),
+        refusals=tuple(str(error) for error in errors if error is not None),
+        epochs=epochs,
+        keep=str(run.header.spec.keep),
+        workers=job.config.workers,
+        sample=measured,
+        expected=expected,
+        plan_seconds=plan_seconds,
+    )
+
+
+def expect(
+    measured: Measured,
+    *,
+    tokens: int,
+    examples: int,
+    num_units: int,
+    workers: int,
+    row_group_tokens: int,
+    overhead_seconds: float,
+    epochs: int,
+) -> Expected:
+    """What all new examples cost, if they are like the sample.
+
+    Ids are hashes, so that of u units with n examples about u (1 - (1 - 1/u)^n) have any, and become shards.
+    """
+    scale = tokens / measured.tokens
+    shards = max(1, round(num_units * (1 - (1 - 1 / num_units) ** examples)))
+    weight = scale * max(measured.tokens, measured.entries / ENTRIES_A_TOKEN)
+    # A sample smaller than a row group has too many; one of whole units has as many as the run.
+    row_groups = min(scale * measured.row_groups, shards + weight / row_group_tokens)
+    size = scale * measured.row_group_bytes + row_groups * measured.footer_bytes / measured.row_groups
+    unit_seconds = scale * measured.unit_seconds
+    busiest = -(-shards // workers) / shards  # the share of the worker that has the most units
+    forward, replay = scale * measured.teacher_seconds, scale * measured.decode_seconds
+    return Expected(
+        shards=shards,
+        size_bytes=round(size),
+        wall_seconds=overhead_seconds + busiest * unit_seconds,
+        tokens_per_second=measured.tokens / measured.unit_seconds,
+        teacher_tokens_per_second=measured.tokens / measured.teacher_seconds,
+        decode_tokens_per_second=measured.tokens / measured.decode_seconds,
+        students=break_even(
+            overhead_seconds + unit_seconds, forward_seconds=forward, replay_seconds=replay, epochs=epochs
+        ),
+    )
+
+
+def break_even(
+    job_seconds: float, *, forward_seconds: float, replay_seconds: float, epochs: int
+) -> int | None:
+    """The smallest n with job + n epochs replay < n epochs forward; None where there is none."""
+    saved = epochs * (forward_seconds - replay_seconds)
+    return math.floor(job_seconds / saved) + 1 if saved > 0 else None
+
+
+def _target(options: PipelineOptions, run: str, stack: ExitStack) -> str:
+    """Where workers leave what they have found."""
+    folder = options.view_as(GoogleCloudOptions).temp_location
+    if folder is None and not in_process(options):
+        raise UsageError(
+            "on this engine a plan needs a place that its workers and this machine both see",
+            do="Add --temp_location=DIR behind `--`",
+        )
+    if folder is None:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="teachonce-plan-"))
+    return str(FileSystems.join(folder, f"teachonce-plan-{run}.json"))
+
+
+def _fetch(target: str) -> Any:
+    """What the workers have found; the file is gone then."""
+    with FileSystems.open(target) as file:
+        found = json.loads(file.read())
+    FileSystems.delete([target])
+    return found

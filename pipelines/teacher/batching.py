@@ -1,0 +1,129 @@
+"""Batches of one unit: sorted by length, filled to a budget of padded tokens.
+
+Sorted by length, padding stays within a few percent whatever the lengths; a budget of tokens, not of examples, keeps
+every batch the same work. Longest first, so that a batch too large for the memory fails at once.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from pipelines.corpus.tokenization import Example
+from pipelines.keep.select import num_uniforms
+from pipelines.keep.uniforms import streams, uniforms
+from pipelines.teacher.model import Batch, Batching
+from schemas.policies import Sampled
+from schemas.rows.ragged import Array
+from schemas.spec import Spec
+
+_PADDING, _BUSY_TOKENS = 0.04, 4096
+"""Share of a batch that may be padding; a batch smaller than that may have more."""
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int, *, on_device: bool = False) -> list[list[int]]:
+    """Indices of each batch. No batch has more than `batch_tokens` padded tokens, unless one example has."""
+    return list(each_batch(lengths, lambda: batch_tokens, on_device=on_device))
+
+
+def each_batch(
+    lengths: Sequence[int],
+    batch_tokens: Callable[[], int],
+    *,
+    on_device: bool,
+    batching: Batching = "padded batches",
+) -> Iterator[list[int]]:
+    """The same one by one, each to the budget that stands when it is asked for, of texts that may share a batch.
+
+    A batch ends before its budget where the next example would bring its padding above `_PADDING`: short texts in large
+    batches would be padded by half. What it has then is enough for a device to be busy.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    start = 0
+    while start < len(order):
+        budget, width = batch_tokens(), padded_width(lengths[order[start]], on_device=on_device)
+        end, tokens, most = start + 1, lengths[order[start]], _most(lengths, order, start, batching)
+        while end < most and (padded := width * (end + 1 - start)) <= budget:
+            tokens += lengths[order[end]]
+            if padded * (1 - _PADDING) > tokens and padded > min(budget // 4, _BUSY_TOKENS):
+                break
+            end += 1
+        yield order[start:end]
+        start = end
+
+
+def _most(lengths: Sequence[int], order: Sequence[int], start: int, batching: Batching) -> int:
+    """Where a batch that begins at `start` must end, for what its texts would do to each other."""
+    if batching == "one text a batch":
+        return start + 1
+    if batching == "batches of one length":
+        return bisect.bisect(order, -lengths[order[start]], lo=start, key=lambda place: -lengths[place])
+    return len(order)
+
+
+def padded_width(longest: int, *, on_device: bool) -> int:
+    """Tokens that a batch's rows are padded to. An accelerator's kernels like multiples of 8; of a short row that would
+    be a large part, so it gets a smaller multiple: it is never more than a row's 32nd part."""
+    multiple = 8 if on_device else 1
+    while multiple > 1 and longest < 32 * multiple:
+        multiple //= 2
+    return -(-longest // multiple) * multiple
+
+
+def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: bool = False) -> Batch:
+    """Pads examples on the right to one width, and lists their positions, with the random numbers of their draws."""
+    ids = [np.frombuffer(example.input_ids, np.int32) for example in examples]
+    width = padded_width(max(map(len, ids)), on_device=on_device)
+    positions = [positions_of(example) for example in examples]
+    rows = np.repeat(np.arange(len(ids)), [len(part) for part in positions])
+    tokens = np.concatenate(positions).astype(np.int64)
+    types = None
+    if spec.has_token_type_ids:
+        types = _padded([np.frombuffer(e.token_type_ids or b"", np.int32) for e in examples], width, 0)
+    return Batch(
+        input_ids=_padded(ids, width, pad_id),
+        attention_mask=_padded([np.ones(len(part), np.int32) for part in ids], width, 0),
+        token_type_ids=types,
+        position_rows=torch.from_numpy(rows),
+        position_tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(_labels(examples, ids, positions, spec)),
+        uniforms=torch.from_numpy(_uniforms(examples, rows, tokens, spec)),
+    )
+
+
+def positions_of(example: Example) -> Array:
+    """Tokens that the example's positions stand on."""
+    if example.position_index is None:
+        return np.arange(example.num_tokens - 1, dtype=np.int32)
+    return np.frombuffer(example.position_index, np.int32)
+
+
+def _uniforms(examples: Sequence[Example], rows: Array, tokens: Array, spec: Spec) -> Array:
+    """The random numbers of each position: a function of seed, example and token, in whatever batch it stands."""
+    count = num_uniforms(spec.keep)
+    if not count:
+        return np.zeros((len(rows), 0))
+    ids = np.frombuffer(b"".join(example.id for example in examples), np.uint8).reshape(len(examples), -1)
+    if isinstance(spec.keep, Sampled):
+        return streams(ids, rows, tokens, spec.sample_seed, count=count)
+    return uniforms(ids, rows, tokens, spec.sample_seed)[:, None]
+
+
+def _labels(
+    examples: Sequence[Example], ids: Sequence[Array], positions: Sequence[Array], spec: Spec
+) -> Array:
+    """Gold class of each position: the next token, the document's class, or -1."""
+    if spec.task == "causal-lm":
+        found = [tokens[places + 1] for tokens, places in zip(ids, positions, strict=True)]
+        return np.concatenate(found).astype(np.int64)
+    return np.array([e.label if isinstance(e.label, int) else -1 for e in examples], np.int64)
+
+
+def _padded(rows: Sequence[Array], width: int, fill: int) -> torch.Tensor:
+    out = np.full((len(rows), width), fill, np.int64)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row
+    return torch.from_numpy(out)

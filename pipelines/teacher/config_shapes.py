@@ -1,0 +1,176 @@
+"""What a teacher's config says of its shape, before any weight is read: layers, widths, positions, vocabulary.
+
+Configs name these things differently, leave them out, or mean less than they say. So each is asked for in one place,
+and what cannot be told is one error that names the model. Widths of features come from a forward of the whole model
+without weights (torch's meta device): a few seconds, and only where features are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import transformers
+
+from pipelines.teacher.calls import MODEL_ERRORS
+from schemas.errors import UsageError
+
+AUTO = {
+    "causal-lm": transformers.AutoModelForCausalLM,
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+}
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "decoder_layers", "encoder_layers")
+_WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "hidden_dim", "emb_dim", "model_dim")
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
+_OFFSET = (
+    *(
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "layoutlmv3",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+    ),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+"""Families that count positions from the padding's id + 1 on: as many rows of the table are never a token's."""
+
+
+def text_config(config: Any) -> Any:
+    """The part of a config that is about text.
+
+    Raises:
+        UsageError: there are several, and it does not say which one.
+    """
+    try:
+        return config.get_text_config()
+    except ValueError as error:
+        raise UsageError(
+            f"{model_name(config)} has no one text model",
+            got=str(error).splitlines()[0],
+            do="Use a causal language model or a classifier of texts",
+        ) from error
+
+
+def model_name(config: Any) -> str:
+    """The class that the checkpoint names, for people."""
+    return str((getattr(config, "architectures", None) or [type(config).__name__])[0])
+
+
+def num_layers(config: Any) -> int:
+    """Blocks of the text model; features count the embedding's output as layer 0.
+
+    Raises:
+        UsageError: the config does not say.
+    """
+    return _first(config, _LAYERS, "how many layers there are")
+
+
+def hidden_size(config: Any) -> int:
+    """Width of the text model's states inside; the last one's may differ.
+
+    Raises:
+        UsageError: the config does not say.
+    """
+    return _first(config, _WIDTHS, "how wide its states are")
+
+
+def described(config: Any) -> dict[str, int]:
+    """Layers and width for people, as far as the config tells them."""
+    found = {}
+    for name, ask in (("layers", num_layers), ("hidden_size", hidden_size)):
+        with contextlib.suppress(UsageError):
+            found[name] = ask(config)
+    return found
+
+
+def usable_length(config: Any) -> int | None:
+    """The most tokens that the model has positions for, or None where it is not limited (-1, or nothing said)."""
+    text = text_config(config)
+    found = next(
+        (v for name in _POSITIONS if isinstance(v := getattr(text, name, None), int) and v > 0), None
+    )
+    if found is not None and text.model_type in _OFFSET:
+        padding = getattr(text, "pad_token_id", None)
+        return found - (1 if padding is None else padding) - 1
+    return found
+
+
+def scored_width(task: str, config: Any) -> int:
+    """V: ids of the vocabulary, or classes.
+
+    Raises:
+        UsageError: the config does not say.
+    """
+    if task == "causal-lm":
+        return _first(config, ("vocab_size",), "how many ids its vocabulary has")
+    return int(config.num_labels)
+
+
+def refuse_unfit(task: str, config: Any, tokenizer: Any, features: tuple[str, ...]) -> None:
+    """Refuses what the config alone shows to be no teacher for the task.
+
+    Raises:
+        UsageError: an encoder-decoder for causal-lm or with features, or a tokenizer with ids beyond the embedding.
+    """
+    name, pair = model_name(config), bool(getattr(config, "is_encoder_decoder", False))
+    if pair and task == "causal-lm":
+        raise UsageError(
+            f"{name} is an encoder-decoder, and no causal language model", do="Use another --teacher"
+        )
+    if pair and features:
+        raise UsageError(
+            f"{name} is an encoder-decoder: its states are two lists, of two texts",
+            got=", ".join(features),
+            do="Leave --features out",
+        )
+    rows = getattr(text_config(config), "vocab_size", None)
+    padding = getattr(tokenizer, "pad_token", None)
+    beyond = {t: i for t, i in tokenizer.get_vocab().items() if isinstance(rows, int) and i >= rows}
+    beyond.pop(padding, None)  # it only fills batches, and anything can
+    beyond = {token: i for token, i in beyond.items() if not _is_rare(tokenizer, token, i)}
+    if beyond:
+        token = min(beyond, key=lambda found: beyond[found])
+        raise UsageError(
+            f"the tokenizer has {len(beyond)} tokens that {name} has no embedding for",
+            expected=f"ids below {rows}",
+            got=f"{token!r}: {beyond[token]}",
+            do="Use the model's own tokenizer, or resize its embedding",
+        )
+
+
+def _is_rare(tokenizer: Any, token: str, token_id: int) -> bool:
+    """Whether a token stands in a text only where somebody wrote it (Gemma-3's mark of a picture, which its text models
+    lack): such a text is rejected alone."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).get(token_id)
+    templates = getattr(tokenizer, "chat_template", None) or ""
+    around = tokenizer("a", verbose=False)["input_ids"]
+    return bool(getattr(added, "special", False)) and token not in str(templates) and token_id not in around
+
+
+def state_widths(task: str, config: Any, *, trust_remote_code: bool = False) -> list[int]:
+    """The width of each of the model's `hidden_states`, from a forward without weights; where the model cannot run
+    without, as the config says. What is true is looked at again when the teacher is opened."""
+    ids = torch.zeros(1, 8, dtype=torch.int64, device="meta")
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            model = AUTO[task].from_config(config, trust_remote_code=trust_remote_code).eval()
+            states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        return [int(state.shape[-1]) for state in states]
+    except MODEL_ERRORS:
+        return [hidden_size(config)] * (num_layers(config) + 1)
+
+
+def _first(config: Any, names: tuple[str, ...], what: str) -> int:
+    text = text_config(config)
+    found = next((v for name in names if isinstance(v := getattr(text, name, None), int) and v > 0), None)
+    if found is None:
+        raise UsageError(
+            f"the config of {model_name(config)} does not say {what}", expected=f"one of {', '.join(names)}"
+        )
+    return found

@@ -1,0 +1,229 @@
+"""The teacher: run on batches, asked only for what the spec keeps.
+
+`Teacher.answer` runs one batch and returns, for its positions, the selected entries (or whole scores), and the pooled
+features. It holds no state between batches: what its model would carry over is put back first.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+
+from pipelines.engine.device_assignment import claim_number
+from pipelines.keep.select import Selected, concatenate, select
+from pipelines.teacher.calls import accepted
+from pipelines.teacher.carried_state import Carried, put_back
+from pipelines.teacher.heads import Head
+from schemas.errors import UsageError
+from schemas.spec import Feature, Spec
+
+Batching = Literal["padded batches", "batches of one length", "one text a batch"]
+"""Which texts may share a batch without changing each other's answers: what `batch_independence` finds at load."""
+
+_CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
+"""Bytes of float32 logits at a time: enough positions for a fast matrix product, few enough for the memory."""
+
+
+class Batch(NamedTuple):
+    """One padded batch on the CPU. Positions are given by their row and token."""
+
+    input_ids: Int[torch.Tensor, "B S"]
+    attention_mask: Int[torch.Tensor, "B S"]
+    token_type_ids: Int[torch.Tensor, "B S"] | None
+    position_rows: Int[torch.Tensor, " N"]
+    position_tokens: Int[torch.Tensor, " N"]
+    labels: Int[torch.Tensor, " N"]
+    """Gold class of each position; -1 for none."""
+    uniforms: Float64[torch.Tensor, "N U"]
+    """Random numbers that decide what is drawn; U is 0 for policies that draw nothing."""
+
+    def rows(self) -> "Iterator[Batch]":
+        """Each row as a batch of its own, without padding."""
+        for row, length in enumerate(self.attention_mask.sum(1).tolist()):
+            mine, types = self.position_rows == row, self.token_type_ids
+            yield Batch(
+                input_ids=self.input_ids[row : row + 1, :length],
+                attention_mask=self.attention_mask[row : row + 1, :length],
+                token_type_ids=None if types is None else types[row : row + 1, :length],
+                position_rows=torch.zeros_like(self.position_rows[mine]),
+                position_tokens=self.position_tokens[mine],
+                labels=self.labels[mine],
+                uniforms=self.uniforms[mine],
+            )
+
+
+class Answer(NamedTuple):
+    """What the teacher says about a batch, on the CPU."""
+
+    selected: Selected | None
+    """For softmax scores."""
+    logits: Float[torch.Tensor, "N V"] | None
+    """For sigmoid and identity scores."""
+    features: tuple[Float[torch.Tensor, "B D"], ...]
+    """One a declared feature."""
+    finite: Bool[torch.Tensor, " B"]
+    """Whether all that was said about an example is finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A loaded teacher, bound to a spec."""
+
+    model: Any
+    spec: Spec
+    head: Head | None
+    device: torch.device
+    """Where answers are made: with `device_map` the head's."""
+    body: Callable[..., Any]
+    """What runs before the head: a causal LM's base model, else the whole model; compiled where that is asked."""
+    entry: torch.device
+    """Where inputs go: the embedding's device."""
+    embedded: int
+    """Ids that the embedding has; an example with another one is not scored."""
+    pad_id: int = 0
+    """What fills a padded batch: the model's own padding, where that lies within the embedding."""
+    batching: Batching = "padded batches"
+    carried: tuple[Carried, ...] = ()
+    """What the model would carry from one batch to the next."""
+    num_layers: int = 0
+    """Of a teacher that is asked for features: the last index into its `hidden_states`."""
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> Iterator[torch.Tensor]:
+        """float32 logits of a batch's positions, in chunks `[n, V]`, on the teacher's device."""
+        given, _ = self._given(batch)
+        yield from self._logits(torch.split(given, self._chunk_positions))
+
+    @torch.inference_mode()
+    def answer(self, batch: Batch) -> Answer:
+        """Runs one batch."""
+        beyond = (batch.input_ids >= self.embedded) & batch.attention_mask.bool()
+        ids = batch.input_ids.masked_fill(batch.input_ids >= self.embedded, self.pad_id)
+        given, features = self._given(batch._replace(input_ids=ids))
+        bad = beyond.any(1).to(self.device)
+        for feature in features:
+            bad |= ~feature.isfinite().all(1)
+        selected = None
+        if self.spec.score == "softmax":
+            selected = self._selected(given, batch)
+            fine = selected.logsumexp.isfinite().all(1) & selected.entropy.isfinite()
+            fine &= selected.logprobs.isfinite().all(1)
+        else:
+            fine = given.isfinite().all(1)
+        bad[batch.position_rows.to(self.device)[~fine]] = True
+        return Answer(
+            selected=None if selected is None else Selected(*(part.cpu() for part in selected)),
+            logits=None if selected is not None else given.float().cpu(),
+            features=tuple(feature.cpu() for feature in features),
+            finite=(~bad).cpu(),
+        )
+
+    @torch.inference_mode()
+    def said(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """float32 logits `[N, V]` and pooled features of a few positions, for checks: as a batch, or an error."""
+        given, features = self._forward(batch)
+        return torch.cat(list(self._logits((given,)))).clone(), features
+
+    def _given(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """As `_forward`; a model that refuses texts for what they are beside (BART: those with another number of end
+        tokens) is asked for each alone."""
+        try:
+            return self._forward(batch)
+        except ValueError:
+            if len(batch.input_ids) == 1:
+                raise
+        alone = [self._forward(row) for row in batch.rows()]
+        features = zip(*(features for _, features in alone), strict=True)
+        return torch.cat([given for given, _ in alone]), tuple(torch.cat(rows) for rows in features)
+
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Head inputs `[N, D]` of a causal LM, else logits `[N, V]`; and the pooled features."""
+        put_back(self.carried)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if batch.token_type_ids is not None:
+            inputs["token_type_ids"] = batch.token_type_ids
+        named = {name: value.to(self.entry) for name, value in inputs.items()}
+        if self.head is None:
+            options = {"output_hidden_states": True} if self.spec.features else {}
+            output = self.body(**accepted(self._takes, **named, **options))
+            return output.logits.to(self.device), self._features(
+                getattr(output, "hidden_states", None), batch
+            )
+        inner = any(feature.layer != self.num_layers for feature in self.spec.features)
+        options = {"use_cache": False, "output_hidden_states": inner}
+        output = self.body(**accepted(self._takes, **named, **options))
+        last = output.last_hidden_state
+        states = output.hidden_states if inner else (last,) * (self.num_layers + 1)
+        rows, tokens = batch.position_rows.to(last.device), batch.position_tokens.to(last.device)
+        return last[rows, tokens].to(self.device), self._features((*states[:-1], last), batch)
+
+    def _features(self, hidden: tuple[torch.Tensor, ...] | None, batch: Batch) -> tuple[torch.Tensor, ...]:
+        if not self.spec.features:
+            return ()
+        assert hidden is not None, "looked at when the teacher was opened"
+        return tuple(pooled(hidden, batch.attention_mask, f).to(self.device) for f in self.spec.features)
+
+    @property
+    def _takes(self) -> Callable[..., Any]:
+        """The forward whose arguments `body` takes, also once that is compiled."""
+        forward: Callable[..., Any] = (self.model if self.head is None else self.model.base_model).forward
+        return forward
+
+    @property
+    def _chunk_positions(self) -> int:
+        return max(1, _CHUNK_BYTES[self.device.type] // (4 * self.spec.vocab_size))
+
+    def _selected(self, given: torch.Tensor, batch: Batch) -> Selected:
+        """Selects from logits, or from head inputs in chunks, so that `[N, V]` never exists whole."""
+        size = self._chunk_positions
+        labels = torch.split(batch.labels.to(self.device), size)
+        uniforms = torch.split(batch.uniforms.to(self.device), size)
+        chunks = zip(self._logits(torch.split(given, size)), labels, uniforms, strict=True)
+        keep, temperatures = self.spec.keep, self.spec.temperatures
+        return concatenate([select(rows, gold, keep, temperatures, u) for rows, gold, u in chunks])
+
+    def _logits(self, chunks: tuple[torch.Tensor, ...]) -> Iterator[torch.Tensor]:
+        """float32 logits of each chunk; on a CPU they share one buffer, and are gone when the next are asked for."""
+        if self.head is None:
+            yield from (chunk.float() for chunk in chunks)
+            return
+        buffer = None
+        if self.device.type == "cpu":
+            buffer = torch.empty(max(map(len, chunks)), self.spec.vocab_size)
+        for chunk in chunks:
+            yield self.head.logits(chunk, out=None if buffer is None else buffer[: len(chunk)])
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` takes an accelerator where there is one; `cuda` insists.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device", do="Say --device cpu, or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def own_device(device: torch.device, run: str) -> torch.device:
+    """This process's device: worker i of a run takes `cuda:i`, modulo the devices there are."""
+    if device.type != "cuda" or torch.cuda.device_count() == 1:
+        return device
+    return torch.device("cuda", claim_number(run) % torch.cuda.device_count())
+
+
+def pooled(
+    hidden: tuple[torch.Tensor, ...], mask: Int[torch.Tensor, "B S"], feature: Feature
+) -> Float[torch.Tensor, "B D"]:
+    """One pooled hidden state of each example, in float32; padding (on the right) does not count."""
+    states = hidden[feature.layer]
+    mask = mask.to(states.device)
+    if feature.pooling == "cls":
+        return states[:, 0].float()
+    if feature.pooling == "last":
+        rows = torch.arange(len(states), device=states.device)
+        return states[rows, mask.sum(1) - 1].float()
+    weights = mask[:, :, None].float()
+    return (states.float() * weights).sum(1) / weights.sum(1)

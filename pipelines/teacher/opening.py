@@ -1,0 +1,124 @@
+"""Opening a teacher: weights, head, and whether it says here what it says when it is called plainly.
+
+Everything that could be wrong with a teacher, and can be known before the first document, is looked at here: on every
+worker, while a run is planned, and in `verify --teacher`.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pipelines.config import TeacherConfig
+from pipelines.keep.select import num_uniforms
+from pipelines.teacher.batch_independence import settled
+from pipelines.teacher.calls import MODEL_ERRORS, told
+from pipelines.teacher.config_shapes import refuse_unfit, text_config
+from pipelines.teacher.heads import Head, compare_with_forward
+from pipelines.teacher.load import load_model, open_tokenizer
+from pipelines.teacher.model import Batch, Batching, Teacher, pick_device
+from schemas.errors import TeacherError, one_line
+from schemas.spec import Spec
+
+_COSTS: dict[Batching, str] = {
+    "padded batches": "",
+    "batches of one length": "other lengths change its answers, so batches are smaller where texts have many lengths",
+    "one text a batch": "other texts change its answers, so it is asked for one at a time: many times slower",
+}
+
+
+def open_teacher(config: TeacherConfig, spec: Spec, path: str, device: torch.device | None = None) -> Teacher:
+    """Opens the teacher in a local folder, on a device or over several, and checks it against the spec.
+
+    Raises:
+        TeacherError: the model cannot be opened or run, is not the one that the spec describes, or does not say here
+            what it says when it is called plainly.
+    """
+    model = load_model(config, path, device or pick_device(config.device))
+    tokenizer = open_tokenizer(config, path)
+    refuse_unfit(config.task, model.config, tokenizer, tuple(feature.name for feature in spec.features))
+    entry, embedded = _embedding(model)
+    with told("cannot be asked through its head", model):
+        head = Head.of(model) if config.task == "causal-lm" else None
+        if head is not None:
+            _check_head(model, head, spec, entry)
+    teacher = Teacher(
+        model=model,
+        spec=spec,
+        head=head,
+        device=head.weight.device if head is not None else entry,
+        body=model if head is None else model.base_model,
+        entry=entry,
+        embedded=embedded,
+        pad_id=pad_id(model, tokenizer, embedded),
+    )
+    teacher = settled(teacher, tokenizer)
+    if cost := _COSTS[teacher.batching]:
+        sys.stderr.write(f"{type(model).__name__}: {teacher.batching}: {cost}\n")
+    return _compiled(teacher, path) if config.compile else teacher
+
+
+def pad_id(model: Any, tokenizer: Any, embedded: int) -> int:
+    """What fills a padded batch: the id that the model itself takes for padding, else the tokenizer's, else any."""
+    own = (getattr(config, "pad_token_id", None) for config in (text_config(model.config), model.config))
+    candidates = (*own, tokenizer.pad_token_id)
+    return next((i for i in candidates if isinstance(i, int) and 0 <= i < embedded), 0)
+
+
+def _embedding(model: Any) -> tuple[torch.device, int]:
+    """Where a model takes ids, and how many it has an embedding for."""
+    try:
+        weight = model.get_input_embeddings().weight
+        return weight.device, len(weight)
+    except (AttributeError, NotImplementedError):  # ids are hashed, or pictures of letters
+        rows = getattr(text_config(model.config), "vocab_size", None)
+        return next(model.parameters()).device, rows if isinstance(rows, int) else 2**31
+
+
+@torch.inference_mode()
+def _check_head(model: Any, head: Head, spec: Spec, entry: torch.device) -> None:
+    if len(head.weight) != spec.vocab_size:
+        raise TeacherError(
+            "the teacher's head is not as wide as its config says",
+            expected=spec.vocab_size,
+            got=len(head.weight),
+        )
+    ids = torch.arange(min(16, spec.vocab_size), device=entry)[None]
+    compare_with_forward(model, head, ids)
+
+
+def _compiled(teacher: Teacher, path: str) -> Teacher:
+    """The teacher with a compiled body, tried on two shapes: they make batch sizes and lengths dynamic.
+
+    Raises:
+        TeacherError: the model cannot be compiled, or this machine has no compiler.
+    """
+    ready = replace(teacher, body=torch.compile(teacher.body, dynamic=True))
+    try:
+        for rows, width in ((2, 8), (3, 12)):
+            ready.answer(_blank(rows, width, teacher.spec))
+    except MODEL_ERRORS as error:
+        raise TeacherError(
+            "the teacher cannot be compiled",
+            where=path,
+            got=one_line(error),
+            do="Leave --compile out: it changes the speed alone",
+        ) from error
+    return ready
+
+
+def _blank(rows: int, width: int, spec: Spec) -> Batch:
+    """A batch of one token over and over, with the last token of each row as position."""
+    ids, places = torch.zeros(rows, width, dtype=torch.int64), torch.arange(rows)
+    return Batch(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        token_type_ids=ids if spec.has_token_type_ids else None,
+        position_rows=places,
+        position_tokens=torch.full_like(places, width - 1),
+        labels=torch.full_like(places, -1),
+        uniforms=torch.zeros(rows, num_uniforms(spec.keep), dtype=torch.float64),
+    )

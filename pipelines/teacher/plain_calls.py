@@ -1,0 +1,145 @@
+"""The truth about a teacher: texts of random ids, and what the model says of one when anybody calls it.
+
+A text is alone, not padded, and of a length that may matter: positions end, windows of attention slide and rotary
+frequencies change where a config says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pipelines.teacher.calls import accepted, named
+from pipelines.teacher.config_shapes import text_config
+from pipelines.teacher.model import Teacher, pooled
+from schemas.errors import TeacherError
+
+SHORT, MIDDLE = (1, 2, 9), 12
+_LONG, _NAMED = 251, 1021
+"""Tokens of texts; the longest is as long as `_NAMED` where the config names a length that it could pass. No block or
+chunk is so long: a model that pads by itself does."""
+PARTS = (7, 2, 1)
+"""Texts as long as these parts of the longest: some blocks of it, where an attention goes by blocks."""
+POSITIONS = 64
+"""The last positions of a text that are compared."""
+_POOL = 24
+"""Distinct ids of one draw of texts."""
+_LENGTHS = ("window", "block", "chunk", "original_max_position")
+"""Words in the names of lengths that change what a model does with longer texts."""
+
+Said = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
+
+
+class Text(NamedTuple):
+    """One text, and what the model says of it alone, fresh: `[n, V]` of its last positions, and its features."""
+
+    ids: list[int]
+    truth: Said
+
+
+@torch.inference_mode()
+def plain(teacher: Teacher, ids: list[int]) -> tuple[Said, int]:
+    """What the model says of one text when it is called as anybody calls it; and the last index of its states.
+
+    Raises:
+        TeacherError: it gives no scores of the spec's width, or not the features that the spec declares.
+    """
+    spec, model = teacher.spec, teacher.model
+    given = {"input_ids": torch.tensor([ids], device=teacher.entry)}
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    options: dict[str, Any] = {"output_hidden_states": True} if spec.features else {}
+    if spec.has_token_type_ids:
+        given["token_type_ids"] = torch.zeros_like(given["input_ids"])
+    if len(ids) > POSITIONS and teacher.head is not None:
+        options |= named(model.forward, logits_to_keep=POSITIONS)
+    output = model(**accepted(model.forward, **given, **options))
+    logits = getattr(output, "logits", None)
+    shape = (1, spec.vocab_size) if teacher.head is None else (1, -1, spec.vocab_size)
+    if not isinstance(logits, torch.Tensor) or not _fits(logits, shape):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
+        raise TeacherError(
+            f"{type(model).__name__} gives no scores as wide as its config says", expected=shape, got=got
+        )
+    scores = logits if teacher.head is None else logits[0, -POSITIONS:]
+    features, layers = _features(teacher, output, len(ids))
+    return (scores.float().to(teacher.device).clone(), features), layers
+
+
+def _features(teacher: Teacher, output: Any, length: int) -> tuple[tuple[torch.Tensor, ...], int]:
+    spec, name = teacher.spec, type(teacher.model).__name__
+    if not spec.features:
+        return (), 0
+    states = getattr(output, "hidden_states", None)
+    if states is None:
+        raise TeacherError(f"{name} gives no hidden states", do="Leave --features out")
+    mask = torch.ones(1, length, dtype=torch.int64)
+    for feature in spec.features:
+        got = tuple(states[feature.layer].shape) if feature.layer < len(states) else f"{len(states)} layers"
+        if got != (1, length, feature.width):
+            raise TeacherError(
+                f"{name} has no states of every token at layer {feature.layer}",
+                expected=(1, length, feature.width),
+                got=got,
+                do=f"Ask for another layer than {feature.name}, or leave --features out",
+            )
+    return tuple(pooled(states, mask, f).to(teacher.device) for f in spec.features), len(states) - 1
+
+
+def _fits(logits: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    return logits.ndim == len(shape) and all(w in (-1, n) for n, w in zip(logits.shape, shape, strict=True))
+
+
+def random_texts(teacher: Teacher, tokenizer: Any, *, seed: int) -> list[list[int]]:
+    """Texts of a few lengths between a tokenizer's special tokens, some of one length that batches share, one of which
+    holds the padding as if it were text; the last is short."""
+    spec, random = teacher.spec, np.random.default_rng(seed)
+    before, after = special_tokens(tokenizer)
+    known = sorted(set(range(min(teacher.embedded, len(tokenizer)))) - set(tokenizer.all_special_ids))
+    pool = random.permutation(known or range(teacher.embedded))[:_POOL]
+    room = max(1, spec.max_length - len(before) - len(after))
+    if teacher.head is not None:
+        after = []  # a causal LM's later tokens change nothing of the earlier ones
+    long = min(room, _longest(teacher))
+    middle = random.choice(pool, min(room, MIDDLE)).tolist()
+    lengths = (*SHORT, *(long // part for part in PARTS))
+    bodies = [random.choice(pool, max(1, min(room, length))).tolist() for length in lengths]
+    bodies += [middle, middle[: SHORT[-1]]]
+    padded = random.choice(pool, min(room, SHORT[-1])).tolist()
+    padded[len(padded) // 2] = teacher.pad_id
+    return [[*before, *body, *after] for body in [*bodies, padded]]
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and after a text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    ids, mask = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    inner = [place for place, special in enumerate(mask) if not special] or [len(ids)]
+    return ids[: inner[0]], ids[inner[-1] + 1 :]
+
+
+def _longest(teacher: Teacher) -> int:
+    """How long a text must be for what changes with length to show."""
+    config = text_config(teacher.model.config)
+    original = original_length(config)
+    if original is not None and original < teacher.spec.max_length:
+        return 2 * original + 1
+    named = [value for name, value in config.to_dict().items() if any(word in name for word in _LENGTHS)]
+    lengths = [n for value in named for n in (value if isinstance(value, list) else [value])]
+    return _NAMED if any(isinstance(n, int) and 0 < n < teacher.spec.max_length for n in lengths) else _LONG
+
+
+def original_length(config: Any) -> int | None:
+    """The length beyond which a model's rotary frequencies change with the text's own; None: they never do."""
+    text = text_config(config)
+    ropes = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    found = []
+    for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind in ("dynamic", "longrope"):
+            own = rope.get("original_max_position_embeddings")
+            length = own or getattr(text, "original_max_position_embeddings", None)
+            length = length or getattr(text, "max_position_embeddings", None)
+            found += [length] if length else []
+    return min(found, default=None)

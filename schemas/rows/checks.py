@@ -1,0 +1,227 @@
+"""What the values of rows must be: one set of rules for the writer, the reader and `verify`.
+
+The writer rejects an example that breaks a rule before its shard is sealed; a reader refuses the shard, whoever sealed
+it. So nothing is committed that its own reader refuses, and nothing is read that training would fall over.
+
+Cost: least and largest values of flat arrays, about one hundredth of what a row group takes to decode. The rules behind
+`deep` sort entries, or exponentiate them, which takes as long as decoding: `verify` and the writer ask for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from schemas.errors import REPAIR, CorruptionError
+from schemas.policies import KeepAll, Sampled
+from schemas.rows.codec import LEVEL_MAX, decode_logprobs, decode_scalars
+from schemas.rows.columns import CODES
+from schemas.rows.layout import expected_lengths, refuse_range
+from schemas.rows.ragged import Array, offsets_of
+from schemas.spec import MAX_VOCAB, Spec
+
+MAX_ROW_VALUES = 2**30
+"""Values of one list of one example: a row group's lists have offsets of 32 bits."""
+_MAX_SCALE = np.finfo(np.float32).max / 128
+Data = Mapping[str, Any]
+"""Columns by name, as `Rows` holds them."""
+
+
+def check_columns(spec: Spec, data: Data, where: str, *, deep: bool = False) -> None:
+    """Asserts that the lists of each row fit together, and that every value is one that the format knows.
+
+    Raises:
+        CorruptionError: naming the first column that does not fit.
+    """
+    check_examples(spec, data, where)
+    positions = np.diff(position_offsets(spec, data))
+    for name, expected in expected_lengths(spec, data, positions).items():
+        column = data[name]
+        wrong = column.lengths != expected
+        _refuse_lengths(data, name, wrong if column.valid is None else wrong & column.valid, where)
+    wrong = positions != data["input_ids"].lengths - 1
+    _refuse_lengths(data, "position_index (null)", wrong & ~data["position_index"].validity, where)
+    if spec.score == "softmax":
+        check_entries(spec, data, where)
+        _check_codes(spec, data, where)
+        _check_gold(spec, data, where)
+    else:
+        _refuse_infinite("logits", data["logits"].values, where)
+        _refuse_infinite("labels", data["labels"].values, where)
+    _check_features(spec, data, where)
+    if deep and spec.score == "softmax":
+        _check_distinct(spec, data, where)
+        _check_mass(spec, data, where)
+
+
+def position_offsets(spec: Spec, data: Data) -> Array:
+    """Offsets of each row's positions among all N."""
+    if spec.score == "softmax":
+        offsets: Array = data["num_kept"].offsets
+    else:
+        offsets = data["logits"].offsets // spec.vocab_size
+    return offsets
+
+
+def check_examples(spec: Spec, data: Data, where: str) -> None:
+    """The rules for what a teacher is asked: tokens, places and windows. They hold before it is.
+
+    Raises:
+        CorruptionError: naming the first column that does not fit.
+    """
+    tokens = data["input_ids"]
+    refuse_range("input_ids (tokens of an example)", tokens.lengths, 1, spec.max_length, where)
+    refuse_range("input_ids", tokens.values, 0, MAX_VOCAB - 1, where)
+    index, count = data["window_index"], data["window_count"]
+    refuse_range("window_index", index, 0, 2**31 - 1, where)
+    refuse_range("window_index (behind the last window)", index - count, -(2**31), -1, where)
+    if spec.has_token_type_ids and "token_type_ids" in data:
+        refuse_range("token_type_ids", data["token_type_ids"].values, 0, 127, where)
+    _check_places(spec, data, where)
+
+
+def _check_places(spec: Spec, data: Data, where: str) -> None:
+    """A `position_index` that is stored ascends inside its example; a text to classify has one position."""
+    places, tokens = data["position_index"], data["input_ids"]
+    values, lengths = places.values, places.lengths
+    if spec.score != "softmax" or isinstance(spec.keep, KeepAll):
+        scores = np.where(places.validity, lengths, tokens.lengths - 1) * spec.vocab_size
+        refuse_range("position_index (scores of an example)", scores, 0, MAX_ROW_VALUES, where)
+    ends = tokens.lengths - 1 if spec.task == "causal-lm" else tokens.lengths
+    outside = values >= np.repeat(ends, lengths)
+    if values.size and (outside.any() or values.min() < 0):
+        raise CorruptionError("column position_index points outside its example", where=where, do=REPAIR)
+    if spec.task != "causal-lm":
+        refuse_range("position_index (positions of a text)", lengths, 1, 1, where)
+        refuse_range("position_index (of a text)", values, 0, 0, where)
+        return
+    goes_back = np.diff(values, prepend=np.int32(-1)) <= 0
+    goes_back[places.offsets[:-1][lengths > 0]] = False
+    if goes_back.any():
+        raise CorruptionError("column position_index does not ascend", where=where, do=REPAIR)
+
+
+def check_targets(spec: Spec, data: Data, where: str) -> None:
+    """Ids beyond the head may be read, and cannot be predicted. A rule for the writer: no reader falls over them.
+
+    Raises:
+        CorruptionError: a causal LM's position stands before such an id.
+    """
+    places, tokens = data["position_index"], data["input_ids"]
+    if spec.task != "causal-lm" or not tokens.values.size or tokens.values.max() < spec.vocab_size:
+        return
+    predicted = np.ones(tokens.values.size, np.bool_)
+    predicted[tokens.offsets[:-1]] = False
+    predicted[np.repeat(places.validity, tokens.lengths)] = False
+    predicted[np.repeat(tokens.offsets[:-1], places.lengths) + places.values + 1] = True
+    found = tokens.values[predicted]
+    refuse_range("input_ids (that a position predicts)", found, 0, spec.vocab_size - 1, where)
+
+
+def check_entries(spec: Spec, data: Data, where: str) -> None:
+    """Counts and ids are in range; an exact policy keeps at least one entry of each position, `all` keeps V.
+
+    Raises:
+        CorruptionError: naming the first column that does not fit.
+    """
+    kept = data["num_kept"].values
+    least = spec.vocab_size if isinstance(spec.keep, KeepAll) else min(1, spec.max_kept)
+    refuse_range("num_kept", kept, least, spec.max_kept, where)
+    refuse_range("kept_ids", data["kept_ids"].values, 0, spec.vocab_size - 1, where)
+    if not spec.is_sampling:
+        return
+    drawn = data["num_sampled"].values
+    refuse_range("num_sampled", drawn, 0, spec.max_sampled, where)
+    refuse_range("num_sampled (with the exact ones)", kept + drawn, 1, spec.vocab_size, where)
+    refuse_range("sampled_ids", data["sampled_ids"].values, 0, spec.vocab_size - 1, where)
+    if isinstance(spec.keep, Sampled):
+        draws, offsets = data["sampled_counts"].values, offsets_of(drawn)
+        refuse_range("sampled_counts", draws, 1, spec.keep.n, where)
+        sums = np.diff(offsets_of(draws)[offsets])
+        refuse_range("sampled_counts (of a position)", sums, spec.keep.n, spec.keep.n, where)
+
+
+def _check_codes(spec: Spec, data: Data, where: str) -> None:
+    """Codes are steps below the top: none is negative, and those of a position do not add up beyond 32 bits."""
+    for name in (name for name in CODES if name in data):
+        values = data[name].values
+        if values.size and values.min() < 0:
+            raise CorruptionError(f"column {name} has a negative code", where=where, do=REPAIR)
+    codes, counts = data["kept_codes"].values, data["num_kept"].values
+    if codes.size and int(codes.max()) * int(counts.max()) > LEVEL_MAX:
+        levels = np.diff(offsets_of(codes)[offsets_of(counts)])
+        refuse_range("kept_codes (of a position)", levels, 0, LEVEL_MAX, where)
+    if "logsumexp" in data:
+        _refuse_infinite("logsumexp", data["logsumexp"].values, where)
+
+
+def _check_gold(spec: Spec, data: Data, where: str) -> None:
+    """A gold log-probability stands wherever a label is known; a causal LM's labels are its next tokens, not stored."""
+    labels, causal = data["labels"], spec.task == "causal-lm"
+    if causal and labels.validity.any():
+        raise CorruptionError("column labels stands beside tokens that are labels", where=where, do=REPAIR)
+    refuse_range("labels", labels.values, 0, spec.vocab_size - 1, where)
+    if "gold" in spec.scalars and ((labels.validity | causal) != data["gold_codes"].validity).any():
+        raise CorruptionError(
+            "column gold_codes is null where a label is known, or not", where=where, do=REPAIR
+        )
+
+
+def _check_features(spec: Spec, data: Data, where: str) -> None:
+    for feature in spec.features:
+        if feature.dtype == "float32":
+            _refuse_infinite(feature.column, data[feature.column].values, where)
+            continue
+        scale = data[feature.scale_column]
+        if not ((scale >= 0) & (scale <= _MAX_SCALE)).all():
+            raise CorruptionError(
+                f"column {feature.scale_column} has a scale that is not finite, or negative",
+                where=where,
+                do=REPAIR,
+            )
+
+
+def _check_distinct(spec: Spec, data: Data, where: str) -> None:
+    """No id stands twice at a position, be it exact or drawn."""
+    parts = [("kept_ids", "num_kept")] + [("sampled_ids", "num_sampled")] * spec.is_sampling
+    keys = [
+        np.repeat(np.arange(len(data[count].values), dtype=np.int64), data[count].values) << 32
+        | data[ids].values
+        for ids, count in parts
+    ]
+    every = np.sort(np.concatenate(keys))
+    if (every[1:] == every[:-1]).any():
+        raise CorruptionError("column kept_ids has an id twice at one position", where=where, do=REPAIR)
+
+
+def _check_mass(spec: Spec, data: Data, where: str) -> None:
+    """What a position's exact entries weigh is no more than 1, but for the rounding."""
+    top = -decode_scalars(data["top_codes"].values, spec.top_step_nats)
+    counts = data["num_kept"].values
+    logprobs = decode_logprobs(data["kept_codes"].values, counts, top, spec.code_step_nats)
+    running = np.concatenate([[0.0], np.cumsum(np.exp(logprobs.astype(np.float64)))])
+    mass = np.diff(running[offsets_of(counts)])
+    rounding = np.exp(spec.code_step_nats / 2 + spec.top_step_nats / 2)
+    if mass.size and mass.max() > 1.001 * rounding:
+        raise CorruptionError(
+            "column kept_codes gives a position more than its whole probability",
+            where=where,
+            expected=f"at most {1.001 * rounding:.3f}",
+            got=f"{mass.max():.3f}",
+            do=REPAIR,
+        )
+
+
+def _refuse_infinite(name: str, values: Array, where: str) -> None:
+    if not np.isfinite(values).all():
+        raise CorruptionError(f"column {name} has a value that is not finite", where=where, do=REPAIR)
+
+
+def _refuse_lengths(data: Data, name: str, wrong: Array, where: str) -> None:
+    if wrong.any():
+        example = data["example_id"][wrong.argmax()].tobytes().hex()
+        raise CorruptionError(
+            f"column {name} has a list of the wrong length", where=f"{where}, example {example}", do=REPAIR
+        )

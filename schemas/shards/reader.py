@@ -1,0 +1,260 @@
+"""Reading sealed shards: fetch, check, and only then parse.
+
+The log vouches for a shard's name, the name for its footer, the footer for each row group's bytes. So everything that
+Arrow sees here has been checked first; what does not match is a `CorruptionError` that names the shard.
+
+Cost: a row group is fetched whole. The identity columns alone are read by ranges, and checked by the hash of their
+values.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import NEWER, REPAIR, CorruptionError, FormatError
+from schemas.limits import told
+from schemas.rows.columns import check_schema, columns, identity_columns
+from schemas.rows.pages import read_lists
+from schemas.rows.ragged import Array
+from schemas.rows.ranks import Ranking, parse_listed
+from schemas.rows.rows import Rows
+from schemas.shards.byte_ranges import Segments
+from schemas.shards.parquet_limits import Fetched, check_counts, check_pages, chunk_span, parse_metadata
+from schemas.shards.seal import (
+    FOOTER_KEY,
+    LISTED_KEY,
+    RowGroup,
+    ShardFooter,
+    bytes_hash,
+    identity_hash,
+    parse_name,
+)
+from schemas.spec import Header, Spec
+from schemas.storage.storage import Storage
+from schemas.versions.commits import Shard
+
+_MAGIC = b"PAR1"
+_TAIL_BYTES = 8
+_GUESS_BYTES = 2**16
+_MAX_FOOTER_BYTES = 2**28
+
+
+class OpenFooter(NamedTuple):
+    """A checked footer and the bytes it came from."""
+
+    footer: ShardFooter
+    metadata: pq.FileMetaData
+    data: bytes
+    size: int
+    listed: Array | None
+    """The shard's most frequent ids; None where every score is kept as it is."""
+
+    def ranking(self, spec: Spec, where: str) -> Ranking | None:
+        """How the shard's ids are ranked.
+
+        Raises:
+            CorruptionError: the footer lists none, or an id that is not below V.
+        """
+        if spec.score != "softmax":
+            return None
+        if self.listed is None or (self.listed >= spec.vocab_size).any():
+            raise CorruptionError("a shard's footer lists no ids, or one out of range", where=where)
+        return Ranking(listed=self.listed, vocab_size=spec.vocab_size)
+
+
+def open_footer(storage: Storage, name: str, *, size: int | None = None) -> OpenFooter:
+    """Fetches a shard's footer and checks it against the seal in its name.
+
+    Raises:
+        CorruptionError: the file is missing, cut short, or its footer is not the sealed one.
+        FormatError: the footer says what this reader does not know.
+    """
+    _, seal = parse_name(name)
+    where = f"{storage.root}/{name}"
+    try:
+        size = storage.size(name) if size is None else size
+        data = _footer_bytes(storage, name, size)
+    except FileNotFoundError as error:
+        raise CorruptionError("a shard is missing", where=where, do=REPAIR) from error
+    if bytes_hash(data) != seal:
+        raise CorruptionError(
+            "a shard's footer does not match the seal in its name",
+            where=where,
+            expected=seal,
+            got=bytes_hash(data),
+            do=REPAIR,
+        )
+    with told("a shard's footer cannot be read", where, REPAIR):
+        metadata = parse_metadata(_MAGIC + data)
+        stored = metadata.metadata or {}
+    listed = parse_listed(stored[LISTED_KEY], where) if LISTED_KEY in stored else None
+    try:
+        footer = ShardFooter.from_bytes(stored[FOOTER_KEY])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            "a shard's footer says what this reader does not know", where=where, got=repr(error), do=NEWER
+        ) from error
+    opened = OpenFooter(footer, metadata, data, size, listed)
+    _check_counts(opened, where)
+    return opened
+
+
+def _check_counts(opened: OpenFooter, where: str) -> None:
+    """A shard's totals are those of its row groups, which lie end to end and reach the footer."""
+    groups, totals = opened.footer.row_groups, opened.footer.totals
+    ends = [0, *(group.end for group in groups)]
+    starts = [*(group.start for group in groups), group_end(opened)]
+    if starts != ends or len(groups) != opened.metadata.num_row_groups or ends != sorted(set(ends)):
+        raise CorruptionError("a footer's row groups do not lie end to end", where=where, do=REPAIR)
+    for name in ("examples", "tokens", "positions", "entries"):
+        expected, got = getattr(totals, name), sum(getattr(group, name) for group in groups)
+        if expected != got:
+            raise CorruptionError(
+                f"a footer's {name} do not add up", where=where, expected=expected, got=got, do=REPAIR
+            )
+
+
+def open_shard(storage: Storage, header: Header, shard: Shard) -> OpenFooter:
+    """A live shard's footer, checked against its seal, the log and the spec.
+
+    Raises:
+        CorruptionError: a shard is missing, cut short or not the one that the log means.
+    """
+    opened = open_footer(storage, shard.name, size=shard.size_bytes)
+    footer = opened.footer
+    for what, expected, got in (
+        ("unit", parse_name(shard.name)[0], footer.unit),
+        ("spec", header.spec.hash, footer.spec_hash),
+        ("fingerprint", header.fingerprint.hash, footer.fingerprint_hash),
+        ("number of rows", shard.examples, footer.totals.examples),
+    ):
+        if expected != got:
+            where = f"{storage.root}/{shard.name}"
+            raise CorruptionError(
+                f"a shard's {what} is not the cache's", where=where, expected=expected, got=got
+            )
+    return opened
+
+
+def _footer_bytes(storage: Storage, name: str, size: int) -> bytes:
+    """The bytes after the last row group. Their start is told by the footer, whose length is told by the tail."""
+    tail_start = max(0, size - _GUESS_BYTES)
+    tail = storage.read_range(name, tail_start, size)
+    length = int.from_bytes(tail[-_TAIL_BYTES:-4], "little") + _TAIL_BYTES
+    if tail[-4:] != _MAGIC or not _TAIL_BYTES < length <= min(size, _MAX_FOOTER_BYTES):
+        raise CorruptionError(
+            "a shard does not end as Parquet does", where=f"{storage.root}/{name}", do=REPAIR
+        )
+    if length <= len(tail):
+        return tail[-length:]
+    return storage.read_range(name, size - length, tail_start) + tail
+
+
+def fetch_group(storage: Storage, name: str, group: RowGroup) -> bytes:
+    """A row group's bytes, checked against the footer's hash.
+
+    Raises:
+        CorruptionError: naming the shard and the row group's place in it.
+    """
+    where = f"{storage.root}/{name}, bytes {group.start} to {group.end}"
+    try:
+        data = storage.read_range(name, group.start, group.end)
+    except FileNotFoundError as error:
+        raise CorruptionError("a shard is missing", where=where, do=REPAIR) from error
+    if bytes_hash(data) != group.hash:
+        raise CorruptionError(
+            "a row group's bytes are not those that were sealed",
+            where=where,
+            expected=group.hash,
+            got=bytes_hash(data),
+            do=REPAIR,
+        )
+    return data
+
+
+def read_group(
+    storage: Storage, name: str, opened: OpenFooter, index: int, spec: Spec, *, checked: bool = True
+) -> Rows:
+    """Fetches, checks and parses one row group; its rows' values are as they are found where `checked` is false.
+
+    Raises:
+        CorruptionError: the bytes, the schema or the lists are not what was sealed.
+    """
+    group = opened.footer.row_groups[index]
+    where = f"{storage.root}/{name}, row group {index}"
+    segments = {group.start: fetch_group(storage, name, group), group_end(opened): opened.data}
+    fetched = Fetched(memoryview(segments[group.start]), group.start, group, spec)
+    with told("a row group cannot be read", where, REPAIR):
+        file = pq.ParquetFile(Segments(segments, opened.size), metadata=opened.metadata)
+        check_schema(file.schema_arrow, spec, where)
+        check_counts(group, spec, where)
+        table = _table(file, index, fetched, where)
+        rows = Rows.from_arrow(table, spec, where, opened.ranking(spec, where), checked=checked)
+    counts = (group.examples, group.tokens, group.positions, group.entries)
+    if (len(rows), rows.num_tokens, rows.num_positions, rows.num_entries) != counts:
+        raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
+    return rows
+
+
+def _table(file: pq.ParquetFile, index: int, fetched: Fetched, where: str) -> pa.Table:
+    """A row group's columns. Long lists without nulls, which take Arrow several times as long, are read here."""
+    group, spec = file.metadata.row_group(index), fetched.spec
+    if group.num_rows != fetched.group.examples:
+        raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
+    chunks = check_pages(fetched, group, where)
+    every = columns(spec)
+    planes = [c for c in every if c.is_planes_of_lists]
+    found = {
+        c: read_lists(fetched.data, chunks[c.path], fetched.start, c.type, group.num_rows) for c in planes
+    }
+    lists = {c: array for c, array in found.items() if array is not None}
+    table = file.read_row_group(index, columns=[c.name for c in every if c not in lists])
+    for column, array in lists.items():
+        table = table.append_column(column.field, array)
+    return table
+
+
+def group_end(opened: OpenFooter) -> int:
+    """Where a shard's footer begins."""
+    return opened.size - len(opened.data)
+
+
+def read_identities(storage: Storage, name: str, opened: OpenFooter, spec: Spec) -> Rows:
+    """The identity columns of a whole shard, a few bytes a row, checked against the footer's hash of their values.
+
+    Raises:
+        CorruptionError: the values are not those that were sealed.
+    """
+    parts = []
+    for index, group in enumerate(opened.footer.row_groups):
+        where = f"{storage.root}/{name}, row group {index}"
+        check_counts(group, spec, where)
+        with told("a row group's ids cannot be read", where, REPAIR):
+            rows = _identities(storage, name, opened, index, spec)
+        if identity_hash(rows) != group.ids_hash:
+            raise CorruptionError("a row group's ids are not those that were sealed", where=where, do=REPAIR)
+        parts.append(rows)
+    return Rows.concatenate(parts)
+
+
+def _identities(storage: Storage, name: str, opened: OpenFooter, index: int, spec: Spec) -> Rows:
+    """Those of one row group: the bytes from the first of their pages to the last are fetched."""
+    where = f"{storage.root}/{name}, row group {index}"
+    asked = [column for column in columns(spec) if column.name in identity_columns(spec)]
+    group, metadata = opened.footer.row_groups[index], opened.metadata.row_group(index)
+    chunks = (metadata.column(place) for place in range(metadata.num_columns))
+    paths = {column.path for column in asked}
+    spans = [chunk_span(chunk) for chunk in chunks if chunk.path_in_schema in paths]
+    start, end = max(group.start, min(spans)[0]), min(group.end, max(end for _, end in spans))
+    data = storage.read_range(name, start, end)
+    check_pages(Fetched(memoryview(data), start, group, spec), metadata, where, identity_columns(spec))
+    segments = {start: data, group_end(opened): opened.data}
+    file = pq.ParquetFile(Segments(segments, opened.size), metadata=opened.metadata)
+    check_schema(file.schema_arrow, spec, where)
+    rows = Rows.from_arrow(file.read_row_group(index, columns=[c.name for c in asked]), spec, where)
+    if len(rows) != group.examples:
+        raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
+    return rows

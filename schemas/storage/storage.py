@@ -1,0 +1,300 @@
+"""All of a cache's bytes go through here: a folder, `s3://`, `gs://` or `az://`, by way of `obstore`.
+
+An object appears whole or not at all. On object stores one put of finished bytes does it. On a local disk obstore
+renames but does not sync, and it follows links: all is our own there, in `schemas/storage/local_files.py`.
+Credentials and endpoints come from the environment, by the names that each cloud's tools use (`AWS_ACCESS_KEY_ID`,
+`AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), for obstore and Delta alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
+from obstore.store import ObjectStore, from_url
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
+from schemas.errors import CacheError, CorruptionError, UsageError, advice, one_line
+from schemas.storage import local_files as local
+
+SHARD_SUFFIX = ".parquet"
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT")
+"""Where the environment names a store other than the cloud's own."""
+
+
+class StoredFile(NamedTuple):
+    """One object, its size and when it was written (seconds since the epoch, by the store's clock)."""
+
+    name: str
+    size_bytes: int
+    modified: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """The objects under one root. Names are relative, with `/`."""
+
+    root: str
+    """An absolute local path, or a URL without a trailing slash."""
+    store: ObjectStore | None
+    """None for a local folder, which is read and written directly."""
+
+    @classmethod
+    def at(cls, root: str | os.PathLike[str]) -> Storage:
+        """Opens a root; nothing is created and nothing is read.
+
+        Raises:
+            UsageError: the URL's scheme or form is not one that obstore knows, or a folder's name is one that
+                Delta misreads.
+        """
+        text = os.fspath(root)
+        try:
+            scheme = urlsplit(text).scheme if "://" in text else ""
+            if scheme in ("", "file"):
+                return cls(root=_local_root(unquote(urlsplit(text).path) if scheme else text), store=None)
+            return cls(root=text.rstrip("/"), store=from_url(text, client_options=_client_options()))
+        except (BaseError, ValueError) as error:
+            raise UsageError(
+                "this is no place for a cache",
+                where=text,
+                expected="a folder, s3://, gs:// or az://",
+                got=one_line(error),
+            ) from error
+
+    @property
+    def is_local(self) -> bool:
+        return self.root.startswith("/")
+
+    @property
+    def _remote(self) -> ObjectStore:
+        assert self.store is not None, self.root
+        return self.store
+
+    def read(self, name: str) -> bytes:
+        """The whole object.
+
+        Raises:
+            FileNotFoundError: there is none of that name.
+        """
+        with self._told(name):
+            if self.is_local:
+                return local.read(self.root, name)
+            return bytes(obstore.get(self._remote, name).bytes())
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` (exclusive) of an object.
+
+        Raises:
+            FileNotFoundError: there is none of that name.
+            CorruptionError: it is shorter than that.
+        """
+        with self._told(name):
+            if self.is_local:
+                with local.opened(self.root, name) as descriptor:
+                    data = os.pread(descriptor, end - start, start)
+            else:
+                data = self._range_remote(name, start, end)
+        if len(data) != end - start:
+            raise self._shorter(name, end, start + len(data) if data else self.size(name))
+        return data
+
+    def _range_remote(self, name: str, start: int, end: int) -> bytes:
+        """Stores refuse a range that begins behind the end, each in its own words: that is damage, and no outage."""
+        try:
+            return bytes(obstore.get_range(self._remote, name, start=start, end=end))
+        except (NotFoundError, FileNotFoundError):
+            raise
+        except (OSError, BaseError):
+            size = int(obstore.head(self._remote, name)["size"])
+            if size >= end:
+                raise
+            raise self._shorter(name, end, size) from None
+
+    def _shorter(self, name: str, expected: int, got: int) -> CorruptionError:
+        return CorruptionError(
+            "a file is shorter than what was written",
+            where=f"{self.root}/{name}",
+            expected=f"{expected} bytes",
+            got=f"{got}",
+        )
+
+    def size(self, name: str) -> int:
+        """Bytes of an object.
+
+        Raises:
+            FileNotFoundError: there is none of that name.
+        """
+        with self._told(name):
+            if self.is_local:
+                return local.size(self.root, name)
+            return int(obstore.head(self._remote, name)["size"])
+
+    def put(self, name: str, data: bytes | memoryview) -> None:
+        """Writes an object whole and durably; one of that name is replaced."""
+        with self._told(name, writing=True):
+            if self.is_local:
+                local.write(self.root, name, data, replace=True)
+            else:
+                obstore.put(self._remote, name, data)
+
+    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
+        """Writes an object whole and durably unless there is one of that name; whether it was written."""
+        try:
+            with self._told(name, writing=True):
+                if self.is_local:
+                    return local.write(self.root, name, data, replace=False)
+                obstore.put(self._remote, name, data, mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def make_durable(self, name: str) -> None:
+        """Makes sure that an object which something else wrote outlives a power failure."""
+        if self.is_local:
+            with self._told(name):
+                local.make_durable(self.root, name)
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.size(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names under a folder (or the root), sorted; parts of unfinished writes are left out.
+
+        Raises:
+            CacheError: a link stands there, or what is no file.
+        """
+        with self._told(prefix):
+            if self.is_local:
+                found = list(self._names_local(prefix))
+            else:
+                pages = obstore.list(self._remote, prefix or None)
+                found = [item["path"] for page in pages for item in page]
+        return sorted(name for name in found if not local.PART.fullmatch(name))
+
+    def check_links(self, prefix: str) -> None:
+        """Looks for links under a folder that something else is about to read, or to write into.
+
+        Raises:
+            CacheError: a link stands there, or what is no file.
+        """
+        if self.is_local:
+            with self._told(prefix):
+                for _ in self._names_local(prefix):
+                    pass
+
+    def files(self) -> list[StoredFile]:
+        """The objects directly under the root, and parts of unfinished writes there, sorted by name.
+
+        Raises:
+            CacheError: a link stands there under the name of a file of ours, or what is no file.
+        """
+        with self._told(""):
+            if self.is_local:
+                found = list(self._files_local(deep=False))
+            else:
+                items = obstore.list_with_delimiter(self._remote)["objects"]
+                found = [StoredFile(i["path"], i["size"], i["last_modified"].timestamp()) for i in items]
+        return sorted(found)
+
+    def everything(self) -> list[str]:
+        """Names of all that is no folder, whatever it is; of an object store's, those under the root."""
+        if not self.is_local:
+            return [file.name for file in self.files()]
+        with self._told(""):
+            return sorted(name for name, _ in local.walk(self.root))
+
+    def parts(self) -> list[StoredFile]:
+        """Parts of unfinished writes, wherever they stand; object stores have none."""
+        with self._told(""):
+            files = self._files_local(deep=True) if self.is_local else ()
+            return sorted(file for file in files if local.PART.fullmatch(file.name))
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Deletes objects for good; those that are not there are passed over."""
+        with contextlib.suppress(FileNotFoundError), self._told(names[0] if names else ""):
+            if not self.is_local:
+                self._delete_remote(list(names))
+                return
+            local.delete(self.root, names)
+
+    def _delete_remote(self, names: list[str]) -> None:
+        """Some stores say of one object that it is not there, and leave the rest."""
+        try:
+            obstore.delete(self._remote, names)
+        except (NotFoundError, FileNotFoundError):
+            for name in names:
+                with contextlib.suppress(NotFoundError, FileNotFoundError):
+                    obstore.delete(self._remote, name)
+
+    def _names_local(self, prefix: str) -> Iterator[str]:
+        """Names in a folder of ours, where nothing but files may stand; nothing is asked of each file."""
+        for name, entry in local.walk(self.root, prefix):
+            if not entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):
+                    local.refuse_stranger(entry.stat(follow_symlinks=False).st_mode, f"{self.root}/{name}")
+            yield name
+
+    def _files_local(self, *, deep: bool) -> Iterator[StoredFile]:
+        """Files, wherever they stand. What is none is refused under a shard's name, and else left alone."""
+        for name, entry in local.walk(self.root, deep=deep):
+            # Another's parts come and go.
+            with contextlib.suppress(FileNotFoundError):
+                found = entry.stat(follow_symlinks=False)
+                if name.endswith(SHARD_SUFFIX) and "/" not in name:
+                    local.refuse_stranger(found.st_mode, f"{self.root}/{name}")
+                if entry.is_file(follow_symlinks=False):
+                    yield StoredFile(name, found.st_size, found.st_mtime)
+
+    @contextlib.contextmanager
+    def _told(self, name: str, *, writing: bool = False) -> Iterator[None]:
+        """Errors of the store, with the place they are about."""
+        try:
+            yield
+        except (CacheError, AlreadyExistsError):
+            raise
+        except (NotFoundError, FileNotFoundError, NotADirectoryError) as error:
+            if writing:
+                raise self._refuses(name, error) from error
+            raise FileNotFoundError(f"{self.root}/{name}") from error
+        except (OSError, BaseError) as error:
+            raise self._refuses(name, error) from error
+
+    def _refuses(self, name: str, error: Exception) -> CacheError:
+        where = f"{self.root}/{name}"
+        return CacheError("the cache's storage refuses", where=where, got=one_line(error), do=advice(error))
+
+
+def _local_root(text: str) -> str:
+    path = str(Path(text).absolute())
+    if "\0" in path or any("\ud800" <= char <= "\udfff" for char in path):
+        raise UsageError("a cache's path is no UTF-8 text", where=path, do="Choose another folder")
+    if unquote(path) != path:
+        raise UsageError(
+            "a cache's path cannot hold a percent escape: Delta would look elsewhere",
+            where=path,
+            do="Choose another folder",
+        )
+    return path
+
+
+def _client_options() -> ClientConfig:
+    """Plain HTTP is allowed where the user's own endpoint is plain HTTP (MinIO and emulators on one host)."""
+    return {"allow_http": plain_http_endpoint()}
+
+
+def plain_http_endpoint() -> bool:
+    """Whether the environment names an endpoint without TLS."""
+    return any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)

@@ -1,0 +1,126 @@
+"""The fused head gives the values and gradients that plain autograd gives on whole logits."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainer.losses.test_losses import sparse
+from trainer.losses.divergences import SparseTargets
+from trainer.losses.fused import chunks, fused_loss
+from trainer.losses.objective import position_losses
+from trainer.models.heads import Head, LogitTransform
+
+N, H, V, K = 11, 5, 23, 4
+NAMES = ("kl", "ce", "mse_logits")
+WEIGHTS = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
+
+TRANSFORMS = {
+    "plain": LogitTransform(),
+    "multiplied": LogitTransform(multiplier=0.25),
+    "capped": LogitTransform(softcap=3.0),
+    "both": LogitTransform(multiplier=2.0, softcap=3.0),
+}
+
+
+def targets() -> SparseTargets:
+    generator = torch.Generator().manual_seed(0)
+    return sparse(torch.randn(N, V, generator=generator, dtype=torch.float64) * 2, K)
+
+
+def tensors(*, bias: bool, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(N, H), (V, H), *([(V,)] if bias else [])]
+    return [torch.randn(*s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]
+
+
+def terms_of(whole: SparseTargets) -> Callable[[Tensor, int, int], Tensor]:
+    def terms(logits: Tensor, first: int, last: int) -> Tensor:
+        part = whole.chunk(first, last, slice(first * K, last * K))
+        return position_losses(NAMES, logits, part, temperature=1.0, score="softmax").sum(-1)
+
+    return terms
+
+
+def fused(transform: LogitTransform, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    head = Head(weight=weight, bias=bias, transform=transform)
+    return fused_loss(hidden, head, terms_of(targets()), WEIGHTS, chunk_elements=3 * V).loss
+
+
+def plain(transform: LogitTransform, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    head = Head(weight=weight, bias=bias, transform=transform)
+    return (WEIGHTS * terms_of(targets())(head.logits(hidden), 0, N)).sum()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_values_and_gradients_are_those_of_plain_autograd(name: str, bias: bool) -> None:
+    ours, theirs = tensors(bias=bias), tensors(bias=bias)
+    a, b = fused(TRANSFORMS[name], *ours), plain(TRANSFORMS[name], *theirs)
+    torch.testing.assert_close(a, b)
+    (3 * a).backward()
+    (3 * b).backward()
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our.grad, their.grad)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_gradcheck(name: str) -> None:
+    assert torch.autograd.gradcheck(
+        lambda *inputs: fused(TRANSFORMS[name], *inputs), tensors(bias=True), atol=1e-5
+    )
+
+
+def test_tied_weights_gather_both_gradients() -> None:
+    """The embedding and the head are one parameter: its gradient is the sum of both uses."""
+    grads = []
+    for loss in (fused, plain):
+        weight = tensors(bias=False)[1].detach().requires_grad_()
+        hidden = weight[torch.arange(N)] * 2
+        loss(LogitTransform(), hidden, weight).backward()
+        grads.append(weight.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_a_frozen_head_takes_no_gradient() -> None:
+    hidden, weight = tensors(bias=False)
+    weight.requires_grad_(False)
+    fused(LogitTransform(), hidden, weight).backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_without_gradient_nothing_is_stored() -> None:
+    with torch.no_grad():
+        loss = fused(LogitTransform(), *tensors(bias=False))
+    assert not loss.requires_grad
+
+
+def test_autocast_computes_products_in_bfloat16_and_losses_in_float32() -> None:
+    hidden, weight = tensors(bias=False, dtype=torch.float32)
+    exact = fused(LogitTransform(), hidden, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = fused(LogitTransform(), hidden, weight)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert weight.grad.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, rtol=2e-2, atol=0)
+    assert loss != exact
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 6, 7, 100])
+def test_chunks_cover_every_position_once(number: int) -> None:
+    found = list(chunks(number, V, 3 * V))
+    assert [i for first, last in found for i in range(first, last)] == list(range(number))
+    assert all(last - first <= 3 for first, last in found)
+
+
+def test_no_position_is_no_loss() -> None:
+    hidden, weight = tensors(bias=False)
+    empty = targets().chunk(0, 0, slice(0, 0))
+    head = Head(weight=weight, bias=None, transform=LogitTransform())
+    found = fused_loss(hidden[:0], head, terms_of(empty), WEIGHTS)
+    found.loss.backward()
+    assert found.loss == 0
+    assert not weight.grad.any()

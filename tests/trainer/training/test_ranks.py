@@ -1,0 +1,82 @@
+"""Two ranks are one: the same stream, the same loss, the same student as one rank that accumulates two batches."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from schemas.cache import Cache
+from tests.trainer.tiny import STUDENT
+
+ROOT = Path(__file__).parents[3]
+
+
+def port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        found: int = listening.getsockname()[1]
+        return found
+
+
+def start(
+    folder: Path, cache: Cache, out: str, accumulate: int, environment: dict[str, str]
+) -> subprocess.Popen[str]:
+    flags = {
+        "cache": cache.storage.root,
+        "student": str(folder / "student.json"),
+        "output_dir": str(folder / out),
+        "losses": ["kl=1.0", "feature=0.1"],
+        "eval_fraction": 0.2,
+        "num_train_epochs": 1.0,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": accumulate,
+        "logging_steps": 3,
+        "eval_strategy": "epoch",
+        "save_steps": 3,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "lr_scheduler_type": "constant",
+    }
+    if accumulate == 1:
+        flags["ddp_backend"] = "gloo"
+    path = folder / f"{out}.json"
+    path.write_text(json.dumps(flags))
+    return subprocess.Popen(
+        [sys.executable, "-m", "teachonce", "train", str(path)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_ranks_are_one(causal_cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "student.json").write_text(json.dumps(STUDENT | {"tie_word_embeddings": True}))
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
+    runs = [
+        start(tmp_path, causal_cache, "two", 1, shared | {"RANK": str(r), "LOCAL_RANK": str(r)})
+        for r in range(2)
+    ]
+    runs.append(start(tmp_path, causal_cache, "one", 2, {}))
+    ended = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], ended
+    ours, theirs = (load_file(tmp_path / out / "model.safetensors") for out in ("two", "one"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-3)
+    logs = [
+        json.loads((tmp_path / out / "trainer_state.json").read_text())["log_history"]
+        for out in ("two", "one")
+    ]
+    compared = 0
+    for a, b in zip(*logs, strict=True):
+        for name in ("loss", "kl", "feature", "eval_loss", "eval_kl"):
+            if name in b:
+                assert abs(a[name] - b[name]) <= 1e-4 * abs(b[name]), (name, a, b)
+                compared += 1
+    assert compared > 10

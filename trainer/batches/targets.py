@@ -1,0 +1,145 @@
+"""What the teacher and the corpus say of a batch's positions, from a cache's rows.
+
+Entries of an exact policy are probabilities, and what they lack is the tail. Those of a sampling policy are weights:
+they are taken as they are, whatever their sum, because dividing or clipping would bias them. Ids that the student
+lacks are then left out, and their share of the gradient with them.
+"""
+
+from __future__ import annotations
+
+from types import EllipsisType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from schemas.policies import Sampled
+from schemas.rows.entries import entries_of, softened
+from schemas.rows.ragged import Array
+from schemas.rows.rows import Rows
+from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets, distribution, segment_sum
+
+
+def sparse_targets(
+    rows: Rows, gold: Array, *, student_vocab: int, temperature: float
+) -> tuple[SparseTargets, Array, float | None]:
+    """The targets of a softmax teacher, each position's offset in its entries, and the mass beyond the student's V.
+
+    Raises:
+        ValueError: entries were drawn for other temperatures than this.
+    """
+    entries = _drawn(rows, temperature) if rows.spec.is_sampling else _exact(rows)
+    counts, beyond = entries.counts, None
+    position = np.repeat(np.arange(len(counts)), counts)
+    fits: Array | EllipsisType = ...
+    if student_vocab < rows.spec.vocab_size:
+        fits = entries.ids < student_vocab
+        beyond = float(entries.mass[~fits].sum())
+        position = position[fits]
+        counts = np.bincount(position, minlength=len(counts))
+    where, logprobs = torch.from_numpy(position), torch.from_numpy(entries.logprobs[fits])
+    if entries.weights is None:
+        whole = torch.from_numpy(counts == min(student_vocab, rows.spec.vocab_size))
+        at_temperature = torch.from_numpy(_at(rows, entries, temperature)[fits])
+        weights, tail, negentropy = distribution(at_temperature, where, whole)
+    else:
+        weights, tail = torch.from_numpy(entries.weights[fits]), torch.zeros(len(counts))
+        negentropy = _estimated_negentropy(rows, entries, where, fits, temperature)
+    targets = SparseTargets(
+        ids=torch.from_numpy(entries.ids[fits].astype(np.int64)),
+        position=where,
+        weights=weights,
+        logprobs=logprobs,
+        logits=_logits(rows, logprobs, where),
+        tail=tail,
+        negentropy=negentropy,
+        gold=torch.from_numpy(gold),
+    )
+    return targets, np.concatenate([[0], np.cumsum(counts)]), beyond
+
+
+class _Entries(NamedTuple):
+    """Kept entries, each position's likeliest first."""
+
+    ids: Array
+    counts: Array
+    logprobs: Array
+    """Each entry's own, at temperature 1."""
+    weights: Array | None
+    """Of a sampling policy, at the temperature that was asked for; of others the trainer makes them."""
+
+    @property
+    def mass(self) -> Array:
+        return np.exp(self.logprobs) if self.weights is None else self.weights
+
+
+def _exact(rows: Rows) -> _Entries:
+    return _Entries(rows.kept_ids, rows.kept_counts.astype(np.int64), rows.kept_logprobs(), None)
+
+
+def _drawn(rows: Rows, temperature: float) -> _Entries:
+    found = entries_of(rows, temperature)
+    if not isinstance(rows.spec.keep, Sampled):
+        return _Entries(found.ids, found.counts, found.logprobs, found.weights)
+    position = np.repeat(np.arange(len(found.counts)), found.counts)
+    order = np.lexsort((-found.weights, position))
+    return _Entries(found.ids[order], found.counts, found.logprobs[order], found.weights[order])
+
+
+def _estimated_negentropy(
+    rows: Rows, entries: _Entries, position: Tensor, fits: Array | EllipsisType, temperature: float
+) -> Float[Tensor, " N"]:
+    """The teacher's, where the cache stores its entropy; else `sum w log p`, which is unbiased; else 0."""
+    if temperature == 1 and "entropy" in rows.spec.scalars and fits is ...:
+        return -torch.from_numpy(rows.entropy())
+    if not rows.spec.own_logits:
+        return torch.zeros(len(entries.counts))
+    logprobs = softened(rows, entries.logprobs, entries.counts, temperature)
+    terms = torch.from_numpy((entries.weights * logprobs)[fits])
+    return segment_sum(terms, position, len(entries.counts))
+
+
+def _at(rows: Rows, entries: _Entries, temperature: float) -> Array:
+    """Log-probabilities at T, float32 [E]; at one that is not declared without their normaliser, which positions that
+    are kept whole do not need."""
+    if temperature in rows.spec.temperatures:
+        return softened(rows, entries.logprobs, entries.counts, temperature)
+    return entries.logprobs / np.float32(temperature)
+
+
+def _logits(rows: Rows, logprobs: Tensor, position: Tensor) -> Tensor | None:
+    """The teacher's own logits, where the cache stores what they lack."""
+    if "logsumexp" not in rows.spec.scalars:
+        return None
+    return logprobs + torch.from_numpy(np.ascontiguousarray(rows.logsumexp()))[position]
+
+
+def next_tokens(rows: Rows, row: Array, token: Array) -> Array:
+    """int64 [N]: the token after each position, which a causal LM predicts there."""
+    places = rows.input_ids.offsets[:-1][row] + token + 1
+    gold: Array = rows.input_ids.values[places].astype(np.int64)
+    return gold
+
+
+def class_labels(rows: Rows, row: Array) -> Array:
+    """int64 [N]: the gold class of each position; `NO_LABEL` in rows without."""
+    labels = rows.ragged("labels")
+    gold = np.full(len(row), NO_LABEL, np.int64)
+    gold[labels.validity[row]] = labels.values
+    return gold
+
+
+def dense_targets(rows: Rows, row: Array) -> DenseTargets:
+    """Logits and labels `[N, V]` of a sigmoid or identity teacher."""
+    shape = (len(row), rows.spec.vocab_size)
+    labels = rows.ragged("labels")
+    labelled = labels.validity[row]
+    gold = np.zeros(shape, np.float32)
+    gold[labelled] = labels.values.reshape(-1, shape[1])
+    return DenseTargets(
+        logits=torch.from_numpy(rows.ragged("logits").values.reshape(shape).copy()),
+        gold=torch.from_numpy(gold),
+        labelled=torch.from_numpy(labelled),
+    )

@@ -1,0 +1,4 @@
+"""`evaluate`: a student on the held-out part, and the tables.
+
+May import `training`'s floor downwards. A metric goes here.
+"""

@@ -1,0 +1,184 @@
+"""Numbers of a student on the held-out part, summed over batches: what a position says, never all logits at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    mean_squared_error,
+    multilabel_confusion_matrix,
+    r2_score,
+    roc_auc_score,
+)
+from torch import Tensor
+
+from schemas.errors import StudentError
+from schemas.rows.ragged import Array
+from schemas.spec import Spec
+from trainer.batches.collate import Batch
+from trainer.losses.divergences import (
+    NO_LABEL,
+    DenseTargets,
+    SparseTargets,
+    binary_kl_divergence,
+    cross_entropy,
+    kl_divergence,
+)
+from trainer.losses.fused import CHUNK_ELEMENTS, chunks
+from trainer.models.heads import Head
+from trainer.models.layers import body_of
+
+Metrics = dict[str, Any]
+
+
+@torch.no_grad()
+def causal_metrics(model: Any, batches: Iterable[Batch], device: torch.device) -> Metrics:
+    """Cross entropy and KL in nats, perplexity, and top-1 agreement, means over all held-out positions."""
+    head, sums, count = Head.of(model), torch.zeros(4, dtype=torch.float64), 0
+    for batch in batches:
+        on_device = batch.to(device)
+        hidden = body_of(model)(**on_device.model_inputs, use_cache=False).last_hidden_state
+        states = hidden[on_device.row, on_device.token]
+        offsets, targets = batch.entry_offsets, on_device.targets
+        assert isinstance(targets, SparseTargets)
+        for first, last in chunks(len(states), len(head.weight), CHUNK_ELEMENTS):
+            entries = slice(int(offsets[first]), int(offsets[last]))
+            part = targets.chunk(first, last, entries)
+            sums += position_sums(head.logits(states[first:last]).float(), part).cpu()
+        count += len(states)
+    ce, kl, agree, correct = (sums / max(1, count)).tolist()
+    return {
+        "positions": count,
+        "cross_entropy_nats": ce,
+        "perplexity": math.exp(min(ce, 700.0)),
+        "kl_nats": kl,
+        "top1_agreement": agree,
+        "top1_accuracy": correct,
+    }
+
+
+def position_sums(logits: Tensor, targets: SparseTargets) -> Tensor:
+    """Sums over positions of cross entropy, KL at T=1, agreement with the teacher's first id, and accuracy: `[4]`."""
+    best = logits.argmax(-1)
+    parts = [
+        cross_entropy(logits, targets.gold),
+        kl_divergence(logits, targets, 1.0),
+        best == first_ids(targets),
+        best == targets.gold,
+    ]
+    return torch.stack([part.double().sum() for part in parts])
+
+
+def first_ids(targets: SparseTargets) -> Tensor:
+    """The teacher's most probable id at each position, int64 [N]; -1 where the student has none of its ids."""
+    ids = torch.full_like(targets.gold, -1)
+    first = torch.ones_like(targets.position, dtype=torch.bool)
+    first[1:] = targets.position[1:] != targets.position[:-1]
+    ids[targets.position[first]] = targets.ids[first]
+    return ids
+
+
+@torch.no_grad()
+def class_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torch.device) -> Metrics:
+    """Accuracy, macro F1, ROC AUC, confusion matrix (scikit-learn's), and agreement and KL with the teacher."""
+    sparse: list[tuple[Tensor, SparseTargets]] = []
+    dense: list[tuple[Tensor, DenseTargets]] = []
+    for batch in batches:
+        on_device = batch.to(device)
+        logits = model(**on_device.model_inputs).logits.float()[on_device.row].cpu()
+        if not bool(torch.isfinite(logits).all()):
+            raise StudentError("the student gives logits that are not numbers", where=type(model).__name__)
+        if isinstance(batch.targets, SparseTargets):
+            sparse.append((logits, batch.targets))
+        else:
+            dense.append((logits, batch.targets))
+    if spec.score == "softmax":
+        return _single_label(sparse)
+    scores = torch.cat([logits for logits, _ in dense])
+    targets = DenseTargets(
+        logits=torch.cat([target.logits for _, target in dense]),
+        gold=torch.cat([target.gold for _, target in dense]),
+        labelled=torch.cat([target.labelled for _, target in dense]),
+    )
+    return _multi_label(scores, targets) if spec.score == "sigmoid" else _regression(scores, targets)
+
+
+def _single_label(batches: list[tuple[Tensor, SparseTargets]]) -> Metrics:
+    scores = torch.cat([logits for logits, _ in batches])
+    gold = torch.cat([target.gold for _, target in batches])
+    teacher = torch.cat([first_ids(target) for _, target in batches])
+    kl = torch.cat([kl_divergence(logits, target, 1.0) for logits, target in batches])
+    best, known = scores.argmax(-1), gold != NO_LABEL
+    found: Metrics = {
+        "positions": len(scores),
+        "labelled": int(known.sum()),
+        "kl_nats": kl.mean().item(),
+        "agreement": (best == teacher).double().mean().item(),
+    }
+    if not known.any():
+        return found
+    truth, guess = gold[known].numpy(), best[known].numpy()
+    classes = np.arange(scores.shape[1])
+    return found | {
+        "cross_entropy_nats": cross_entropy(scores[known], gold[known]).mean().item(),
+        "accuracy": float(accuracy_score(truth, guess)),
+        "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0)),
+        "roc_auc": _auc(truth, scores[known].softmax(-1).numpy(), classes),
+        "confusion_matrix": confusion_matrix(truth, guess, labels=classes).tolist(),
+        "teacher_accuracy": float(accuracy_score(truth, teacher[known].numpy())),
+    }
+
+
+def _auc(truth: Array, probabilities: Array, classes: Array) -> float | None:
+    """One against the rest, macro; None where the held-out part lacks a class, for which it is not defined."""
+    if len(np.unique(truth)) < len(classes) or len(classes) < 2:
+        return None
+    if len(classes) == 2:
+        return float(roc_auc_score(truth, probabilities[:, 1]))
+    return float(roc_auc_score(truth, probabilities, multi_class="ovr", labels=classes))
+
+
+def _multi_label(scores: Tensor, targets: DenseTargets) -> Metrics:
+    ours, theirs = (scores > 0).int().numpy(), (targets.logits > 0).int().numpy()
+    known = targets.labelled.numpy()
+    found: Metrics = {
+        "positions": len(scores),
+        "labelled": int(known.sum()),
+        "kl_nats": binary_kl_divergence(scores, targets.logits, 1.0).mean().item(),
+        "agreement": float((ours == theirs).mean()),
+    }
+    if not known.any():
+        return found
+    truth = targets.gold.int().numpy()[known]
+    defined = all(len(np.unique(column)) == 2 for column in truth.T)
+    return found | {
+        "accuracy": float(accuracy_score(truth, ours[known])),
+        "macro_f1": float(f1_score(truth, ours[known], average="macro", zero_division=0)),
+        "roc_auc": float(roc_auc_score(truth, scores.numpy()[known], average="macro")) if defined else None,
+        "confusion_matrix": multilabel_confusion_matrix(truth, ours[known]).tolist(),
+        "teacher_accuracy": float(accuracy_score(truth, theirs[known])),
+    }
+
+
+def _regression(scores: Tensor, targets: DenseTargets) -> Metrics:
+    ours, theirs, known = scores.numpy(), targets.logits.numpy(), targets.labelled.numpy()
+    found: Metrics = {
+        "positions": len(ours),
+        "labelled": int(known.sum()),
+        "mse_with_teacher": float(mean_squared_error(theirs, ours)),
+    }
+    if not known.any():
+        return found
+    truth = targets.gold.numpy()[known]
+    return found | {
+        "mse": float(mean_squared_error(truth, ours[known])),
+        "r2": float(r2_score(truth, ours[known])) if len(truth) > 1 else None,
+        "teacher_mse": float(mean_squared_error(truth, theirs[known])),
+    }

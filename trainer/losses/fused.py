@@ -1,0 +1,136 @@
+"""The head and the losses of a causal LM in chunks of positions: neither logits `[N, V]` nor their gradient exist.
+
+As in Liger kernels (arXiv:2410.10989), each chunk's gradient is taken while its logits are there, and nothing is
+recomputed in the backward pass, which only scales what was stored. Cost: the gradients of the hidden states
+`[N, H]` and of the head `[V, H]` are held from the forward on, and gradients of gradients are not available.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from trainer.models.heads import Head, LogitTransform
+
+CHUNK_ELEMENTS = 2**24
+"""Logits of a chunk at most: 64 MiB in float32."""
+
+Terms = Callable[[Tensor, int, int], Tensor]
+"""From the logits of positions `first` to `last` to the sums of the loss terms over them, `[num_terms]`."""
+
+
+class FusedLoss(NamedTuple):
+    """A weighted sum of terms, each summed over all positions."""
+
+    loss: Float[Tensor, ""]
+    terms: Float[Tensor, " T"]
+    """Each term's own sum, unweighted and without gradient."""
+
+
+def fused_loss(
+    hidden: Float[Tensor, "N H"],
+    head: Head,
+    terms: Terms,
+    weights: Float[Tensor, " T"],
+    *,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> FusedLoss:
+    """`sum_i weights[i] * terms[i]` of the head's logits, differentiable in hidden states, weight and bias.
+
+    Products are taken in autocast's dtype where it is on, else in the hidden states' own; losses in float32 at least.
+    """
+    chunk = Chunking(terms, weights, head.transform, chunk_elements, torch.is_grad_enabled())
+    loss, sums = _FusedLoss.apply(hidden, head.weight, head.bias, chunk)  # type: ignore[no-untyped-call]
+    return FusedLoss(loss, sums)
+
+
+class Chunking(NamedTuple):
+    """What the fused pass needs besides tensors that take a gradient."""
+
+    terms: Terms
+    weights: Float[Tensor, " T"]
+    transform: LogitTransform
+    chunk_elements: int
+    with_gradient: bool
+
+
+def chunks(num_positions: int, vocab_size: int, chunk_elements: int) -> Iterator[tuple[int, int]]:
+    """First and last position of nearly equal chunks of at most `chunk_elements` logits (at least one position)."""
+    largest = max(1, chunk_elements // vocab_size)
+    number = -(-num_positions // largest)
+    size = -(-num_positions // max(1, number))
+    for first in range(0, num_positions, max(1, size)):
+        yield first, min(first + size, num_positions)
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, chunking: Chunking
+    ) -> tuple[Tensor, Tensor]:
+        dtype = _compute_dtype(hidden)
+        hidden_c, weight_c = hidden.detach().to(dtype), weight.detach().to(dtype)
+        needed = [chunking.with_gradient and need for need in ctx.needs_input_grad[:3]]
+        grads = [_zeros(t, n) for t, n in zip((hidden, weight, bias), needed, strict=True)]
+        sums = chunking.weights.new_zeros(len(chunking.weights), dtype=_loss_dtype(dtype))
+        with torch.autocast(hidden.device.type, enabled=False):
+            for first, last in chunks(len(hidden), len(weight), chunking.chunk_elements):
+                products = torch.mm(hidden_c[first:last], weight_c.t()).to(sums.dtype)
+                if bias is not None:
+                    products += bias.detach()
+                found, grad = _chunk(products, chunking, first, last, any(needed))
+                sums += found
+                if grad is not None:
+                    if grads[0] is not None:
+                        grads[0][first:last] = torch.mm(grad.to(dtype), weight_c)
+                    _accumulate(grads[1], grads[2], grad.to(dtype), hidden_c[first:last])
+        ctx.save_for_backward(*grads)
+        ctx.mark_non_differentiable(sums)
+        return (chunking.weights.to(sums.dtype) * sums).sum(), sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if g is None else (g * grad).to(g.dtype) for g in ctx.saved_tensors), None
+
+
+def _chunk(
+    products: Tensor, chunking: Chunking, first: int, last: int, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Sums of a chunk's terms, and the gradient of their weighted sum in the head's linear products."""
+    with torch.set_grad_enabled(with_gradient):
+        products.requires_grad_(with_gradient)
+        sums = chunking.terms(chunking.transform(products), first, last)
+        if not with_gradient:
+            return sums, None
+        loss = (chunking.weights.to(sums.dtype) * sums).sum()
+        (grad,) = torch.autograd.grad(loss, products)
+    return sums.detach(), grad
+
+
+def _accumulate(of_weight: Tensor | None, of_bias: Tensor | None, grad: Tensor, hidden: Tensor) -> None:
+    """Adds a chunk's part to the gradients of weight and bias."""
+    if of_weight is not None and of_weight.dtype == grad.dtype:
+        of_weight.addmm_(grad.t(), hidden)
+    elif of_weight is not None:
+        of_weight.add_(torch.mm(grad.t(), hidden))
+    if of_bias is not None:
+        of_bias.add_(grad.sum(0))
+
+
+def _zeros(tensor: Tensor | None, needed: bool) -> Tensor | None:
+    return torch.zeros_like(tensor) if tensor is not None and needed else None
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _loss_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,105 @@
+"""A student's language-model head, taken apart so that it can be applied in chunks of positions.
+
+Some models do more than a linear map: Gemma-2 caps its logits softly, Granite divides them, Cohere multiplies them.
+The config says so; at load the head is compared once with the model's own forward, and a difference is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from schemas.errors import StudentError
+from schemas.model_heads import head_transform, head_values
+from trainer.models.layers import body_of
+
+_TOLERANCE = 2**-12
+"""Largest difference from the model's own logits, relative to the largest of them, in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitTransform:
+    """`cap * tanh(multiplier * x / cap)`, or without the cap `multiplier * x`."""
+
+    multiplier: float = 1.0
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.softcap is not None and self.softcap <= 0:
+            raise ValueError(f"softcap must be above 0, but got {self.softcap}")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> LogitTransform:
+        """What a model's `config.to_dict()` says: as of a teacher's head, by `schemas.model_heads`."""
+        return cls(**head_transform(config)._asdict())
+
+    def __call__(self, products: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+        """Logits from the head's linear products."""
+        if self.multiplier != 1:
+            products = products * self.multiplier
+        if self.softcap is None:
+            return products
+        return torch.tanh(products / self.softcap) * self.softcap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A linear head and what follows it. Holds the model's own parameters, tied or not."""
+
+    weight: Float[Tensor, "V H"]
+    bias: Float[Tensor, " V"] | None
+    transform: LogitTransform
+
+    @classmethod
+    def of(cls, student: nn.Module) -> Head:
+        """The head of a causal LM.
+
+        Raises:
+            StudentError: it has no linear head, or no body apart from it.
+        """
+        found: Any = student
+        layer = found.get_output_embeddings()
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or body_of(found) is student:
+            raise StudentError(
+                "this model class has no linear language-model head to train", got=type(student).__name__
+            )
+        config = head_values(found.config.get_text_config())
+        bias = getattr(layer, "bias", None)
+        return cls(weight=weight, bias=bias, transform=LogitTransform.from_config(config))
+
+    def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
+        """All logits of N hidden states at once."""
+        return self.transform(nn.functional.linear(hidden, self.weight, self.bias))
+
+
+@torch.no_grad()
+def check_head(student: nn.Module) -> None:
+    """Compares the head with the model's own forward on one batch of eight tokens.
+
+    Raises:
+        StudentError: naming the model class, when they differ.
+    """
+    model: Any = student
+    training = model.training
+    model.eval()
+    head = Head.of(student)
+    ids = torch.arange(8, device=head.weight.device)[None] % len(head.weight)
+    own = model(input_ids=ids, use_cache=False).logits[0]
+    hidden = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    model.train(training)
+    ours = head.logits(hidden)
+    bound = _TOLERANCE * max(1.0, own.abs().max().item())
+    difference = (own - ours).abs().max().item() if own.shape == ours.shape else float("inf")
+    if not difference <= bound:
+        raise StudentError(
+            f"{type(student).__name__} does something to its logits that teachonce does not know",
+            expected=f"the same logits within {bound:.2g}",
+            got=f"a difference of {difference:.2g}",
+            do="Report the model class; its head must be taught to schemas/model_heads.py",
+        )

@@ -1,0 +1,266 @@
+"""Opening a student: a model folder or hub name, a config to start from scratch, or a teacher with fewer layers.
+
+Whether it fits the cache is checked from configs and tokenizers, before any weight is read; then it is tried. A student
+is held in float32 (`--bf16` computes in bfloat16 all the same), and its weights are seeded, so two students of one
+config and seed begin identical.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    set_seed,
+)
+
+from schemas.cache import Cache
+from schemas.cli.arguments import small_text
+from schemas.errors import StudentError, UsageError, one_line
+from schemas.spec import Feature, Spec
+from trainer.batches.collate import Collation
+from trainer.models.heads import check_head
+from trainer.models.shrink import embedding_rows, parse_shrink, shrunk
+from trainer.students.compatibility import (
+    check_config,
+    check_embedding,
+    check_labels,
+    check_trainable,
+    check_vocabulary,
+)
+from trainer.students.opening import cached_tokenizer, open_config, open_tokenizer, open_weights, refuse_code
+from trainer.students.trial import takes_token_types, try_student
+
+_PROBLEM_TYPES = {
+    "softmax": "single_label_classification",
+    "sigmoid": "multi_label_classification",
+    "identity": "regression",
+}
+_MOST_CONFIG_BYTES = 2**26
+_DECODER_HEADS = ("score",)
+"""How transformers calls the head of a classifier that looks for a text's last token by its padding id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A model that fits a cache, with the tokenizer that it is saved with."""
+
+    model: Any
+    tokenizer: Any
+    is_causal: bool
+
+    @property
+    def vocab_size(self) -> int:
+        """V: the width of the head, or the number of classes."""
+        if self.is_causal:
+            return int(self.model.get_output_embeddings().weight.shape[0])
+        return int(self.model.config.num_labels)
+
+    @property
+    def pad_id(self) -> int:
+        """What pads `input_ids`: masked out, so any id that has an embedding will do where the model names none."""
+        rows = embedding_rows(self.model)
+        for found in (self.model.config.get_text_config().pad_token_id, self.tokenizer.pad_token_id):
+            if found is not None and found >= 0 and (rows is None or found < rows):
+                return int(found)
+        return 0
+
+    @property
+    def takes_token_types(self) -> bool:
+        """Whether the model can be told which text of a pair a token is of."""
+        return takes_token_types(self.model)
+
+    def collation(self, *, temperature: float = 1.0, features: tuple[Feature, ...] = ()) -> Collation:
+        """How a cache's rows become its batches."""
+        return Collation(
+            student_vocab=self.vocab_size,
+            pad_id=self.pad_id,
+            temperature=temperature,
+            features=features,
+            pass_token_types=self.takes_token_types,
+            embeddings=embedding_rows(self.model),
+            token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,
+        )
+
+
+def open_student(
+    name: str, cache: Cache, *, teacher: str | None = None, seed: int = 42, alone: bool = False
+) -> Student:
+    """Opens `name`: a folder or hub name, a config `.json`, or `shrink:layers=3` of the `teacher`.
+
+    `alone` says that each batch will hold one row; a model that cannot be padded is refused else.
+
+    Raises:
+        UsageError: it cannot be opened.
+        StudentError: it does not fit the cache, or cannot be trained.
+    """
+    layers = parse_shrink(name)
+    source = name if layers is None else _needed_teacher(teacher, name)
+    from_scratch = layers is None and name.endswith(".json")
+    tokenizer = cached_tokenizer(cache)
+    config = _scratch_config(source, cache.spec, tokenizer) if from_scratch else open_config(source)
+    if not from_scratch:
+        own = open_tokenizer(source)
+        check_vocabulary(own.get_vocab(), tokenizer.get_vocab(), source)
+        tokenizer = own
+    check_trainable(config, source)
+    _fit_config(config, cache.spec, tokenizer)
+    check_config(config, cache.spec, tokenizer.get_vocab(), source)
+    set_seed(seed)
+    kind = auto_class(cache.spec)
+    model = _from_scratch(kind, source, config) if from_scratch else _filled(kind, source, config)
+    if layers is not None:
+        model = shrunk(model, layers, kind)
+    return _tried(model, tokenizer, cache, alone=alone, where=source)
+
+
+def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
+    """Opens a finished student, or the teacher, for evaluation.
+
+    Raises:
+        UsageError: it cannot be opened.
+        StudentError: it does not fit the cache, or has weights missing.
+    """
+    config, tokenizer = open_config(folder), open_tokenizer(folder)
+    check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
+    check_labels(config, cache.spec, folder)
+    check_config(config, cache.spec, tokenizer.get_vocab(), folder)
+    model, missing = open_weights(auto_class(cache.spec), folder, config)
+    _refuse_missing(model, missing, folder)
+    return _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
+
+
+def auto_class(spec: Spec) -> Any:
+    """The transformers class that opens models of the task."""
+    return AutoModelForCausalLM if spec.task == "causal-lm" else AutoModelForSequenceClassification
+
+
+def _tried(
+    model: Any, tokenizer: Any, cache: Cache, *, alone: bool, where: str, trained: bool = True
+) -> Student:
+    spec = cache.spec
+    is_causal = spec.task == "causal-lm"
+    check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
+    _fit_tokenizer(tokenizer, model)
+    student = Student(model=model, tokenizer=tokenizer, is_causal=is_causal)
+    if not is_causal and not alone:
+        _check_padding(student, where)
+    try_student(
+        model,
+        is_causal=is_causal,
+        pad_id=student.pad_id,
+        max_length=spec.max_length,
+        alone=alone,
+        trained=trained,
+    )
+    if is_causal:
+        check_head(model)
+    return student
+
+
+def _fit_tokenizer(tokenizer: Any, model: Any) -> None:
+    """A student is called with what its tokenizer gives: BERT's gives token types, DistilBERT takes none."""
+    names = [*tokenizer.model_input_names]
+    if takes_token_types(model) or "token_type_ids" not in names:
+        return
+    names.remove("token_type_ids")
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+
+
+def _check_padding(student: Student, where: str) -> None:
+    """A decoder that classifies looks for a text's last token by its own padding id: it must have one, and use it."""
+    own = student.model.config.get_text_config().pad_token_id
+    decides = any(hasattr(student.model, name) for name in _DECODER_HEADS)
+    if decides and own != student.pad_id:
+        raise StudentError(
+            "the student needs a padding token, to find where a text ends",
+            where=where,
+            expected="pad_token_id in its config, an id of its embedding",
+            got=own,
+            do='Set "pad_token_id" in its config.json, to eos_token_id for instance; or train with batches of one text',
+        )
+
+
+def _from_scratch(kind: Any, source: str, config: Any) -> Any:
+    try:
+        return kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:
+        raise UsageError(
+            "no model can be made of the student's config", where=source, got=one_line(error).rstrip(".")
+        ) from error
+
+
+def _filled(kind: Any, source: str, config: Any) -> Any:
+    """A model from its folder. Only a classifier's head may be new."""
+    model, missing = open_weights(kind, source, config)
+    if kind is AutoModelForSequenceClassification and not _is_trained_classifier(config):
+        inner = f"{model.base_model_prefix}."
+        missing = [name for name in missing if name.startswith(inner) and "pooler" not in name]
+    _refuse_missing(model, missing, source)
+    return model
+
+
+def _refuse_missing(model: Any, missing: Sequence[str], where: str) -> None:
+    """transformers fills what is missing at random, with a warning."""
+    if missing:
+        raise StudentError(
+            f"the folder lacks weights of {type(model).__name__}, which would be random",
+            where=where,
+            got=f"{len(missing)} missing, {missing[0]} among them",
+            do="Name a whole model of the cache's task; or a config .json to start from scratch",
+        )
+
+
+def _needed_teacher(teacher: str | None, name: str) -> str:
+    if teacher is None:
+        raise UsageError(f"--student {name} takes its weights from the teacher", do="Add --teacher FOLDER")
+    return teacher
+
+
+def _scratch_config(path: str, spec: Spec, tokenizer: Any) -> Any:
+    """The config of a JSON file, its vocabulary and special tokens filled in from the cache where it names none.
+
+    Raises:
+        UsageError: no such file, not JSON, or not a config.
+    """
+    try:
+        values: Mapping[str, Any] = json.loads(small_text(path, _MOST_CONFIG_BYTES))
+        refuse_code(values, path)
+        filled = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        if spec.task == "causal-lm":
+            filled["vocab_size"] = spec.vocab_size
+        else:
+            filled["vocab_size"] = max(tokenizer.get_vocab().values()) + 1
+        merged = {**filled, **values}
+        return AutoConfig.for_model(merged.pop("model_type"), **merged)
+    except UsageError:
+        raise
+    except KeyError as error:
+        raise UsageError("a student's config needs the key model_type", where=path) from error
+    except Exception as error:
+        got = one_line(error).rstrip(".")
+        raise UsageError("the student's config cannot be read", where=path, got=got) from error
+
+
+def _is_trained_classifier(config: Any) -> bool:
+    return any("SequenceClassification" in str(name) for name in config.architectures or ())
+
+
+def _fit_config(config: Any, spec: Spec, tokenizer: Any) -> None:
+    """Gives a classifier the cache's classes; a decoder needs a padding token to find a text's end by."""
+    if spec.task == "causal-lm":
+        return
+    if _is_trained_classifier(config):
+        check_labels(config, spec, "student")
+    names = spec.label_names or tuple(f"LABEL_{index}" for index in range(spec.vocab_size))
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    config.problem_type = _PROBLEM_TYPES[spec.score]
+    if config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = tokenizer.pad_token_id

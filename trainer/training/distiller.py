@@ -1,0 +1,159 @@
+"""`Distiller`: the student, its projections and the loss in one module.
+
+The loss lives inside the forward, so wrappers such as DDP see every parameter used there. The student stays a plain
+model inside; it alone is saved as a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from schemas.spec import Feature, Score
+from trainer.batches.collate import Batch
+from trainer.losses.divergences import SparseTargets, feature_distance
+from trainer.losses.fused import fused_loss
+from trainer.losses.objective import Objective, position_losses
+from trainer.models.heads import Head
+from trainer.models.layers import body_of
+from trainer.students.features import Projections, layer_widths, student_layer
+
+BEYOND = "beyond_vocab"
+"""Logged where the student's vocabulary is smaller: teacher's mass on ids that the student lacks, a position."""
+
+
+class Distiller(nn.Module):
+    """Maps a batch to its loss.
+
+    The loss is the mean over the positions that count (over rows for features, over labelled positions for `ce`);
+    with `num_items_in_batch` the mean is over the whole accumulated global batch, of which this batch is a part.
+    """
+
+    accepts_loss_kwargs = True
+    """Tells transformers to pass `num_items_in_batch`, and not to divide by the accumulation steps."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        objective: Objective,
+        *,
+        score: Score,
+        features: Sequence[Feature] = (),
+        teacher_layers: int = 1,
+        is_causal: bool,
+    ) -> None:
+        super().__init__()
+        config: Any = student.config
+        text_config = config.get_text_config()
+        self.student = student
+        self.objective, self.score, self.is_causal = objective, score, is_causal
+        self.layers = [
+            student_layer(
+                feature, teacher_layers=teacher_layers, student_layers=text_config.num_hidden_layers
+            )
+            for feature in features
+        ]
+        self.last_layer = text_config.num_hidden_layers
+        self.projections = None
+        if features:
+            self.projections = Projections(features, layer_widths(student, self.layers, self.last_layer))
+        weights = torch.tensor([objective.weights[name] for name in objective.head_losses])
+        self.head_weights: Tensor
+        self.register_buffer("head_weights", weights, persistent=False)
+        self._no_split_modules = getattr(student, "_no_split_modules", None)
+
+    def forward(self, batch: Batch, num_items_in_batch: Tensor | None = None) -> dict[str, Tensor]:
+        """The `loss`, and each term's part of it without its weight."""
+        device = batch.input_ids.device
+        totals = batch.counts if num_items_in_batch is None else num_items_in_batch
+        totals = totals.to(device, non_blocking=True).clamp_min(1)
+        counted = float(batch.counts[0] > 0)
+        hidden, logits = self._student_forward(batch)
+        parts = self._head_terms(batch, hidden[-1], logits, totals)
+        parts |= self._feature_terms(batch, hidden, totals)
+        loss = torch.stack([part for part, _ in parts.values()]).sum() * counted
+        terms = {name: term.detach() * counted for name, (_, term) in parts.items()}
+        if batch.beyond is not None:
+            terms[BEYOND] = batch.beyond / totals[0]
+        return {"loss": loss, **terms}
+
+    def _student_forward(self, batch: Batch) -> tuple[list[Tensor], Tensor | None]:
+        """Hidden states of the features' layers and, last, of the last layer; logits unless the head is fused."""
+        inner = any(layer != self.last_layer for layer in self.layers)
+        inputs: dict[str, Any] = {**batch.model_inputs, "output_hidden_states": inner}
+        student: Any = self.student
+        if self.is_causal:
+            output, logits = body_of(student)(**inputs, use_cache=False), None
+            last = output.last_hidden_state
+        else:
+            inputs["output_hidden_states"] = bool(self.layers)
+            output = student(**inputs)
+            logits = output.logits
+            last = output.hidden_states[-1] if self.layers else logits
+        states = [last if layer == self.last_layer else output.hidden_states[layer] for layer in self.layers]
+        return [*states, last], logits
+
+    def _head_terms(
+        self, batch: Batch, last: Tensor, logits: Tensor | None, totals: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        names = self.objective.head_losses
+        if not names:
+            return {}
+        divisors = torch.stack([totals[1 if name == "ce" else 0] for name in names])
+        weights = self.head_weights
+        if logits is None:
+            positions = last.flatten(0, 1).index_select(0, batch.row * last.shape[1] + batch.token)
+            found = fused_loss(positions, Head.of(self.student), _Terms(self, batch), weights / divisors)
+            parts = found.terms / divisors
+            losses = [found.loss, *[found.loss.new_zeros(())] * (len(names) - 1)]
+        else:
+            parts = self._losses(logits[batch.row].float(), batch.targets).sum(-1) / divisors
+            losses = list(parts * weights)
+        return {name: (loss, part) for name, loss, part in zip(names, losses, parts, strict=True)}
+
+    def _losses(self, logits: Tensor, targets: Any) -> Tensor:
+        return position_losses(
+            self.objective.head_losses,
+            logits,
+            targets,
+            temperature=self.objective.temperature,
+            score=self.score,
+        )
+
+    def _feature_terms(
+        self, batch: Batch, hidden: Sequence[Tensor], totals: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        if self.projections is None:
+            return {}
+        ours = self.projections(hidden[: len(self.layers)], batch.attention_mask)
+        each = [
+            feature_distance(projected, wanted, self.objective.feature_loss).sum()
+            for projected, wanted in zip(ours, batch.features, strict=True)
+        ]
+        term = torch.stack(each).mean() / totals[2]
+        return {"feature": (self.objective.weights["feature"] * term, term)}
+
+    def activation_checkpointing_enable(self, **arguments: Any) -> None:
+        """Passed on to the student."""
+        self.student.activation_checkpointing_enable(**arguments)  # type: ignore[operator]
+
+    def floating_point_ops(self, batch: Batch) -> int:
+        """Of a forward and a backward pass, by the rule of six a parameter and token."""
+        student: Any = self.student
+        return 6 * batch.input_ids.numel() * int(student.num_parameters(exclude_embeddings=True))
+
+
+class _Terms:
+    """Sums of the head's losses over a chunk of a batch's positions."""
+
+    def __init__(self, distiller: Distiller, batch: Batch) -> None:
+        self._distiller, self._batch = distiller, batch
+
+    def __call__(self, logits: Tensor, first: int, last: int) -> Tensor:
+        targets, offsets = self._batch.targets, self._batch.entry_offsets
+        assert isinstance(targets, SparseTargets)
+        part = targets.chunk(first, last, slice(int(offsets[first]), int(offsets[last])))
+        return self._distiller._losses(logits, part).sum(-1)

@@ -1,0 +1,230 @@
+"""Hugging Face's `Trainer`, told as little as it takes: where batches come from, what is saved, and what is logged.
+
+* Batches are this project's own; each rank reads its share, and accelerate does not touch them.
+* The loss is the mean over the positions of the whole accumulated global batch, however they fall on ranks and steps.
+* Every save holds the plain student with its tokenizer, and apart from it the projections; it is whole or not there.
+* Each loss term is logged as its mean since the last log; nothing waits for the device between logs.
+* What is saved when, and how a run ends, is `trainer/checkpoints/keeping.py`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from schemas.errors import UsageError
+from trainer.batches.collate import Batch
+from trainer.checkpoints.keeping import EvaluationStopped, KeepingTrainer
+from trainer.checkpoints.records import Record
+from trainer.checkpoints.signals import Signals
+from trainer.stream.replay import Replay, loader
+from trainer.students.students import Student
+from trainer.training.distiller import Distiller
+
+PROJECTIONS_NAME = "projections.safetensors"
+_STUDENT = "student."
+_PROJECTIONS = "projections."
+_BATCHES_BETWEEN_AGREEMENTS = 16
+_NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+
+
+class DistillationTrainer(KeepingTrainer):
+    """Trains a `Distiller` on a `Replay`."""
+
+    def __init__(
+        self,
+        *,
+        distiller: Distiller,
+        student: Student,
+        arguments: TrainingArguments,
+        training: Replay,
+        evaluation: Replay | None,
+        record: Record,
+        signals: Signals,
+    ) -> None:
+        super().__init__(
+            record=record,
+            signals=signals,
+            model=distiller,
+            args=arguments,
+            train_dataset=training,
+            eval_dataset=evaluation,
+        )
+        self._distiller, self.student = distiller, student
+        self._terms: dict[str, Tensor] = {}
+        self._terms_since = 0
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This rank's batches; transformers skips addresses, not data, when it resumes."""
+        return loader(self.train_dataset)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """This rank's part of the held-out batches."""
+        return loader(self.eval_dataset if eval_dataset is None else eval_dataset)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """The loss, while each term's part is kept for the next log."""
+        loss, outputs = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        if model.training:
+            if not self._terms:
+                self._terms_since = self.state.global_step
+            for name, part in outputs.items():
+                if name != "loss":
+                    self._terms[name] = self._terms[name] + part if name in self._terms else part
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
+        """Positions, labelled positions and rows of the accumulated global batch, `[3]`."""
+        if not batch_samples:
+            return None
+        counts: Tensor = torch.stack([sample["batch"].counts for sample in batch_samples]).sum(0)
+        if device.type == "cuda":
+            counts = counts.pin_memory()
+        counts = counts.to(device, non_blocking=True)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        return counts
+
+    def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"batch": inputs["batch"].to(self.args.device)}
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """Of a training step on this batch."""
+        return self._distiller.floating_point_ops(inputs["batch"])
+
+    def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
+        batch: Batch = inputs["batch"]
+        super()._track_num_input_tokens(batch.model_inputs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds each term's mean over the steps since the last log, over all ranks."""
+        steps = self.state.global_step - self._terms_since
+        if "loss" in logs and self._terms and steps:
+            sums = torch.stack([part.float() for part in self._terms.values()])
+            if self.args.world_size > 1:
+                sums = self.accelerator.reduce(sums, reduction="sum")
+            logs |= dict(zip(self._terms, (sums / steps).tolist(), strict=True))
+            self._terms = {}
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Loss and terms over all held-out positions, each with its own weight.
+
+        Raises:
+            EvaluationStopped: a signal came.
+        """
+        self.model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        sums: dict[str, Tensor] = {}
+        counts = torch.zeros(3, dtype=torch.int64)
+        every = 1 if self.args.world_size == 1 else _BATCHES_BETWEEN_AGREEMENTS
+        try:
+            for number, inputs in enumerate(dataloader):
+                if number % every == 0 and self.health.agree():
+                    raise EvaluationStopped
+                ones = torch.ones(3, dtype=torch.int64)
+                outputs = self.model(**self._prepare_inputs(inputs), num_items_in_batch=ones)
+                for name, part in outputs.items():
+                    sums[name] = sums.get(name, torch.zeros_like(part)) + part
+                counts += inputs["batch"].counts
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        finally:
+            dataloader.dataset.close()  # type: ignore[attr-defined]
+        metrics = self._means(sums, counts.to(self.args.device))
+        if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            raise self.not_finite(self.state.global_step, f"{bad[-1]} in an evaluation")
+        found = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics=found,
+            num_samples=len(dataloader.dataset),  # type: ignore[arg-type]
+        )
+
+    def _means(self, sums: Mapping[str, Tensor], counts: Tensor) -> dict[str, float]:
+        """The terms' means from their sums, over all ranks; the loss is their weighted sum."""
+        names = [name for name in sums if name != "loss"]
+        totals = torch.stack([sums[name].double() for name in names])
+        if self.args.world_size > 1:
+            totals = self.accelerator.reduce(totals, reduction="sum")
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        kinds = {"ce": 1, "feature": 2}
+        divisors = [max(1, int(counts[kinds.get(name, 0)])) for name in names]
+        means = {n: total / d for n, total, d in zip(names, totals.tolist(), divisors, strict=True)}
+        weights: Mapping[Any, float] = self._distiller.objective.weights
+        return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """The student as itself, its tokenizer and the projections."""
+        folder = Path(output_dir or self.args.output_dir)
+        if not self.args.should_save:
+            return
+        own = _part(state_dict, _STUDENT)
+        self.student.model.save_pretrained(folder, state_dict=own)
+        self.student.tokenizer.save_pretrained(folder)
+        if self._distiller.projections is not None:
+            weights = _part(state_dict, _PROJECTIONS) or self._distiller.projections.state_dict()
+            save_file(
+                {name: weight.contiguous() for name, weight in weights.items()}, folder / PROJECTIONS_NAME
+            )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Student and projections of a checkpoint, into the modules that are being trained."""
+        student = self.student.model
+        saved = type(student).from_pretrained(
+            resume_from_checkpoint, dtype=student.dtype, trust_remote_code=False, use_safetensors=True
+        )
+        check_same_shape(student.config, saved.config, resume_from_checkpoint)
+        student.load_state_dict(saved.state_dict())
+        if self._distiller.projections is not None:
+            weights = load_file(Path(resume_from_checkpoint) / PROJECTIONS_NAME)
+            self._distiller.projections.load_state_dict(weights)
+
+
+def check_same_shape(ours: Any, theirs: Any, checkpoint: str) -> None:
+    """Whether a checkpoint's config is the student's.
+
+    Raises:
+        UsageError: naming the first key that differs.
+    """
+    here, there = ours.to_dict(), theirs.to_dict()
+    for name in sorted({*here, *there} - set(_NOT_SHAPE)):
+        if here.get(name) != there.get(name):
+            raise UsageError(
+                f"a run cannot be resumed with another student: {name}",
+                where=checkpoint,
+                expected=there.get(name),
+                got=here.get(name),
+            )
+
+
+def _part(weights: Mapping[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
+    """The weights under a prefix, without it; None where none were gathered."""
+    if weights is None:
+        return None
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
