@@ -5,6 +5,13 @@ Beam installs it on workers *without* extras: a worker image holds `[pipelines]`
 
 from setuptools import setup
 
+ROOMS = {
+    "schemas": "storage rows shards versions upkeep cli",
+    "pipelines": "corpus keep engine teacher fingerprint scoring job upkeep cli",
+    "trainer": "models losses batches stream students checkpoints training evaluation cli",
+}
+"""What is not listed does not reach Beam's workers."""
+
 TORCH = ["torch>=2.9", "transformers>=5", "tokenizers", "safetensors", "huggingface_hub"]
 
 setup(
@@ -12,8 +19,8 @@ setup(
     version="0.1.0",
     description="Knowledge distillation where the teacher runs once and students train many times",
     python_requires=">=3.11",
-    packages=["schemas", "pipelines", "trainer"],
-    package_data={name: ["py.typed"] for name in ("schemas", "pipelines", "trainer")},
+    packages=[*ROOMS, *(f"{package}.{room}" for package, rooms in ROOMS.items() for room in rooms.split())],
+    package_data={package: ["py.typed"] for package in ROOMS},
     py_modules=["teachonce"],
     install_requires=[
         "numpy>=2",

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-import pipelines
 import schemas
 from schemas.errors import TeacherError
 
@@ -23,11 +22,19 @@ from schemas.errors import TeacherError
 def shared_versions() -> dict[str, str]:
     """What must be equal on the driver and on every worker; `code` tells two builds of one version apart."""
     state = hashlib.sha256()
-    for package in (pipelines, schemas):
-        for file in sorted(Path(str(package.__file__)).parent.glob("*.py")):
-            state.update(f"{package.__name__}/{file.name}\0".encode() + file.read_bytes())
+    for file in (__file__, str(schemas.__file__)):
+        state.update(package_hash(Path(file).parent))
     found = {name: version(name) for name in ("teachonce", "apache-beam")}
     return {**found, "code": state.hexdigest()[:12]}
+
+
+def package_hash(folder: Path) -> bytes:
+    """A hash of a package's sources, those of its sub-packages included: their places below it, and their bytes."""
+    state = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        data = file.read_bytes()
+        state.update(f"{folder.name}/{file.relative_to(folder).as_posix()}\0{len(data)}\0".encode() + data)
+    return state.digest()
 
 
 def check_versions(started_with: Mapping[str, str]) -> None:

@@ -19,11 +19,11 @@ from typing import NamedTuple
 from schemas.errors import CorruptionError, NoCacheError
 from schemas.rows.rows import Rows
 from schemas.shards.reader import OpenFooter, open_shard, read_group, read_identities
-from schemas.shards.seal import RowGroup, Totals
+from schemas.shards.seal import RowGroup, Shard, Totals
 from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage.storage import Storage
 from schemas.verify import Verified, verify_shards
-from schemas.versions.commits import Shard, Version, latest_version, read_record, read_version
+from schemas.versions.commits import Version, latest_version, read_record, read_version
 from schemas.versions.lost_spec import SPEC_NAME, refuse_lost_spec
 from schemas.versions.memory import read_memory, refuse_lost_memory
 from schemas.versions.records import CommitRecord

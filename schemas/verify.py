@@ -19,10 +19,9 @@ from schemas.rows.columns import check_encodings
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from schemas.shards.reader import OpenFooter, open_shard, read_group
-from schemas.shards.seal import Totals, identity_hash
+from schemas.shards.seal import Shard, Totals, identity_hash
 from schemas.spec import Header
 from schemas.storage.storage import Storage
-from schemas.versions.commits import Shard
 
 _THREADS = 4
 _EXACT = ("examples", "tokens", "positions", "entries", "clamped_codes", "length_histogram")

@@ -16,9 +16,9 @@ from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
 from schemas.rows.codec import quantise
 from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
-from schemas.shards.seal import Totals, length_histogram, ranking_of, seal_shard
+from schemas.shards.seal import Shard, Totals, length_histogram, ranking_of, seal_shard
 from schemas.storage.storage import Storage
-from schemas.versions.commits import Shard, Version, commit, record_after
+from schemas.versions.commits import Version, commit, record_after
 from tests.answers import kept, ragged
 
 FINGERPRINT = Fingerprint(

@@ -15,10 +15,10 @@ from pipelines.corpus.documents import Document
 from schemas.errors import CorruptionError
 from schemas.rows.rows import Rows
 from schemas.shards.reader import open_footer, read_identities
+from schemas.shards.seal import Shard
 from schemas.spec import Header
 from schemas.storage.storage import Storage, StoredFile
 from schemas.verify import check_shard
-from schemas.versions.commits import Shard
 from schemas.versions.history import as_shard
 from schemas.versions.memory import read_unscored
 

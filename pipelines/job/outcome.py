@@ -20,10 +20,10 @@ from pipelines.tolerances import RejectLine, Run, check_rejects, labels_of, reje
 from schemas.cache import RUNS_FOLDER, create_header
 from schemas.cli.process import refuse_more_work
 from schemas.errors import CacheError, ConflictError, MismatchError
-from schemas.shards.seal import Totals
+from schemas.shards.seal import Shard, Totals
 from schemas.spec import Header, differences
 from schemas.storage.storage import Storage
-from schemas.versions.commits import NO_VERSION, Shard, Version, commit, read_version, record_after
+from schemas.versions.commits import NO_VERSION, Version, commit, read_version, record_after
 
 COUNTED = (
     "documents",

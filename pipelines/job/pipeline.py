@@ -46,8 +46,8 @@ from pipelines.scoring.units import ShardLine
 from pipelines.tolerances import MAX_REJECT_LINES, Gate, Run, check_missing, check_rejects
 from schemas.identity import unit_number
 from schemas.shards.rewrite import ENTRIES_A_TOKEN
+from schemas.shards.seal import Shard
 from schemas.storage.storage import StoredFile
-from schemas.versions.commits import Shard
 
 
 @dataclass(frozen=True, kw_only=True)

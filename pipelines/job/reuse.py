@@ -17,10 +17,9 @@ from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from schemas.shards.reader import open_footer
 from schemas.shards.rewrite import copy_rows
-from schemas.shards.seal import SealedShard, parse_name
+from schemas.shards.seal import SealedShard, Shard, parse_name
 from schemas.spec import Header
 from schemas.storage.storage import Storage, StoredFile
-from schemas.versions.commits import Shard
 from schemas.versions.history import as_shard
 
 

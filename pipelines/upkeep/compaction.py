@@ -35,10 +35,10 @@ from schemas.cache import base_version, read_header
 from schemas.errors import ConflictError, CorruptionError, NoCacheError
 from schemas.shards.reader import open_shard
 from schemas.shards.rewrite import ENTRIES_A_TOKEN, ROW_GROUP_TOKENS, UNIT_TOKENS, copy_range, units_of
-from schemas.shards.seal import Totals
+from schemas.shards.seal import Shard, Totals
 from schemas.spec import Header
 from schemas.storage.storage import Storage
-from schemas.versions.commits import Shard, Version, read_version
+from schemas.versions.commits import Version, read_version
 from schemas.versions.history import leased, new_run, renew_lease
 
 _THREADS = 16

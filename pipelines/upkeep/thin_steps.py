@@ -25,10 +25,10 @@ from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from schemas.shards.reader import open_footer, open_shard, read_group, read_identities
 from schemas.shards.rewrite import seal_rows, totals_of
-from schemas.shards.seal import parse_name
+from schemas.shards.seal import Shard, parse_name
 from schemas.spec import Header, differences
 from schemas.storage.storage import Storage
-from schemas.versions.commits import NO_VERSION, Shard, Version, read_version
+from schemas.versions.commits import NO_VERSION, Version, read_version
 from schemas.versions.history import renew_lease
 from schemas.versions.memory import read_forgotten
 

@@ -27,6 +27,7 @@ from schemas.shards.seal import (
     FOOTER_KEY,
     LISTED_KEY,
     RowGroup,
+    Shard,
     ShardFooter,
     bytes_hash,
     identity_hash,
@@ -34,7 +35,6 @@ from schemas.shards.seal import (
 )
 from schemas.spec import Header, Spec
 from schemas.storage.storage import Storage
-from schemas.versions.commits import Shard
 
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8

@@ -23,10 +23,9 @@ from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from schemas.shards.parquet_limits import check_counts
 from schemas.shards.reader import OpenFooter, open_shard, read_group, read_identities
-from schemas.shards.seal import SealedShard, Totals, length_histogram, ranking_of, seal_shard
+from schemas.shards.seal import SealedShard, Shard, Totals, length_histogram, ranking_of, seal_shard
 from schemas.spec import Header
 from schemas.storage.storage import Storage
-from schemas.versions.commits import Shard
 
 ENTRIES_A_TOKEN = 64
 """A unit and a row group hold at most so many kept entries for each token of their size, so that `--keep all` over

@@ -134,6 +134,14 @@ class ShardFooter:
         return replace(found, totals=sane(found.totals))
 
 
+class Shard(NamedTuple):
+    """A live shard, as the log has it."""
+
+    name: str
+    size_bytes: int
+    examples: int
+
+
 class SealedShard(NamedTuple):
     """A finished shard, not yet stored."""
 

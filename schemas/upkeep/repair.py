@@ -25,12 +25,12 @@ from schemas.errors import CorruptionError
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from schemas.shards.rewrite import ROW_GROUP_TOKENS, copy_rows
-from schemas.shards.seal import SealedShard, Totals
+from schemas.shards.seal import SealedShard, Shard, Totals
 from schemas.spec import Header
 from schemas.storage.storage import Storage
 from schemas.upkeep.salvage import salvage
 from schemas.verify import Checked, check_totals, try_shards
-from schemas.versions.commits import Shard, Version, commit, read_version, record_after
+from schemas.versions.commits import Version, commit, read_version, record_after
 from schemas.versions.history import leased, new_run, origins, read_entries, renew_lease
 from schemas.versions.memory import lost_memory
 from schemas.versions.records import CommitRecord

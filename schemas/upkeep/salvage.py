@@ -14,10 +14,9 @@ from schemas.errors import CorruptionError
 from schemas.rows.rows import Rows
 from schemas.shards.reader import open_shard, read_group
 from schemas.shards.rewrite import ROW_GROUP_TOKENS, seal_rows
-from schemas.shards.seal import SealedShard
+from schemas.shards.seal import SealedShard, Shard
 from schemas.spec import Header
 from schemas.storage.storage import Storage
-from schemas.versions.commits import Shard
 
 
 def salvage(storage: Storage, header: Header, shard: Shard) -> SealedShard | None:

@@ -30,7 +30,7 @@ from deltalake.transaction import AddAction, RemoveAction, create_table_with_add
 from schemas.errors import CacheError, ConflictError, CorruptionError, NoCacheError, advice, one_line
 from schemas.limits import parse_json, shown
 from schemas.rows.columns import shard_schema
-from schemas.shards.seal import Totals
+from schemas.shards.seal import Shard, Totals
 from schemas.spec import Spec
 from schemas.storage.storage import Storage
 from schemas.versions.delta import (
@@ -49,14 +49,6 @@ NO_VERSION = -1
 """The version of a cache in which nothing was committed yet."""
 
 _KEEP_LOGS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
-
-
-class Shard(NamedTuple):
-    """A live shard, as the log has it."""
-
-    name: str
-    size_bytes: int
-    examples: int
 
 
 class Version(NamedTuple):

@@ -24,10 +24,10 @@ from typing import NamedTuple
 
 from schemas.errors import CacheError, CorruptionError
 from schemas.printable import printable
-from schemas.shards.seal import parse_name
+from schemas.shards.seal import Shard, parse_name
 from schemas.storage.local_files import PART
 from schemas.storage.storage import Storage, StoredFile
-from schemas.versions.commits import NO_VERSION, Entry, Shard, Version, read_entry
+from schemas.versions.commits import NO_VERSION, Entry, Version, read_entry
 from schemas.versions.delta import LOG_FOLDER
 
 OWN_FOLDER = "_teachonce"

@@ -1,15 +1,18 @@
 """Workers of another build than the one that started the run are refused, in one line."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import apache_beam as beam
 import pytest
 
+import schemas
 from pipelines.job import pipeline as job_module
 from pipelines.job.pipeline import build
 from pipelines.job.run import execute, prepare
 from pipelines.scoring.handler import TeacherHandler
-from pipelines.versions import check_versions, shared_versions
+from pipelines.versions import check_versions, package_hash, shared_versions
 from schemas.errors import TeacherError
 from tests.pipelines.helpers import config
 
@@ -44,3 +47,26 @@ def test_every_difference_is_named_also_one_that_this_build_does_not_know():
     check_versions(shared_versions())
     with pytest.raises(TeacherError, match=r"expected teachonce 9, shape 2, got teachonce .*, shape None"):
         check_versions({**shared_versions(), "teachonce": "9", "shape": "2"})
+
+
+def test_an_edit_is_seen_however_deep_it_lies(tmp_path):
+    """A byte of any file, a file that is renamed, moved to another room, added, or taken away."""
+    source = Path(schemas.__file__).parent
+    copy = Path(shutil.copytree(source, tmp_path / "schemas", ignore=shutil.ignore_patterns("__pycache__")))
+    found = {package_hash(source)}
+    assert found == {package_hash(copy)}
+    files = sorted(copy.rglob("*.py"))
+    assert {len(file.relative_to(copy).parts) for file in files} == {1, 2}
+    for file in files:
+        data = file.read_bytes()
+        file.write_bytes(data + b"\n")
+        found.add(package_hash(copy))
+        file.write_bytes(data)
+    moved = copy / "rows" / "codec.py"
+    for target in (copy / "shards" / "codec.py", copy / "rows" / "codecs.py", tmp_path / "gone.py"):
+        moved = moved.rename(target)
+        found.add(package_hash(copy))
+    (copy / "rows" / "deeper").mkdir()
+    (copy / "rows" / "deeper" / "new.py").write_bytes(b"")
+    found.add(package_hash(copy))
+    assert len(found) == 1 + len(files) + 4

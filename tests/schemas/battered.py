@@ -12,7 +12,8 @@ from schemas.errors import TeachonceError
 from schemas.policies import Sampled, Threshold, TopK
 from schemas.rows.entries import entries_of
 from schemas.shards.rewrite import copy_rows
-from schemas.versions.commits import Shard, commit, record_after
+from schemas.shards.seal import Shard
+from schemas.versions.commits import commit, record_after
 from schemas.versions.memory import (
     FORGOTTEN_FOLDER,
     UNSCORED_FOLDER,

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from schemas.shards.reader import open_footer
-from schemas.shards.seal import Totals
+from schemas.shards.seal import Shard, Totals
 from schemas.storage.storage import Storage
 from schemas.versions import commits
-from schemas.versions.commits import Shard, commit, read_version, record_after
+from schemas.versions.commits import commit, read_version, record_after
 from schemas.versions.history import read_entries
 from tests.synthetic import begin, causal_spec, header_of, random_rows, seal
 

@@ -11,9 +11,8 @@ from schemas.rows.entries import entries_of
 from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
 from schemas.shards.reader import open_footer, open_shard, read_group, read_identities
-from schemas.shards.seal import bytes_hash
+from schemas.shards.seal import Shard, bytes_hash
 from schemas.verify import check_shard
-from schemas.versions.commits import Shard
 from tests.synthetic import begin, random_rows, seal, unit_of
 
 

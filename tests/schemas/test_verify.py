@@ -15,9 +15,9 @@ from schemas.policies import KeepAll
 from schemas.rows.columns import write_options
 from schemas.rows.rows import Rows
 from schemas.shards.reader import read_group
-from schemas.shards.seal import FOOTER_KEY, LISTED_KEY, ShardFooter, Totals, bytes_hash, ranking_of
+from schemas.shards.seal import FOOTER_KEY, LISTED_KEY, Shard, ShardFooter, Totals, bytes_hash, ranking_of
 from schemas.upkeep.repair import repair
-from schemas.versions.commits import Shard, commit, record_after
+from schemas.versions.commits import commit, record_after
 from tests.synthetic import (
     SPECS,
     add,

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int64, UInt8
 from schemas.cache import Cache
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
-from schemas.versions.commits import Shard
+from schemas.shards.seal import Shard
 
 BATCHES_A_RUN = 32
 """Batches whose rows are sorted by length together: little padding, and neighbours that still change by epoch."""

@@ -14,6 +14,7 @@ from pipelines.scoring import handler
 from schemas import Cache
 from schemas.errors import MismatchError, UsageError
 from schemas.policies import TopK
+from tests.outside import modules_named_in
 from tests.pipelines import models
 from tests.pipelines.helpers import compress, config, documents, read, run, texts, write_jsonl, write_parquet
 
@@ -232,3 +233,8 @@ def test_the_longest_window_is_what_tokenizer_and_model_allow(tmp_path, corpus, 
     run(corpus, teacher, tmp_path / "c", max_length=None)
     assert Cache.open(tmp_path / "c").spec.max_length == 512
     assert config(corpus, teacher, "c").max_length == 24
+
+
+def test_no_file_of_a_cache_names_a_module_of_ours(whole):
+    """So that files of this project may move without a cache being lost."""
+    assert modules_named_in(whole[0]) == {}

@@ -15,8 +15,8 @@ from schemas import Cache
 from schemas.errors import FormatError
 from schemas.identity import canonical_json, digest
 from schemas.rows.columns import write_options
-from schemas.shards.seal import FOOTER_KEY, LISTED_KEY, ShardFooter, Totals, bytes_hash
-from schemas.versions.commits import Shard, commit, read_version, record_after
+from schemas.shards.seal import FOOTER_KEY, LISTED_KEY, Shard, ShardFooter, Totals, bytes_hash
+from schemas.versions.commits import commit, read_version, record_after
 from tests.pipelines.helpers import same_columns
 from tests.trainer.outputs import same
 from tests.trainer.tiny import STUDENT

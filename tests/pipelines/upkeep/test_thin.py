@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 import teachonce
-from pipelines import ForgetConfig, ThinConfig, compact, forget, thin
+from pipelines import CompactConfig, ForgetConfig, ThinConfig, compact, forget, thin
 from pipelines.keep.servable import thinned_spec
 from pipelines.upkeep import thin_steps
-from pipelines.upkeep.compaction import CompactConfig
 from schemas import Cache
 from schemas.errors import ConflictError, CorruptionError, MismatchError, UsageError
 from schemas.policies import KeepAll, Threshold, TopK, TopP, default_keep, parse_keep

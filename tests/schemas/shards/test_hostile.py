@@ -21,9 +21,8 @@ from schemas.policies import parse_keep
 from schemas.rows.columns import write_options
 from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
-from schemas.shards.seal import RowGroup, ShardFooter, bytes_hash
+from schemas.shards.seal import RowGroup, Shard, ShardFooter, bytes_hash
 from schemas.spec import Header
-from schemas.versions.commits import Shard
 from tests.schemas.hostile import MUTATIONS, other_values, resealed, stored, taken, victim
 from tests.synthetic import SPECS, begin, causal_spec, class_spec, header_of, random_rows, seal
 

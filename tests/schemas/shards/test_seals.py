@@ -11,8 +11,8 @@ import schemas.shards.reader
 from schemas import Cache
 from schemas.errors import CorruptionError, TeachonceError
 from schemas.shards.reader import group_end, open_footer, read_group, read_identities
-from schemas.shards.seal import parse_name, ranking_of, seal_shard
-from schemas.versions.commits import Shard, commit, record_after
+from schemas.shards.seal import Shard, parse_name, ranking_of, seal_shard
+from schemas.versions.commits import commit, record_after
 from tests.schemas.damage import flips
 from tests.synthetic import begin, causal_spec, header_of, random_rows, seal
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from schemas.cache import Cache
+from tests.outside import modules_named_in
 from tests.trainer.outputs import logs, same, weights
 from tests.trainer.tiny import make_llama
 from trainer.checkpoints.records import Record
@@ -115,6 +116,13 @@ except ModuleNotFoundError:
 def test_nothing_in_a_students_folder_is_executable(run: Callable[..., Path]) -> None:
     folder = run(max_steps=1, save_strategy="no")
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".txt", ".jinja"}
+
+
+def test_no_file_of_a_run_names_a_module_of_ours(run: Callable[..., Path]) -> None:
+    """So that files of this project may move without a student, or a checkpoint, being lost."""
+    folder = run(max_steps=2, save_steps=1)
+    assert (folder / "checkpoint-2" / "optimizer.pt").exists()
+    assert modules_named_in(folder) == {}
 
 
 def test_evaluation_while_training_and_the_best_at_the_end(run: Callable[..., Path]) -> None:
