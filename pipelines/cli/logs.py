@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from transformers.utils import logging as transformers_logging
 
+from schemas.cli.logs import log_on_stderr
 
-@contextlib.contextmanager
-def log_on_stderr() -> Iterator[None]:
-    """What the pipelines warn of; as a library they leave that to their caller's logging."""
-    logger, handler = logging.getLogger("pipelines"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("teachonce: %(message)s"))
-    before, logger.propagate = logger.level, False
-    logger.setLevel(logging.WARNING)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-        logger.propagate = True
+
+def warnings_on_stderr() -> AbstractContextManager[None]:
+    """What the pipelines warn of."""
+    return log_on_stderr("pipelines", logging.WARNING, "teachonce: %(message)s")
 
 
 def quiet() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.cli.logs import log_on_stderr, quiet
+from pipelines.cli.logs import quiet, warnings_on_stderr
 from pipelines.cli.precompute import run_config, run_parser, split_beam
 from pipelines.cli.run_tables import labels_read
 from pipelines.job.plan import SAMPLE_TOKENS, Expected, Plan
@@ -57,7 +57,7 @@ def plan(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(own)
     config = run_config(arguments, beam)
     begin_report(arguments.report)
-    with log_on_stderr():
+    with warnings_on_stderr():
         found = make_plan(config, sample_tokens=arguments.sample_tokens, epochs=arguments.epochs)
     finish_report(arguments.report, {"outcome": "planned", "status": DONE, "reason": None, **found.to_json()})
     if arguments.json:

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from typing import Any, get_args
 
 from pipelines.cli.corpus_flags import add_corpus_flags
-from pipelines.cli.logs import log_on_stderr, quiet
+from pipelines.cli.logs import quiet, warnings_on_stderr
 from pipelines.cli.run_tables import outcome_of, summary_table
 from pipelines.config import (
     CorpusConfig,
@@ -70,7 +70,7 @@ def precompute(argv: Sequence[str]) -> int:
     arguments = run_parser("precompute", _PRECOMPUTE_HELP, _PRECOMPUTE_EXAMPLES).parse_args(own)
     config = run_config(arguments, beam)
     begin_report(arguments.report)
-    with log_on_stderr():
+    with warnings_on_stderr():
         summary = run_precompute(config)
     status = OUT_OF_TIME if summary.postponed_examples else DONE
     told = {"outcome": outcome_of(summary), "status": status, "reason": None}

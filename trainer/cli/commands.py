@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from transformers.utils import logging as transformers_logging
 
+from schemas.cli.logs import log_on_stderr
 from schemas.cli.terminal import print_json
 from schemas.printable import printable
 from trainer.checkpoints.signals import Stopped
@@ -85,7 +84,7 @@ def train(argv: list[str]) -> int:
     )
     config, arguments = parser.values(argv)
     try:
-        with _log_on_stderr():
+        with log_on_stderr("trainer", logging.INFO):
             trained = run_train(config, arguments)
     except Stopped as stopped:
         if arguments.process_index == 0:
@@ -115,18 +114,3 @@ def evaluate(argv: list[str]) -> int:
     else:
         show(evaluated)
     return 0
-
-
-@contextmanager
-def _log_on_stderr() -> Iterator[None]:
-    """What the trainer says of itself; as a library it leaves that to its caller's logging."""
-    logger, handler = logging.getLogger("trainer"), logging.StreamHandler()
-    before, logger.propagate = logger.level, False
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-        logger.propagate = True
