@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -250,3 +251,35 @@ def test_a_stdout_that_is_closed_or_full_is_one_line(flags, monkeypatch, capsys,
     assert capsys.readouterr().err == (
         "teachonce verify: the system refuses: No space left on device. Free some space, or choose another disk\n"
     )
+
+
+TWICE = {
+    "a verb that tidies up": """
+with ended_by_signals():
+    try:
+        os.kill(os.getpid(), signal.{0})
+    finally:
+        os.kill(os.getpid(), signal.{0})
+""",
+    "a training whose step is not yet done": """
+with watched() as signals, signals.waiting():
+    os.kill(os.getpid(), signal.{0})
+    print("remembered", flush=True)
+    os.kill(os.getpid(), signal.{0})
+""",
+}
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("held_up", TWICE)
+def test_a_second_signal_ends_at_once(held_up, name):
+    """By the signal itself, whatever still wanted to be done."""
+    code = "import os, signal\nfrom schemas.cli.process import ended_by_signals\n"
+    code += "from trainer.checkpoints.signals import watched\n" * ("watched" in TWICE[held_up])
+    code += TWICE[held_up].format(name) + "\nprint('went on')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == -getattr(signal, name)
+    assert "went on" not in done.stdout
+    assert done.stdout == ("remembered\n" if "watched" in TWICE[held_up] else "")
