@@ -9,10 +9,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import resource
 import sys
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
+
+# Before another module of ours is compiled: where files may not be large, Python cuts its bytecode unseen, and trips
+# over it at every later start.
+if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+    sys.dont_write_bytecode = True
 
 from schemas.cli.process import (
     DONE,

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def _main(argv: list[str], log: str, crash_at: int | None, file_bytes: int | Non
     os.dup2(out, 2)
     seen = _watch(crash_at)
     if file_bytes is not None:
+        sys.dont_write_bytecode = True  # it would be cut
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     status = teachonce.main(argv)
     Path(log).with_suffix(".instants").write_text(str(seen[0]))

@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,8 @@ def limited(kind, value):
         resource.setrlimit(kind, before)
 
 
-def test_a_limit_on_the_size_of_files_is_one_line(flags, own, tmp_path, capsys):
+def test_a_limit_on_the_size_of_files_is_one_line(flags, own, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would be cut
     ids = tmp_path / "ids.txt"
     ids.write_text("user-1\n")
     calls = {

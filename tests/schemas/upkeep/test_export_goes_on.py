@@ -1,6 +1,9 @@
 """An export that is killed goes on, and its folder says whether it is complete."""
 
+import functools
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +21,7 @@ KILLED_IN = """
 import os, signal, sys
 import pyarrow.parquet as pq
 import teachonce
-from schemas import export_folder, local
+import schemas.cli.export
 number = int(sys.argv[1])
 calls = 0
 def dying(call):
@@ -163,3 +166,22 @@ def test_limits_of_the_shell_are_one_line(source, tmp_path, limit, words):
     done = process(arguments)
     assert done.returncode in (1, 2), done.stderr
     assert (done.stderr.count("\n"), words in done.stderr) == (1, True), done.stderr
+
+
+def test_a_limit_cuts_no_bytecode_that_later_starts_would_read(source, tmp_path):
+    """Of verbs that nobody has run yet: Python writes it without noticing where the limit cuts it."""
+    root = Path(teachonce.__file__).parent
+    for package in ("schemas", "pipelines", "trainer"):
+        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "teachonce.py", tmp_path)
+    call = 'ulimit -f 4; exec "$0" -m teachonce export "$1" --out "$2"'
+    arguments = [sys.executable, str(source[0]), str(tmp_path / "plain")]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    run = functools.partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run([sys.executable, "-m", "teachonce", "--help"], check=False).returncode == 0
+    assert run(["bash", "-c", call, *arguments], check=False).returncode in (1, 2)
+    again = run(
+        [sys.executable, "-m", "teachonce", "export", arguments[1], "--out", arguments[2]], check=False
+    )
+    assert (again.returncode, again.stderr) == (0, "")
+    assert list(tmp_path.glob("schemas/cli/__pycache__/export*.pyc"))
