@@ -60,7 +60,13 @@ def call(
     corpus: object, teacher: Path, cache: object, report: Path, beam: Sequence[str] = (), **own
 ) -> list[object]:
     """The words of one `precompute`, with units that are small enough to be many."""
-    own = {"task": "causal-lm", "max_length": 24, "unit_tokens": 200, "batch_tokens": 256} | own
+    own = {
+        "task": "causal-lm",
+        "max_length": 24,
+        "unit_tokens": 200,
+        "batch_tokens": 256,
+        "keep": "all",
+    } | own
     given = {"corpus": corpus, "teacher": teacher, "cache": cache, "report": report, **own}
     flags = [f"--{name}={value}" for name, value in given.items()]
     return ["precompute", *flags, "--no_progress", *(["--", *beam] if beam else [])]
