@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipelines.cli.corpus_flags import add_corpus_flags
-from pipelines.cli.logs import quiet
+from pipelines.cli.logs import quiet, warnings_on_stderr
 from pipelines.cli.precompute import run_config
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus.documents import Document, Source, is_blank, read_document
@@ -22,7 +22,7 @@ from pipelines.job.preflight import check_teacher, columns_of, first_records, te
 from pipelines.job.run import label_map
 from pipelines.rejects import RejectedError
 from schemas.cli.arguments import Parser, natural, positive
-from schemas.cli.terminal import print_json
+from schemas.cli.terminal import print_json, print_lines
 from schemas.printable import printable
 from schemas.spec import Score, Supervise, Task
 
@@ -52,13 +52,16 @@ def inspect(argv: Sequence[str]) -> int:
     quiet()
     arguments = _parser().parse_args(list(argv))
     config = run_config(arguments, ())
-    shown = look(config, arguments.rows)
-    if arguments.json:
-        print_json([_told(one) for one in shown])
-        return 0
-    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
-    for one in shown:
-        _print(one, console)
+    with warnings_on_stderr():
+        shown = look(config, arguments.rows)
+        if arguments.json:
+            print_json([_told(one) for one in shown])
+            return 0
+        console, number = Console(markup=False, highlight=False, emoji=False, soft_wrap=True), 0
+        for number, one in enumerate(shown, 1):  # noqa: B007
+            _print(one, console)
+        if not number:
+            print_lines("the corpus holds no record")
     return 0
 
 

@@ -106,7 +106,7 @@ def plan_lines(found: Plan) -> list[tuple[str, str]]:
 def _seldom(found: Plan) -> list[tuple[str, int]]:
     """What most nights have none of."""
     return [
-        ("  finished by a run that crashed", found.adopted_documents),
+        ("  left by a try that did not commit", found.adopted_documents),
         ("  not scored before, not tried again", found.remembered_documents),
         ("  kept out: forgotten", found.forgotten_documents),
         ("examples to adopt", found.adopted_examples),

@@ -71,7 +71,7 @@ def _nothing_new(summary: RunSummary, cache: str) -> str:
 def _seldom(summary: RunSummary) -> list[tuple[str, int]]:
     """What most nights have none of."""
     return [
-        ("  finished by a run that crashed", summary.adopted_documents),
+        ("  left by a try that did not commit", summary.adopted_documents),
         ("  not scored before, not tried again", summary.remembered_documents),
         ("  kept out: forgotten", summary.forgotten_documents),
         ("examples adopted", summary.adopted_examples),

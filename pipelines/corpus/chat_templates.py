@@ -145,7 +145,7 @@ class Chat:
                 do="Mend the template, or leave these conversations out",
             )
         expected = "a conversation that the chat template takes"
-        raise RejectedError(CHAT_TEMPLATE, expected=expected, got=f"one that it {reply['error']}")
+        raise RejectedError(CHAT_TEMPLATE, expected=expected, got=f"a template that {reply['error']}")
 
     def reply(
         self, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any], *, supervise: bool

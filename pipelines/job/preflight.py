@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +42,9 @@ _SIMPLEST: tuple[list[dict[str, Any]], ...] = (
     [{"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]} for turn in _TURNS],
 )
 """Conversations of which a template must take one."""
+_ALWAYS = {"role", "content"}
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+_LOG = logging.getLogger(__name__)
 
 
 class First(NamedTuple):
@@ -152,6 +158,13 @@ def check_teacher(
                 do="Leave the flag out, or take a template that knows tools",
             )
         _check_template(corpus, tokenizer, found, variables, supervise=by_answer)
+        if unread := _unread(corpus, Chat(tokenizer), found[:_FILES], variables):
+            told = ", ".join(printable(f"{name} ({count} of them)") for name, count in sorted(unread.items()))
+            _LOG.warning(
+                "of the first %d conversations the chat template does not read: %s. The teacher will not see it",
+                len(found[:_FILES]),
+                told,
+            )
 
 
 def _check_labels(corpus: CorpusConfig, labels: LabelMap | None, found: Sequence[First]) -> None:
@@ -220,6 +233,31 @@ def _check_template(
             continue
         return
     raise _bad_template(chat.reply(_TURNS, {}, supervise=supervise))
+
+
+def _unread(
+    corpus: CorpusConfig, chat: Chat, found: Sequence[First], variables: Sequence[str]
+) -> dict[str, int]:
+    """What messages say beside role and content, and the record of tools, and no text shows: in how many records."""
+    has: Counter[str] = Counter()
+    read: set[str] = set()
+    for first in found:
+        with contextlib.suppress(RejectedError):
+            document, _ = read_document(
+                first.record, first.source, corpus, None, first.format, variables=variables
+            )
+            messages, given = json.loads(document.text), json.loads(document.given or "{}")
+            whole = chat.reply(messages, given, supervise=False)
+            said = [name for message in messages for name, value in message.items() if value not in _NOTHING]
+            names = {*said} - _ALWAYS
+            for name in names if "error" not in whole else ():
+                has[name] += 1
+                less = [{key: value for key, value in one.items() if key != name} for one in messages]
+                if chat.reply(less, given, supervise=False) != whole:
+                    read.add(name)
+            if corpus.tools_field in first.fields and "tools" not in variables:
+                has[corpus.tools_field] += 1
+    return {name: count for name, count in has.items() if name not in read}
 
 
 def _bad_template(reply: Mapping[str, Any]) -> UsageError:

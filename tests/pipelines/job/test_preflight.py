@@ -228,3 +228,48 @@ def test_of_a_tokenizer_without_blanks_the_answers_words_are_supervised(tmp_path
         ["b", "a", "</s>]]"],
         ["b", "</s>]]"],
     ]
+
+
+CALLS = {
+    "messages": [
+        {"role": "user", "content": "weather?", "name": None},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "w"}}], "weight": 1},
+        {"role": "tool", "content": "rain", "tool_call_id": "7"},
+        {"role": "assistant", "content": "It rains.", "weight": 0},
+    ],
+    "tools": [{"type": "function", "function": {"name": "w"}}],
+}
+READS_CALLS = TEMPLATE.replace(
+    "</s>", "{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}</s>"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "unread"),
+    [
+        (
+            TEMPLATE,
+            ["tool_call_id (2 of them)", "tool_calls (2 of them)", "tools (2 of them)", "weight (2 of them)"],
+        ),
+        (READS_CALLS, ["tool_call_id (2 of them)", "tools (2 of them)", "weight (2 of them)"]),
+        (READS_CALLS + "{{ tools and tools | tojson }}", ["tool_call_id (2 of them)", "weight (2 of them)"]),
+        (TEMPLATE + "{{ messages | tojson }}{{ tools }}", []),
+    ],
+)
+def test_what_a_template_does_not_read_of_a_conversation_is_told(
+    tmp_path, templated, capsys, template, unread
+):
+    """Whatever its name: what changes no text when it is taken away."""
+    corpus = write_jsonl(tmp_path / "c.jsonl", [CALLS, TALK, CALLS])
+    _, _, err = inspect(capsys, corpus, templated(template), *CHAT)
+    told = [line for line in err.splitlines() if "does not read" in line]
+    expected = (
+        f"teachonce: of the first 3 conversations the chat template does not read: {', '.join(unread)}. "
+    )
+    assert told == ([expected + "The teacher will not see it"] if unread else [])
+
+
+def test_a_corpus_without_a_record_is_told(tmp_path, tokenizer_folder, capsys):
+    (tmp_path / "c.jsonl").write_text("\n\n")
+    assert inspect(capsys, tmp_path / "c.jsonl", tokenizer_folder) == (0, "the corpus holds no record\n", "")
+    assert inspect(capsys, tmp_path / "c.jsonl", tokenizer_folder, "--json") == (0, "[]\n", "")
