@@ -147,8 +147,8 @@ def test_the_package_is_staged_whole_and_no_session_with_it(dataflow):
         assert set(roles) == staged - {"pipeline.pb"}
     with tarfile.open(dataflow.staging / "workflow.tar.gz") as package:
         packed = {name.partition("/")[2] for name in package.getnames()}
-    ours = {f"{p}/{f.name}" for p in ("schemas", "pipelines", "trainer") for f in (ROOT / p).glob("*.py")}
-    assert packed >= ours | {"teachonce.py", "setup.py"}
+    ours = {f for p in ("schemas", "pipelines", "trainer") for f in (ROOT / p).rglob("*.py")}
+    assert packed >= {str(f.relative_to(ROOT)) for f in ours} | {"teachonce.py", "setup.py"}
     assert not [name for name in packed if name.startswith(("tests", "benchmarks"))]
 
 

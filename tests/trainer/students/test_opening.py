@@ -38,7 +38,7 @@ def changed(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "trainer").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "trainer").rglob("*.py")), ids=lambda path: path.name)
 def test_every_call_that_opens_something_says_that_no_code_is_run(path: Path) -> None:
     """A law: `trust_remote_code=False` stands in the call, or in the `options` that it is given."""
     tree = ast.parse(path.read_text())
