@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import teachonce
 from pipelines.scoring.handler import UnitScorer
+from schemas.storage import local_files
 from schemas.storage.storage import Storage
 from schemas.versions import commits
 
@@ -110,5 +111,6 @@ def _watch_instants(crash_at: int | None) -> list[int]:
     os.fsync = watched(os.fsync)
     commits._write = watched(commits._write)
     Storage.delete = watched(Storage.delete)
-    Storage._put_local = watched(Storage._put_local)
+    local_files.write = watched(local_files.write)
+    local_files._appears = watched(local_files._appears)
     return seen
