@@ -23,7 +23,7 @@ from schemas.shards.seal import RowGroup, Shard, Totals
 from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage.storage import Storage
 from schemas.verify import Verified, verify_shards
-from schemas.versions.commits import Version, latest_version, read_record, read_version
+from schemas.versions.commits import latest_version, read_record, read_version
 from schemas.versions.lost_spec import SPEC_NAME, refuse_lost_spec
 from schemas.versions.memory import read_memory, refuse_lost_memory
 from schemas.versions.records import CommitRecord
@@ -251,12 +251,13 @@ class Cache:
 def read_tokenizer_file(storage: Storage, header: Header, name: str) -> bytes:
     """One checked file of the teacher's tokenizer, whether or not anything was committed."""
     where = f"{storage.root}/{TOKENIZER_FOLDER}/{name}"
+    do = "Restore it from a copy, or from the folder of the teacher that the cache was made with"
     try:
         data = storage.read(f"{TOKENIZER_FOLDER}/{name}")
     except FileNotFoundError as error:
-        raise CorruptionError("a tokenizer file is missing", where=where) from error
+        raise CorruptionError("a tokenizer file is missing", where=where, do=do) from error
     if hashlib.sha256(data).hexdigest() != header.tokenizer[name]:
-        raise CorruptionError("a tokenizer file is not the one that was stored", where=where)
+        raise CorruptionError("a tokenizer file is not the one that was stored", where=where, do=do)
     return data
 
 
@@ -293,8 +294,3 @@ def create_header(storage: Storage, header: Header, tokenizer: dict[str, bytes])
             storage.put(path, data)
     storage.put_if_absent(SPEC_NAME, header.to_bytes())
     return read_header(storage)
-
-
-def base_version(storage: Storage) -> Version | None:
-    """The newest version, for a run to build on; None where nothing was committed."""
-    return None if latest_version(storage) < 0 else read_version(storage)

@@ -26,7 +26,7 @@ from pipelines.fingerprint.teacher_files import (
     sha256,
     weight_files,
 )
-from pipelines.teacher import config_shapes as shapes
+from pipelines.teacher import config_shapes
 from schemas.errors import UsageError
 from schemas.identity import canonical_json
 from schemas.policies import KeepAll, KeepPolicy, Threshold, default_keep
@@ -96,7 +96,7 @@ def make_header(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Header:
         teacher={
             "name": teacher.name,
             "architecture": (teacher.config.architectures or [type(teacher.config).__name__])[0],
-            **shapes.described(teacher.config),
+            **config_shapes.described(teacher.config),
             "weight_bytes": sum(path.stat().st_size for path in weights),
             "config": config_text(teacher.folder),
         },
@@ -143,12 +143,12 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
         UsageError: a flag that does not fit the teacher.
     """
     score, corpus = score_of(config, teacher.config), config.corpus
-    vocab_size = shapes.scored_width(config.teacher.task, teacher.config)
+    vocab_size = config_shapes.scored_width(config.teacher.task, teacher.config)
     keep = config.keep or default_keep(config.teacher.task == "causal-lm")
     pairs = corpus.text_pair_field is not None
     max_length = config.max_length or _longest(teacher)
     _refuse_meaningless(config)
-    shapes.refuse_unfit(config.teacher.task, teacher.config, teacher.tokenizer, config.features)
+    config_shapes.refuse_unfit(config.teacher.task, teacher.config, teacher.tokenizer, config.features)
     _refuse_cramped(max_length, config, teacher.tokenizer)
     try:
         return Spec(
@@ -226,7 +226,7 @@ def parse_feature(text: str, config: PrecomputeConfig, model_config: Any) -> Fea
         if pooling not in get_args(Pooling):
             raise ValueError(f"no such pooling: {pooling}")
         layer = int(layer_text)
-        widths = shapes.state_widths(
+        widths = config_shapes.state_widths(
             config.teacher.task, model_config, trust_remote_code=config.teacher.trust_remote_code
         )
         layer = layer + len(widths) if layer < 0 else layer
@@ -273,7 +273,7 @@ def _locate(path: str) -> tuple[str, str]:
 
 def _longest(teacher: ResolvedTeacher) -> int:
     """What tokenizer and model allow, at most `MAX_LENGTH`."""
-    positions = shapes.usable_length(teacher.config) or MAX_LENGTH
+    positions = config_shapes.usable_length(teacher.config) or MAX_LENGTH
     return int(min(teacher.tokenizer.model_max_length, positions, MAX_LENGTH))
 
 

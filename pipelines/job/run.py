@@ -31,7 +31,7 @@ from pipelines.progress import shown
 from pipelines.teacher.model import pick_device
 from pipelines.teacher.provenance import job_provenance
 from pipelines.tolerances import Run
-from schemas.cache import RUNS_FOLDER, base_version
+from schemas.cache import RUNS_FOLDER
 from schemas.cli.process import refuse_to_go_on
 from schemas.errors import (
     CacheError,
@@ -43,7 +43,7 @@ from schemas.errors import (
 from schemas.shards.seal import Totals
 from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage.storage import Storage
-from schemas.versions.commits import NO_VERSION
+from schemas.versions.commits import NO_VERSION, base_version
 from schemas.versions.history import end_lease, living_runs, new_run, orphans, take_lease, told_of
 from schemas.versions.memory import FORGOTTEN_FOLDER, UNSCORED_FOLDER, refuse_lost_memory, remembered_names
 

@@ -31,14 +31,14 @@ from pipelines.job.reuse import lines_of
 from pipelines.job.run import in_process, new_pipeline, run_to_end
 from pipelines.progress import SHARDS, shards_shown
 from pipelines.scoring.units import ShardLine, line_of, no_shard
-from schemas.cache import base_version, read_header
+from schemas.cache import read_header
 from schemas.errors import ConflictError, CorruptionError, NoCacheError
 from schemas.shards.reader import open_shard
 from schemas.shards.rewrite import ENTRIES_A_TOKEN, ROW_GROUP_TOKENS, UNIT_TOKENS, copy_range, units_of
 from schemas.shards.seal import Shard, Totals
 from schemas.spec import Header
 from schemas.storage.storage import Storage
-from schemas.versions.commits import Version, read_version
+from schemas.versions.commits import Version, base_version, read_version
 from schemas.versions.history import leased, new_run, renew_lease
 
 _THREADS = 16

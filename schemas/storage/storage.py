@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 from schemas.errors import CacheError, CorruptionError, UsageError, advice, one_line
-from schemas.storage import local_files as local
+from schemas.storage import local_files
 
 SHARD_SUFFIX = ".parquet"
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT")
@@ -87,7 +87,7 @@ class Storage:
         """
         with self._told(name):
             if self.is_local:
-                return local.read(self.root, name)
+                return local_files.read(self.root, name)
             return bytes(obstore.get(self._remote, name).bytes())
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
@@ -99,7 +99,7 @@ class Storage:
         """
         with self._told(name):
             if self.is_local:
-                with local.opened(self.root, name) as descriptor:
+                with local_files.opened(self.root, name) as descriptor:
                     data = os.pread(descriptor, end - start, start)
             else:
                 data = self._range_remote(name, start, end)
@@ -135,14 +135,14 @@ class Storage:
         """
         with self._told(name):
             if self.is_local:
-                return local.size(self.root, name)
+                return local_files.size(self.root, name)
             return int(obstore.head(self._remote, name)["size"])
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         """Writes an object whole and durably; one of that name is replaced."""
         with self._told(name, writing=True):
             if self.is_local:
-                local.write(self.root, name, data, replace=True)
+                local_files.write(self.root, name, data, replace=True)
             else:
                 obstore.put(self._remote, name, data)
 
@@ -151,7 +151,7 @@ class Storage:
         try:
             with self._told(name, writing=True):
                 if self.is_local:
-                    return local.write(self.root, name, data, replace=False)
+                    return local_files.write(self.root, name, data, replace=False)
                 obstore.put(self._remote, name, data, mode="create")
         except AlreadyExistsError:
             return False
@@ -161,7 +161,7 @@ class Storage:
         """Makes sure that an object which something else wrote outlives a power failure."""
         if self.is_local:
             with self._told(name):
-                local.make_durable(self.root, name)
+                local_files.make_durable(self.root, name)
 
     def exists(self, name: str) -> bool:
         try:
@@ -182,7 +182,7 @@ class Storage:
             else:
                 pages = obstore.list(self._remote, prefix or None)
                 found = [item["path"] for page in pages for item in page]
-        return sorted(name for name in found if not local.PART.fullmatch(name))
+        return sorted(name for name in found if not local_files.PART.fullmatch(name))
 
     def check_links(self, prefix: str) -> None:
         """Looks for links under a folder that something else is about to read, or to write into.
@@ -191,9 +191,7 @@ class Storage:
             CacheError: a link stands there, or what is no file.
         """
         if self.is_local:
-            with self._told(prefix):
-                for _ in self._names_local(prefix):
-                    pass
+            self.names(prefix)
 
     def files(self) -> list[StoredFile]:
         """The objects directly under the root, and parts of unfinished writes there, sorted by name.
@@ -214,13 +212,13 @@ class Storage:
         if not self.is_local:
             return [file.name for file in self.files()]
         with self._told(""):
-            return sorted(name for name, _ in local.walk(self.root))
+            return sorted(name for name, _ in local_files.walk(self.root))
 
     def parts(self) -> list[StoredFile]:
         """Parts of unfinished writes, wherever they stand; object stores have none."""
         with self._told(""):
             files = self._files_local(deep=True) if self.is_local else ()
-            return sorted(file for file in files if local.PART.fullmatch(file.name))
+            return sorted(file for file in files if local_files.PART.fullmatch(file.name))
 
     def delete(self, names: Sequence[str]) -> None:
         """Deletes objects for good; those that are not there are passed over."""
@@ -228,7 +226,7 @@ class Storage:
             if not self.is_local:
                 self._delete_remote(list(names))
                 return
-            local.delete(self.root, names)
+            local_files.delete(self.root, names)
 
     def _delete_remote(self, names: list[str]) -> None:
         """Some stores say of one object that it is not there, and leave the rest."""
@@ -241,20 +239,22 @@ class Storage:
 
     def _names_local(self, prefix: str) -> Iterator[str]:
         """Names in a folder of ours, where nothing but files may stand; nothing is asked of each file."""
-        for name, entry in local.walk(self.root, prefix):
+        for name, entry in local_files.walk(self.root, prefix):
             if not entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(FileNotFoundError):
-                    local.refuse_stranger(entry.stat(follow_symlinks=False).st_mode, f"{self.root}/{name}")
+                    local_files.refuse_stranger(
+                        entry.stat(follow_symlinks=False).st_mode, f"{self.root}/{name}"
+                    )
             yield name
 
     def _files_local(self, *, deep: bool) -> Iterator[StoredFile]:
         """Files, wherever they stand. What is none is refused under a shard's name, and else left alone."""
-        for name, entry in local.walk(self.root, deep=deep):
+        for name, entry in local_files.walk(self.root, deep=deep):
             # Another's parts come and go.
             with contextlib.suppress(FileNotFoundError):
                 found = entry.stat(follow_symlinks=False)
                 if name.endswith(SHARD_SUFFIX) and "/" not in name:
-                    local.refuse_stranger(found.st_mode, f"{self.root}/{name}")
+                    local_files.refuse_stranger(found.st_mode, f"{self.root}/{name}")
                 if entry.is_file(follow_symlinks=False):
                     yield StoredFile(name, found.st_size, found.st_mtime)
 

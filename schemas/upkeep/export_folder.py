@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import CacheError, UsageError, advice, one_line
-from schemas.storage import local_files as local
+from schemas.storage import local_files
 
 MARK = "_teachonce_export.json"
 _OURS = re.compile(r"(?:[0-9a-f]{32}\.parquet|_teachonce_export\.json)(?P<part>\.part(?:-[0-9a-f]{8})?)?")
@@ -56,7 +56,7 @@ def begin(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> Path
             raise _another(folder, whole[0], before, asked)
         if whole and not same:  # of neither, until what was is gone
             _put_mark(folder, {}, complete=False, files={})
-        local.delete(str(folder), parts if same else [*parts, *whole])
+        local_files.delete(str(folder), parts if same else [*parts, *whole])
         _put_mark(folder, asked, complete=False, files={})
     return folder
 
@@ -71,7 +71,7 @@ def is_whole(path: Path, schema: pa.Schema, rows: int) -> bool:
     """Whether a file is there, as an export before this one finished it."""
     with told(path.parent):
         try:
-            local.size(str(path.parent), path.name)
+            local_files.size(str(path.parent), path.name)
             found = pq.ParquetFile(path)
         except (FileNotFoundError, pa.ArrowException):
             return False
@@ -115,7 +115,7 @@ def told(folder: Path) -> Iterator[None]:
 def _mark(folder: Path) -> dict[str, Any] | None:
     """What an export before this one said of the folder; None where none did."""
     with suppress(FileNotFoundError, ValueError):
-        found = json.loads(local.read(str(folder), MARK))
+        found = json.loads(local_files.read(str(folder), MARK))
         if isinstance(found, dict) and isinstance(found.get("complete"), bool) and "asked" in found:
             return found
     return None
@@ -125,7 +125,7 @@ def _put_mark(
     folder: Path, asked: Mapping[str, Any], *, complete: bool, files: Mapping[str, Mapping[str, int]]
 ) -> None:
     text = json.dumps({"complete": complete, "asked": asked, "files": files}, indent=2)
-    local.write(str(folder), MARK, text.encode() + b"\n", replace=True)
+    local_files.write(str(folder), MARK, text.encode() + b"\n", replace=True)
 
 
 def _another(

@@ -272,3 +272,8 @@ def _check_live(shards: Sequence[Shard], record: CommitRecord, where: str) -> No
             got=f"{got[0]} shards, {got[1]} rows",
             do="Restore _delta_log from a copy",
         )
+
+
+def base_version(storage: Storage) -> Version | None:
+    """The newest version, for a run to build on; None where nothing was committed."""
+    return None if latest_version(storage) < 0 else read_version(storage)

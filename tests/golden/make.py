@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from schemas import Cache, Feature
-from schemas.cache import base_version
 from schemas.rows.entries import entries_of
 from schemas.rows.rows import Rows
 from schemas.spec import FORMAT_VERSION
+from schemas.versions.commits import base_version
 from tests.synthetic import SPECS, add, begin, random_rows
 
 ROOT = Path(__file__).parent

@@ -7,13 +7,13 @@ import numpy as np
 from deltalake import DeltaTable
 
 from schemas import Cache
-from schemas.cache import base_version, read_header
+from schemas.cache import read_header
 from schemas.errors import TeachonceError
 from schemas.policies import Sampled, Threshold, TopK
 from schemas.rows.entries import entries_of
 from schemas.shards.rewrite import copy_rows
 from schemas.shards.seal import Shard
-from schemas.versions.commits import commit, record_after
+from schemas.versions.commits import base_version, commit, record_after
 from schemas.versions.memory import (
     FORGOTTEN_FOLDER,
     UNSCORED_FOLDER,

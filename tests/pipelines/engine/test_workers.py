@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.engine import device_assignment as claims
-from pipelines.engine import processes
+from pipelines.engine import device_assignment, processes
 from pipelines.engine.beam_options import parse_beam_options
 from pipelines.engine.processes import refuse_workers, threads_each
 from pipelines.progress import PROGRESS
@@ -208,7 +207,7 @@ def test_cores_are_shared_and_nobody_is_left_without():
 
 CLAIM = f"""
 import runpy, sys
-claim = runpy.run_path({claims.__file__!r})["claim_number"]
+claim = runpy.run_path({device_assignment.__file__!r})["claim_number"]
 print(claim(sys.argv[1]), claim(sys.argv[1]), flush=True)
 sys.stdin.read()
 """
@@ -241,6 +240,6 @@ def test_processes_of_a_run_share_out_the_devices_and_a_dead_one_leaves_its_own(
         for one in made:
             one.kill()
             one.communicate()
-        claims.forget_claims(run_id)
-    claims.forget_claims(run_id)
-    assert claims.claim_number(run_id) == 3, "a process keeps what it has"
+        device_assignment.forget_claims(run_id)
+    device_assignment.forget_claims(run_id)
+    assert device_assignment.claim_number(run_id) == 3, "a process keeps what it has"

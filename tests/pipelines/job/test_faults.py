@@ -21,7 +21,7 @@ from schemas.errors import (
     TooManyRejectsError,
     TruncatedFileError,
 )
-from schemas.storage import local_files as local
+from schemas.storage import local_files
 from schemas.versions import commits
 from tests.pipelines import models
 from tests.pipelines.helpers import compress, config, documents, read, run, write_jsonl
@@ -40,14 +40,14 @@ def copy(tmp_path, whole):
 
 def full_disk(monkeypatch, part):
     """A store that refuses every object whose name holds `part`, as a full disk does."""
-    write = local.write
+    write = local_files.write
 
     def refuse(root, name, data, *, replace):
         if part in name:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(root, name, data, replace=replace)
 
-    monkeypatch.setattr(local, "write", refuse)
+    monkeypatch.setattr(local_files, "write", refuse)
 
 
 def fail(*_, **__):

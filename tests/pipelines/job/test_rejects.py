@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import tolerances as gate
+from pipelines import tolerances
 from pipelines.corpus import files as corpus_module
 from pipelines.job import pipeline as job
 from pipelines.scoring import handler
@@ -129,7 +129,7 @@ def test_the_tolerance_is_a_share_of_the_documents_read_repeats_included(tmp_pat
 
 
 def test_at_most_so_many_lines_a_reason_are_written_and_all_are_counted(tmp_path, teacher, monkeypatch):
-    monkeypatch.setattr(gate, "MAX_REJECT_LINES", 5)
+    monkeypatch.setattr(tolerances, "MAX_REJECT_LINES", 5)
     monkeypatch.setattr(job, "MAX_REJECT_LINES", 5)
     bad = [{"no": i} for i in range(30)] + [b"{"] * 3
     corpus = write_jsonl(tmp_path / "c.jsonl", bad + documents(3))

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from pipelines.teacher import config_shapes as shapes
+from pipelines.teacher import config_shapes
 from schemas import Cache
 from tests.pipelines import models
 from tests.pipelines.families import (
@@ -178,12 +178,12 @@ def test_a_text_that_holds_the_padding_beyond_the_embedding_is_rejected_alone(tm
 
 
 SHAPES = {
-    "layers": (shapes.num_layers, {"num_hidden_layers": 3}, 3),
-    "layers by another name": (shapes.num_layers, {"n_layers": 4}, 4),
-    "width by another name": (shapes.hidden_size, {"d_model": 24}, 24),
-    "no limit": (shapes.usable_length, {"max_position_embeddings": -1}, None),
-    "nothing said": (shapes.usable_length, {}, None),
-    "a limit": (shapes.usable_length, {"max_position_embeddings": 77}, 77),
+    "layers": (config_shapes.num_layers, {"num_hidden_layers": 3}, 3),
+    "layers by another name": (config_shapes.num_layers, {"n_layers": 4}, 4),
+    "width by another name": (config_shapes.hidden_size, {"d_model": 24}, 24),
+    "no limit": (config_shapes.usable_length, {"max_position_embeddings": -1}, None),
+    "nothing said": (config_shapes.usable_length, {}, None),
+    "a limit": (config_shapes.usable_length, {"max_position_embeddings": 77}, 77),
 }
 
 
@@ -194,5 +194,7 @@ def test_shapes_are_told_from_configs_that_name_them_differently(name):
 
 
 def test_what_a_config_does_not_say_is_one_line_that_names_the_model():
-    with pytest.raises(shapes.UsageError, match=r"PreTrainedConfig does not say how many layers there are"):
-        shapes.num_layers(transformers.PreTrainedConfig())
+    with pytest.raises(
+        config_shapes.UsageError, match=r"PreTrainedConfig does not say how many layers there are"
+    ):
+        config_shapes.num_layers(transformers.PreTrainedConfig())

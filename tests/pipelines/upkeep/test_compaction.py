@@ -12,13 +12,12 @@ import teachonce
 from pipelines import CompactConfig, compact
 from pipelines.upkeep import compaction
 from schemas import Cache
-from schemas.cache import base_version
 from schemas.errors import ConflictError, CorruptionError, NoCacheError, UsageError
 from schemas.identity import unit_number
 from schemas.rows.rows import Rows
 from schemas.shards import reader as shard_reader
 from schemas.shards.rewrite import units_of
-from schemas.versions.commits import read_version
+from schemas.versions.commits import base_version, read_version
 from schemas.versions.history import LEASES_FOLDER, living_runs, orphans
 from tests.pipelines.helpers import documents, read, run, write_jsonl
 from tests.synthetic import SPECS, add, begin, causal_spec, make_cache, random_rows, table_of

@@ -12,12 +12,12 @@ import pytest
 
 import teachonce
 from schemas import Cache
-from schemas.cache import base_version
 from schemas.cli.cache_report import bytes_by_column, describe, describe_rows
 from schemas.cli.vocabulary import id_texts, texts_of
 from schemas.errors import CorruptionError, NoCacheError, UsageError
 from schemas.rows.entries import entries_of
 from schemas.storage.storage import Storage
+from schemas.versions.commits import base_version
 from tests.synthetic import SPECS, add, begin, causal_spec, class_spec, make_cache, random_rows
 
 

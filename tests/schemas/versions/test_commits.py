@@ -12,12 +12,12 @@ from deltalake.exceptions import DeltaError
 import schemas.versions.commits
 import schemas.versions.delta
 from schemas import Cache
-from schemas.cache import base_version
 from schemas.errors import CacheError, ConflictError, NoCacheError, TeachonceError
 from schemas.shards.seal import Totals
 from schemas.storage.storage import Storage
 from schemas.versions.commits import (
     NO_VERSION,
+    base_version,
     commit,
     latest_version,
     names_hash,

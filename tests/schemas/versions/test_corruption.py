@@ -16,11 +16,10 @@ from deltalake import DeltaTable
 
 import schemas.versions.delta
 from schemas import Cache, TeachonceError
-from schemas.cache import base_version
 from schemas.errors import CorruptionError, NoCacheError
 from schemas.storage.storage import Storage
 from schemas.verify import check_shard
-from schemas.versions.commits import read_version
+from schemas.versions.commits import base_version, read_version
 from schemas.versions.delta import entry_name
 from schemas.versions.history import as_shard, orphans
 from tests.schemas.battered import everything, make_battered, outcome, rewrite_one, verified

@@ -6,9 +6,8 @@ import pytest
 from deltalake import DeltaTable
 
 from schemas import Cache
-from schemas.cache import base_version
 from schemas.errors import CorruptionError, FormatError
-from schemas.versions.commits import read_version
+from schemas.versions.commits import base_version, read_version
 from tests.schemas.damage import flips
 from tests.synthetic import add, causal_spec, header_of
 
