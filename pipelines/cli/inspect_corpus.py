@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, get_args
@@ -57,11 +58,13 @@ def inspect(argv: Sequence[str]) -> int:
         if arguments.json:
             print_json([_told(one) for one in shown])
             return 0
-        console, number = Console(markup=False, highlight=False, emoji=False, soft_wrap=True), 0
-        for number, one in enumerate(shown, 1):  # noqa: B007
-            _print(one, console)
-        if not number:
+        first = next(shown, None)
+        if first is None:
             print_lines("the corpus holds no record")
+            return 0
+        console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+        for one in itertools.chain([first], shown):
+            _print(one, console)
     return 0
 
 

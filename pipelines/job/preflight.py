@@ -248,6 +248,8 @@ def _unread(
             )
             messages, given = json.loads(document.text), json.loads(document.given or "{}")
             whole = chat.reply(messages, given, supervise=False)
+            if whole.get("limit"):
+                break
             said = [name for message in messages for name, value in message.items() if value not in _NOTHING]
             names = {*said} - _ALWAYS
             for name in names if "error" not in whole else ():

@@ -15,9 +15,9 @@ from tests.pipelines.helpers import read
 LIMIT_SECONDS = 300
 """A job that takes longer hangs: engines wait in silence for a worker that died."""
 
-LOGPROB_TOLERANCE = 1 / 16 + 1 / 64
-"""Nats. Engines cut the same units, and a unit its batches; but other nights cut other units, and a forward's last bit
-may depend on the batch: then a code is the next one (of 441,900 one was), and all but equal scores change places."""
+LOGPROB_TOLERANCE = 1e-3
+"""Nats. Engines cut the same units, and a unit its batches: on one machine the codes are the same, bit for bit. Other
+nights cut other units, and a forward's last bit may depend on the batch: compare with the same nights."""
 
 
 _SEVERAL = "import json, sys, teachonce; sys.exit(max(map(teachonce.main, json.loads(sys.argv[1]))))"
@@ -111,17 +111,9 @@ def assert_same_rows(cache: object, reference: object) -> None:
     found, wanted = read(opened), read(reference)
     assert found.keys() == wanted.keys()
     for key, row in found.items():
-        (ids, scores), (their_ids, their_scores) = _by_id(row), _by_id(wanted[key])
-        assert np.array_equal(ids, their_ids)
-        assert np.allclose(scores, their_scores, rtol=0, atol=LOGPROB_TOLERANCE)
+        assert np.array_equal(row["kept_ids"], wanted[key]["kept_ids"])
+        assert np.allclose(row["logprobs"], wanted[key]["logprobs"], rtol=0, atol=LOGPROB_TOLERANCE)
     assert opened.verify().examples == len(wanted)
-
-
-def _by_id(row: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Kept ids and their log-probabilities, position by position, in the order of ids."""
-    position = np.repeat(np.arange(len(row["kept_offsets"]) - 1), np.diff(row["kept_offsets"]))
-    order = np.lexsort((row["kept_ids"], position))
-    return row["kept_ids"][order], row["logprobs"][order]
 
 
 def assert_same_bytes(cache: object, reference: object) -> None:

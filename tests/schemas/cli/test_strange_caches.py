@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -132,7 +131,10 @@ def test_a_pipe_or_a_folder_in_place_of_a_file_is_not_waited_for(tmp_path, name,
         check=False,
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done
-    assert re.search(r"plain file|stands where the cache has a file", done.stderr)
+    said = f"a {'pipe' if make is os.mkfifo else 'folder'} stands where the cache has a file"
+    if make is os.mkdir and name.startswith("_delta_log"):
+        said = "the log holds what is no plain file"
+    assert f"teachonce verify: {said}: {target}" in done.stderr
 
 
 def test_a_poisoned_shard_of_an_earlier_release_has_a_way_out(tmp_path, capsys):
