@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from schemas.features import FeatureDtype
 from schemas.policies import KeepPolicy
 from schemas.shards.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
-from schemas.spec import FeatureDtype, Scalar, Score, Supervise, Task
+from schemas.spec import Scalar, Supervise
+from schemas.tasks import TASKS, Score, SettingValue
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -30,7 +33,8 @@ class TeacherConfig:
 
     path: str
     """A folder, or a name on the Hugging Face hub (`name@revision` pins one)."""
-    task: Task
+    task: str
+    """A name in `schemas.tasks.TASKS`."""
     dtype: Dtype = "float32"
     device: Device = "auto"
     device_map: DeviceMap | None = None
@@ -44,7 +48,7 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         _refuse_unless(bool(self.path), "teacher", self.path)
-        _refuse_unless(self.task in get_args(Task), "task", self.task)
+        _refuse_unless(self.task in TASKS, "task", self.task)
         _refuse_unless(self.dtype in get_args(Dtype), "dtype", self.dtype)
         _refuse_unless(self.device in get_args(Device), "device", self.device)
         _refuse_unless(self.device_map in (None, *get_args(DeviceMap)), "device_map", self.device_map)
@@ -104,6 +108,8 @@ class PrecomputeConfig:
     corpus: CorpusConfig
     teacher: TeacherConfig
     cache: str
+    task_settings: Mapping[str, SettingValue] = field(default_factory=dict)
+    """What the task leaves to the user (`schemas.tasks`); those that are not given have their defaults."""
     keep: KeepPolicy | None = None
     """None: `threshold:1/32` of a vocabulary, every score of classes."""
     features: tuple[str, ...] = ()
@@ -169,6 +175,7 @@ class PrecomputeConfig:
         _refuse_unless(_matches(_ACCELERATOR, self.accelerator), "accelerator", self.accelerator)
         _refuse_unless(_matches(_RAM, self.min_ram), "min_ram", self.min_ram)
         _refuse_unless(self.workers >= 1, "workers", self.workers)
+        TASKS[self.teacher.task].settled(self.task_settings)
         both = (self.workers, self.teacher.device_map)
         _refuse_unless(self.workers == 1 or self.teacher.device_map is None, "workers, device_map", both)
 

@@ -15,9 +15,11 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 
 from schemas.errors import NEWER, CorruptionError, FormatError, UsageError
+from schemas.features import Feature
 from schemas.identity import canonical_json, digest
 from schemas.limits import OF_JSON, conform, conform_fields, parse_json, refuse_unless, shown, told
 from schemas.policies import KeepAll, KeepPolicy, Threshold, is_sampling, max_kept, max_sampled, parse_keep
+from schemas.tasks import TASKS, Score, SettingValue, Task
 
 FORMAT_VERSION = 1
 CODE_STEP_NATS = 1 / 16
@@ -25,59 +27,28 @@ TOP_STEP_NATS = 1 / 64
 SCALAR_STEP_NATS = 1 / 32
 MAX_VOCAB = 2**24  # ids are ranked through tables of V numbers: 200 MB while a shard is written
 MAX_LENGTH = 2**31 - 1  # tokens of an example: lists have offsets of 32 bits
-MAX_FEATURES, MAX_WIDTH, MAX_TEMPERATURES = 1024, 2**24, 64
+MAX_FEATURES, MAX_TEMPERATURES = 1024, 64
 MIN_TEMPERATURE, MAX_TEMPERATURE = 2.0**-10, 2.0**20
 _MAX_SPEC_BYTES = 2**26  # the names of a million classes fit
 
-Task = Literal["causal-lm", "sequence-classification"]
-Score = Literal["softmax", "sigmoid", "identity"]
-Pooling = Literal["mean", "cls", "last"]
-FeatureDtype = Literal["int8", "float32"]
 Supervise = Literal["all", "assistant"]
 Scalar = Literal["entropy", "gold", "logsumexp"]
 
 _KEEPS = ("all", "top_k", "top_p", "threshold", "sampled")
-KNOWN_FEATURES = frozenset([*(f"keep:{name}" for name in _KEEPS), *(f"score:{s}" for s in get_args(Score))])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Feature:
-    """One pooled hidden state of an example.
-
-    `layer` is absolute: 0 is the embedding's output, n the output of the n-th block (the index into the
-    `hidden_states` of transformers); `mean` and `last` go over the tokens that are not padding.
-    """
-
-    pooling: Pooling
-    layer: int
-    width: int
-    dtype: FeatureDtype = "int8"
-
-    def __post_init__(self) -> None:
-        refuse_unless(self.pooling in get_args(Pooling), "pooling", self.pooling)
-        refuse_unless(self.dtype in get_args(FeatureDtype), "dtype", self.dtype)
-        refuse_unless(0 <= self.layer < 2**16, "layer", self.layer)
-        refuse_unless(1 <= self.width <= MAX_WIDTH, "width", self.width)
-
-    @property
-    def name(self) -> str:
-        """How users name it, for instance `mean:6`."""
-        return f"{self.pooling}:{self.layer}"
-
-    @property
-    def column(self) -> str:
-        return f"feature_{self.pooling}_{self.layer}"
-
-    @property
-    def scale_column(self) -> str:
-        return f"{self.column}_scale"
+KNOWN_FEATURES = frozenset(
+    [
+        *(f"keep:{name}" for name in _KEEPS),
+        *(f"score:{score}" for score in get_args(Score)),
+        *(name for task in TASKS.values() for name in task.required_features),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """How the teacher's answers are kept. Fixed for the life of a cache."""
 
-    task: Task
+    task: str
     score: Score
     vocab_size: int
     """V: width of the teacher's head, padding rows included."""
@@ -104,13 +75,17 @@ class Spec:
     has_document_id: bool = False
     has_text: bool = False
     has_text_pair: bool = False
+    task_settings: tuple[tuple[str, SettingValue], ...] = ()
+    """What the task leaves to the user, each of its settings in order."""
     code_step_nats: float = CODE_STEP_NATS
     top_step_nats: float = TOP_STEP_NATS
     scalar_step_nats: float = SCALAR_STEP_NATS
 
     def __post_init__(self) -> None:
-        refuse_unless(self.task in get_args(Task), "task", self.task)
-        refuse_unless(self.score in get_args(Score), "score", self.score)
+        refuse_unless(self.task in TASKS, "task", self.task)
+        refuse_unless(self.score in self.kind.scores, f"score of {self.task}", self.score)
+        settled = self.kind.settled(dict(self.task_settings))
+        refuse_unless(settled == self.task_settings, "task_settings (all, in order)", self.task_settings)
         refuse_unless(1 <= self.vocab_size <= MAX_VOCAB, "vocab_size", self.vocab_size)
         fits = 2 <= self.max_length <= MAX_LENGTH
         refuse_unless(fits, "max_length (2 tokens at least)", self.max_length)
@@ -146,6 +121,15 @@ class Spec:
             refuse_unless(self.own_logits, "own_logits (a temperature needs it)", self.own_logits)
 
     @property
+    def kind(self) -> Task:
+        """What the task is."""
+        return TASKS[self.task]
+
+    def setting(self, name: str) -> SettingValue:
+        """What a setting of the task was set to."""
+        return dict(self.task_settings)[name]
+
+    @property
     def max_kept(self) -> int:
         """K: the most entries that a position can keep exactly."""
         return max_kept(self.keep, self.vocab_size, len(self.temperatures))
@@ -169,10 +153,13 @@ class Spec:
     @property
     def required_features(self) -> tuple[str, ...]:
         """What a reader must know to read this cache rightly."""
-        return (f"keep:{str(self.keep).partition(':')[0]}", f"score:{self.score}")
+        keep = f"keep:{str(self.keep).partition(':')[0]}"
+        return (keep, f"score:{self.score}", *self.kind.required_features)
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "keep": str(self.keep)}
+        values = {**dataclasses.asdict(self), "keep": str(self.keep)}
+        settings = dict(values.pop("task_settings"))
+        return {**values, "task_settings": settings} if settings else values
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
@@ -182,7 +169,9 @@ class Spec:
             ValueError, UsageError: it says what no spec can.
         """
         keep = parse_keep(conform(str, value["keep"], "keep"))
-        return cls(**conform_fields(cls, {**value, "keep": keep}, made=("keep",)))
+        settings = conform(Mapping[str, Any], value.get("task_settings", {}), "task_settings")
+        made = {"keep": keep, "task_settings": tuple(settings.items())}
+        return cls(**conform_fields(cls, {**value, **made}, made=tuple(made)))
 
     @property
     def hash(self) -> str:
@@ -276,7 +265,8 @@ def differences(ours: Header, theirs: Header) -> list[str]:
     lines = []
     for part in ("fingerprint", "spec"):
         a, b = ours.to_json()[part], theirs.to_json()[part]
-        lines += [f"{part}.{key}: cache {a[key]}, run {b[key]}" for key in a if a[key] != b[key]]
+        keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+        lines += [f"{part}.{key}: cache {a.get(key)}, run {b.get(key)}" for key in keys]
     return lines
 
 

@@ -15,6 +15,9 @@ import setuptools
 import pipelines
 import schemas
 import trainer
+from pipelines.tasks.tasks import TEACHER_TASKS
+from schemas.tasks import TASKS
+from trainer.tasks.tasks import STUDENT_TASKS
 
 ROOT = Path(schemas.__file__).parents[1]
 HALVES = ("schemas", "pipelines", "trainer")
@@ -128,6 +131,48 @@ def test_imports_stand_at_the_head():
         if imported(node)
     ]
     assert late == []
+
+
+def task_names_in(source):
+    """Lines of a source that name a task: as a constant, or by comparing what is called `task`."""
+    for node in ast.walk(ast.parse(source)):
+        named = isinstance(node, ast.Constant) and node.value in TASKS
+        compared = (
+            [node.left, *node.comparators]
+            if isinstance(node, ast.Compare)
+            else [node.subject]
+            if isinstance(node, ast.Match)
+            else []
+        )
+        by_name = any(isinstance(one, ast.Attribute) and one.attr == "task" for one in compared)
+        if named or (by_name and not (isinstance(node, ast.Compare) and is_membership(node))):
+            yield node.lineno
+
+
+def is_membership(comparison):
+    """`task in TASKS` asks whether there is such a task, and not which."""
+    return all(isinstance(one, ast.Name) and one.id == "TASKS" for one in comparison.comparators)
+
+
+def test_nothing_outside_the_tasks_knows_a_task_by_its_name():
+    places = [ROOT / "schemas" / "tasks.py", ROOT / "pipelines" / "tasks", ROOT / "trainer" / "tasks"]
+    others = [f for f in OURS if not any(place in (f, *f.parents) for place in places)]
+    assert len(others) > 150
+    found = {name_of(file): list(task_names_in(file.read_text())) for file in others}
+    assert not {name: lines for name, lines in found.items() if lines}
+    bad = (
+        "spec.task == name",
+        "if 'causal-lm' == x: pass",
+        "match spec.task:\n  case _: pass",
+        "x.task in ('a',)",
+    )
+    assert all(list(task_names_in(source)) for source in bad)
+    assert not list(task_names_in("config.task in TASKS"))
+
+
+def test_each_side_has_every_task():
+    assert set(TASKS) == set(TEACHER_TASKS) == set(STUDENT_TASKS)
+    assert all(name == task.name for name, task in TASKS.items())
 
 
 @pytest.mark.parametrize("half", HALVES)

@@ -14,6 +14,7 @@ from rich.text import Text
 from pipelines.cli.corpus_flags import add_corpus_flags
 from pipelines.cli.logs import quiet, warnings_on_stderr
 from pipelines.cli.precompute import run_config
+from pipelines.cli.task_flags import add_task_flags
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus.documents import Document, Source, is_blank, read_document
 from pipelines.corpus.files import find_pieces, read_piece
@@ -25,7 +26,8 @@ from pipelines.rejects import RejectedError
 from schemas.cli.arguments import Parser, natural, positive
 from schemas.cli.terminal import print_json, print_lines
 from schemas.printable import printable
-from schemas.spec import Score, Supervise, Task
+from schemas.spec import Supervise
+from schemas.tasks import DEFAULT, TASKS, Score
 
 _HELP = """\
 Shows what of a corpus would be supervised: its first records as the teacher's tokenizer and chat template make them.
@@ -74,7 +76,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--teacher", required=True, metavar="DIR", help="model folder, or hub name[@revision]"
     )
-    parser.add_argument("--task", choices=get_args(Task), default="causal-lm", help="default: causal-lm")
+    parser.add_argument("--task", choices=tuple(TASKS), default=DEFAULT, help=f"default: {DEFAULT}")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own Python code")
     parser.add_argument("--score", choices=get_args(Score), help="default: what the teacher's config says")
     parser.add_argument("--max_length", type=positive, metavar="N", help="tokens of a window (up to 1,024)")
@@ -83,6 +85,7 @@ def _parser() -> Parser:
     )
     supervise = "which tokens are positions of instruction data (default: assistant)"
     parser.add_argument("--supervise", choices=get_args(Supervise), help=supervise)
+    add_task_flags(parser)
     parser.add_argument("--rows", type=positive, default=3, metavar="N", help="records to show (3)")
     parser.add_argument("--json", action="store_true", help="one JSON list instead of text")
     parser.set_defaults(cache="none", report=None, keep=None)
@@ -135,14 +138,14 @@ def look(config: PrecomputeConfig, rows: int) -> Iterator[Shown]:
 
 
 def stretches(example: Example, maker: Tokeniser) -> list[Stretch]:
-    """An example's text in stretches; joined they are all of it. Of a text to classify no token is supervised."""
+    """An example's text in stretches; joined they are all of it. Of a whole text no token is supervised."""
     ids = np.frombuffer(example.input_ids, np.int32)
     supervised = np.zeros(len(ids), np.bool_)
-    if maker.spec.task == "causal-lm":
+    if (kind := maker.spec.kind).predicts_tokens:
         places = np.arange(len(ids) - 1)
         if example.position_index is not None:
             places = np.frombuffer(example.position_index, np.int32)
-        supervised[places + 1] = True
+        supervised[places + 1 if kind.implies_places else places] = True
     ends = [*(np.flatnonzero(np.diff(supervised)) + 1).tolist(), len(ids)]
     found, start, before = [], 0, ""
     for end in ends:

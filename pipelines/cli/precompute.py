@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pipelines.cli.corpus_flags import add_corpus_flags
 from pipelines.cli.logs import quiet, warnings_on_stderr
 from pipelines.cli.run_tables import outcome_of, summary_table
+from pipelines.cli.task_flags import add_task_flags, task_settings
 from pipelines.config import (
     CorpusConfig,
     Device,
@@ -27,8 +28,10 @@ from schemas.cli.process import DONE, OUT_OF_TIME
 from schemas.cli.run_report import begin_report, finish_report
 from schemas.cli.terminal import print_json
 from schemas.errors import DriftError, UsageError
+from schemas.features import FeatureDtype
 from schemas.policies import parse_keep
-from schemas.spec import FeatureDtype, Scalar, Score, Supervise, Task
+from schemas.spec import Scalar, Supervise
+from schemas.tasks import TASKS, Score
 
 _PRECOMPUTE_HELP = """\
 Runs a Hugging Face teacher once over a corpus, and commits what it says to a cache.
@@ -120,6 +123,7 @@ def run_config(arguments: argparse.Namespace, beam: Sequence[str]) -> Precompute
 def _config(arguments: argparse.Namespace, beam: Sequence[str]) -> PrecomputeConfig:
     given = {key: value for key, value in vars(arguments).items() if value is not None}
     given |= {"files": tuple(arguments.corpus), "path": arguments.teacher}
+    given["task_settings"] = task_settings(arguments)
     if arguments.supervise is None:
         given["supervise"] = "assistant" if arguments.messages_field or arguments.prompt_field else "all"
     if arguments.keep is not None:
@@ -151,6 +155,7 @@ def run_parser(verb: str, description: str, examples: str) -> Parser:
     parser = Parser(prog=f"teachonce {verb}", description=description, epilog=examples)
     add_corpus_flags(parser.add_argument_group("corpus"))
     _add_teacher_flags(parser.add_argument_group("teacher"))
+    add_task_flags(parser.add_argument_group("task"))
     _add_cache_flags(parser.add_argument_group("cache"))
     _add_run_flags(parser.add_argument_group("run"))
     return parser
@@ -158,7 +163,7 @@ def run_parser(verb: str, description: str, examples: str) -> Parser:
 
 def _add_teacher_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--teacher", required=True, metavar="DIR", help="model folder, or hub name[@revision]")
-    group.add_argument("--task", required=True, choices=get_args(Task))
+    group.add_argument("--task", required=True, choices=tuple(TASKS))
     group.add_argument("--dtype", choices=get_args(Dtype), help="default: float32")
     group.add_argument(
         "--device", choices=get_args(Device), help="auto (default) takes a GPU where there is one"

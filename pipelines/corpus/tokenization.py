@@ -1,8 +1,4 @@
-"""From a document to the teacher's examples: windows of tokens, and which tokens are positions.
-
-A long document gives windows of `max_length` tokens. `stride` is the number of tokens that a window shares with the
-one before, as in tokenizers: they are context, never positions again, so no token is counted twice. For a causal LM a
-position stands on the token *before* the one that it predicts.
+"""From a document to the teacher's examples: its tokens, cut into windows with positions as the task says.
 
 Of instruction data the answers are supervised, by characters: a token that overlaps an answer belongs to it, also one
 that begins in the prompt's last blank. A conversation is one text, or one a turn (`template_process.py`); the windows
@@ -16,14 +12,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int64
 
 from pipelines.corpus.chat_templates import Chat
 from pipelines.corpus.documents import Document
 from pipelines.corpus.labels import Label
 from pipelines.rejects import NOTHING_SUPERVISED, RejectedError
+from pipelines.tasks.tasks import TEACHER_TASKS
+from pipelines.tasks.teacher_task import Inputs
+from pipelines.tasks.windows import Tokens, Window
 from schemas.identity import canonical_json, digest, example_id
-from schemas.rows.ragged import Array
 from schemas.spec import Spec
 
 
@@ -44,6 +42,10 @@ class Example(NamedTuple):
     text_pair: str | None
     file: str
     offset: int
+    gold_ids: bytes | None = None
+    """What is right at each position, where the task stores that."""
+    columns: tuple[int, ...] = ()
+    """Values of the task's own columns."""
 
     @property
     def num_tokens(self) -> int:
@@ -52,22 +54,6 @@ class Example(NamedTuple):
     @property
     def num_positions(self) -> int:
         return self.num_tokens - 1 if self.position_index is None else len(self.position_index) // 4
-
-
-class Tokens(NamedTuple):
-    """A tokenised document: ids, types, which were added as special, which may be predicted."""
-
-    ids: Int32[np.ndarray, " S"]
-    types: Int32[np.ndarray, " S"]
-    special: Bool[np.ndarray, " S"]
-    supervised: Bool[np.ndarray, " S"]
-
-
-class Window(NamedTuple):
-    """One window: which tokens of the document it holds, and its positions."""
-
-    tokens: Int32[np.ndarray, " W"]
-    positions: Int32[np.ndarray, " N"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +68,17 @@ class Tokeniser:
     how: bytes
     """Hash of all that decides tokenisation; part of every example's id."""
     chat: Chat
+    inputs: Inputs
 
     @classmethod
     def of(cls, tokenizer: Any, spec: Spec, kind: str, tokenizer_hash: str) -> Tokeniser:
         """Binds a tokenizer to a spec."""
         parts = [tokenizer_hash, spec.task, spec.max_length, spec.stride, spec.supervise, kind]
+        if spec.task_settings:
+            parts += [spec.task_settings, spec.sample_seed]
         how = digest(canonical_json(parts), "tokenised-how")
-        return cls(tokenizer=tokenizer, spec=spec, kind=kind, how=how, chat=Chat(tokenizer))
+        inputs = TEACHER_TASKS[spec.task].inputs(tokenizer, spec)
+        return cls(tokenizer=tokenizer, spec=spec, kind=kind, how=how, chat=Chat(tokenizer), inputs=inputs)
 
     def examples(self, document: Document, known: Sequence[int] = ()) -> Iterator[Example]:
         """The examples of a document, less the windows in `known`.
@@ -96,13 +86,8 @@ class Tokeniser:
         Raises:
             RejectedError: nothing of the document can be supervised, or its chat template fails.
         """
-        causal = self.spec.task == "causal-lm"
-        length, stride = self.spec.max_length, self.spec.stride
-        found = [
-            (tokens, window)
-            for tokens in self.texts(document)
-            for window in (windows(tokens, length, stride) if causal else self._texts(tokens))
-        ]
+        texts = self.texts(document)
+        found = [(tokens, window) for tokens in texts for window in self.inputs.windows(tokens)]
         if not found:
             expected = "a message of the role assistant" if self.kind == "messages" else "two tokens or more"
             raise RejectedError(NOTHING_SUPERVISED, expected=f"{expected} that says something")
@@ -120,7 +105,7 @@ class Tokeniser:
         options: dict[str, Any] = {"return_special_tokens_mask": True, "verbose": False}
         if document.pair is not None:
             options |= {"truncation": "longest_first", "max_length": self.spec.max_length}
-        return [_tokens(self.tokenizer(document.text, document.pair, **options))]
+        return [self._tokens(self.tokenizer(document.text, document.pair, **options))]
 
     def is_cut(self, document: Document, example: Example) -> bool:
         """Whether a pair lost tokens to `max_length`: pairs have one window, the longer text is cut."""
@@ -132,7 +117,7 @@ class Tokeniser:
     @property
     def _by_answer(self) -> bool:
         """Whether only answers are supervised: a text to classify has no tokens to predict."""
-        return self.spec.supervise == "assistant" and self.spec.task == "causal-lm"
+        return self.spec.supervise == "assistant" and self.spec.kind.predicts_tokens
 
     def _prompt(self, prompt: str, completion: str) -> Tokens:
         text, end = prompt + completion, self.tokenizer.eos_token or ""
@@ -143,98 +128,42 @@ class Tokeniser:
         """A text's tokens; of which only those are supervised that overlap one of the character spans."""
         options |= {"return_offsets_mapping": spans is not None}
         encoded = self.tokenizer(text, return_special_tokens_mask=True, verbose=False, **options)
-        tokens = _tokens(encoded)
+        tokens = self._tokens(encoded)
         if spans is None:
             return tokens
         inside = overlapping(np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2), spans)
         return tokens._replace(supervised=inside & ~tokens.special)
 
-    def _texts(self, tokens: Tokens) -> list[Window]:
-        """Windows of a text to classify: one position each, which belongs to no token in particular."""
-        position = np.zeros(1, np.int32)
-        step = _body_length(tokens, self.spec.max_length)
-        starts = _starts(tokens, step, self.spec.stride)
-        return [Window(_window_tokens(tokens, start, step), position) for start in starts]
-
     def _example(self, document: Document, tokens: Tokens, index: int, count: int, window: Window) -> Example:
         spec = self.spec
-        implied = len(window.tokens) - 1
-        whole = spec.task == "causal-lm" and len(window.positions) == implied
+        key = example_id(document.hash, window_index=index, tokenised_how=self.how)
+        asked = self.inputs.asked(tokens, window, key)
         return Example(
-            id=example_id(document.hash, window_index=index, tokenised_how=self.how),
+            id=key,
             document_hash=document.hash,
             window_index=index,
             window_count=count,
-            input_ids=tokens.ids[window.tokens].tobytes(),
+            input_ids=asked.input_ids.tobytes(),
             token_type_ids=tokens.types[window.tokens].tobytes() if spec.has_token_type_ids else None,
-            position_index=None if whole else window.positions.tobytes(),
+            position_index=None if asked.positions is None else asked.positions.tobytes(),
             label=document.label,
             document_id=document.key if spec.has_document_id else None,
             text=document.text if spec.has_text else None,
             text_pair=document.pair if spec.has_text_pair else None,
             file=document.file,
             offset=document.offset,
+            gold_ids=None if asked.gold_ids is None else asked.gold_ids.tobytes(),
+            columns=window.columns,
         )
 
-
-def windows(tokens: Tokens, max_length: int, stride: int) -> list[Window]:
-    """Windows of a causal LM's document that predict something: every supervised token once, where it has context.
-
-    Special tokens before the text stand in every window, those after it only in the last: they end the document.
-    """
-    prefix, suffix = _edges(tokens)
-    body = _body_length(tokens, max_length)
-    found = []
-    for start in _starts(tokens, body, stride):
-        index = _window_tokens(tokens, start, body)
-        if prefix + start + body < len(tokens.ids) - suffix:
-            index = index[: len(index) - suffix]
-        first_new = prefix + (stride if start else 0)
-        targets = np.arange(max(first_new, 1), len(index), dtype=np.int32)
-        targets = targets[tokens.supervised[index[targets]]]
-        if targets.size:
-            found.append(Window(index, (targets - 1).astype(np.int32)))
-    return found
-
-
-def _starts(tokens: Tokens, body: int, stride: int) -> range:
-    """Where windows begin, counted from the first token that is not special."""
-    prefix, suffix = _edges(tokens)
-    length = len(tokens.ids) - prefix - suffix
-    step = body - stride
-    if body < 1 or step < 1:
-        raise ValueError(f"max_length leaves {body} tokens, no more than the stride of {stride}")
-    return range(0, max(1, length - stride), step)
-
-
-def _window_tokens(tokens: Tokens, start: int, body: int) -> Int32[np.ndarray, " W"]:
-    """Special tokens before, a stretch of the body, special tokens after."""
-    prefix, suffix = _edges(tokens)
-    total = len(tokens.ids)
-    last = min(prefix + start + body, total - suffix)
-    index: Array = np.concatenate(
-        [np.arange(prefix), np.arange(prefix + start, last), np.arange(total - suffix, total)]
-    )
-    return index.astype(np.int32)
-
-
-def _body_length(tokens: Tokens, max_length: int) -> int:
-    return max_length - sum(_edges(tokens))
-
-
-def _edges(tokens: Tokens) -> tuple[int, int]:
-    """How many special tokens the tokenizer put before and after the text."""
-    inner = np.flatnonzero(~tokens.special)
-    if not inner.size:
-        return len(tokens.ids), 0
-    return int(inner[0]), int(len(tokens.ids) - 1 - inner[-1])
-
-
-def _tokens(encoded: Any) -> Tokens:
-    ids = np.asarray(encoded["input_ids"], np.int32)
-    types = np.asarray(encoded.get("token_type_ids", np.zeros(len(ids))), np.int32)
-    special = np.asarray(encoded["special_tokens_mask"], np.bool_)
-    return Tokens(ids, types, special, np.ones(len(ids), np.bool_))
+    def _tokens(self, encoded: Any) -> Tokens:
+        ids = np.asarray(encoded["input_ids"], np.int32)
+        types = np.asarray(encoded.get("token_type_ids", np.zeros(len(ids))), np.int32)
+        special = np.asarray(encoded["special_tokens_mask"], np.bool_)
+        words = None
+        if TEACHER_TASKS[self.spec.task].reads_words(self.spec):
+            words = np.array([-1 if word is None else word for word in encoded.word_ids()], np.int32)
+        return Tokens(ids, types, special, np.ones(len(ids), np.bool_), words)
 
 
 def overlapping(

@@ -28,9 +28,11 @@ from pipelines.fingerprint.teacher_files import (
 )
 from pipelines.teacher import config_shapes
 from schemas.errors import UsageError
+from schemas.features import Feature, Pooling
 from schemas.identity import canonical_json
 from schemas.policies import KeepAll, KeepPolicy, Threshold, default_keep
-from schemas.spec import Feature, Fingerprint, Header, Pooling, Scalar, Score, Spec
+from schemas.spec import Fingerprint, Header, Scalar, Spec
+from schemas.tasks import TASKS, Score
 
 MAX_LENGTH = 1024
 
@@ -142,17 +144,17 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     Raises:
         UsageError: a flag that does not fit the teacher.
     """
-    score, corpus = score_of(config, teacher.config), config.corpus
-    vocab_size = config_shapes.scored_width(config.teacher.task, teacher.config)
-    keep = config.keep or default_keep(config.teacher.task == "causal-lm")
+    score, corpus, task = score_of(config, teacher.config), config.corpus, TASKS[config.teacher.task]
+    vocab_size = config_shapes.scored_width(task, teacher.config)
+    keep, settings = config.keep or default_keep(task.has_vocabulary), task.settled(config.task_settings)
     pairs = corpus.text_pair_field is not None
     max_length = config.max_length or _longest(teacher)
     _refuse_meaningless(config)
-    config_shapes.refuse_unfit(config.teacher.task, teacher.config, teacher.tokenizer, config.features)
+    config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, config.features, dict(settings))
     _refuse_cramped(max_length, config, teacher.tokenizer)
     try:
         return Spec(
-            task=config.teacher.task,
+            task=task.name,
             score=score,
             vocab_size=vocab_size,
             keep=keep,
@@ -164,12 +166,13 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
             own_logits=config.own_logits or (isinstance(keep, Threshold) and len(config.temperatures) > 1),
             sample_seed=config.sample_seed,
             features=tuple(parse_feature(text, config, teacher.config) for text in config.features),
-            label_names=_label_names(teacher.config) if config.teacher.task != "causal-lm" else (),
+            label_names=() if task.has_vocabulary else _label_names(teacher.config),
             has_labels=corpus.label_field is not None,
             has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names,
             has_document_id=corpus.id_field is not None,
             has_text=config.keep_text,
             has_text_pair=config.keep_text and pairs,
+            task_settings=settings,
         )
     except ValueError as error:
         raise UsageError("the flags make no spec", got=str(error)) from error
@@ -185,10 +188,14 @@ def _scalars(config: PrecomputeConfig, keep: KeepPolicy) -> tuple[Scalar, ...]:
 
 
 def _refuse_meaningless(config: PrecomputeConfig) -> None:
-    """Flags that a causal LM has no use for are refused, not ignored."""
-    given = {"--label_field": config.corpus.label_field, "--text_pair_field": config.corpus.text_pair_field}
-    for flag in (name for name, value in given.items() if value and config.teacher.task == "causal-lm"):
-        raise UsageError(f"{flag} has no meaning for causal-lm", do="Leave it out, or say another --task")
+    """Flags that a task has no use for are refused, not ignored."""
+    task, corpus = TASKS[config.teacher.task], config.corpus
+    given = [
+        ("--label_field", corpus.label_field, task.labels == "document"),
+        ("--text_pair_field", corpus.text_pair_field, task.takes_pairs),
+    ]
+    for flag in (name for name, value, has_meaning in given if value and not has_meaning):
+        raise UsageError(f"{flag} has no meaning for {task.name}", do="Leave it out, or say another --task")
 
 
 def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any) -> None:
@@ -208,8 +215,9 @@ def score_of(config: PrecomputeConfig, model_config: Any) -> Score:
     """softmax, sigmoid (multi-label) or identity (regression): as asked, or as the model's config says."""
     if config.score is not None:
         return config.score
-    if config.teacher.task == "causal-lm":
-        return "softmax"
+    scores = TASKS[config.teacher.task].scores
+    if len(scores) == 1:
+        return scores[0]
     kinds: dict[str, Score] = {"multi_label_classification": "sigmoid", "regression": "identity"}
     implied: Score = "identity" if model_config.num_labels == 1 else "softmax"
     return kinds.get(model_config.problem_type or "", implied)

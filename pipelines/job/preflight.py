@@ -30,6 +30,7 @@ from pipelines.fingerprint.fingerprint import ResolvedTeacher, resolve
 from pipelines.rejects import AMBIGUOUS_LABEL, RejectedError
 from schemas.errors import UsageError
 from schemas.printable import printable
+from schemas.tasks import TASKS
 
 _FILES, _RECORDS = 8, 50
 """Pieces that are looked into, spread over all, and records of each."""
@@ -146,7 +147,7 @@ def check_teacher(
     """
     _check_labels(config.corpus, labels, found)
     corpus, tokenizer = config.corpus, teacher.tokenizer
-    by_answer = config.supervise == "assistant" and config.teacher.task == "causal-lm"
+    by_answer = config.supervise == "assistant" and TASKS[config.teacher.task].predicts_tokens
     if by_answer and (corpus.messages_field or corpus.prompt_field):
         _refuse_no_offsets(tokenizer)
     if corpus.messages_field:

@@ -269,7 +269,7 @@ def _told(error: Exception, left: str) -> TeachonceError:
 
 def label_map(spec: Spec) -> LabelMap | None:
     """How labels become classes; None where a task has none of its own."""
-    if spec.task == "causal-lm":
+    if spec.kind.labels != "document":
         return None
     return LabelMap.of(spec.label_names, spec.vocab_size, spec.score)
 

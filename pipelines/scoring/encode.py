@@ -41,7 +41,8 @@ def encode(examples: Sequence[Example], answer: Answer, spec: Spec) -> Encoded:
     if answer.selected is not None:
         kept, totals = _entries(answer.selected, counts, spec)
         data |= kept
-        data["labels"] = _labels(examples, spec)
+        if spec.kind.labels != "position":
+            data["labels"] = _labels(examples, spec)
     else:
         assert answer.logits is not None
         data["logits"] = _lists(answer.logits.numpy().reshape(-1), counts * spec.vocab_size)
@@ -83,6 +84,11 @@ def example_columns(examples: Sequence[Example], spec: Spec) -> dict[str, Any]:
     if spec.has_token_type_ids:
         types = [np.frombuffer(example.token_type_ids or b"", np.int32) for example in examples]
         data["token_type_ids"] = Ragged.of(types, np.int8)
+    for place, column in enumerate(spec.kind.columns):
+        data[column.name] = np.array([example.columns[place] for example in examples], np.int32)
+    if spec.kind.labels == "position":
+        gold = [np.frombuffer(example.gold_ids or b"", np.int32) for example in examples]
+        data["labels"] = Ragged.of(gold, np.int32)
     return data
 
 
@@ -165,8 +171,8 @@ def _unless_nan(gold: Array, counts: Array) -> Ragged:
 
 
 def _labels(examples: Sequence[Example], spec: Spec) -> Ragged:
-    """Classes that the corpus gave; a causal LM's are its own next tokens, and not stored again."""
-    if spec.task == "causal-lm":
+    """Classes that the corpus gave; none where the labels are the next tokens, which are not stored again."""
+    if spec.kind.labels == "next_token":
         return Ragged.of([None] * len(examples), np.int32)
     return Ragged.of([None if e.label is None else np.array([e.label]) for e in examples], np.int32)
 

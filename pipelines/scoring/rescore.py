@@ -248,7 +248,7 @@ def _differences(rows: Rows, answer: Answer) -> Array:
 
 def _examples(rows: Rows) -> list[Example]:
     """Examples as the teacher takes them, from rows."""
-    spec, stored = rows.spec, rows.ragged("position_index")
+    spec, stored, gold = rows.spec, rows.ragged("position_index"), rows.ragged("labels")
     found = []
     for index in range(len(rows)):
         types = rows.ragged("token_type_ids").row(index) if spec.has_token_type_ids else None
@@ -267,6 +267,7 @@ def _examples(rows: Rows) -> list[Example]:
                 text_pair=None,
                 file="",
                 offset=0,
+                gold_ids=gold.row(index).tobytes() if spec.kind.labels == "position" else None,
             )
         )
     return found

@@ -77,7 +77,7 @@ def _check_inputs(examples: Sequence[Example], spec: Spec, num_embeddings: int |
 
 def _check_label(example: Example, spec: Spec) -> None:
     label = example.label
-    if spec.task == "causal-lm" or label is None:
+    if spec.kind.labels != "document" or label is None:
         return
     if spec.score == "softmax":
         fits = isinstance(label, int) and 0 <= label < spec.vocab_size

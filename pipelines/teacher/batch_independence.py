@@ -175,8 +175,8 @@ def _refuse_unsettled(teacher: Teacher, texts: list[Text]) -> None:
 
 
 def _refuse_clairvoyant(teacher: Teacher, texts: list[Text]) -> None:
-    """A causal LM may not see the tokens that it is to predict: encoders have a head of that name too."""
-    if teacher.head is None:
+    """What predicts the next token may not see it: encoders have a head of that name too."""
+    if not teacher.spec.kind.implies_places:
         return
     by_ids = {tuple(text.ids): text for text in texts}
     for text in texts:

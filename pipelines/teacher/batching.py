@@ -115,10 +115,13 @@ def _uniforms(examples: Sequence[Example], rows: Array, tokens: Array, spec: Spe
 def _labels(
     examples: Sequence[Example], ids: Sequence[Array], positions: Sequence[Array], spec: Spec
 ) -> Array:
-    """Gold class of each position: the next token, the document's class, or -1."""
-    if spec.task == "causal-lm":
+    """What is right at each position: the next token, the example's own gold id, the document's class, or -1."""
+    if spec.kind.labels == "next_token":
         found = [tokens[places + 1] for tokens, places in zip(ids, positions, strict=True)]
         return np.concatenate(found).astype(np.int64)
+    if spec.kind.labels == "position":
+        gold = b"".join(example.gold_ids or b"" for example in examples)
+        return np.frombuffer(gold, np.int32).astype(np.int64)
     return np.array([e.label if isinstance(e.label, int) else -1 for e in examples], np.int64)
 
 

@@ -11,15 +11,13 @@ import contextlib
 from typing import Any
 
 import torch
-import transformers
 
+from pipelines.tasks.tasks import TEACHER_TASKS
+from pipelines.tasks.teacher_task import Settings
 from pipelines.teacher.calls import MODEL_ERRORS
 from schemas.errors import UsageError
+from schemas.tasks import Task
 
-AUTO = {
-    "causal-lm": transformers.AutoModelForCausalLM,
-    "sequence-classification": transformers.AutoModelForSequenceClassification,
-}
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "decoder_layers", "encoder_layers")
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "hidden_dim", "emb_dim", "model_dim")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
@@ -101,29 +99,29 @@ def usable_length(config: Any) -> int | None:
     return found
 
 
-def scored_width(task: str, config: Any) -> int:
+def scored_width(task: Task, config: Any) -> int:
     """V: ids of the vocabulary, or classes.
 
     Raises:
         UsageError: the config does not say.
     """
-    if task == "causal-lm":
+    if task.has_vocabulary:
         return _first(config, ("vocab_size",), "how many ids its vocabulary has")
     return int(config.num_labels)
 
 
-def refuse_unfit(task: str, config: Any, tokenizer: Any, features: tuple[str, ...]) -> None:
-    """Refuses what the config alone shows to be no teacher for the task.
+def refuse_unfit(
+    task: str, config: Any, tokenizer: Any, features: tuple[str, ...], settings: Settings
+) -> None:
+    """Refuses what config and tokenizer alone show to be no teacher for the task.
 
     Raises:
-        UsageError: an encoder-decoder for causal-lm or with features, or a tokenizer with ids beyond the embedding.
+        UsageError: what the task itself refuses, an encoder-decoder with features, or a tokenizer with ids beyond the
+            embedding.
     """
-    name, pair = model_name(config), bool(getattr(config, "is_encoder_decoder", False))
-    if pair and task == "causal-lm":
-        raise UsageError(
-            f"{name} is an encoder-decoder, and no causal language model", do="Use another --teacher"
-        )
-    if pair and features:
+    TEACHER_TASKS[task].check(config, tokenizer, settings)
+    name = model_name(config)
+    if features and getattr(config, "is_encoder_decoder", False):
         raise UsageError(
             f"{name} is an encoder-decoder: its states are two lists, of two texts",
             got=", ".join(features),
@@ -159,7 +157,7 @@ def state_widths(task: str, config: Any, *, trust_remote_code: bool = False) -> 
     ids = torch.zeros(1, 8, dtype=torch.int64, device="meta")
     try:
         with torch.device("meta"), torch.inference_mode():
-            model = AUTO[task].from_config(config, trust_remote_code=trust_remote_code).eval()
+            model = TEACHER_TASKS[task].auto.from_config(config, trust_remote_code=trust_remote_code).eval()
             states = model(input_ids=ids, output_hidden_states=True).hidden_states
         return [int(state.shape[-1]) for state in states]
     except MODEL_ERRORS:

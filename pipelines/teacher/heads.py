@@ -1,10 +1,11 @@
-"""A causal LM's head, applied to chosen positions only and in float32.
+"""A language model's head, applied to chosen positions only and in float32.
 
 Logits of a whole batch, `[B, S, V]`, never exist. The products leave in float32 also for a bfloat16 teacher: rounded to
 bfloat16 they would cost six times the codec's error, and tie most cuts. A model's own scaling and soft-capping are
 applied, and at load one batch is compared with the model's own forward.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ class Head(NamedTuple):
 
     @classmethod
     def of(cls, model: Any) -> "Head":
-        """The head of a causal LM, with its config's scaling and soft-cap.
+        """The head of a language model, with its config's scaling and soft-cap.
 
         Raises:
             TeacherError: the model has no linear output layer.
@@ -68,17 +69,19 @@ class Head(NamedTuple):
         return logits
 
 
-def compare_with_forward(model: Any, head: Head, input_ids: torch.Tensor) -> None:
-    """Compares this head with the model's own forward on one batch.
+def compare_with_forward(
+    model: Any, body: Any, head: Head, input_ids: torch.Tensor, at_positions: Callable[..., torch.Tensor]
+) -> None:
+    """Compares body and head with the model's own forward on every token of one text.
 
     Raises:
         TeacherError: naming the model's class, when they differ by more than rounding.
     """
     own = model(input_ids=input_ids, **accepted(model.forward, use_cache=False)).logits[0].float()
-    body = model.base_model(input_ids=input_ids, **accepted(model.base_model.forward, use_cache=False))
-    if getattr(body, "last_hidden_state", None) is None or body.last_hidden_state.ndim != 3:
-        raise TeacherError(f"{type(model).__name__} has no body apart from its head", got=type(body).__name__)
-    ours = head.logits(body.last_hidden_state[0].to(head.weight.device)).to(own.device)
+    output = body(input_ids=input_ids, **accepted(body.forward, use_cache=False))
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    given = _head_inputs(model, output, at_positions, places)
+    ours = head.logits(given.to(head.weight.device)).to(own.device)
     if own.shape != ours.shape:
         raise _unknown_head(model, f"logits of shape {tuple(own.shape)}, not {tuple(ours.shape)}")
     if not own.isfinite().all() and model.dtype == torch.float16:
@@ -90,6 +93,20 @@ def compare_with_forward(model: Any, head: Head, input_ids: torch.Tensor) -> Non
     difference = (own - ours).abs().max().item()
     if not difference <= bound:
         raise _unknown_head(model, f"logits that differ by {difference:.3g}, more than {bound:.3g}")
+
+
+def _head_inputs(
+    model: Any, output: Any, at_positions: Callable[..., torch.Tensor], places: torch.Tensor
+) -> torch.Tensor:
+    try:
+        found = at_positions(output, torch.zeros_like(places), places)
+    except (AttributeError, TypeError, IndexError):
+        found = None
+    if found is None or found.ndim != 2:
+        raise TeacherError(
+            f"{type(model).__name__} has no body apart from its head", got=type(output).__name__
+        )
+    return found
 
 
 def _unknown_head(model: Any, got: str) -> TeacherError:

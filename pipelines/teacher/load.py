@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from pipelines.config import TeacherConfig
+from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.calls import MODEL_ERRORS, lacking
-from pipelines.teacher.config_shapes import AUTO
 from schemas.errors import TeacherError, one_line
 
 
@@ -21,7 +21,7 @@ def load_model(config: TeacherConfig, path: str, device: torch.device) -> Any:
     """
     place = config.device_map or ({"": str(device)} if is_quantised(path) else None)
     try:
-        model, loaded = AUTO[config.task].from_pretrained(
+        model, loaded = TEACHER_TASKS[config.task].auto.from_pretrained(
             path,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attn_implementation,

@@ -4,7 +4,7 @@
 features. It holds no state between batches: what its model would carry over is put back first.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -13,11 +13,13 @@ from jaxtyping import Bool, Float, Float64, Int
 
 from pipelines.engine.device_assignment import claim_number
 from pipelines.keep.select import Selected, concatenate, select
+from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.calls import accepted
 from pipelines.teacher.carried_state import Carried, put_back
 from pipelines.teacher.heads import Head
 from schemas.errors import UsageError
-from schemas.spec import Feature, Spec
+from schemas.features import Pooling
+from schemas.spec import Spec
 
 Batching = Literal["padded batches", "batches of one length", "one text a batch"]
 """Which texts may share a batch without changing each other's answers: what `batch_independence` finds at load."""
@@ -77,7 +79,9 @@ class Teacher:
     device: torch.device
     """Where answers are made: with `device_map` the head's."""
     body: Callable[..., Any]
-    """What runs before the head: a causal LM's base model, else the whole model; compiled where that is asked."""
+    """What runs before the head, where there is one, else the whole model; compiled where that is asked."""
+    takes: Callable[..., Any]
+    """The body's own forward, whose arguments it takes also once it is compiled."""
     entry: torch.device
     """Where inputs go: the embedding's device."""
     embedded: int
@@ -139,37 +143,28 @@ class Teacher:
         return torch.cat([given for given, _ in alone]), tuple(torch.cat(rows) for rows in features)
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Head inputs `[N, D]` of a causal LM, else logits `[N, V]`; and the pooled features."""
+        """Head inputs `[N, D]`, or without a head logits `[N, V]`; and the pooled features."""
         put_back(self.carried)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids
         named = {name: value.to(self.entry) for name, value in inputs.items()}
-        if self.head is None:
-            options = {"output_hidden_states": True} if self.spec.features else {}
-            output = self.body(**accepted(self._takes, **named, **options))
-            return output.logits.to(self.device), self._features(
-                getattr(output, "hidden_states", None), batch
-            )
-        inner = any(feature.layer != self.num_layers for feature in self.spec.features)
-        options = {"use_cache": False, "output_hidden_states": inner}
-        output = self.body(**accepted(self._takes, **named, **options))
-        last = output.last_hidden_state
-        states = output.hidden_states if inner else (last,) * (self.num_layers + 1)
-        rows, tokens = batch.position_rows.to(last.device), batch.position_tokens.to(last.device)
-        return last[rows, tokens].to(self.device), self._features((*states[:-1], last), batch)
+        task, layers = TEACHER_TASKS[self.spec.task], {feature.layer for feature in self.spec.features}
+        inner = bool(layers if task.last_states is None else layers - {self.num_layers})
+        options = {"use_cache": False} if self.head is not None else {}
+        output = self.body(**accepted(self.takes, **named, **options, output_hidden_states=inner))
+        given = task.at_positions(output, batch.position_rows, batch.position_tokens).to(self.device)
+        states = dict(enumerate(output.hidden_states)) if inner else {}
+        if task.last_states is not None:
+            states[self.num_layers] = task.last_states(output)
+        return given, self._features(states, batch)
 
-    def _features(self, hidden: tuple[torch.Tensor, ...] | None, batch: Batch) -> tuple[torch.Tensor, ...]:
-        if not self.spec.features:
-            return ()
-        assert hidden is not None, "looked at when the teacher was opened"
-        return tuple(pooled(hidden, batch.attention_mask, f).to(self.device) for f in self.spec.features)
-
-    @property
-    def _takes(self) -> Callable[..., Any]:
-        """The forward whose arguments `body` takes, also once that is compiled."""
-        forward: Callable[..., Any] = (self.model if self.head is None else self.model.base_model).forward
-        return forward
+    def _features(self, states: Mapping[int, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Pooled features, from hidden states by layer."""
+        return tuple(
+            pooled(states[f.layer], batch.attention_mask, f.pooling).to(self.device)
+            for f in self.spec.features
+        )
 
     @property
     def _chunk_positions(self) -> int:
@@ -215,14 +210,13 @@ def own_device(device: torch.device, run: str) -> torch.device:
 
 
 def pooled(
-    hidden: tuple[torch.Tensor, ...], mask: Int[torch.Tensor, "B S"], feature: Feature
+    states: Float[torch.Tensor, "B S D"], mask: Int[torch.Tensor, "B S"], pooling: Pooling
 ) -> Float[torch.Tensor, "B D"]:
     """One pooled hidden state of each example, in float32; padding (on the right) does not count."""
-    states = hidden[feature.layer]
     mask = mask.to(states.device)
-    if feature.pooling == "cls":
+    if pooling == "cls":
         return states[:, 0].float()
-    if feature.pooling == "last":
+    if pooling == "last":
         rows = torch.arange(len(states), device=states.device)
         return states[rows, mask.sum(1) - 1].float()
     weights = mask[:, :, None].float()

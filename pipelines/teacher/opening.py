@@ -14,6 +14,7 @@ import torch
 
 from pipelines.config import TeacherConfig
 from pipelines.keep.select import num_uniforms
+from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.batch_independence import settled
 from pipelines.teacher.calls import MODEL_ERRORS, told
 from pipelines.teacher.config_shapes import refuse_unfit, text_config
@@ -39,18 +40,21 @@ def open_teacher(config: TeacherConfig, spec: Spec, path: str, device: torch.dev
     """
     model = load_model(config, path, device or pick_device(config.device))
     tokenizer = open_tokenizer(config, path)
-    refuse_unfit(config.task, model.config, tokenizer, tuple(feature.name for feature in spec.features))
+    names = tuple(feature.name for feature in spec.features)
+    refuse_unfit(config.task, model.config, tokenizer, names, dict(spec.task_settings))
     entry, embedded = _embedding(model)
     with told("cannot be asked through its head", model):
-        head = Head.of(model) if config.task == "causal-lm" else None
+        body = TEACHER_TASKS[config.task].body(model)
+        head = Head.of(model) if spec.kind.has_vocabulary else None
         if head is not None:
-            _check_head(model, head, spec, entry)
+            _check_head(model, body, head, spec, entry)
     teacher = Teacher(
         model=model,
         spec=spec,
         head=head,
         device=head.weight.device if head is not None else entry,
-        body=model if head is None else model.base_model,
+        body=body,
+        takes=body.forward,
         entry=entry,
         embedded=embedded,
         pad_id=pad_id(model, tokenizer, embedded),
@@ -79,7 +83,7 @@ def _embedding(model: Any) -> tuple[torch.device, int]:
 
 
 @torch.inference_mode()
-def _check_head(model: Any, head: Head, spec: Spec, entry: torch.device) -> None:
+def _check_head(model: Any, body: Any, head: Head, spec: Spec, entry: torch.device) -> None:
     if len(head.weight) != spec.vocab_size:
         raise TeacherError(
             "the teacher's head is not as wide as its config says",
@@ -87,7 +91,7 @@ def _check_head(model: Any, head: Head, spec: Spec, entry: torch.device) -> None
             got=len(head.weight),
         )
     ids = torch.arange(min(16, spec.vocab_size), device=entry)[None]
-    compare_with_forward(model, head, ids)
+    compare_with_forward(model, body, head, ids, TEACHER_TASKS[spec.task].at_positions)
 
 
 def _compiled(teacher: Teacher, path: str) -> Teacher:

@@ -84,7 +84,9 @@ def _features(teacher: Teacher, output: Any, length: int) -> tuple[tuple[torch.T
                 got=got,
                 do=f"Ask for another layer than {feature.name}, or leave --features out",
             )
-    return tuple(pooled(states, mask, f).to(teacher.device) for f in spec.features), len(states) - 1
+    return tuple(pooled(states[f.layer], mask, f.pooling).to(teacher.device) for f in spec.features), len(
+        states
+    ) - 1
 
 
 def _fits(logits: torch.Tensor, shape: tuple[int, ...]) -> bool:
@@ -99,8 +101,8 @@ def random_texts(teacher: Teacher, tokenizer: Any, *, seed: int) -> list[list[in
     known = sorted(set(range(min(teacher.embedded, len(tokenizer)))) - set(tokenizer.all_special_ids))
     pool = random.permutation(known or range(teacher.embedded))[:_POOL]
     room = max(1, spec.max_length - len(before) - len(after))
-    if teacher.head is not None:
-        after = []  # a causal LM's later tokens change nothing of the earlier ones
+    if spec.kind.implies_places:
+        after = []  # later tokens change nothing of the earlier ones
     long = min(room, _longest(teacher))
     middle = random.choice(pool, min(room, MIDDLE)).tolist()
     lengths = (*SHORT, *(long // part for part in PARTS))

@@ -181,12 +181,9 @@ def _entry(named: dict[str, Any], logprob: float, weight: float) -> dict[str, An
 
 
 def _labels(row: Rows) -> list[int] | None:
-    """The label of each position: what the corpus gave, or a causal LM's next tokens."""
-    if row.spec.task == "causal-lm":
-        following: list[int] = row.input_ids.values[row.position_index() + 1].tolist()
-        return following
-    stored: list[int] = row.ragged("labels").values.tolist()
-    return stored or None
+    """The label of each position, where the row has labels."""
+    gold: list[int] = row.gold_ids().values.tolist()
+    return gold or None
 
 
 def _logits(row: Rows, scores: Mapping[int, str]) -> Iterator[dict[str, Any]]:

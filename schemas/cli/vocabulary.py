@@ -19,7 +19,7 @@ def id_texts(cache: Cache) -> dict[int, str]:
     """The text of each id that a position may keep; empty where the cache cannot tell."""
     if cache.spec.label_names:
         return dict(enumerate(cache.spec.label_names))
-    return {} if cache.spec.task == "sequence-classification" else token_texts(cache)
+    return token_texts(cache) if cache.spec.kind.has_vocabulary else {}
 
 
 def token_texts(cache: Cache) -> dict[int, str]:

@@ -79,22 +79,26 @@ def check_examples(spec: Spec, data: Data, where: str) -> None:
     refuse_range("window_index (behind the last window)", index - count, -(2**31), -1, where)
     if spec.has_token_type_ids and "token_type_ids" in data:
         refuse_range("token_type_ids", data["token_type_ids"].values, 0, 127, where)
+    for column in spec.kind.columns:
+        refuse_range(column.name, data[column.name], column.low, column.high, where)
     _check_places(spec, data, where)
 
 
 def _check_places(spec: Spec, data: Data, where: str) -> None:
-    """A `position_index` that is stored ascends inside its example; a text to classify has one position."""
+    """A `position_index` that is stored ascends inside its example; a whole text has one position."""
     places, tokens = data["position_index"], data["input_ids"]
     values, lengths = places.values, places.lengths
     if spec.score != "softmax" or isinstance(spec.keep, KeepAll):
         scores = np.where(places.validity, lengths, tokens.lengths - 1) * spec.vocab_size
         refuse_range("position_index (scores of an example)", scores, 0, MAX_ROW_VALUES, where)
-    ends = tokens.lengths - 1 if spec.task == "causal-lm" else tokens.lengths
+    ends = spec.kind.num_places(tokens.lengths)
     outside = values >= np.repeat(ends, lengths)
     if values.size and (outside.any() or values.min() < 0):
         raise CorruptionError("column position_index points outside its example", where=where, do=REPAIR)
-    if spec.task != "causal-lm":
-        refuse_range("position_index (positions of a text)", lengths, 1, 1, where)
+    if not spec.kind.implies_places:
+        most = MAX_ROW_VALUES if spec.kind.predicts_tokens else 1
+        refuse_range("position_index (positions of a text)", lengths, 1, most, where)
+    if not spec.kind.predicts_tokens:
         refuse_range("position_index (of a text)", values, 0, 0, where)
         return
     goes_back = np.diff(values, prepend=np.int32(-1)) <= 0
@@ -107,10 +111,13 @@ def check_targets(spec: Spec, data: Data, where: str) -> None:
     """Ids beyond the head may be read, and cannot be predicted. A rule for the writer: no reader falls over them.
 
     Raises:
-        CorruptionError: a causal LM's position stands before such an id.
+        CorruptionError: such an id is right at a position.
     """
     places, tokens = data["position_index"], data["input_ids"]
-    if spec.task != "causal-lm" or not tokens.values.size or tokens.values.max() < spec.vocab_size:
+    if spec.kind.labels == "position":
+        refuse_range("labels", data["labels"].values, 0, spec.vocab_size - 1, where)
+    following = spec.kind.labels == "next_token"
+    if not following or not tokens.values.size or tokens.values.max() < spec.vocab_size:
         return
     predicted = np.ones(tokens.values.size, np.bool_)
     predicted[tokens.offsets[:-1]] = False
@@ -158,12 +165,15 @@ def _check_codes(spec: Spec, data: Data, where: str) -> None:
 
 
 def _check_gold(spec: Spec, data: Data, where: str) -> None:
-    """A gold log-probability stands wherever a label is known; a causal LM's labels are its next tokens, not stored."""
-    labels, causal = data["labels"], spec.task == "causal-lm"
-    if causal and labels.validity.any():
+    """A gold log-probability stands wherever a label is known; labels that are the next tokens are not stored."""
+    labels, kind = data["labels"], spec.kind.labels
+    if kind == "next_token" and labels.validity.any():
         raise CorruptionError("column labels stands beside tokens that are labels", where=where, do=REPAIR)
+    if kind == "position" and not labels.validity.all():
+        raise CorruptionError("column labels is null where each position has one", where=where, do=REPAIR)
     refuse_range("labels", labels.values, 0, spec.vocab_size - 1, where)
-    if "gold" in spec.scalars and ((labels.validity | causal) != data["gold_codes"].validity).any():
+    known = labels.validity | (kind == "next_token")
+    if "gold" in spec.scalars and (known != data["gold_codes"].validity).any():
         raise CorruptionError(
             "column gold_codes is null where a label is known, or not", where=where, do=REPAIR
         )

@@ -142,6 +142,7 @@ def _example_columns(spec: Spec) -> list[Column]:
             spec.has_token_type_ids,
             Column("token_type_ids", _list_of(pa.int8()), _DICTIONARY),
         ),
+        *((True, Column(column.name, pa.int32(), _DICTIONARY)) for column in spec.kind.columns),
     ]
     return [
         Column("example_id", pa.binary(), _PLAIN),

@@ -16,13 +16,14 @@ import pyarrow as pa
 from jaxtyping import Float32, Int32, Int64
 
 from schemas.errors import CorruptionError
+from schemas.features import Feature
 from schemas.rows.arrow import ColumnData, from_arrow, to_arrow
 from schemas.rows.checks import check_columns, position_offsets
 from schemas.rows.codec import decode_levels, decode_logprobs, decode_scalars, dequantise
 from schemas.rows.columns import shard_schema
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.ranks import Ranking, ranked, unranked
-from schemas.spec import Feature, Spec
+from schemas.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +90,14 @@ class Rows:
         index: Array = implied.astype(np.int32)
         index[np.repeat(stored.validity, np.diff(offsets))] = stored.values
         return index
+
+    def gold_ids(self) -> Ragged:
+        """What is right at each position of softmax scores, an id or a class; null rows have no labels."""
+        if self.spec.kind.labels != "next_token":
+            return self.ragged("labels")
+        offsets = self.position_offsets
+        starts = np.repeat(self.input_ids.offsets[:-1], np.diff(offsets))
+        return Ragged(values=self.input_ids.values[starts + self.position_index() + 1], offsets=offsets)
 
     @property
     def kept_counts(self) -> Int32[np.ndarray, " N"]:

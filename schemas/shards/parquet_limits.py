@@ -68,15 +68,14 @@ def check_counts(group: RowGroup, spec: Spec, where: str) -> None:
     Raises:
         CorruptionError: naming the count.
     """
-    causal = spec.task == "causal-lm"
-    most_positions = group.tokens - group.examples if causal else group.examples
+    fewest, most = spec.kind.position_bounds(group.examples, group.tokens)
     width = spec.max_entries if spec.score == "softmax" else spec.vocab_size
     whole = spec.score != "softmax" or isinstance(spec.keep, KeepAll)
     least = width if whole else 0
     for name, value, low, high in (
         ("examples", group.examples, 1, group.end - group.start),
         ("tokens", group.tokens, group.examples, group.examples * spec.max_length),
-        ("positions", group.positions, 0 if causal else group.examples, most_positions),
+        ("positions", group.positions, fewest, most),
         ("entries", group.entries, group.positions * least, group.positions * width),
     ):
         if not low <= value <= high:

@@ -18,11 +18,12 @@ import pyarrow as pa
 
 from schemas.cache import Cache
 from schemas.errors import UsageError
+from schemas.features import Feature
 from schemas.rows.entries import Entries, entries_of
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
 from schemas.shards.seal import parse_name
-from schemas.spec import Feature, Spec
+from schemas.spec import Spec
 from schemas.upkeep.export_folder import begin, finish, is_whole, write
 
 
@@ -100,6 +101,7 @@ def export_schema(spec: Spec) -> pa.Schema:
         (spec.has_text_pair, "text_pair", pa.string()),
         (True, "input_ids", ids),
         (spec.has_token_type_ids, "token_type_ids", ids),
+        *((True, column.name, pa.int32()) for column in spec.kind.columns),
         (True, "position_index", ids),
         (True, "labels", ids if softmax else raw),
         (softmax, "ids", pa.list_(ids)),
@@ -128,6 +130,7 @@ def _columns(rows: Rows) -> dict[str, Callable[[], pa.Array]]:
         **{name: partial(_hex, rows.array(name)) for name in ("example_id", "document_hash")},
         **{name: partial(pa.array, rows.array(name), pa.string()) for name in texts},
         **{name: partial(_lists, rows.ragged(name)) for name in lists},
+        **{c.name: partial(pa.array, rows.array(c.name), pa.int32()) for c in rows.spec.kind.columns},
         "position_index": lambda: _nested(rows.position_index(), rows.position_offsets),
         **{f.column: partial(_feature, rows, f) for f in rows.spec.features},
         **(_of_entries(rows) if rows.spec.score == "softmax" else _of_logits(rows)),
@@ -141,7 +144,7 @@ def _of_entries(rows: Rows) -> dict[str, Callable[[], pa.Array]]:
         return _per_position(getattr(decoded(), name), decoded(), rows)
 
     return {
-        "labels": lambda: _labels(rows),
+        "labels": lambda: _lists(rows.gold_ids()),
         **{name: partial(entries, name) for name in ("ids", "logprobs", "weights")},
         "entropy": lambda: _nested(rows.entropy(), rows.position_offsets),
         "gold_logprob": lambda: _lists(rows.gold_logprob()),
@@ -165,14 +168,6 @@ def _of_logits(rows: Rows) -> dict[str, Callable[[], pa.Array]]:
 def _per_position(values: Array, found: Entries, rows: Rows) -> pa.Array:
     """A list of lists; what is not a number, because the cache does not store it, is null."""
     return _nested(_nested(values, offsets_of(found.counts)), rows.position_offsets)
-
-
-def _labels(rows: Rows) -> pa.Array:
-    """The gold id of each position: the corpus's, or a causal LM's next token."""
-    if rows.spec.task != "causal-lm":
-        return _lists(rows.ragged("labels"))
-    starts = np.repeat(rows.input_ids.offsets[:-1], np.diff(rows.position_offsets))
-    return _nested(rows.input_ids.values[starts + rows.position_index() + 1], rows.position_offsets)
 
 
 def _nested(values: Any, offsets: Array) -> pa.Array:

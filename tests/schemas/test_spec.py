@@ -74,7 +74,7 @@ def test_every_field_is_in_the_hash():
         "has_labels": True, "code_step_nats": 0.125, "has_token_type_ids": True, "has_document_id": True,
         "has_text": True, "has_text_pair": True, "sample_seed": 7, "top_step_nats": 0.5, "scalar_step_nats": 0.5,
     }  # fmt: skip
-    assert set(changes) | {"score", "scalars", "own_logits"} == {
+    assert set(changes) | {"score", "scalars", "own_logits", "task_settings"} == {
         field.name for field in dataclasses.fields(Spec)
     }
     hashes = {causal_spec(**{field: value}).hash for field, value in changes.items()}

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from schemas.cache import Cache, create_header
+from schemas.features import Feature
 from schemas.policies import KeepPolicy, TopK
 from schemas.rows.codec import decode_scalars, encode_logprobs, encode_scalars, quantise
 from schemas.rows.ragged import Ragged, offsets_of
 from schemas.rows.rows import Rows
 from schemas.shards.seal import Shard, Totals, ranking_of, seal_shard
-from schemas.spec import Feature, Fingerprint, Header, Spec
+from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage.storage import Storage
 from schemas.versions.commits import commit, record_after
 from tests.trainer.tiny import HIDDEN, VOCAB, tiny_tokenizer

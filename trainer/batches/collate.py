@@ -15,10 +15,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from schemas.errors import StudentError
+from schemas.features import Feature
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
-from schemas.spec import Feature
-from trainer.batches.targets import class_labels, dense_targets, next_tokens, sparse_targets
+from trainer.batches.targets import dense_targets, gold_ids, sparse_targets
 from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets
 
 
@@ -57,6 +57,10 @@ class Batch:
         """Keyword arguments of the student's forward."""
         inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
+
+    def at_positions(self, states: Float[Tensor, "B S H"]) -> Float[Tensor, "N H"]:
+        """The states of the batch's positions."""
+        return states.flatten(0, 1).index_select(0, self.row * states.shape[1] + self.token)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; from pinned memory the copies do not wait."""
@@ -105,7 +109,7 @@ class Collation:
         offsets = rows.position_offsets
         row = np.repeat(np.arange(len(rows)), np.diff(offsets))
         token = rows.position_index().astype(np.int64)
-        targets, entry_offsets, beyond = self._targets(rows, row, token)
+        targets, entry_offsets, beyond = self._targets(rows, row)
         types = None
         if self.pass_token_types and rows.spec.has_token_type_ids:
             types = _padded(rows, "token_type_ids", 0)
@@ -133,12 +137,10 @@ class Collation:
         if self.pass_token_types and rows.spec.has_token_type_ids:
             _refuse_beyond(rows, "token_type_ids", self.token_types)
 
-    def _targets(
-        self, rows: Rows, row: Array, token: Array
-    ) -> tuple[SparseTargets | DenseTargets, Array, float | None]:
+    def _targets(self, rows: Rows, row: Array) -> tuple[SparseTargets | DenseTargets, Array, float | None]:
         if rows.spec.score != "softmax":
             return dense_targets(rows, row), np.zeros(len(row) + 1, np.int64), None
-        gold = next_tokens(rows, row, token) if rows.spec.task == "causal-lm" else class_labels(rows, row)
+        gold = gold_ids(rows, row)
         return sparse_targets(rows, gold, student_vocab=self.student_vocab, temperature=self.temperature)
 
 

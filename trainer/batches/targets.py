@@ -116,16 +116,9 @@ def _logits(rows: Rows, logprobs: Tensor, position: Tensor) -> Tensor | None:
     return logprobs + torch.from_numpy(np.ascontiguousarray(rows.logsumexp()))[position]
 
 
-def next_tokens(rows: Rows, row: Array, token: Array) -> Array:
-    """int64 [N]: the token after each position, which a causal LM predicts there."""
-    places = rows.input_ids.offsets[:-1][row] + token + 1
-    gold: Array = rows.input_ids.values[places].astype(np.int64)
-    return gold
-
-
-def class_labels(rows: Rows, row: Array) -> Array:
-    """int64 [N]: the gold class of each position; `NO_LABEL` in rows without."""
-    labels = rows.ragged("labels")
+def gold_ids(rows: Rows, row: Array) -> Array:
+    """int64 [N]: the gold id, or class, of each position, which stands in `row`; `NO_LABEL` in rows without."""
+    labels = rows.gold_ids()
     gold = np.full(len(row), NO_LABEL, np.int64)
     gold[labels.validity[row]] = labels.values
     return gold

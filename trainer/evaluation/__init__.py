@@ -1,4 +1,4 @@
 """`evaluate`: a student on the held-out part, and the tables.
 
-May import `training`'s floor downwards. A metric goes here.
+May import `training`'s floor downwards. How students are compared, and shown, goes here.
 """

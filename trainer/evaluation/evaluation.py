@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from schemas.cache import Cache
@@ -19,12 +18,14 @@ from schemas.errors import UsageError, one_line
 from schemas.rows.rows import Rows
 from trainer.batches.collate import Batch, Collation
 from trainer.checkpoints.records import Record
-from trainer.evaluation.metrics import Metrics, causal_metrics, class_metrics
 from trainer.losses.unbiasedness import knows_entropy
+from trainer.metrics.tokens import Metrics
 from trainer.stream.order import Order, Side
 from trainer.stream.replay import BATCHES_AHEAD, Ahead
 from trainer.students.opening import open_config
 from trainer.students.students import Student, open_trained
+from trainer.tasks.student_task import Measured
+from trainer.tasks.tasks import STUDENT_TASKS
 
 _DEFAULT_FRACTION = 0.05
 
@@ -106,11 +107,16 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         [] if config.teacher is None else [_teacher_size(config.teacher, cache, held_out, config, device)]
     )
     student.model.to(device)
-    batches = held_out.batches(student.collation())
-    if cache.spec.task == "causal-lm":
-        metrics = causal_metrics(student.model, batches, device) | held_out.teacher_metrics()
-    else:
-        metrics = class_metrics(student.model, batches, cache.spec, device)
+    metrics = STUDENT_TASKS[cache.spec.task].measure(
+        Measured(
+            model=student.model,
+            tokenizer=student.tokenizer,
+            spec=cache.spec,
+            held_out=held_out,
+            collation=student.collation(),
+            device=device,
+        )
+    )
     if not knows_entropy(cache.spec, 1.0, student_has_all=student.vocab_size >= cache.spec.vocab_size):
         metrics["cross_entropy_with_teacher_nats"] = metrics.pop("kl_nats")
     models = [_size("student", student, held_out, config, device), *others]
@@ -191,13 +197,6 @@ class HeldOut:
         for rows in self.rows():
             for cut in self._order.batches(0, 0, rows.input_ids.lengths):
                 yield collation.batch(rows.take(cut))
-
-    def teacher_metrics(self) -> Metrics:
-        """The teacher's cross entropy with the corpus, where the cache has it."""
-        if "gold" not in self._side.cache.spec.scalars:
-            return {}
-        values = [rows.gold_logprob().values for rows in self.rows()]
-        return {"teacher_cross_entropy_nats": -float(np.concatenate(values).mean(dtype=np.float64))}
 
 
 def _teacher_size(

@@ -6,9 +6,10 @@ The config says so; at load the head is compared once with the model's own forwa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 
 from schemas.errors import StudentError
 from schemas.model_heads import head_transform, head_values
-from trainer.models.layers import body_of
 
 _TOLERANCE = 2**-12
 """Largest difference from the model's own logits, relative to the largest of them, in float32."""
@@ -57,18 +57,16 @@ class Head:
 
     @classmethod
     def of(cls, student: nn.Module) -> Head:
-        """The head of a causal LM.
+        """The head of a language model.
 
         Raises:
-            StudentError: it has no linear head, or no body apart from it.
+            StudentError: it has no linear head.
         """
         found: Any = student
         layer = found.get_output_embeddings()
         weight = getattr(layer, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim != 2 or body_of(found) is student:
-            raise StudentError(
-                "this model class has no linear language-model head to train", got=type(student).__name__
-            )
+        if not isinstance(weight, Tensor) or weight.ndim != 2:
+            raise _headless(student)
         config = head_values(found.config.get_text_config())
         bias = getattr(layer, "bias", None)
         return cls(weight=weight, bias=bias, transform=LogitTransform.from_config(config))
@@ -78,9 +76,25 @@ class Head:
         return self.transform(nn.functional.linear(hidden, self.weight, self.bias))
 
 
+class Ran(NamedTuple):
+    """What a student's forward gave."""
+
+    states: list[Float[Tensor, "B S _"]]
+    """Hidden states of the layers that were asked for."""
+    head_inputs: Float[Tensor, "B S H"] | None
+    """What the head is applied to, at positions, in chunks."""
+    logits: Float[Tensor, "B V"] | None = None
+    """Of students whose head is no linear map over a vocabulary."""
+
+
+Inputs = Mapping[str, Any]
+Run = Callable[[Any, Inputs, Sequence[int], int], Ran]
+"""From a student, its inputs, the layers whose states are wanted, and the number of the last layer."""
+
+
 @torch.no_grad()
-def check_head(student: nn.Module) -> None:
-    """Compares the head with the model's own forward on one batch of eight tokens.
+def check_head(student: nn.Module, run: Run) -> None:
+    """Compares body and head, apart, with the model's own forward on one batch of eight tokens.
 
     Raises:
         StudentError: naming the model class, when they differ.
@@ -90,10 +104,15 @@ def check_head(student: nn.Module) -> None:
     model.eval()
     head = Head.of(student)
     ids = torch.arange(8, device=head.weight.device)[None] % len(head.weight)
-    own = model(input_ids=ids, use_cache=False).logits[0]
-    hidden = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    own = model(input_ids=ids, **_without_cache(model)).logits[0]
+    try:
+        found = run(model, {"input_ids": ids}, (), -1).head_inputs
+    except (AttributeError, TypeError) as error:
+        raise _headless(student) from error
     model.train(training)
-    ours = head.logits(hidden)
+    if found is None or found.shape[-1] != head.weight.shape[1]:
+        raise _headless(student)
+    ours = head.logits(found[0])
     bound = _TOLERANCE * max(1.0, own.abs().max().item())
     difference = (own - ours).abs().max().item() if own.shape == ours.shape else float("inf")
     if not difference <= bound:
@@ -103,3 +122,13 @@ def check_head(student: nn.Module) -> None:
             got=f"a difference of {difference:.2g}",
             do="Report the model class; its head must be taught to schemas/model_heads.py",
         )
+
+
+def _without_cache(model: Any) -> dict[str, bool]:
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
+def _headless(student: nn.Module) -> StudentError:
+    return StudentError(
+        "this model class has no linear language-model head to train", got=type(student).__name__
+    )

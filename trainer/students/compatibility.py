@@ -57,7 +57,7 @@ def check_embedding(rows: int | None, spec: Spec, vocabulary: Mapping[str, int],
     Raises:
         StudentError: there are too few.
     """
-    bound = spec.vocab_size if spec.task == "causal-lm" else math.inf
+    bound = spec.vocab_size if spec.kind.has_vocabulary else math.inf
     largest = max((index for index in vocabulary.values() if index < bound), default=0)
     if rows is not None and rows <= largest:
         raise StudentError(
@@ -120,7 +120,7 @@ def check_labels(config: Any, spec: Spec, where: str) -> None:
     Raises:
         StudentError: another number of classes, or other names.
     """
-    if spec.task == "causal-lm":
+    if spec.kind.has_vocabulary:
         return
     if config.num_labels != spec.vocab_size:
         raise StudentError(

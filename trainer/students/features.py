@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from schemas.errors import StudentError, one_line
-from schemas.spec import Feature
+from schemas.features import Feature
 from trainer.models.layers import body_of
 from trainer.models.shrink import plain_ids
 

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     set_seed,
 )
 
 from schemas.cache import Cache
 from schemas.cli.arguments import small_text
 from schemas.errors import StudentError, UsageError, one_line
-from schemas.spec import Feature, Spec
+from schemas.features import Feature
+from schemas.spec import Spec
+from schemas.tasks import Task
 from trainer.batches.collate import Collation
 from trainer.models.heads import check_head
 from trainer.models.shrink import embedding_rows, parse_shrink, shrunk
@@ -36,6 +36,7 @@ from trainer.students.compatibility import (
 )
 from trainer.students.opening import cached_tokenizer, open_config, open_tokenizer, open_weights, refuse_code
 from trainer.students.trial import takes_token_types, try_student
+from trainer.tasks.tasks import STUDENT_TASKS
 
 _PROBLEM_TYPES = {
     "softmax": "single_label_classification",
@@ -53,12 +54,12 @@ class Student:
 
     model: Any
     tokenizer: Any
-    is_causal: bool
+    task: Task
 
     @property
     def vocab_size(self) -> int:
         """V: the width of the head, or the number of classes."""
-        if self.is_causal:
+        if self.task.has_vocabulary:
             return int(self.model.get_output_embeddings().weight.shape[0])
         return int(self.model.config.num_labels)
 
@@ -113,8 +114,8 @@ def open_student(
     _fit_config(config, cache.spec, tokenizer)
     check_config(config, cache.spec, tokenizer.get_vocab(), source)
     set_seed(seed)
-    kind = auto_class(cache.spec)
-    model = _from_scratch(kind, source, config) if from_scratch else _filled(kind, source, config)
+    kind = STUDENT_TASKS[cache.spec.task].auto
+    model = _from_scratch(kind, source, config) if from_scratch else _filled(cache.spec, source, config)
     if layers is not None:
         model = shrunk(model, layers, kind)
     return _tried(model, tokenizer, cache, alone=alone, where=source)
@@ -131,36 +132,31 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
     check_labels(config, cache.spec, folder)
     check_config(config, cache.spec, tokenizer.get_vocab(), folder)
-    model, missing = open_weights(auto_class(cache.spec), folder, config)
+    model, missing = open_weights(STUDENT_TASKS[cache.spec.task].auto, folder, config)
     _refuse_missing(model, missing, folder)
     return _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
-
-
-def auto_class(spec: Spec) -> Any:
-    """The transformers class that opens models of the task."""
-    return AutoModelForCausalLM if spec.task == "causal-lm" else AutoModelForSequenceClassification
 
 
 def _tried(
     model: Any, tokenizer: Any, cache: Cache, *, alone: bool, where: str, trained: bool = True
 ) -> Student:
     spec = cache.spec
-    is_causal = spec.task == "causal-lm"
     check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
     _fit_tokenizer(tokenizer, model)
-    student = Student(model=model, tokenizer=tokenizer, is_causal=is_causal)
-    if not is_causal and not alone:
+    student = Student(model=model, tokenizer=tokenizer, task=spec.kind)
+    if not spec.kind.predicts_tokens and not alone:
         _check_padding(student, where)
     try_student(
         model,
-        is_causal=is_causal,
+        task=spec.kind,
+        generates=trained and STUDENT_TASKS[spec.task].generates,
         pad_id=student.pad_id,
         max_length=spec.max_length,
         alone=alone,
         trained=trained,
     )
-    if is_causal:
-        check_head(model)
+    if spec.kind.has_vocabulary:
+        check_head(model, STUDENT_TASKS[spec.task].run)
     return student
 
 
@@ -196,10 +192,10 @@ def _from_scratch(kind: Any, source: str, config: Any) -> Any:
         ) from error
 
 
-def _filled(kind: Any, source: str, config: Any) -> Any:
+def _filled(spec: Spec, source: str, config: Any) -> Any:
     """A model from its folder. Only a classifier's head may be new."""
-    model, missing = open_weights(kind, source, config)
-    if kind is AutoModelForSequenceClassification and not _is_trained_classifier(config):
+    model, missing = open_weights(STUDENT_TASKS[spec.task].auto, source, config)
+    if not spec.kind.has_vocabulary and not _is_trained_classifier(config):
         inner = f"{model.base_model_prefix}."
         missing = [name for name in missing if name.startswith(inner) and "pooler" not in name]
     _refuse_missing(model, missing, source)
@@ -233,7 +229,7 @@ def _scratch_config(path: str, spec: Spec, tokenizer: Any) -> Any:
         values: Mapping[str, Any] = json.loads(small_text(path, _MOST_CONFIG_BYTES))
         refuse_code(values, path)
         filled = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-        if spec.task == "causal-lm":
+        if spec.kind.has_vocabulary:
             filled["vocab_size"] = spec.vocab_size
         else:
             filled["vocab_size"] = max(tokenizer.get_vocab().values()) + 1
@@ -254,7 +250,7 @@ def _is_trained_classifier(config: Any) -> bool:
 
 def _fit_config(config: Any, spec: Spec, tokenizer: Any) -> None:
     """Gives a classifier the cache's classes; a decoder needs a padding token to find a text's end by."""
-    if spec.task == "causal-lm":
+    if spec.kind.has_vocabulary:
         return
     if _is_trained_classifier(config):
         check_labels(config, spec, "student")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.errors import StudentError, one_line
+from schemas.tasks import Task
 from trainer.models.layers import body_of
 from trainer.models.shrink import plain_ids
 
@@ -29,17 +30,25 @@ _TRIED_FLOPS = 1e12
 
 @torch.no_grad()
 def try_student(
-    model: Any, *, is_causal: bool, pad_id: int, max_length: int, alone: bool = False, trained: bool = True
+    model: Any,
+    *,
+    task: Task,
+    pad_id: int,
+    max_length: int,
+    alone: bool = False,
+    trained: bool = True,
+    generates: bool = False,
 ) -> None:
     """Tries a student on a few tokens.
 
     Args:
         model: the student, in float32.
-        is_causal: a language model, not a classifier.
+        task: what it is to learn.
         pad_id: what pads its batches.
         max_length: tokens of the longest text that it must take.
         alone: whether each batch holds one row, so that nothing is padded.
         trained: whether it is going to be trained and saved, not only measured.
+        generates: whether it must be able to write tokens.
 
     Raises:
         StudentError: naming the class and what does not go.
@@ -51,12 +60,12 @@ def try_student(
     own = _scores(model, long, torch.ones_like(long))
     if not bool(torch.isfinite(own).all()):
         raise _refused(model, "gives logits that are not numbers", "Its weights are damaged or have diverged")
-    if is_causal:
+    if task.implies_places:
         _check_causal(model, long, own)
     if not alone:
-        _check_alone(model, short, long, pad_id, is_causal)
+        _check_alone(model, short, long, pad_id, each_token=task.predicts_tokens)
     _check_length(model, max_length, pad_id)
-    if is_causal and trained:
+    if generates:
         _check_generates(model, long, pad_id, max_length)
     if trained:
         _check_saves(model)
@@ -90,7 +99,7 @@ def _check_causal(model: Any, ids: Tensor, own: Tensor) -> None:
         raise _refused(model, "is no causal language model: a token's prediction sees the token after it", do)
 
 
-def _check_alone(model: Any, short: Tensor, long: Tensor, pad_id: int, is_causal: bool) -> None:
+def _check_alone(model: Any, short: Tensor, long: Tensor, pad_id: int, *, each_token: bool) -> None:
     """A short text beside a long one must be answered as it is alone."""
     padded = torch.full_like(long, pad_id)
     padded[:, : short.shape[1]] = short
@@ -100,7 +109,7 @@ def _check_alone(model: Any, short: Tensor, long: Tensor, pad_id: int, is_causal
     alone = _scores(model, short, torch.ones_like(short))
     with _named(model, "a padded batch"):
         beside = model(input_ids=both[0], attention_mask=both[1]).logits[:1].float()
-    if _differ(beside[:, : short.shape[1]] if is_causal else beside, alone):
+    if _differ(beside[:, : short.shape[1]] if each_token else beside, alone):
         raise _refused(
             model,
             f"answers a text otherwise when it is padded beside a longer one (with id {pad_id}, on the right)",

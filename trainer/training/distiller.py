@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from schemas.spec import Feature, Score
+from schemas.features import Feature
+from schemas.tasks import Score
 from trainer.batches.collate import Batch
 from trainer.losses.divergences import SparseTargets, feature_distance
 from trainer.losses.fused import fused_loss
 from trainer.losses.objective import Objective, position_losses
-from trainer.models.heads import Head
-from trainer.models.layers import body_of
+from trainer.models.heads import Head, Ran
 from trainer.students.features import Projections, layer_widths, student_layer
+from trainer.tasks.student_task import StudentTask
 
 BEYOND = "beyond_vocab"
 """Logged where the student's vocabulary is smaller: teacher's mass on ids that the student lacks, a position."""
@@ -43,13 +44,13 @@ class Distiller(nn.Module):
         score: Score,
         features: Sequence[Feature] = (),
         teacher_layers: int = 1,
-        is_causal: bool,
+        task: StudentTask,
     ) -> None:
         super().__init__()
         config: Any = student.config
         text_config = config.get_text_config()
         self.student = student
-        self.objective, self.score, self.is_causal = objective, score, is_causal
+        self.objective, self.score, self.task = objective, score, task
         self.layers = [
             student_layer(
                 feature, teacher_layers=teacher_layers, student_layers=text_config.num_hidden_layers
@@ -71,46 +72,29 @@ class Distiller(nn.Module):
         totals = batch.counts if num_items_in_batch is None else num_items_in_batch
         totals = totals.to(device, non_blocking=True).clamp_min(1)
         counted = float(batch.counts[0] > 0)
-        hidden, logits = self._student_forward(batch)
-        parts = self._head_terms(batch, hidden[-1], logits, totals)
-        parts |= self._feature_terms(batch, hidden, totals)
+        ran = self.task.run(self.student, batch.model_inputs, self.layers, self.last_layer)
+        parts = self._head_terms(batch, ran, totals)
+        parts |= self._feature_terms(batch, ran.states, totals)
         loss = torch.stack([part for part, _ in parts.values()]).sum() * counted
         terms = {name: term.detach() * counted for name, (_, term) in parts.items()}
         if batch.beyond is not None:
             terms[BEYOND] = batch.beyond / totals[0]
         return {"loss": loss, **terms}
 
-    def _student_forward(self, batch: Batch) -> tuple[list[Tensor], Tensor | None]:
-        """Hidden states of the features' layers and, last, of the last layer; logits unless the head is fused."""
-        inner = any(layer != self.last_layer for layer in self.layers)
-        inputs: dict[str, Any] = {**batch.model_inputs, "output_hidden_states": inner}
-        student: Any = self.student
-        if self.is_causal:
-            output, logits = body_of(student)(**inputs, use_cache=False), None
-            last = output.last_hidden_state
-        else:
-            inputs["output_hidden_states"] = bool(self.layers)
-            output = student(**inputs)
-            logits = output.logits
-            last = output.hidden_states[-1] if self.layers else logits
-        states = [last if layer == self.last_layer else output.hidden_states[layer] for layer in self.layers]
-        return [*states, last], logits
-
-    def _head_terms(
-        self, batch: Batch, last: Tensor, logits: Tensor | None, totals: Tensor
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+    def _head_terms(self, batch: Batch, ran: Ran, totals: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         names = self.objective.head_losses
         if not names:
             return {}
         divisors = torch.stack([totals[1 if name == "ce" else 0] for name in names])
         weights = self.head_weights
-        if logits is None:
-            positions = last.flatten(0, 1).index_select(0, batch.row * last.shape[1] + batch.token)
+        if ran.head_inputs is not None:
+            positions = batch.at_positions(ran.head_inputs)
             found = fused_loss(positions, Head.of(self.student), _Terms(self, batch), weights / divisors)
             parts = found.terms / divisors
             losses = [found.loss, *[found.loss.new_zeros(())] * (len(names) - 1)]
         else:
-            parts = self._losses(logits[batch.row].float(), batch.targets).sum(-1) / divisors
+            assert ran.logits is not None
+            parts = self._losses(ran.logits[batch.row].float(), batch.targets).sum(-1) / divisors
             losses = list(parts * weights)
         return {name: (loss, part) for name, loss, part in zip(names, losses, parts, strict=True)}
 
@@ -124,11 +108,11 @@ class Distiller(nn.Module):
         )
 
     def _feature_terms(
-        self, batch: Batch, hidden: Sequence[Tensor], totals: Tensor
+        self, batch: Batch, states: Sequence[Tensor], totals: Tensor
     ) -> dict[str, tuple[Tensor, Tensor]]:
         if self.projections is None:
             return {}
-        ours = self.projections(hidden[: len(self.layers)], batch.attention_mask)
+        ours = self.projections(states, batch.attention_mask)
         each = [
             feature_distance(projected, wanted, self.objective.feature_loss).sum()
             for projected, wanted in zip(ours, batch.features, strict=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
-from schemas.spec import Feature
+from schemas.features import Feature
 from trainer.batches.collate import Collation
 from trainer.checkpoints.output_folder import check_place, check_replaceable, check_space, locked, remove_held
 from trainer.checkpoints.resuming import Beginning, check_finished, choose
@@ -22,6 +22,7 @@ from trainer.models.shrink import parse_shrink
 from trainer.stream.order import Order, Side
 from trainer.stream.replay import Replay, Share
 from trainer.students.students import Student, open_student
+from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.arguments import StudentArguments, check_arguments, settle_direction
 from trainer.training.distiller import Distiller
 from trainer.training.loop import DistillationTrainer
@@ -222,7 +223,7 @@ def make_distiller(student: Student, cache: Cache, objective: Objective) -> Dist
         score=cache.spec.score,
         features=needed_features(cache, objective),
         teacher_layers=teacher_layers(cache),
-        is_causal=student.is_causal,
+        task=STUDENT_TASKS[cache.spec.task],
     )
 
 
@@ -278,7 +279,7 @@ def _check_first(training: Replay, *, needs_labels: bool) -> None:
     """What the first row group tells: ids beyond the student, and that `ce` without labels would be silently zero."""
     rows = training.side.read(int(training.order.groups(0)[0]))
     training.collation.check(rows)
-    if needs_labels and rows.spec.task != "causal-lm" and not rows.ragged("labels").validity.any():
+    if needs_labels and not rows.ragged("labels").validity.any() and rows.spec.kind.labels == "document":
         raise StudentError(
             "the ce loss needs labels, and the cache's first rows have none",
             do="Precompute with --label_field, or leave ce out",

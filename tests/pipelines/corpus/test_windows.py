@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 
 from pipelines.corpus.documents import Document
-from pipelines.corpus.tokenization import Tokeniser, Tokens, windows
+from pipelines.corpus.tokenization import Tokeniser
+from pipelines.tasks.causal_lm import NextTokens
+from pipelines.tasks.windows import Tokens
 from schemas import Spec
 from schemas.policies import KeepAll
 from tests.pipelines.models import TEXT, byte_tokenizer
+
+SPEC = {"task": "causal-lm", "score": "softmax", "vocab_size": 300, "keep": KeepAll(), "max_length": 16}
+
+
+def windows(tokens, max_length, stride):
+    return NextTokens(Spec(**SPEC | {"max_length": max_length, "stride": stride})).windows(tokens)
 
 
 def tokens_of(length, prefix=0, suffix=0, supervised=None):
@@ -88,14 +96,8 @@ def test_windows_are_stretches_that_cover_the_document_and_share_the_stride():
 
 def tokeniser(kind="text", *, bert=False, task="causal-lm", tokenizer=None, **changes):
     opened = tokenizer or byte_tokenizer(bert=bert)
-    spec = {
-        "task": task,
-        "score": "softmax",
-        "vocab_size": 300,
-        "keep": KeepAll(),
-        "max_length": 16,
-    } | changes
-    return Tokeniser.of(opened, Spec(**spec), kind, "tokenizer-hash")
+    spec = Spec(**SPEC | {"task": task} | changes)
+    return Tokeniser.of(opened, spec, kind, "tokenizer-hash")
 
 
 def document(text, pair=None, key=None):

@@ -13,6 +13,7 @@ from compressed_tensors.quantization.utils import calculate_qparams
 
 from pipelines.config import TeacherConfig
 from pipelines.job.run import execute, prepare
+from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher import load
 from pipelines.teacher import model as teacher_module
 from pipelines.teacher.heads import Head
@@ -22,6 +23,12 @@ from tests.pipelines import models
 from tests.pipelines.helpers import config, read, run
 
 FEATURES = {"features": ("mean:-1", "last:1")}
+
+
+def opened_by(monkeypatch, opener):
+    """The teacher's class opens its weights by this function."""
+    auto = type("Auto", (), {"from_pretrained": staticmethod(opener)})
+    monkeypatch.setitem(load.TEACHER_TASKS, "causal-lm", replace(TEACHER_TASKS["causal-lm"], auto=auto))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +97,7 @@ def test_what_does_not_fit_the_devices_is_refused(tmp_path, teacher, monkeypatch
         place = dict.fromkeys(parts, "cpu") | {"model.layers.1": "disk"}
         return opened(path, **(given | {"device_map": place, "offload_folder": str(tmp_path)}))
 
-    monkeypatch.setitem(load.AUTO, "causal-lm", type("Small", (), {"from_pretrained": staticmethod(small)}))
+    opened_by(monkeypatch, small)
     with pytest.raises(TeacherError, match="does not fit the devices"):
         load.load_model(
             TeacherConfig(path="t", task="causal-lm", device_map="auto"), str(teacher), torch.device("cpu")
@@ -124,7 +131,7 @@ def test_what_the_large_extra_brings_is_named_where_it_is_missing(teacher, monke
     def lack(*_, **__):
         raise ImportError("Using a `device_map` requires Accelerate")
 
-    monkeypatch.setitem(load.AUTO, "causal-lm", type("Lack", (), {"from_pretrained": staticmethod(lack)}))
+    opened_by(monkeypatch, lack)
     wanted = TeacherConfig(path="t", task="causal-lm", device_map="auto")
     with pytest.raises(TeacherError, match=r"requires Accelerate. pip install 'teachonce\[large\]'"):
         load.load_model(wanted, str(teacher), torch.device("cpu"))

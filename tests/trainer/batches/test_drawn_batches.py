@@ -25,10 +25,10 @@ from tests.trainer.draws import (
 from tests.trainer.tiny import VOCAB, make_llama
 from trainer.batches.collate import Collation
 from trainer.evaluation.evaluation import EvaluateConfig, evaluate
-from trainer.evaluation.metrics import first_ids
 from trainer.losses.divergences import SparseTargets, kl_of_kept, squared_error
 from trainer.losses.objective import Objective
 from trainer.losses.unbiasedness import bias_lines
+from trainer.metrics.tokens import first_ids
 
 
 def test_what_the_student_lacks_is_left_out_and_counted() -> None:

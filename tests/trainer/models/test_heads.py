@@ -18,6 +18,7 @@ from transformers import (
 from schemas.errors import StudentError
 from tests.trainer.tiny import VOCAB, llama_config
 from trainer.models.heads import Head, LogitTransform, check_head
+from trainer.tasks.tasks import STUDENT_TASKS
 
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -54,7 +55,7 @@ def test_the_head_is_the_models_own(name: str) -> None:
     head = model.get_output_embeddings()
     if head.bias is not None:
         torch.nn.init.normal_(head.bias)
-    check_head(model)
+    check_head(model, STUDENT_TASKS["causal-lm"].run)
     assert model.training
 
 
@@ -66,7 +67,7 @@ def test_what_is_not_known_names_the_model_class() -> None:
             return output
 
     with pytest.raises(StudentError, match=r"ScaledLlama does something to its logits.*heads\.py"):
-        check_head(ScaledLlama(llama_config()))
+        check_head(ScaledLlama(llama_config()), STUDENT_TASKS["causal-lm"].run)
 
 
 def test_a_model_without_a_language_head_is_refused() -> None:

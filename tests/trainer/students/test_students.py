@@ -61,7 +61,7 @@ def test_two_students_of_one_config_and_seed_begin_identical(causal_cache: Cache
 
 def test_a_folder_opens_with_its_own_tokenizer(causal_cache: Cache, teacher_dir: str) -> None:
     student = open_student(teacher_dir, causal_cache)
-    assert student.is_causal
+    assert student.task.has_vocabulary
     assert student.tokenizer.name_or_path == teacher_dir
 
 
@@ -220,7 +220,7 @@ class TestClassifiers:
         student = open_student(path, class_cache_of("sigmoid", 4))
         assert student.vocab_size == student.model.config.num_labels == 4
         assert student.model.config.problem_type == "multi_label_classification"
-        assert not student.is_causal
+        assert not student.task.has_vocabulary
         assert student.takes_token_types
 
     def test_a_plain_encoder_gets_a_new_head(

@@ -18,6 +18,7 @@ import teachonce
 from schemas.cache import Cache
 from schemas.cli.process import status_of
 from schemas.errors import StudentError, TeachonceError
+from schemas.tasks import TASKS
 from tests.trainer.tiny import STUDENT, VOCAB, llama_config, save, tiny_tokenizer
 from trainer.students.students import open_student
 from trainer.students.trial import try_student
@@ -154,7 +155,7 @@ def broken(how: str) -> Any:
 )
 def test_each_trial_can_fail(how: str, named: str) -> None:
     with pytest.raises(StudentError, match=f"LlamaForCausalLM cannot be a student.*{named}"):
-        try_student(broken(how), is_causal=True, pad_id=0, max_length=64)
+        try_student(broken(how), task=TASKS["causal-lm"], pad_id=0, max_length=64, generates=True)
 
 
 def test_the_command_says_it_in_one_line(
@@ -177,6 +178,6 @@ def test_very_short_caches(length: int) -> None:
             kind, vocab_size=50, hidden_size=16, num_hidden_layers=1, ffn_dim=16, **heads
         )
         model = AutoModelForCausalLM.from_config(config)
-        try_student(model, is_causal=True, pad_id=1, max_length=length)
+        try_student(model, task=TASKS["causal-lm"], pad_id=1, max_length=length, generates=True)
         assert model.training
     assert torch.is_grad_enabled()

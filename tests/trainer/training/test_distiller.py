@@ -19,11 +19,12 @@ from transformers import (
 
 from schemas.cache import Cache
 from schemas.errors import StudentError
-from schemas.spec import Feature
+from schemas.features import Feature
 from tests.trainer.tiny import VOCAB, bert_config, llama_config
 from trainer.batches.collate import Batch, Collation
 from trainer.losses.objective import Objective
 from trainer.students.features import Projections, pooled, student_layer
+from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.distiller import BEYOND, Distiller
 
 
@@ -34,7 +35,8 @@ def distiller(
     objective = Objective.parse(losses)
     student = student or LlamaForCausalLM(llama_config(vocab_size=vocab, num_hidden_layers=layers))
     features = cache.spec.features if objective.uses_features else ()
-    return Distiller(student, objective, score="softmax", features=features, teacher_layers=2, is_causal=True)
+    task = STUDENT_TASKS["causal-lm"]
+    return Distiller(student, objective, score="softmax", features=features, teacher_layers=2, task=task)
 
 
 def batch_of(cache: Cache, first: int, last: int, *, vocab: int = VOCAB) -> Batch:
@@ -140,7 +142,9 @@ def test_projections_have_the_teachers_widths() -> None:
 def classifier(score: Any, losses: list[str]) -> Distiller:
     torch.manual_seed(0)
     student = BertForSequenceClassification(bert_config())
-    return Distiller(student, Objective.parse(losses), score=score, is_causal=False)
+    return Distiller(
+        student, Objective.parse(losses), score=score, task=STUDENT_TASKS["sequence-classification"]
+    )
 
 
 def test_a_classifier_with_labels_on_some_rows(class_cache_of: Callable[..., Cache]) -> None:

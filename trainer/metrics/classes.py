@@ -1,8 +1,7 @@
-"""Numbers of a student on the held-out part, summed over batches: what a position says, never all logits at once."""
+"""A student's classes, or values, against labels and teacher: scikit-learn's metrics."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,58 +30,7 @@ from trainer.losses.divergences import (
     cross_entropy,
     kl_divergence,
 )
-from trainer.losses.fused import CHUNK_ELEMENTS, chunks
-from trainer.models.heads import Head
-from trainer.models.layers import body_of
-
-Metrics = dict[str, Any]
-
-
-@torch.no_grad()
-def causal_metrics(model: Any, batches: Iterable[Batch], device: torch.device) -> Metrics:
-    """Cross entropy and KL in nats, perplexity, and top-1 agreement, means over all held-out positions."""
-    head, sums, count = Head.of(model), torch.zeros(4, dtype=torch.float64), 0
-    for batch in batches:
-        on_device = batch.to(device)
-        hidden = body_of(model)(**on_device.model_inputs, use_cache=False).last_hidden_state
-        states = hidden[on_device.row, on_device.token]
-        offsets, targets = batch.entry_offsets, on_device.targets
-        assert isinstance(targets, SparseTargets)
-        for first, last in chunks(len(states), len(head.weight), CHUNK_ELEMENTS):
-            entries = slice(int(offsets[first]), int(offsets[last]))
-            part = targets.chunk(first, last, entries)
-            sums += position_sums(head.logits(states[first:last]).float(), part).cpu()
-        count += len(states)
-    ce, kl, agree, correct = (sums / max(1, count)).tolist()
-    return {
-        "positions": count,
-        "cross_entropy_nats": ce,
-        "perplexity": math.exp(min(ce, 700.0)),
-        "kl_nats": kl,
-        "top1_agreement": agree,
-        "top1_accuracy": correct,
-    }
-
-
-def position_sums(logits: Tensor, targets: SparseTargets) -> Tensor:
-    """Sums over positions of cross entropy, KL at T=1, agreement with the teacher's first id, and accuracy: `[4]`."""
-    best = logits.argmax(-1)
-    parts = [
-        cross_entropy(logits, targets.gold),
-        kl_divergence(logits, targets, 1.0),
-        best == first_ids(targets),
-        best == targets.gold,
-    ]
-    return torch.stack([part.double().sum() for part in parts])
-
-
-def first_ids(targets: SparseTargets) -> Tensor:
-    """The teacher's most probable id at each position, int64 [N]; -1 where the student has none of its ids."""
-    ids = torch.full_like(targets.gold, -1)
-    first = torch.ones_like(targets.position, dtype=torch.bool)
-    first[1:] = targets.position[1:] != targets.position[:-1]
-    ids[targets.position[first]] = targets.ids[first]
-    return ids
+from trainer.metrics.tokens import Metrics, first_ids
 
 
 @torch.no_grad()

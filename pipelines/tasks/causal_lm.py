@@ -1,0 +1,57 @@
+"""Causal language models: a position stands on the token *before* the one that it predicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import transformers
+
+from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, gathered
+from pipelines.tasks.windows import Tokens, Window, edges, stretches
+from schemas.errors import UsageError
+from schemas.spec import Spec
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """Windows that predict something: every supervised token once, where it has context.
+
+    Special tokens before the text stand in every window, those after it only in the last: they end the document.
+    """
+
+    spec: Spec
+
+    def windows(self, tokens: Tokens) -> list[Window]:
+        _, suffix = edges(tokens)
+        found = []
+        for stretch in stretches(tokens, self.spec):
+            index = stretch.tokens if stretch.is_last else stretch.tokens[: len(stretch.tokens) - suffix]
+            targets = np.arange(max(stretch.first_new, 1), len(index), dtype=np.int32)
+            targets = targets[tokens.supervised[index[targets]]]
+            if targets.size:
+                found.append(Window(index, (targets - 1).astype(np.int32)))
+        return found
+
+    def asked(self, tokens: Tokens, window: Window, example_id: bytes) -> Asked:
+        every = len(window.positions) == len(window.tokens) - 1
+        return Asked(tokens.ids[window.tokens], None if every else window.positions)
+
+
+def _check(config: Any, tokenizer: Any, settings: Settings) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        name = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+        raise UsageError(
+            f"{name} is an encoder-decoder, and no causal language model", do="Use another --teacher"
+        )
+
+
+TASK = TeacherTask(
+    auto=transformers.AutoModelForCausalLM,
+    inputs=lambda tokenizer, spec: NextTokens(spec),
+    body=lambda model: model.base_model,
+    at_positions=lambda output, rows, tokens: gathered(output.last_hidden_state, rows, tokens),
+    last_states=lambda output: output.last_hidden_state,
+    check=_check,
+)

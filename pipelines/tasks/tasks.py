@@ -1,0 +1,11 @@
+"""The tasks that teachers can be asked, by name: those of `schemas/tasks.py`."""
+
+from __future__ import annotations
+
+from pipelines.tasks import causal_lm, sequence_classification
+from pipelines.tasks.teacher_task import TeacherTask
+
+TEACHER_TASKS: dict[str, TeacherTask] = {
+    "causal-lm": causal_lm.TASK,
+    "sequence-classification": sequence_classification.TASK,
+}

@@ -1,0 +1,68 @@
+"""What a task is to the pipelines: the seam. Each member is a file beside this one; `tasks.py` lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int32
+
+from pipelines.tasks.windows import Tokens, Window
+from schemas.spec import Spec
+from schemas.tasks import SettingValue
+
+Settings = Mapping[str, SettingValue]
+"""A task's settings, every one of them."""
+
+
+class Asked(NamedTuple):
+    """What a teacher is asked about a window."""
+
+    input_ids: Int32[np.ndarray, " W"]
+    positions: Int32[np.ndarray, " N"] | None
+    """The tokens that positions stand on; None where the task implies them."""
+    gold_ids: Int32[np.ndarray, " N"] | None = None
+    """What is right at each, where the task stores that."""
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """From a document's tokens to what the teacher is asked. Bound to a tokenizer and a spec."""
+
+    def windows(self, tokens: Tokens) -> Sequence[Window]:
+        """The windows of a document that have positions, in order."""
+
+    def asked(self, tokens: Tokens, window: Window, example_id: bytes) -> Asked:
+        """One window's input; what is drawn for it is a function of the example's id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherTask:
+    """How a task's documents become examples, and how its teachers are opened and asked."""
+
+    auto: Any
+    """The Auto class that opens its teachers."""
+    inputs: Callable[[Any, Spec], Inputs]
+    """From tokenizer and spec."""
+    body: Callable[[Any], Any]
+    """What of a model is run on a batch: all before the head where there is one, else all."""
+    at_positions: Callable[
+        [Any, Int[torch.Tensor, " N"], Int[torch.Tensor, " N"]], Float[torch.Tensor, "N _"]
+    ]
+    """From the body's output, rows and tokens of positions: what the head is given, else logits."""
+    last_states: Callable[[Any], Float[torch.Tensor, "B S D"]] | None = None
+    """The last layer's states, of a body whose output has them without being asked for any."""
+    check: Callable[[Any, Any, Settings], None] = lambda config, tokenizer, settings: None
+    """Raises UsageError where a model's config, a tokenizer or a setting cannot serve the task."""
+    reads_words: Callable[[Spec], bool] = lambda spec: False
+    """Whether `Tokens.words` is needed."""
+
+
+def gathered(
+    states: Float[torch.Tensor, "B S D"], rows: Int[torch.Tensor, " N"], tokens: Int[torch.Tensor, " N"]
+) -> Float[torch.Tensor, "N D"]:
+    """The states of some tokens, on the states' device."""
+    return states[rows.to(states.device), tokens.to(states.device)]

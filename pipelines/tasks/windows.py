@@ -1,0 +1,77 @@
+"""Windows: a long document as stretches of at most `max_length` tokens, each between its special tokens.
+
+`stride` is the number of tokens that a window shares with the one before, as in tokenizers: they are context, and no
+token is ever a position twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from schemas.rows.ragged import Array
+from schemas.spec import Spec
+
+
+class Tokens(NamedTuple):
+    """A tokenised document: ids, types, which were added as special, which may be positions, and of which word each
+    is (-1: of none), where the task asks for words."""
+
+    ids: Int32[np.ndarray, " S"]
+    types: Int32[np.ndarray, " S"]
+    special: Bool[np.ndarray, " S"]
+    supervised: Bool[np.ndarray, " S"]
+    words: Int32[np.ndarray, " S"] | None = None
+
+
+class Window(NamedTuple):
+    """One window: which tokens of the document it holds, and where in it positions may stand."""
+
+    tokens: Int32[np.ndarray, " W"]
+    positions: Int32[np.ndarray, " N"]
+    columns: tuple[int, ...] = ()
+    """Values of the task's own columns."""
+
+
+class Stretch(NamedTuple):
+    """A stretch of a document, special tokens around it."""
+
+    tokens: Int32[np.ndarray, " W"]
+    first_new: int
+    """Its first token, special ones not counted, that no stretch before holds."""
+    is_last: bool
+
+
+def stretches(tokens: Tokens, spec: Spec) -> Iterator[Stretch]:
+    """All stretches of a document, one after the other.
+
+    Raises:
+        ValueError: `max_length` leaves no room beside special tokens and stride.
+    """
+    prefix, suffix = edges(tokens)
+    body = spec.max_length - prefix - suffix
+    length, step = len(tokens.ids) - prefix - suffix, body - spec.stride
+    if body < 1 or step < 1:
+        raise ValueError(f"max_length leaves {body} tokens, no more than the stride of {spec.stride}")
+    for start in range(0, max(1, length - spec.stride), step):
+        last = start + body >= length
+        index = _around(len(tokens.ids), prefix, suffix, start, min(start + body, length))
+        yield Stretch(index, prefix + (spec.stride if start else 0), last)
+
+
+def _around(total: int, prefix: int, suffix: int, start: int, end: int) -> Array:
+    """Special tokens before, a stretch of the body, special tokens after."""
+    body = np.arange(prefix + start, prefix + end)
+    index: Array = np.concatenate([np.arange(prefix), body, np.arange(total - suffix, total)])
+    return index.astype(np.int32)
+
+
+def edges(tokens: Tokens) -> tuple[int, int]:
+    """How many special tokens the tokenizer put before and after the text."""
+    inner = np.flatnonzero(~tokens.special)
+    if not inner.size:
+        return len(tokens.ids), 0
+    return int(inner[0]), int(len(tokens.ids) - 1 - inner[-1])

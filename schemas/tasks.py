@@ -1,0 +1,132 @@
+"""What a task is, to a cache: one frozen value each. Nothing else in this package knows a task by its name.
+
+A teacher's answer about an example is a list of positions, each with scores over V. A task says where positions stand,
+what is known to be right there, and what a cache of it holds beside. How documents become examples, and what models are
+asked, is in `pipelines/tasks/NAME.py` and `trainer/tasks/NAME.py`: a task that is added stands here and there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy.typing as npt
+
+from schemas.limits import refuse_unless
+
+Score = Literal["softmax", "sigmoid", "identity"]
+Places = Literal["before_next_token", "whole_text", "token"]
+"""Where positions stand: on tokens that have another behind them (all where a row names none); one on the first token,
+for the whole text; on tokens that each row names."""
+Labels = Literal["next_token", "document", "position"]
+"""What is right: the token behind the position, stored nowhere else; the corpus's label, in rows that have one; an id
+of each position, in every row."""
+SettingValue = bool | int | float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A choice that a task leaves to the user: a flag of its name, and part of the spec."""
+
+    name: str
+    default: SettingValue
+    low: float
+    high: float
+    help: str
+
+    def check(self, value: SettingValue) -> None:
+        """Refuses what this setting cannot be.
+
+        Raises:
+            ValueError: naming the setting and what it got.
+        """
+        fits = type(value) is type(self.default) and self.low <= value <= self.high
+        refuse_unless(fits, f"{self.name} ({self.low:g} to {self.high:g})", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskColumn:
+    """A whole number that each row of a task has."""
+
+    name: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One kind of question that a teacher can be asked."""
+
+    name: str
+    places: Places
+    labels: Labels
+    scores: tuple[Score, ...]
+    """Those that its teachers can have; where there are several, the teacher's config says which."""
+    has_vocabulary: bool
+    """Whether V is the tokenizer's, and a head is applied to the last hidden states in chunks; else it is the number of
+    classes."""
+    takes_pairs: bool
+    columns: tuple[TaskColumn, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    is_declared: bool = True
+    """Whether a reader must know the task by name; the first two stand in format 1 itself."""
+
+    @property
+    def required_features(self) -> tuple[str, ...]:
+        """What a reader must know to read such a cache."""
+        return (f"task:{self.name}",) if self.is_declared else ()
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether positions are tokens of the text, which may then be supervised or not."""
+        return self.places != "whole_text"
+
+    @property
+    def implies_places(self) -> bool:
+        """Whether a row need not name its positions: null means every token but the last."""
+        return self.places == "before_next_token"
+
+    def num_places(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """How many tokens of an example, from its first on, may hold a position; from how many it has."""
+        return tokens - 1 if self.implies_places else tokens
+
+    def position_bounds(self, examples: int, tokens: int) -> tuple[int, int]:
+        """The fewest and the most positions of so many examples with so many tokens in all."""
+        most = {"before_next_token": tokens - examples, "whole_text": examples, "token": tokens}
+        return 0 if self.implies_places else examples, most[self.places]
+
+    def settled(self, given: Mapping[str, SettingValue]) -> tuple[tuple[str, SettingValue], ...]:
+        """Every setting's value, in order: as given, else its default.
+
+        Raises:
+            ValueError: the task has no such setting, or not with this value.
+        """
+        known = {setting.name: setting for setting in self.settings}
+        for name, value in given.items():
+            refuse_unless(name in known, f"a setting of {self.name}", name)
+            known[name].check(value)
+        return tuple((name, given.get(name, setting.default)) for name, setting in known.items())
+
+
+CAUSAL_LM = Task(
+    name="causal-lm",
+    places="before_next_token",
+    labels="next_token",
+    scores=("softmax",),
+    has_vocabulary=True,
+    takes_pairs=False,
+    is_declared=False,
+)
+SEQUENCE_CLASSIFICATION = Task(
+    name="sequence-classification",
+    places="whole_text",
+    labels="document",
+    scores=("softmax", "sigmoid", "identity"),
+    has_vocabulary=False,
+    takes_pairs=True,
+    is_declared=False,
+)
+TASKS = {task.name: task for task in (CAUSAL_LM, SEQUENCE_CLASSIFICATION)}
+DEFAULT = CAUSAL_LM.name
+"""Where a verb does not insist on being told."""

@@ -1,0 +1,60 @@
+"""What a task is to the trainer: the seam. Each member is a file beside this one; `tasks.py` lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+from schemas.rows.rows import Rows
+from schemas.spec import Spec
+from trainer.batches.collate import Batch, Collation
+from trainer.metrics.tokens import Metrics
+from trainer.models.heads import Run
+
+
+@runtime_checkable
+class HeldOut(Protocol):
+    """The held-out part of a cache."""
+
+    def batches(self, collation: Collation) -> Iterator[Batch]:
+        """All its batches, once."""
+
+    def rows(self) -> Iterator[Rows]:
+        """All its rows, once."""
+
+
+class Measured(NamedTuple):
+    """What is measured, and on what."""
+
+    model: Any
+    tokenizer: Any
+    spec: Spec
+    held_out: HeldOut
+    collation: Collation
+    device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentTask:
+    """How a task's students are opened, run and measured."""
+
+    auto: Any
+    """The Auto class that opens them."""
+    run: Run
+    measure: Callable[[Measured], Metrics]
+    generates: bool = False
+    """Whether `generate` must go before a student is trained."""
+
+
+def teacher_cross_entropy(measured: Measured) -> Metrics:
+    """The teacher's cross entropy with the gold ids, where the cache has it."""
+    if "gold" not in measured.spec.scalars:
+        return {}
+    total, count = 0.0, 0
+    for rows in measured.held_out.rows():
+        values = rows.gold_logprob().values
+        total, count = total - float(values.sum(dtype="float64")), count + len(values)
+    return {"teacher_cross_entropy_nats": total / max(1, count)}

@@ -1,0 +1,11 @@
+"""The tasks that students can learn, by name: those of `schemas/tasks.py`."""
+
+from __future__ import annotations
+
+from trainer.tasks import causal_lm, sequence_classification
+from trainer.tasks.student_task import StudentTask
+
+STUDENT_TASKS: dict[str, StudentTask] = {
+    "causal-lm": causal_lm.TASK,
+    "sequence-classification": sequence_classification.TASK,
+}
