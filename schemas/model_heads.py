@@ -1,7 +1,7 @@
-"""What causal LMs do to the product of their head, told from a config: said once, for teachers and students.
+"""Where language models keep their head, and what they do to its product: said once, for teachers and students.
 
-Both sides take a head apart to apply it in chunks, so both must know. What is not here is refused at load, where a head
-is compared with its model's own forward.
+Both sides take a head apart to apply it in chunks, so both must know. What is not here is refused at load, where body
+and head are compared with the model's own forward. Nothing here needs torch: modules are looked at, never run.
 """
 
 from __future__ import annotations
@@ -40,3 +40,47 @@ def head_transform(config: Mapping[str, Any]) -> HeadTransform:
         multiplier *= float(config.get(name) or 1)
     softcap = next((float(config[name]) for name in _SOFTCAPS if config.get(name)), None)
     return HeadTransform(multiplier, softcap)
+
+
+def output_bias(model: Any) -> Any:
+    """What is added to the product of a model's output layer: the layer's own bias, or that of the module around it
+    (ESM); None where there is none."""
+    layer = model.get_output_embeddings()
+    bias = getattr(layer, "bias", None)
+    if bias is not None:
+        return bias
+    around = model.get_submodule(_path(model, layer).rpartition(".")[0])
+    found = around._parameters.get("bias")
+    return found if found is not None and found.shape == layer.weight.shape[:1] else None
+
+
+def headless(model: Any, *, hands_on: Any, zero: Any) -> Any:
+    """A model that shares every weight with `model`, and gives as its logits what that one's head is applied to.
+
+    Its output layer is `hands_on`, a module that returns what it is given; a bias that is added behind it is `zero`.
+    The modules on the way to that layer are new, all others are the model's own; so it is cheap, and safe beside it.
+
+    Raises:
+        AttributeError: the model has no output layer among its modules.
+    """
+    return _with_child(model, _path(model, model.get_output_embeddings()), hands_on, zero)
+
+
+def _path(model: Any, layer: Any) -> str:
+    found = next((name for name, part in model.named_modules() if part is layer), "")
+    if not found:
+        raise AttributeError(f"{type(model).__name__} has no output layer")
+    return found
+
+
+def _with_child(module: Any, path: str, child: Any, zero: Any) -> Any:
+    """A module that differs from another in one that lies below it."""
+    name, _, rest = path.partition(".")
+    made = object.__new__(type(module))
+    # a hook's forward would run the module that it was made for
+    made.__dict__ = {key: value for key, value in module.__dict__.items() if key != "forward"}
+    below = _with_child(module._modules[name], rest, child, zero) if rest else child
+    made.__dict__["_modules"] = {**module._modules, name: below}
+    if not rest and module._parameters.get("bias") is not None:
+        made.__dict__["_parameters"] = {**module._parameters, "bias": zero}
+    return made

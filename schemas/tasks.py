@@ -25,14 +25,14 @@ of each position, in every row."""
 SettingValue = bool | int | float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Setting:
     """A choice that a task leaves to the user: a flag of its name, and part of the spec."""
 
     name: str
     default: SettingValue
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     help: str
 
     def check(self, value: SettingValue) -> None:
@@ -45,7 +45,7 @@ class Setting:
         refuse_unless(fits, f"{self.name} ({self.low:g} to {self.high:g})", value)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TaskColumn:
     """A whole number that each row of a task has."""
 
@@ -127,6 +127,29 @@ SEQUENCE_CLASSIFICATION = Task(
     takes_pairs=True,
     is_declared=False,
 )
-TASKS = {task.name: task for task in (CAUSAL_LM, SEQUENCE_CLASSIFICATION)}
+MAX_VIEWS = 1024
+MASKED_LM = Task(
+    name="masked-lm",
+    places="token",
+    labels="position",
+    scores=("softmax",),
+    has_vocabulary=True,
+    takes_pairs=True,
+    columns=(TaskColumn("view_index", 0, MAX_VIEWS - 1),),
+    settings=(
+        Setting("views", 1, 1, MAX_VIEWS, "masked views of each window, each with masks of its own"),
+        Setting("mlm_probability", 0.15, 0.001, 1.0, "share of a window's tokens that are positions"),
+        Setting("mask_replace_prob", 0.8, 0.0, 1.0, "share of these that the teacher sees as the mask token"),
+        Setting(
+            "random_replace_prob",
+            0.1,
+            0.0,
+            1.0,
+            "share that it sees as a random token; the rest stay as they are",
+        ),
+        Setting("whole_word_mask", False, 0, 1, "mask all tokens of a word, or none"),
+    ),
+)
+TASKS = {task.name: task for task in (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM)}
 DEFAULT = CAUSAL_LM.name
 """Where a verb does not insist on being told."""

@@ -35,7 +35,7 @@ def kept(spec: Spec, counts, rng):
     decoded = -decode_scalars(top, spec.top_step_nats)
     codes = encode_logprobs(logprobs, number, decoded, spec.code_step_nats).codes
     per_row = np.diff(offsets_of(number)[offsets_of(counts)])
-    labels = _labels(spec, len(counts), rng)
+    labels = _labels(spec, counts, rng)
     data = {
         "labels": labels,
         "num_kept": ragged(number, counts),
@@ -110,8 +110,10 @@ def _joined(parts, dtype):
     return np.concatenate([*parts, np.zeros(0)]).astype(dtype)
 
 
-def _labels(spec: Spec, num_rows: int, rng) -> Ragged:
+def _labels(spec: Spec, counts, rng) -> Ragged:
     if spec.task == "causal-lm":
-        return Ragged.of([None] * num_rows, np.int32)
-    given = [None if rng.random() < 0.3 else rng.integers(0, spec.vocab_size, 1) for _ in range(num_rows)]
+        return Ragged.of([None] * len(counts), np.int32)
+    if spec.task == "masked-lm":
+        return Ragged.of([rng.integers(0, spec.vocab_size, n) for n in counts], np.int32)
+    given = [None if rng.random() < 0.3 else rng.integers(0, spec.vocab_size, 1) for _ in counts]
     return Ragged.of(given, np.int32)

@@ -18,6 +18,7 @@ from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
 from schemas.shards.seal import Shard, Totals, length_histogram, ranking_of, seal_shard
 from schemas.storage.storage import Storage
+from schemas.tasks import MASKED_LM
 from schemas.versions.commits import Version, commit, record_after
 from tests.answers import kept, ragged
 
@@ -84,6 +85,12 @@ def class_spec(**changes) -> Spec:
     return Spec(**{**fields, **changes})
 
 
+def masked_spec(**changes) -> Spec:
+    """Two views of each window, as a masked language model's teacher saw them."""
+    settings = MASKED_LM.settled({"views": 2, "whole_word_mask": True})
+    return causal_spec(**{"task": MASKED_LM.name, "task_settings": settings} | changes)
+
+
 SPECS = {
     "top_p": causal_spec(),
     "top_k": causal_spec(keep=TopK(k=4), temperatures=(1.0,), scalars=(), features=()),
@@ -96,6 +103,7 @@ SPECS = {
     "texts": causal_spec(has_text=True, has_document_id=True),
     "classes": class_spec(),
     "sigmoid": class_spec(score="sigmoid"),
+    "masked": masked_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), scalars=("gold",)),
     "regression": class_spec(score="identity", vocab_size=1, label_names=()),
 }
 
@@ -125,6 +133,8 @@ def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
             data[name] = np.array([rng.choice([*WORDS, None]) for _ in range(num_rows)], object)
     if spec.has_token_type_ids:
         data["token_type_ids"] = ragged(rng.integers(0, 2, lengths.sum()).astype(np.int8), lengths)
+    for column in spec.kind.columns:
+        data[column.name] = rng.integers(column.low, column.high + 1, num_rows).astype(np.int32)
     scores, logprobs, drawn = (kept if spec.score == "softmax" else _logits)(spec, counts, rng)
     features = {f.column: rng.normal(size=(num_rows, f.width)).astype(np.float32) for f in spec.features}
     rows = Rows(spec=spec, data=data | scores | _features(spec, features))
@@ -195,6 +205,9 @@ def _hashes(hashes: list[bytes]) -> np.ndarray:
 def _places(spec: Spec, lengths, rng) -> list:
     if spec.task == "sequence-classification":
         return [np.zeros(1, np.int32)] * len(lengths)
+    if spec.task == "masked-lm":
+        masked = [np.flatnonzero(rng.random(length) < 0.3).astype(np.int32) for length in lengths]
+        return [one if one.size else np.zeros(1, np.int32) for one in masked]
     return [
         None if rng.random() < 0.5 else np.flatnonzero(rng.random(length - 1) < 0.6).astype(np.int32)
         for length in lengths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from schemas.errors import UsageError
 from schemas.tasks import TASKS, SettingValue
 
 _BY_NAME = {setting.name: setting for task in TASKS.values() for setting in task.settings}
@@ -23,6 +24,15 @@ def add_task_flags(group: argparse._ActionsContainer) -> None:
 
 
 def task_settings(arguments: argparse.Namespace) -> dict[str, SettingValue]:
-    """Those that were given."""
-    given = {name: getattr(arguments, name) for name in _BY_NAME}
-    return {name: value for name, value in given.items() if value is not None}
+    """Those that were given.
+
+    Raises:
+        UsageError: the task has no such setting.
+    """
+    own = [setting.name for setting in TASKS[arguments.task].settings]
+    given = {name: value for name in _BY_NAME if (value := getattr(arguments, name)) is not None}
+    for name in (name for name in given if name not in own):
+        raise UsageError(
+            f"--{name} has no meaning for {arguments.task}", do="Leave it out, or say another --task"
+        )
+    return given

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from pipelines.teacher.calls import accepted
 from schemas.errors import TeacherError
-from schemas.model_heads import head_transform, head_values
+from schemas.model_heads import head_transform, head_values, output_bias
 
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,7 +47,7 @@ class Head(NamedTuple):
             )
         weight = layer.weight.detach()
         weight = weight if weight.is_cuda else weight.float()
-        bias = getattr(layer, "bias", None)
+        bias = output_bias(model)
         multiplier, softcap = head_transform(head_values(model.config.get_text_config()))
         return cls(weight, None if bias is None else bias.detach().float(), multiplier, softcap)
 

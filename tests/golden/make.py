@@ -1,8 +1,8 @@
-"""Makes the golden caches of this format version, once: `python -m tests.golden.make`.
+"""Makes golden caches, once: `python -m tests.golden.make`.
 
-`v1/NAME/` is a cache of one policy, `v1/NAME.json` what its rows decode to. Every later release must open it and decode
-the same values. Version 1 is frozen: what stands there is never made again, and this refuses to. A later version gets
-a folder of its own.
+`v1/NAME/` is a cache of one policy, `v1/NAME.json` what its rows decode to; `v1-TASK/` holds those of a task that came
+after format 1. Every later release must open them and decode the same values. What stands there is frozen: it is never
+made again, and this refuses to. A later version, or task, gets a folder of its own.
 """
 
 import json
@@ -18,7 +18,6 @@ import numpy as np
 from schemas import Cache, Feature
 from schemas.rows.entries import entries_of
 from schemas.rows.rows import Rows
-from schemas.spec import FORMAT_VERSION
 from schemas.versions.commits import base_version
 from tests.synthetic import SPECS, add, begin, random_rows
 
@@ -27,31 +26,23 @@ FEATURES = (
     Feature(pooling="mean", layer=2, width=4),
     Feature(pooling="last", layer=0, width=2, dtype="float32"),
 )
+V1 = ("all", "top_k", "top_p", "threshold", "temperatures", "sampled", "classes", "sigmoid", "regression")
 GOLDEN = {
-    name: replace(SPECS[name], max_length=12, features=FEATURES if name == "top_p" else ())
-    for name in (
-        "all",
-        "top_k",
-        "top_p",
-        "threshold",
-        "temperatures",
-        "sampled",
-        "classes",
-        "sigmoid",
-        "regression",
-    )
+    f"{folder}/{name}": replace(SPECS[name], max_length=12, features=FEATURES if name == "top_p" else ())
+    for folder, names in {"v1": V1, "v1-masked-lm": ("masked",)}.items()
+    for name in names
 }
 ROWS, FIRST = 6, 4
 
 
 def main() -> None:
-    folder = ROOT / f"v{FORMAT_VERSION}"
-    if folder.exists():
+    new = {name: spec for name, spec in GOLDEN.items() if not (ROOT / name).parent.exists()}
+    if not new:
         sys.exit(
-            f"{folder} is there: golden caches are never made again, or old caches would no longer be tested"
+            f"{ROOT} has them: golden caches are never made again, or old caches would no longer be tested"
         )
-    for name, spec in GOLDEN.items():
-        make(folder / name, random_rows(spec, ROWS, seed=7).rows)
+    for name, spec in new.items():
+        make(ROOT / name, random_rows(spec, ROWS, seed=7).rows)
 
 
 def make(path: Path, rows: Rows) -> None:
@@ -75,7 +66,7 @@ def decoded(cache: Cache) -> list[dict[str, object]]:
 def _row(row: Rows) -> dict[str, object]:
     spec = row.spec
     hashes = ("example_id", "document_hash")
-    single = ("window_index", "window_count", "document_id", "text", "text_pair")
+    single = ("window_index", "window_count", "view_index", "document_id", "text", "text_pair")
     lists = ("input_ids", "token_type_ids", "labels")
     return {
         **{name: row.array(name)[0].tobytes().hex() for name in hashes},

@@ -10,10 +10,14 @@ import pytest
 
 from schemas import Cache
 from schemas.policies import parse_keep
+from schemas.tasks import TASKS
 from tests.golden.make import GOLDEN, ROOT, decoded
 
 CACHES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.glob("v*/*.json"))
-FROZEN = {"v1": "f72f43bed849d6d3cc54816e3df335d08c21db98143f596b8b70c4965de25284"}
+FROZEN = {
+    "v1": "f72f43bed849d6d3cc54816e3df335d08c21db98143f596b8b70c4965de25284",
+    "v1-masked-lm": "1a2e0aae06d457e26287eda66f22783301302619b8c95b6bf33b2d5d0b0c5c25",
+}
 """A hash over every file of a version's golden caches."""
 
 
@@ -42,13 +46,14 @@ def test_a_golden_cache_is_whole(name):
     assert Cache.open(ROOT / name, 0).verify().examples == 4
 
 
-def test_every_policy_and_score_has_one():
-    assert sorted(f"v1/{name}" for name in GOLDEN) == CACHES
+def test_every_policy_score_and_task_has_one():
+    assert sorted(GOLDEN) == CACHES
     specs = [Cache.open(ROOT / name).spec for name in CACHES]
     assert {type(spec.keep) for spec in specs} == {
         type(parse_keep(text)) for text in ("all", "top_k:1", "top_p:0.5,k=1", "threshold:0.5", "sampled:1")
     }
     assert {spec.score for spec in specs} == {"softmax", "sigmoid", "identity"}
+    assert {spec.task for spec in specs} == set(TASKS)
     assert {spec.own_logits for spec in specs} == {True, False}
     assert {len(spec.temperatures) for spec in specs} >= {1, 3}
 

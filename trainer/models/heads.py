@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from schemas.errors import StudentError
-from schemas.model_heads import head_transform, head_values
+from schemas.model_heads import head_transform, head_values, output_bias
 
 _TOLERANCE = 2**-12
 """Largest difference from the model's own logits, relative to the largest of them, in float32."""
@@ -68,7 +68,7 @@ class Head:
         if not isinstance(weight, Tensor) or weight.ndim != 2:
             raise _headless(student)
         config = head_values(found.config.get_text_config())
-        bias = getattr(layer, "bias", None)
+        bias = output_bias(found)
         return cls(weight=weight, bias=bias, transform=LogitTransform.from_config(config))
 
     def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
