@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 """Cohere, Falcon-H1, Muse."""
-_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
-"""Gemma 2 and others; RecurrentGemma."""
+_DIVISORS = ("logits_mup_width_multiplier",)
+"""Inkling, of what goes into its head."""
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Gemma 2 and others; RecurrentGemma; xLSTM."""
 _SCALING_MULTIPLIES = ("hyperclovax", "hyperclovax_vision_v2")
 """Granite and MiniCPM3 divide by `logits_scaling`; these multiply."""
 
@@ -26,7 +28,7 @@ class HeadTransform(NamedTuple):
 
 def head_values(config: object) -> dict[str, Any]:
     """What a model's text config has to say of its head, also where it reckons it out (MiniCPM3)."""
-    names = ("model_type", "logits_scaling", *_MULTIPLIERS, *_SOFTCAPS)
+    names = ("model_type", "logits_scaling", *_MULTIPLIERS, *_DIVISORS, *_SOFTCAPS)
     return {name: getattr(config, name, None) for name in names}
 
 
@@ -38,6 +40,8 @@ def head_transform(config: Mapping[str, Any]) -> HeadTransform:
         multiplier = scale if config.get("model_type") in _SCALING_MULTIPLIES else 1 / scale
     for name in _MULTIPLIERS:
         multiplier *= float(config.get(name) or 1)
+    for name in _DIVISORS:
+        multiplier /= float(config.get(name) or 1)
     softcap = next((float(config[name]) for name in _SOFTCAPS if config.get(name)), None)
     return HeadTransform(multiplier, softcap)
 
