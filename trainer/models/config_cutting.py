@@ -29,7 +29,14 @@ def cut_config(values: Mapping[str, Any], kept: Sequence[int], total: int, count
             changed[key] = "".join(value[index] for index in kept)
     changed |= _counts(values, kept, total) | _periods(values, kept) | _sparse(values, kept)
     changed |= _cycles(values, kept, total)
+    if isinstance(values.get("per_layer_config"), Mapping):
+        changed["per_layer_config"] = _by_number(values["per_layer_config"], numbers)
     return {**values, **changed, count_key: len(kept)}
+
+
+def _by_number(settings: Mapping[Any, Any], numbers: Mapping[int, int]) -> dict[int, Any]:
+    """Settings of single layers by their numbers, which JSON makes text."""
+    return {numbers[int(old)]: values for old, values in settings.items() if int(old) in numbers}
 
 
 def _counts(values: Mapping[str, Any], kept: Sequence[int], total: int) -> dict[str, int]:
