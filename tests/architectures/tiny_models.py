@@ -32,7 +32,7 @@ _SIZES: list[tuple[int, str]] = [
         HEADS,
         "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads"
         " num_key_value_heads num_kv_heads attention_heads num_decoder_attention_heads num_encoder_attention_heads"
-        " index_n_heads linear_num_key_heads linear_num_value_heads linear_num_heads num_cross_attention_heads"
+        " linear_num_key_heads linear_num_value_heads linear_num_heads num_cross_attention_heads"
         " num_self_attention_heads swa_num_attention_heads swa_num_key_value_heads n_shared_experts",
     ),
     (
@@ -70,7 +70,7 @@ _SIZES: list[tuple[int, str]] = [
     (
         8,
         "sliding_window attention_window attention_window_size sliding_window_size local_attention window_size"
-        " qk_rope_head_dim rotary_dim mamba_d_state state_size ssm_state_size index_topk keep_window_size"
+        " qk_rope_head_dim rotary_dim mamba_d_state state_size ssm_state_size index_topk index_n_heads keep_window_size"
         " attention_chunk_size block_size index_block_size mamba_head_dim rel_extent",
     ),
     (
@@ -123,16 +123,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dots3_note_text": _SLIDING,
     "gemma3n_text": {"num_kv_shared_layers": 2},
     "gemma4": {
-        "text_config": {"global_head_dim": 16},
+        "text_config": {"global_head_dim": 32},
         "vision_config": {"position_embedding_size": 64},
         "audio_config": {"output_proj_dims": 32, "subsampling_conv_channels": [8, 8]},
     },
-    "gemma4_text": {"global_head_dim": 16},
+    "gemma4_text": {"global_head_dim": 32},
     "gemma4_unified": {
-        "text_config": {"global_head_dim": 16},
+        "text_config": {"global_head_dim": 32},
         "vision_config": {"patch_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 32},
     },
-    "gemma4_unified_text": {"global_head_dim": 16},
+    "gemma4_unified_text": {"global_head_dim": 32},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
     "got_ocr2": {"vision_config": {"image_size": 32, "output_channels": 8, "mlp_dim": 48}},
     "granitemoehybrid": _PAIRS,
