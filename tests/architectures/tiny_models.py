@@ -80,7 +80,9 @@ _SIZES: list[tuple[int, str]] = [
     ),
 ]
 _TINY = {name: size for size, names in _SIZES for name in names.split()}
-_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+CLS, SEP, MASK = 2, 3, VOCAB - 1
+_SPECIAL = {"pad_token_id": 0, "pad_index": 0, "bos_token_id": 1, "eos_token_id": 1}
+_SPECIAL |= {"cls_token_id": CLS, "sep_token_id": SEP, "mask_token_id": MASK}
 
 _PAIRS = {"layer_types": ["linear_attention", "full_attention"] * 2, "num_hidden_layers": 4}
 _HYBRID = {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4}
@@ -121,6 +123,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32, "downsample_hidden_size": 16},
     },
     "dots3_note_text": _SLIDING,
+    "esm": {"token_dropout": True, "position_embedding_type": "rotary"},
     "gemma3n_text": {"num_kv_shared_layers": 2},
     "gemma4": {
         "text_config": {"global_head_dim": 32},

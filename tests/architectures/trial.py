@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
+from tokenizers import processors
 
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
 from pipelines.corpus.documents import Document
@@ -32,21 +33,22 @@ from schemas.shards.seal import Shard, Totals
 from schemas.spec import Header
 from schemas.storage.storage import Storage
 from schemas.versions.commits import NO_VERSION, commit, record_after
-from tests.architectures.tiny_models import AUTO, CAUSAL, Unbuilt, tiny_model
+from tests.architectures.tiny_models import AUTO, CAUSAL, CLS, MASK, SEP, Unbuilt, tiny_model
 from tests.pipelines.families import louder, tokenizer
 from tests.pipelines.helpers import decoded
-from tests.pipelines.models import TEXT, save
+from tests.pipelines.models import TEXT, byte_tokenizer, save
 from trainer.losses.objective import Objective
 from trainer.students.students import Student, open_student
 from trainer.training.training import make_distiller
 
 TASKS: dict[str, dict[str, Any]] = {CAUSAL: {}}
-"""The tasks that are tried, each with what a run of it is told besides: a task more is a line here."""
+"""The tasks that are tried, each with what a run of it is told besides: one task more is one entry more."""
 
 TEXTS = ("A b", TEXT[0], "Nothing <pad> is lost", TEXT[2], TEXT[1][:30])
 MAX_LENGTH = 96
 HALF_STEP = 1 / 32 + 1e-3
 """What rounding to codes costs a score, in nats, with what float32 sums in another order do."""
+HALF_SCALAR_STEP = 1 / 64 + 1e-3
 LIKELY = math.log(1e-6)
 """Scores below reach the end of the codes."""
 
@@ -101,11 +103,15 @@ def tried(task: str, model_type: str, folder: Path) -> Trial:
 
 
 def words(task: str) -> Any:
-    """The tests' tokenizer; for a masked language model one that has a mask, and puts tokens around a text."""
+    """The tests' tokenizer; for a masked language model one that has a mask, and puts a text between two tokens."""
     if task == CAUSAL:
         return tokenizer(special=False)
-    made = tokenizer()
+    made = copy.deepcopy(byte_tokenizer(MASK))
     made.add_special_tokens({"mask_token": "<mask>"})
+    around = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    made.backend_tokenizer.post_processor = around
     return made
 
 
@@ -169,17 +175,26 @@ def document(text: str) -> Document:
 
 @torch.inference_mode()
 def check_truth(task: str, path: Path, cache: Cache) -> None:
-    """Every cached score against a forward of a model as anybody opens it."""
+    """Every text is there, and every score of it is that of a model as anybody opens it."""
     model = AUTO[task].from_pretrained(path, dtype=torch.float32).eval()
-    seen = 0
+    found = []
     for rows in cache.read_all():
         for index in range(len(rows)):
             row = decoded(rows.take(np.array([index])))
             ids = torch.from_numpy(row["input_ids"].astype(np.int64))[None]
             logits = copy.deepcopy(model)(input_ids=ids).logits[0].double()
             check_scores(row, logits.log_softmax(1).numpy()[row["positions"]])
-            seen += 1
-    assert seen == len(TEXTS)
+            found.append(original(row).tolist())
+    given = transformers.AutoTokenizer.from_pretrained(path)(list(TEXTS))["input_ids"]
+    assert sorted(found) == sorted(given)
+
+
+def original(row: dict[str, Any]) -> np.ndarray:
+    """A text before anything of it was masked: the labels, where a row has some, are what stood at its positions."""
+    ids = row["input_ids"].copy()
+    if len(row["labels"]):
+        ids[row["positions"]] = row["labels"]
+    return ids
 
 
 def check_scores(row: dict[str, Any], truth: np.ndarray) -> None:
@@ -189,6 +204,8 @@ def check_scores(row: dict[str, Any], truth: np.ndarray) -> None:
     exact = np.take_along_axis(truth, ids, 1)
     assert (np.sort(ids, 1) == np.arange(width)).all()
     assert np.abs(kept - exact)[exact > LIKELY].max() <= HALF_STEP
+    gold = row["labels"] if len(row["labels"]) else row["input_ids"][row["positions"] + 1]
+    assert np.abs(row["label_logprob"] - truth[np.arange(len(truth)), gold]).max() <= HALF_SCALAR_STEP
 
 
 def opened_student(cache: Cache, path: Path) -> Student:
