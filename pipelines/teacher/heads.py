@@ -77,11 +77,12 @@ def compare_with_forward(
     Raises:
         TeacherError: naming the model's class, when they differ by more than rounding.
     """
-    own = model(input_ids=input_ids, **accepted(model.forward, use_cache=False)).logits[0].float()
-    output = body(input_ids=input_ids, **accepted(body.forward, use_cache=False))
+    given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
+    own = model(**accepted(model.forward, **given)).logits[0].float()
+    output = body(**accepted(body.forward, **given))
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
-    given = _head_inputs(model, output, at_positions, places)
-    ours = head.logits(given.to(head.weight.device)).to(own.device)
+    inputs = _head_inputs(model, output, at_positions, places)
+    ours = head.logits(inputs.to(head.weight.device)).to(own.device)
     if own.shape != ours.shape:
         raise _unknown_head(model, f"logits of shape {tuple(own.shape)}, not {tuple(ours.shape)}")
     if not own.isfinite().all() and model.dtype == torch.float16:

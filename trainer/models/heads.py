@@ -104,9 +104,10 @@ def check_head(student: nn.Module, run: Run) -> None:
     model.eval()
     head = Head.of(student)
     ids = torch.arange(8, device=head.weight.device)[None] % len(head.weight)
-    own = model(input_ids=ids, **_without_cache(model)).logits[0]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    own = model(**inputs, **_without_cache(model)).logits[0]
     try:
-        found = run(model, {"input_ids": ids}, (), -1).head_inputs
+        found = run(model, inputs, (), -1).head_inputs
     except (AttributeError, TypeError) as error:
         raise _headless(student) from error
     model.train(training)
