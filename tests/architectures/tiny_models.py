@@ -139,6 +139,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
     "got_ocr2": {"vision_config": {"image_size": 32, "output_channels": 8, "mlp_dim": 48}},
     "granitemoehybrid": _PAIRS,
+    "inkling_text": {"logits_mup_width_multiplier": 2.0},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_hidden_layers": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_hidden_layers": 4},
     "longcat_flash": {"head_dim": 8},
