@@ -25,7 +25,7 @@ a student of fewer layers. Written by `make models`; `make test` tries ten famil
   compared with a float32 forward of the plain model, one text at a time: within the 1/32 nat that the codes cost, of
   ids with a probability above 1e-6. What is refused is refused when the teacher is opened, before anything is scored.
 - **student**: *yes* says that `--student shrink:layers=N` of it was trained for a step, saved, and opened by plain
-  transformers, whole and with the same logits{exceptions}. What is refused can still start from a config `.json`.
+  transformers, whole and with the same logits{exceptions}. A refusal says what to do instead.
 - *skipped* says why no tiny model of the class could be made here; it is not known to fail.
 
 Encoders that are causal language models too were tried with `is_decoder` (`causal`) set in their configs.
