@@ -46,6 +46,21 @@ def head_transform(config: Mapping[str, Any]) -> HeadTransform:
     return HeadTransform(multiplier, softcap)
 
 
+def body_of(model: Any) -> Any:
+    """A model without its head, or itself; Llama-4's class has its body under another name than it says."""
+    body = model.base_model
+    return getattr(model, "model", body) if body is model else body
+
+
+def has_transform(model: Any) -> bool:
+    """Whether a language model does more between its body and its output layer than hand states on: BERT's transform,
+    RoBERTa's dense layer, ModernBERT's head. Then its weights stand beside both."""
+    body, own = body_of(model), model.get_output_embeddings()
+    last = {id(weight) for weight in own.parameters()}
+    beside = (part for part in model.children() if part is not body and part is not own and body is not model)
+    return any(weight.ndim > 1 and id(weight) not in last for part in beside for weight in part.parameters())
+
+
 def output_bias(model: Any) -> Any:
     """What is added to the product of a model's output layer: the layer's own bias, or that of the module around it
     (ESM); None where there is none."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, gathered
+from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, head_inputs, language_body
 from pipelines.tasks.windows import Tokens, Window, edges, stretches
 from schemas.errors import UsageError
 from schemas.spec import Spec
@@ -50,8 +50,7 @@ def _check(config: Any, tokenizer: Any, settings: Settings) -> None:
 TASK = TeacherTask(
     auto=transformers.AutoModelForCausalLM,
     inputs=lambda tokenizer, spec: NextTokens(spec),
-    body=lambda model: model.base_model,
-    at_positions=lambda output, rows, tokens: gathered(output.last_hidden_state, rows, tokens),
-    last_states=lambda output: output.last_hidden_state,
+    body=language_body,
+    at_positions=head_inputs,
     check=_check,
 )

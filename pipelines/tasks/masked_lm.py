@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
 from jaxtyping import Float64, Int32
 
 from pipelines.keep.uniforms import streams
-from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, gathered
+from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, head_inputs, language_body
 from pipelines.tasks.windows import Tokens, Window, stretches
 from schemas.errors import UsageError
-from schemas.model_heads import headless
 from schemas.rows.ragged import Array
 from schemas.spec import Spec
 
@@ -136,8 +134,8 @@ def _tells_words(tokenizer: Any) -> bool:
 TASK = TeacherTask(
     auto=transformers.AutoModelForMaskedLM,
     inputs=MaskedTokens.of,
-    body=lambda model: headless(model, hands_on=torch.nn.Identity(), zero=torch.zeros(())),
-    at_positions=lambda output, rows, tokens: gathered(output.logits, rows, tokens),
+    body=language_body,
+    at_positions=head_inputs,
     check=_check,
     reads_words=lambda spec: bool(spec.setting("whole_word_mask")),
 )

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int, Int32
 
 from pipelines.tasks.windows import Tokens, Window
+from schemas.model_heads import body_of, has_transform, headless
 from schemas.spec import Spec
 from schemas.tasks import SettingValue
 
@@ -53,8 +54,6 @@ class TeacherTask:
         [Any, Int[torch.Tensor, " N"], Int[torch.Tensor, " N"]], Float[torch.Tensor, "N _"]
     ]
     """From the body's output, rows and tokens of positions: what the head is given, else logits."""
-    last_states: Callable[[Any], Float[torch.Tensor, "B S D"]] | None = None
-    """The last layer's states, of a body whose output has them without being asked for any."""
     check: Callable[[Any, Any, Settings], None] = lambda config, tokenizer, settings: None
     """Raises UsageError where a model's config, a tokenizer or a setting cannot serve the task."""
     reads_words: Callable[[Spec], bool] = lambda spec: False
@@ -66,3 +65,18 @@ def gathered(
 ) -> Float[torch.Tensor, "N D"]:
     """The states of some tokens, on the states' device."""
     return states[rows.to(states.device), tokens.to(states.device)]
+
+
+def head_inputs(
+    output: Any, rows: Int[torch.Tensor, " N"], tokens: Int[torch.Tensor, " N"]
+) -> Float[torch.Tensor, "N D"]:
+    """What a language model's output layer is given at some tokens, from the output of `language_body`."""
+    states = getattr(output, "last_hidden_state", None)
+    return gathered(output.logits if states is None else states, rows, tokens)
+
+
+def language_body(model: Any) -> Any:
+    """A language model without its output layer: its body alone where that is all, else all of its own code."""
+    if not has_transform(model):
+        return body_of(model)
+    return headless(model, hands_on=torch.nn.Identity(), zero=torch.zeros(()))

@@ -89,6 +89,8 @@ class Teacher:
     pad_id: int = 0
     """What fills a padded batch: the model's own padding, where that lies within the embedding."""
     batching: Batching = "padded batches"
+    gives_last_states: bool = False
+    """Whether the body gives its last layer's states without being asked for any."""
     carried: tuple[Carried, ...] = ()
     """What the model would carry from one batch to the next."""
     num_layers: int = 0
@@ -150,13 +152,13 @@ class Teacher:
             inputs["token_type_ids"] = batch.token_type_ids
         named = {name: value.to(self.entry) for name, value in inputs.items()}
         task, layers = TEACHER_TASKS[self.spec.task], {feature.layer for feature in self.spec.features}
-        inner = bool(layers if task.last_states is None else layers - {self.num_layers})
+        inner = bool(layers - {self.num_layers} if self.gives_last_states else layers)
         options = {"use_cache": False} if self.head is not None else {}
         output = self.body(**accepted(self.takes, **named, **options, output_hidden_states=inner))
         given = task.at_positions(output, batch.position_rows, batch.position_tokens).to(self.device)
         states = dict(enumerate(output.hidden_states)) if inner else {}
-        if task.last_states is not None:
-            states[self.num_layers] = task.last_states(output)
+        if self.gives_last_states:
+            states[self.num_layers] = output.last_hidden_state
         return given, self._features(states, batch)
 
     def _features(self, states: Mapping[int, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, ...]:

@@ -22,6 +22,7 @@ from pipelines.teacher.heads import Head, compare_with_forward
 from pipelines.teacher.load import load_model, open_tokenizer
 from pipelines.teacher.model import Batch, Batching, Teacher, pick_device
 from schemas.errors import TeacherError, one_line
+from schemas.model_heads import body_of
 from schemas.spec import Spec
 
 _COSTS: dict[Batching, str] = {
@@ -55,6 +56,7 @@ def open_teacher(config: TeacherConfig, spec: Spec, path: str, device: torch.dev
         device=head.weight.device if head is not None else entry,
         body=body,
         takes=body.forward,
+        gives_last_states=head is not None and body is body_of(model),
         entry=entry,
         embedded=embedded,
         pad_id=pad_id(model, tokenizer, embedded),

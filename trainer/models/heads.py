@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from schemas.errors import StudentError
-from schemas.model_heads import head_transform, head_values, output_bias
+from schemas.model_heads import head_transform, head_values, headless, output_bias
 
 _TOLERANCE = 2**-12
 """Largest difference from the model's own logits, relative to the largest of them, in float32."""
@@ -90,6 +90,14 @@ class Ran(NamedTuple):
 Inputs = Mapping[str, Any]
 Run = Callable[[Any, Inputs, Sequence[int], int], Ran]
 """From a student, its inputs, the layers whose states are wanted, and the number of the last layer."""
+
+
+def run_whole(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: int) -> Ran:
+    """A `Run` of a model whose head is more than its output layer: all before that runs as the model's own code."""
+    body = headless(student, hands_on=nn.Identity(), zero=torch.zeros((), device=student.device))
+    output = body(**inputs, output_hidden_states=bool(layers))
+    states = [output.hidden_states[-1 if layer == last_layer else layer] for layer in layers]
+    return Ran(states, output.logits)
 
 
 @torch.no_grad()

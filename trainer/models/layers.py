@@ -48,12 +48,6 @@ class Stack:
         return tuple(zip(self.signatures, said, strict=True))
 
 
-def body_of(model: Any) -> Any:
-    """A model without its head, or itself; Llama-4's class has its body under another name than it says."""
-    body = model.base_model
-    return getattr(model, "model", body) if body is model else body
-
-
 def find_stack(model: nn.Module, config: Any) -> Stack:
     """The one list of modules that is as long as the config counts layers.
 

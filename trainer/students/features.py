@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from schemas.errors import StudentError, one_line
 from schemas.features import Feature
-from trainer.models.layers import body_of
+from schemas.model_heads import body_of
 from trainer.models.shrink import plain_ids
 
 

@@ -67,7 +67,7 @@ class Student:
     def pad_id(self) -> int:
         """What pads `input_ids`: masked out, so any id that has an embedding will do where the model names none."""
         rows = embedding_rows(self.model)
-        for found in (self.model.config.get_text_config().pad_token_id, self.tokenizer.pad_token_id):
+        for found in (_own_padding(self.model), self.tokenizer.pad_token_id):
             if found is not None and found >= 0 and (rows is None or found < rows):
                 return int(found)
         return 0
@@ -160,6 +160,12 @@ def _tried(
     return student
 
 
+def _own_padding(model: Any) -> int | None:
+    """The id that a model itself takes for padding; some configs (CodeGen's) do not speak of any."""
+    found: int | None = getattr(model.config.get_text_config(), "pad_token_id", None)
+    return found
+
+
 def _fit_tokenizer(tokenizer: Any, model: Any) -> None:
     """A student is called with what its tokenizer gives: BERT's gives token types, DistilBERT takes none."""
     names = [*tokenizer.model_input_names]
@@ -171,7 +177,7 @@ def _fit_tokenizer(tokenizer: Any, model: Any) -> None:
 
 def _check_padding(student: Student, where: str) -> None:
     """A decoder that classifies looks for a text's last token by its own padding id: it must have one, and use it."""
-    own = student.model.config.get_text_config().pad_token_id
+    own = _own_padding(student.model)
     decides = any(hasattr(student.model, name) for name in _DECODER_HEADS)
     if decides and own != student.pad_id:
         raise StudentError(
@@ -258,5 +264,5 @@ def _fit_config(config: Any, spec: Spec, tokenizer: Any) -> None:
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
     config.problem_type = _PROBLEM_TYPES[spec.score]
-    if config.get_text_config().pad_token_id is None:
+    if getattr(config.get_text_config(), "pad_token_id", None) is None:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id

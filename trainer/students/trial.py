@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from schemas.errors import StudentError, one_line
+from schemas.model_heads import body_of
 from schemas.tasks import Task
-from trainer.models.layers import body_of
 from trainer.models.shrink import plain_ids
 
 _SHORT, _LONG, _NEW = 5, 17, 3

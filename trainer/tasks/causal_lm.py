@@ -7,13 +7,15 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
+from schemas.model_heads import body_of, has_transform
 from trainer.metrics.tokens import Metrics, token_metrics
-from trainer.models.heads import Inputs, Ran
-from trainer.models.layers import body_of
+from trainer.models.heads import Inputs, Ran, run_whole
 from trainer.tasks.student_task import Measured, StudentTask, teacher_cross_entropy
 
 
 def _run(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: int) -> Ran:
+    if has_transform(student):
+        return run_whole(student, {**inputs, "use_cache": False}, layers, last_layer)
     inner = any(layer != last_layer for layer in layers)
     output = body_of(student)(**inputs, output_hidden_states=inner, use_cache=False)
     last = output.last_hidden_state

@@ -7,18 +7,16 @@ linear layer is applied to positions in chunks, so no `[B, S, V]` exists.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM
 
-from schemas.model_heads import headless
 from schemas.rows.rows import Rows
 from trainer.metrics.tokens import Metrics, token_metrics
-from trainer.models.heads import Head, Inputs, Ran
+from trainer.models.heads import Head, run_whole
 from trainer.tasks.student_task import Measured, StudentTask, teacher_cross_entropy
 
 MOST_TOKENS = 1024
@@ -27,16 +25,9 @@ _TOGETHER = 2**14
 """Tokens of texts that are asked at once."""
 
 
-def _run(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: int) -> Ran:
-    body = headless(student, hands_on=nn.Identity(), zero=torch.zeros((), device=student.device))
-    output = body(**inputs, output_hidden_states=bool(layers))
-    states = [output.hidden_states[-1 if layer == last_layer else layer] for layer in layers]
-    return Ran(states, output.logits)
-
-
 def _measure(measured: Measured) -> Metrics:
     batches = measured.held_out.batches(measured.collation)
-    found = token_metrics(measured.model, _run, batches, measured.device)
+    found = token_metrics(measured.model, run_whole, batches, measured.device)
     return found | teacher_cross_entropy(measured) | pseudo_perplexity(measured)
 
 
@@ -55,7 +46,7 @@ def pseudo_perplexity(measured: Measured, most_tokens: int = MOST_TOKENS) -> Met
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
             if types is not None:
                 inputs["token_type_ids"] = types.repeat(len(part), 1).to(measured.device)
-            states = _run(measured.model, inputs, (), -1).head_inputs
+            states = run_whole(measured.model, inputs, (), -1).head_inputs
             assert states is not None
             given = states[torch.arange(len(part)), places[part]]
             losses.append(
@@ -91,4 +82,4 @@ def _written(rows: Rows, row: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(places)
 
 
-TASK = StudentTask(auto=AutoModelForMaskedLM, run=_run, measure=_measure)
+TASK = StudentTask(auto=AutoModelForMaskedLM, run=run_whole, measure=_measure)
