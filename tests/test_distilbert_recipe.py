@@ -13,9 +13,8 @@ from transformers import AutoModelForMaskedLM
 
 import teachonce
 from schemas import Cache
-from tests.pipelines.families import teachonce_main
+from tests.pipelines.families import masked_teacher, teachonce_main
 from tests.pipelines.helpers import documents, write_jsonl
-from tests.pipelines.tasks.test_masked_lm import teacher_in
 from trainer.batches.collate import Collation
 from trainer.evaluation.evaluation import HeldOut
 from trainer.losses.objective import Objective
@@ -54,7 +53,7 @@ def documented():
 def folder(tmp_path_factory):
     """Everything that the recipe makes, of a teacher of four layers."""
     made = tmp_path_factory.mktemp("recipe")
-    teacher_in(made / "bert-base", num_hidden_layers=4)
+    masked_teacher(made / "bert-base", num_hidden_layers=4)
     write_jsonl(made / "corpus" / "a.jsonl", documents(40))
     return made
 

@@ -13,6 +13,7 @@ import pytest
 
 import teachonce
 from tests.pipelines import models
+from tests.pipelines.families import masked_teacher
 from tests.pipelines.helpers import documents, write_jsonl
 
 ELSEWHERE = {"--compile": "tests/pipelines/teacher/test_large.py"}
@@ -34,6 +35,8 @@ SHARED = [
     "--no_progress --max_length=64",
     "--corpus={texts} --text_pair_field=id --label_field=label --teacher={classes} --task=sequence-classification "
     "--cache={new} --no_progress --max_length=64",
+    "--corpus={texts} --teacher={masked} --task=masked-lm --cache={new} --no_progress --max_length=64 --views=2 "
+    "--mlm_probability=0.3 --mask_replace_prob=0.5 --random_replace_prob=0.5 --whole_word_mask",
 ]
 GOOD = {
     "precompute": SHARED,
@@ -99,7 +102,16 @@ RUN = {
     "--max_drift_kl": "nan",
     "--workers": "0",
     "--report": "nothing-here/report.json",
+    "--views": "0",
+    "--mlm_probability": "1.5",
+    "--mask_replace_prob": "0.6",
+    "--random_replace_prob": "nan",
 }
+CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
+CALLS |= dict.fromkeys(
+    ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
+)
+"""Which call a flag's bad value is added to, where it is not the first."""
 SWITCH = "=yes"
 """What no flag takes that takes no value."""
 BAD = {
@@ -149,6 +161,7 @@ def places(tmp_path_factory):
         "ids": folder / "ids.txt",
         "causal": models.causal_teacher(folder / "causal"),
         "classes": models.classifier(folder / "classes"),
+        "masked": masked_teacher(folder / "masked"),
         "report": folder / "report.json",
     }
 
@@ -215,7 +228,7 @@ def test_a_bad_value_is_one_line(capsys, here, verb, flag):
     added = [flag + SWITCH] if value is None else [flag, *value.format(**here).split()]
     if value and value.startswith("-"):
         added = [f"{flag}={value}"]
-    call = GOOD[verb][-1 if flag in ("--text_pair_field", "--label_field") else 0]
+    call = GOOD[verb][CALLS.get(flag, 0)]
     status = teachonce.main([*words(verb, call, here), *added])
     out, err = capsys.readouterr()
     if verb == "plan" and status == 0:  # a plan tells what the run would refuse

@@ -14,10 +14,11 @@ from tests.pipelines import models
 from tests.pipelines.helpers import decoded, write_jsonl
 from tests.pipelines.models import TEXT
 
-CAUSAL, CLASSES = "causal-lm", "sequence-classification"
+CAUSAL, CLASSES, MASKED = "causal-lm", "sequence-classification", "masked-lm"
 AUTO = {
     CAUSAL: transformers.AutoModelForCausalLM,
     CLASSES: transformers.AutoModelForSequenceClassification,
+    MASKED: transformers.AutoModelForMaskedLM,
 }
 TEXTS = ["A.", "x y z", TEXT[0], "Nothing <pad> is </s> lost", TEXT[2] * 3, TEXT[1], "a b"]
 SHAPE = {
@@ -66,6 +67,20 @@ def family(folder, task, kind, *, words=None, labels=3, without=(), **changes):
     model = AUTO[task].from_config(config).eval()
     louder(model)
     return models.save(model, words, folder)
+
+
+def masked_words():
+    """The tests' tokenizer with a mask, and special tokens around each text."""
+    made = tokenizer(special=False)
+    made.backend_tokenizer.post_processor = models.byte_tokenizer(bert=True).backend_tokenizer.post_processor
+    made.add_special_tokens({"mask_token": "[MASK]"})
+    return made
+
+
+def masked_teacher(folder, kind="bert", **changes):
+    """A random masked language model of a family."""
+    shape = {"vocab_size": 301, "bos_token_id": 2, "eos_token_id": 3} | changes
+    return family(folder, MASKED, kind, words=masked_words(), without=("num_key_value_heads",), **shape)
 
 
 def louder(model):

@@ -112,7 +112,13 @@ def test_a_missing_or_wrong_column_is_told(tmp_path):
     with pytest.raises(CorruptionError, match=r"column text breaks the schema.*no such column"):
         read_group(cache.storage, name, opened, 0, more.spec)
     with pytest.raises(CorruptionError, match="column labels breaks the schema"):
-        read_group(cache.storage, name, opened, 0, replace(rows.spec, score="identity", keep=KeepAll()))
+        read_group(
+            cache.storage,
+            name,
+            opened,
+            0,
+            replace(rows.spec, task="sequence-classification", score="identity", keep=KeepAll()),
+        )
 
 
 def lying_footer(rows, **changes):

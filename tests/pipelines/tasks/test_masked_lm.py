@@ -14,7 +14,7 @@ from schemas.errors import UsageError
 from schemas.policies import KeepAll
 from schemas.tasks import MASKED_LM
 from tests.pipelines import families, models
-from tests.pipelines.families import teachonce_main
+from tests.pipelines.families import masked_teacher, masked_words, teachonce_main
 from tests.pipelines.helpers import decoded, run, write_jsonl
 from tests.pipelines.models import TEXT
 from tests.pipelines.oracle import Oracle, check_row
@@ -23,29 +23,11 @@ LONG = " ".join(TEXT * 2)
 AUTO = transformers.AutoModelForMaskedLM
 
 
-def words():
-    """The tests' tokenizer with special tokens around, and a mask."""
-    made = families.tokenizer(special=False)
-    made.backend_tokenizer.post_processor = models.byte_tokenizer(bert=True).backend_tokenizer.post_processor
-    made.add_special_tokens({"mask_token": "[MASK]"})
-    return made
-
-
-def teacher_in(folder, kind="bert", **changes):
-    changes = {"vocab_size": 301, "bos_token_id": 2, "eos_token_id": 3} | changes
-    shape = {name: value for name, value in families.SHAPE.items() if name != "num_key_value_heads"}
-    config = transformers.AutoConfig.for_model(kind, **(shape | changes))
-    models.torch.manual_seed(0)
-    model = AUTO.from_config(config).eval()
-    families.louder(model)
-    return models.save(model, words(), folder)
-
-
 def maker(**changes):
     settings = {name: changes.pop(name) for name in dict(MASKED_LM.settled({})) if name in changes}
     spec = {"task": "masked-lm", "score": "softmax", "vocab_size": 301, "keep": KeepAll(), "max_length": 24}
     spec |= {"task_settings": MASKED_LM.settled(settings)} | changes
-    return Tokeniser.of(words(), Spec(**spec), "text", "tokenizer-hash")
+    return Tokeniser.of(masked_words(), Spec(**spec), "text", "tokenizer-hash")
 
 
 def document(text, number=0, pair=None):
@@ -154,7 +136,7 @@ def test_pairs_are_masked_on_both_sides():
 @pytest.mark.parametrize("kind", ["bert", "esm"])
 def test_a_cache_says_what_the_models_own_forward_says(tmp_path, kind):
     changes = {"mask_token_id": 300, "token_dropout": True, "position_embedding_type": "rotary"}
-    teacher = teacher_in(tmp_path / "t", kind, **(changes if kind == "esm" else {}))
+    teacher = masked_teacher(tmp_path / "t", kind, **(changes if kind == "esm" else {}))
     corpus = write_jsonl(tmp_path / "c.jsonl", [{"text": text} for text in [*TEXT, LONG, "a"]])
     given = {"task": "masked-lm", "task_settings": {"views": 2}, "features": ("mean:-1", "cls:1")}
     run(corpus, teacher, tmp_path / "cache", temperatures=(1.0, 2.0), **given)
@@ -182,7 +164,7 @@ def oracle_windows(teacher):
 
 
 def test_the_commands_know_the_task(tmp_path):
-    teacher = teacher_in(tmp_path / "t")
+    teacher = masked_teacher(tmp_path / "t")
     corpus = write_jsonl(tmp_path / "c.jsonl", [{"text": text} for text in TEXT])
     flags = ("--corpus", corpus, "--teacher", teacher, "--task", "masked-lm")
     cache = ("--cache", tmp_path / "cache", "--no_progress")
@@ -212,7 +194,7 @@ def test_the_commands_know_the_task(tmp_path):
     ],
 )
 def test_flags_that_make_no_sense_are_refused_in_a_line(tmp_path, flags, told):
-    teacher = teacher_in(tmp_path / "t")
+    teacher = masked_teacher(tmp_path / "t")
     corpus = write_jsonl(tmp_path / "c.jsonl", [{"text": "a b", "l": 1}])
     status, said = teachonce_main(
         *("precompute", "--corpus", corpus, "--teacher", teacher, "--cache", tmp_path / "cache", *flags)
@@ -223,7 +205,7 @@ def test_flags_that_make_no_sense_are_refused_in_a_line(tmp_path, flags, told):
 
 @pytest.mark.parametrize("what", ["no mask", "no words", "an encoder-decoder"])
 def test_teachers_that_cannot_be_asked_are_refused(tmp_path, what):
-    made = words()
+    made = masked_words()
     if what == "no mask":
         made = families.tokenizer(special=False)
     if what == "no words":
