@@ -7,7 +7,7 @@ batch is `rows.take(...)`. Arrow's buffers are used as they are where a column h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,10 +181,10 @@ class Rows:
             return values
         return dequantise(values, self.array(feature.scale_column))
 
-    def take(self, rows: Int64[np.ndarray, " M"]) -> Rows:
-        """The given rows, in the given order."""
-        taken = {name: _take(column, rows) for name, column in self.data.items()}
-        return type(self)(spec=self.spec, data=taken)
+    def take(self, rows: Int64[np.ndarray, " M"], columns: Collection[str] | None = None) -> Rows:
+        """The given rows, in the given order; of some columns alone where they are named."""
+        names = [name for name in self.data if columns is None or name in columns]
+        return type(self)(spec=self.spec, data={name: _take(self.data[name], rows) for name in names})
 
     @classmethod
     def concatenate(cls, parts: Sequence[Rows]) -> Rows:

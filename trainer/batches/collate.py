@@ -6,8 +6,9 @@ loader's thread; the training step gathers and subtracts.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from schemas.errors import StudentError
 from schemas.features import Feature
-from schemas.rows.ragged import Array
+from schemas.rows.ragged import Array, Ragged
 from schemas.rows.rows import Rows
 from trainer.batches.targets import dense_targets, gold_ids, sparse_targets
 from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets
@@ -77,6 +78,23 @@ class Batch:
         return replace(self, counts=torch.zeros_like(self.counts), beyond=self.beyond and 0.0)
 
 
+_COLUMNS = frozenset(
+    [
+        *("example_id", "input_ids", "token_type_ids", "position_index", "labels", "logits", "num_kept"),
+        *("kept_ids", "kept_codes", "top_codes", "num_sampled", "sampled_ids", "sampled_counts"),
+        *("sampled_codes", "entropy_codes", "logsumexp"),
+    ]
+)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Rows of which some can be taken."""
+
+    def take(self, rows: Array, columns: Collection[str] | None = None) -> Rows:
+        """The given rows, in the given order; of some columns alone where they are named."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Collation:
     """How rows become batches for one student and one set of losses."""
@@ -105,27 +123,51 @@ class Collation:
         Raises:
             StudentError: an id that the student has no embedding for.
         """
-        self.check(rows)
-        offsets = rows.position_offsets
-        row = np.repeat(np.arange(len(rows)), np.diff(offsets))
-        token = rows.position_index().astype(np.int64)
-        targets, entry_offsets, beyond = self._targets(rows, row)
-        types = None
+        (found,) = self.batches(rows, [np.arange(len(rows))])
+        return found
+
+    def batches(self, rows: Source, cuts: Sequence[Int64[np.ndarray, " _"]]) -> list[Batch]:
+        """One batch of the rows in each cut. What the teacher says is made for all at once, and each batch holds slices
+        of it: the same values as apart, for a fraction of the calls.
+
+        Raises:
+            StudentError: an id that the student has no embedding for.
+        """
+        together = rows.take(np.concatenate(cuts), self._columns)
+        self.check(together)
+        offsets, targets = together.position_offsets, self._targets(together)
+        token = torch.from_numpy(together.position_index().astype(np.int64))
+        features = [torch.from_numpy(together.feature(feature).copy()) for feature in self.features]
+        found, first = [], 0
+        for last in np.cumsum([len(cut) for cut in cuts]).tolist():
+            positions = slice(int(offsets[first]), int(offsets[last]))
+            lengths = np.diff(offsets[first : last + 1])
+            found.append(
+                Batch(
+                    **self._tokens(together, first, last),
+                    row=torch.from_numpy(np.repeat(np.arange(last - first), lengths)),
+                    token=token[positions],
+                    features=tuple(feature[first:last] for feature in features),
+                    **targets.cut(positions, last - first),
+                )
+            )
+            first = last
+        return found
+
+    @property
+    def _columns(self) -> frozenset[str]:
+        """What of a row a batch is made from, or an error tells."""
+        features = [name for one in self.features for name in (one.column, one.scale_column)]
+        return _COLUMNS | set(features)
+
+    def _tokens(self, rows: Rows, first: int, last: int) -> dict[str, Any]:
+        """What the student reads of some rows."""
+        lengths, types = rows.input_ids.lengths[first:last], None
         if self.pass_token_types and rows.spec.has_token_type_ids:
-            types = _padded(rows, "token_type_ids", 0)
-        ids = _padded(rows, "input_ids", self.pad_id)
-        return Batch(
-            input_ids=ids,
-            attention_mask=_mask(rows, ids.shape[1]),
-            token_type_ids=types,
-            row=torch.from_numpy(row),
-            token=torch.from_numpy(token),
-            targets=targets,
-            features=tuple(torch.from_numpy(rows.feature(feature).copy()) for feature in self.features),
-            counts=torch.tensor([len(row), _num_labelled(targets), len(rows)]),
-            entry_offsets=entry_offsets,
-            beyond=beyond,
-        )
+            types = _padded(rows.ragged("token_type_ids"), first, last, 0)
+        mask = torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64))
+        ids = _padded(rows.input_ids, first, last, self.pad_id)
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
     def check(self, rows: Rows) -> None:
         """Whether the student has embeddings for what is asked of it: on a GPU an index beyond is no error to read.
@@ -137,11 +179,37 @@ class Collation:
         if self.pass_token_types and rows.spec.has_token_type_ids:
             _refuse_beyond(rows, "token_type_ids", self.token_types)
 
-    def _targets(self, rows: Rows, row: Array) -> tuple[SparseTargets | DenseTargets, Array, float | None]:
+    def _targets(self, rows: Rows) -> _Targets:
+        row = np.repeat(np.arange(len(rows)), np.diff(rows.position_offsets))
         if rows.spec.score != "softmax":
-            return dense_targets(rows, row), np.zeros(len(row) + 1, np.int64), None
+            return _Targets(dense_targets(rows, row), np.zeros(len(row) + 1, np.int64), None)
         gold = gold_ids(rows, row)
-        return sparse_targets(rows, gold, student_vocab=self.student_vocab, temperature=self.temperature)
+        return _Targets(
+            *sparse_targets(rows, gold, student_vocab=self.student_vocab, temperature=self.temperature)
+        )
+
+
+class _Targets(NamedTuple):
+    """What the teacher says of several batches' positions."""
+
+    all: SparseTargets | DenseTargets
+    entry_offsets: Array
+    beyond: Array | None
+
+    def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
+        """The fields of the batch that holds these positions."""
+        offsets = self.entry_offsets[positions.start : positions.stop + 1]
+        if isinstance(self.all, SparseTargets):
+            entries = slice(int(offsets[0]), int(offsets[-1]))
+            targets: Any = self.all.chunk(positions.start, positions.stop, entries)
+        else:
+            targets = self.all.chunk(positions.start, positions.stop)
+        return {
+            "targets": targets,
+            "counts": torch.tensor([positions.stop - positions.start, _num_labelled(targets), num_rows]),
+            "entry_offsets": offsets - offsets[0],
+            "beyond": None if self.beyond is None else float(self.beyond[positions].sum()),
+        }
 
 
 def _refuse_beyond(rows: Rows, name: str, number: int | None) -> None:
@@ -165,15 +233,13 @@ def _num_labelled(targets: SparseTargets | DenseTargets) -> int:
     return int(labelled.sum())
 
 
-def _padded(rows: Rows, name: str, padding: int) -> Int64[Tensor, "B S"]:
-    column = rows.ragged(name)
-    padded = np.full((len(rows), int(column.lengths.max())), padding, np.int64)
-    padded[np.arange(padded.shape[1]) < column.lengths[:, None]] = column.values
+def _padded(column: Ragged, first: int, last: int, padding: int) -> Int64[Tensor, "B S"]:
+    """Some rows of a list column, padded to the longest."""
+    lengths = column.lengths[first:last]
+    padded = np.full((last - first, int(lengths.max())), padding, np.int64)
+    values = column.values[column.offsets[first] : column.offsets[last]]
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = values
     return torch.from_numpy(padded)
-
-
-def _mask(rows: Rows, length: int) -> Int64[Tensor, "B S"]:
-    return torch.from_numpy((np.arange(length) < rows.input_ids.lengths[:, None]).astype(np.int64))
 
 
 def _map(value: Any, change: Any, but: tuple[str, ...] = ()) -> Any:

@@ -24,8 +24,8 @@ from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets, di
 
 def sparse_targets(
     rows: Rows, gold: Array, *, student_vocab: int, temperature: float
-) -> tuple[SparseTargets, Array, float | None]:
-    """The targets of a softmax teacher, each position's offset in its entries, and the mass beyond the student's V.
+) -> tuple[SparseTargets, Array, Array | None]:
+    """The targets of a softmax teacher, each position's offset in its entries, and its mass beyond the student's V.
 
     Raises:
         ValueError: entries were drawn for other temperatures than this.
@@ -36,7 +36,7 @@ def sparse_targets(
     fits: Array | EllipsisType = ...
     if student_vocab < rows.spec.vocab_size:
         fits = entries.ids < student_vocab
-        beyond = float(entries.mass[~fits].sum())
+        beyond = np.bincount(position[~fits], entries.mass[~fits], len(counts))
         position = position[fits]
         counts = np.bincount(position, minlength=len(counts))
     where, logprobs = torch.from_numpy(position), torch.from_numpy(entries.logprobs[fits])

@@ -71,6 +71,11 @@ class DenseTargets:
     """Multi-hot labels or values; 0 where there are none."""
     labelled: Bool[Tensor, " N"]
 
+    def chunk(self, first: int, last: int) -> DenseTargets:
+        """Positions `first` to `last`."""
+        logits, gold, labelled = (part[first:last] for part in (self.logits, self.gold, self.labelled))
+        return DenseTargets(logits=logits, gold=gold, labelled=labelled)
+
 
 def segment_sum(
     values: Float[Tensor, " E"], position: Int64[Tensor, " E"], num_positions: int

@@ -11,6 +11,7 @@ while the stream goes on, and again by a resume. Each rank reads every row group
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from schemas.cache import Cache
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from schemas.shards.seal import Shard
+from trainer.stream.pool import Chosen, Pool
 
 BATCHES_A_RUN = 32
 """Batches whose rows are sorted by length together: little padding, and neighbours that still change by epoch."""
@@ -82,9 +84,13 @@ class Order:
             shuffled=shuffled,
         )
 
-    @property
+    @functools.cached_property
     def num_rows(self) -> int:
         return sum(self.counts)
+
+    @functools.cached_property
+    def _counts(self) -> Int64[np.ndarray, " G"]:
+        return np.array(self.counts, np.int64)
 
     @property
     def num_batches(self) -> int:
@@ -101,13 +107,13 @@ class Order:
 
     def groups(self, epoch: int) -> Array:
         """The row groups that have rows, in the order of an epoch."""
-        filled = np.flatnonzero(np.array(self.counts, np.int64))
+        filled = np.flatnonzero(self._counts)
         return filled[self._permutation(len(filled), epoch, _GROUPS)] if self.shuffled else filled
 
     def layout(self, epoch: int) -> Layout:
         """The row groups of an epoch, and where each one's rows end in it."""
         groups = self.groups(epoch)
-        return Layout(groups, np.cumsum(np.array(self.counts, np.int64)[groups]))
+        return Layout(groups, np.cumsum(self._counts[groups]))
 
     def segments(self, layout: Layout, window: int) -> list[Segment]:
         """The rows of one window, in the order in which they are read."""
@@ -177,8 +183,13 @@ class Side:
 
     def read(self, group: int) -> Rows:
         """A row group's rows on this side, checked."""
+        rows, chosen = self.whole(group)
+        return rows.take(chosen)
+
+    def whole(self, group: int) -> Chosen:
+        """A row group, checked, and which of its rows are on this side."""
         rows = self.cache.read(self.cache.row_groups[group])
-        return rows.take(np.flatnonzero(self._chosen(rows)))
+        return rows, np.flatnonzero(self._chosen(rows))
 
     def _chosen(self, rows: Rows) -> Bool[np.ndarray, " R"]:
         chosen: Array = held_out(rows.array("document_hash"), self.eval_fraction) == self.is_eval
@@ -190,19 +201,20 @@ class Window(NamedTuple):
 
     epoch: int
     number: int
-    rows: Rows
+    rows: Pool
 
 
 def read_windows(side: Side, order: Order, epoch: int, window: int) -> Iterator[Window]:
     """The windows from an address on, epoch after epoch, without end; each row group is read when its turn comes."""
-    held: tuple[int, Rows] | None = None
+    held: tuple[int, Chosen] | None = None
     while order.num_rows:
         layout = order.layout(epoch)
         for number in range(window, order.num_windows):
             parts = []
             for segment in order.segments(layout, number):
                 if held is None or held[0] != segment.group:
-                    held = segment.group, side.read(segment.group)
-                parts.append(held[1].take(np.arange(segment.first, segment.last)))
-            yield Window(epoch, number, Rows.concatenate(parts))
+                    held = segment.group, side.whole(segment.group)
+                rows, chosen = held[1]
+                parts.append((rows, chosen[segment.first : segment.last]))
+            yield Window(epoch, number, Pool(parts))
         epoch, window, held = epoch + 1, 0, None

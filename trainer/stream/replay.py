@@ -25,6 +25,8 @@ from trainer.stream.order import Order, Side, read_windows
 
 WINDOWS_AHEAD = 1
 BATCHES_AHEAD = 8
+TOGETHER = 8
+"""Batches whose targets are made at once."""
 _POLL_SECONDS = 0.1
 
 T = TypeVar("T")
@@ -82,14 +84,18 @@ def read_batches(
     try:
         for window in windows:
             first = window.number * order.batches_a_window
-            cuts = order.batches(window.epoch, window.number, window.rows.input_ids.lengths)
+            cuts = order.batches(window.epoch, window.number, window.rows.lengths)
             is_last = window.number == order.num_windows - 1
+            mine = list[Address]()
             while wanted.epoch == window.epoch and (wanted.number < first + len(cuts) or is_last):
-                place = min(wanted.number - first, len(cuts) - 1)
-                batch = collation.batch(window.rows.take(cuts[place]))
-                real = wanted.number < order.num_batches
-                yield wanted, batch if real else batch.weightless()
+                mine.append(wanted)
                 wanted = share.after(order, wanted)
+            for begin in range(0, len(mine), TOGETHER):
+                some = mine[begin : begin + TOGETHER]
+                places = [min(address.number - first, len(cuts) - 1) for address in some]
+                found = collation.batches(window.rows, [cuts[place] for place in places])
+                for address, batch in zip(some, found, strict=True):
+                    yield address, batch if address.number < order.num_batches else batch.weightless()
     finally:
         windows.close()
 

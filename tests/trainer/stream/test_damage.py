@@ -12,6 +12,7 @@ from schemas.errors import CorruptionError
 from schemas.shards.reader import group_end
 from schemas.versions.delta import entry_name
 from tests.schemas.damage import flips
+from tests.trainer.stream.test_pool import every
 from trainer.stream.order import Order, Side, Window, read_windows
 
 
@@ -30,7 +31,10 @@ def first_epoch(cache: Cache, read: list[Window]) -> None:
 
 
 def values(window: Window) -> list[Any]:
-    return [(name, getattr(column, "values", column).tobytes()) for name, column in window.rows.data.items()]
+    return [
+        (name, getattr(column, "values", column).tobytes())
+        for name, column in every(window.rows).data.items()
+    ]
 
 
 def test_a_stream_gives_whole_windows_and_then_an_error(copy: Cache) -> None:

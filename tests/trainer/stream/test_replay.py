@@ -80,8 +80,8 @@ def test_resume_reads_only_the_window_it_is_in(causal_cache: Cache, monkeypatch:
     one = replay(causal_cache)
     last = Address(0, one.order.num_batches - 1)
     first_read: list[int] = []
-    original = Side.read
-    monkeypatch.setattr(Side, "read", lambda self, group: first_read.append(group) or original(self, group))
+    original = Side.whole
+    monkeypatch.setattr(Side, "whole", lambda self, group: first_read.append(group) or original(self, group))
     _ = one[last]
     one.close()
     wanted = one.order.segments(one.order.layout(0), one.order.num_windows - 1)
@@ -109,7 +109,7 @@ def test_a_broken_shard_is_an_error_in_the_training_loop(
     def broken(self: Side, group: int) -> None:
         raise CorruptionError("a row group's bytes are not those that were sealed", where="shard-7")
 
-    monkeypatch.setattr(Side, "read", broken)
+    monkeypatch.setattr(Side, "whole", broken)
     with pytest.raises(CorruptionError, match="shard-7"):
         _ = one[Address(0, 0)]
     one.close()

@@ -7,6 +7,7 @@ import pytest
 
 from schemas.cache import Cache
 from schemas.identity import is_held_out
+from tests.trainer.stream.test_pool import every
 from trainer.stream.order import Order, Side, held_out, read_windows
 
 COUNTS = (5, 0, 16, 1, 9, 16, 3, 0, 12)
@@ -122,15 +123,15 @@ def test_windows_hold_the_rows_that_the_order_says(causal_cache: Cache) -> None:
     assert sum(len(w.rows) for w in found[:-1]) == one.num_rows
     assert (found[-1].epoch, found[-1].number) == (1, 0)
     resumed = next(read_windows(side, one, 0, 1))
-    assert resumed.rows.example_ids == found[1].rows.example_ids
+    assert every(resumed.rows).example_ids == every(found[1].rows).example_ids
 
 
 def test_a_row_group_is_read_once_an_epoch(causal_cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     side = Side(cache=causal_cache, eval_fraction=0.2, is_eval=False)
     one = Order.of(side.counts(), batch_size=8, row_groups=3, seed=0, shuffled=True)
     read: list[int] = []
-    original = Side.read
-    monkeypatch.setattr(Side, "read", lambda self, group: read.append(group) or original(self, group))
+    original = Side.whole
+    monkeypatch.setattr(Side, "whole", lambda self, group: read.append(group) or original(self, group))
     windows = read_windows(side, one, 0, 0)
     for _ in range(one.num_windows):
         next(windows)
