@@ -55,6 +55,7 @@ def settled(teacher: Teacher, tokenizer: Any) -> Teacher:
     teacher, texts = _told(teacher, tokenizer)
     _refuse_unsettled(teacher, texts)
     _refuse_clairvoyant(teacher, texts)
+    _refuse_blind(teacher, texts)
     return _batched(teacher, texts)
 
 
@@ -190,6 +191,26 @@ def _refuse_clairvoyant(teacher: Teacher, texts: list[Text]) -> None:
                 got=f"{found} when more text follows",
                 do="It is an encoder (or its config lacks is_decoder): use a causal language model",
             )
+
+
+def _refuse_blind(teacher: Teacher, texts: list[Text]) -> None:
+    """A token's scores are of its text: MRA's attention without its kernels is nothing, and says no word of that."""
+    text = max(texts, key=lambda one: -abs(len(one.ids) - SHORT[-1]))
+    place = (len(text.ids) - 1) // 2
+    if teacher.head is None or len(text.ids) < 2:
+        return
+    other = next(i for one in texts for i in one.ids if i != text.ids[place])
+    put_back(teacher.carried)
+    (scores, _), _ = plain(teacher, [*text.ids[:place], other, *text.ids[place + 1 :]])
+    put_back(teacher.carried)
+    moved = (scores != text.truth[0]).any(1)
+    moved[place - len(text.ids)] = False
+    if not moved.any():
+        raise TeacherError(
+            f"{type(teacher.model).__name__} sees nothing of a text but the token itself",
+            got="the same scores beside another token",
+            do="Its attention may need a package or a device that is not here: use another --teacher",
+        )
 
 
 def _refuse_too_long(teacher: Teacher) -> None:

@@ -8,14 +8,17 @@ from pipelines.teacher import opening
 from pipelines.teacher.batching import each_batch
 from pipelines.teacher.model import Teacher
 from tests.pipelines.families import (
+    AUTO,
     CAUSAL,
     CLASSES,
     ENCODER_DECODER,
     MAMBA,
+    MASKED,
     TEXTS,
     batching,
     check_truth,
     family,
+    masked_teacher,
     precomputed,
     teachonce_main,
     tokenizer,
@@ -108,6 +111,23 @@ def test_an_encoder_that_sees_what_it_is_to_predict_is_refused(tmp_path):
     status, said = precomputed(tmp_path, teacher, CAUSAL)
     assert status != 0
     assert "XLNetLMHeadModel sees the tokens that it is to predict" in said
+
+
+@pytest.mark.parametrize(
+    ("task", "layer"), [(CAUSAL, "self_attn.o_proj"), (MASKED, "attention.output.dense")]
+)
+def test_a_model_whose_attention_is_nothing_is_refused(tmp_path, task, layer):
+    """Its scores are those of plain transformers, and mean nothing."""
+    made = family(tmp_path / "t", CAUSAL, "llama") if task == CAUSAL else masked_teacher(tmp_path / "t")
+    status, said = precomputed(tmp_path / "whole", made, task, "--max_length", "4", texts=TEXTS[1:])
+    assert status == 0, said
+    model = AUTO[task].from_pretrained(made)
+    for name, weight in model.named_parameters():
+        weight.data *= layer not in name
+    model.save_pretrained(made)
+    status, said = precomputed(tmp_path / "none", made, task)
+    assert status != 0
+    assert "sees nothing of a text but the token itself" in said.splitlines()[-1]
 
 
 def test_verify_asks_one_text_at_a_time_and_so_sees_what_a_batch_did(tmp_path, monkeypatch):
