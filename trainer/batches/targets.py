@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from schemas.policies import Sampled
 from schemas.rows.entries import entries_of, softened
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
-from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets, distribution, segment_sum
+from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets, segment_sum
 
 
 def sparse_targets(
@@ -41,9 +41,9 @@ def sparse_targets(
         counts = np.bincount(position, minlength=len(counts))
     where, logprobs = torch.from_numpy(position), torch.from_numpy(entries.logprobs[fits])
     if entries.weights is None:
-        whole = torch.from_numpy(counts == min(student_vocab, rows.spec.vocab_size))
-        at_temperature = torch.from_numpy(_at(rows, entries, temperature)[fits])
-        weights, tail, negentropy = distribution(at_temperature, where, whole)
+        whole = counts == min(student_vocab, rows.spec.vocab_size)
+        found = distribution(_at(rows, entries, temperature)[fits], counts, whole)
+        weights, tail, negentropy = map(torch.from_numpy, found)
     else:
         weights, tail = torch.from_numpy(entries.weights[fits]), torch.zeros(len(counts))
         negentropy = _estimated_negentropy(rows, entries, where, fits, temperature)
@@ -58,6 +58,51 @@ def sparse_targets(
         gold=torch.from_numpy(gold),
     )
     return targets, np.concatenate([[0], np.cumsum(counts)]), beyond
+
+
+def distribution(
+    logprobs: Float[np.ndarray, " E"], counts: Int64[np.ndarray, " N"], whole: Bool[np.ndarray, " N"]
+) -> tuple[Float[np.ndarray, " E"], Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Probabilities, tail and negentropy (nats) of N positions from kept log-probabilities, `counts[n]` each.
+
+    The tail is `max(0, 1 - sum p)`. Entries are divided by their sum where that is above 1 (rounding), and where
+    `whole` says that every id is kept.
+    """
+    if whole.any():
+        top = segments(np.maximum, logprobs, counts)
+        logprobs = logprobs - np.repeat(np.where(whole & np.isfinite(top), top, np.float32(0)), counts)
+    probs = np.exp(logprobs)
+    mass, terms = segments(np.add, probs, counts), segments(np.add, _weighted(probs, logprobs), counts)
+    divisor = np.where(whole & (mass > 0), mass, np.maximum(mass, np.float32(1)))
+    if (divisor != 1).any():
+        probs /= np.repeat(divisor, counts)
+    kept = mass / divisor
+    tail = np.where(whole, np.float32(0), np.maximum(1 - kept, np.float32(0)))
+    return probs, tail, terms / divisor - kept * np.log(divisor) + _weighted(tail, _log(tail))
+
+
+def segments(
+    ufunc: np.ufunc, values: Float[np.ndarray, " E"], counts: Int64[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"]:
+    """Each position's values reduced to one; 0 where a position has none."""
+    found = np.zeros(len(counts), values.dtype)
+    filled = counts > 0
+    if filled.any():
+        found[filled] = ufunc.reduceat(values, (np.cumsum(counts) - counts)[filled])
+    return found
+
+
+def _weighted(probs: Array, logarithms: Array) -> Array:
+    """`p log p`, 0 where p is."""
+    with np.errstate(invalid="ignore"):
+        found: Array = probs * logarithms
+    return found if np.isfinite(found).all() else np.where(probs > 0, found, np.float32(0))
+
+
+def _log(probs: Array) -> Array:
+    with np.errstate(divide="ignore"):
+        found: Array = np.log(probs)
+    return found
 
 
 class _Entries(NamedTuple):

@@ -84,30 +84,6 @@ def segment_sum(
     return values.new_zeros(num_positions).index_add(0, position, values)
 
 
-def distribution(
-    logprobs: Float[Tensor, " E"],
-    position: Int64[Tensor, " E"],
-    whole: Bool[Tensor, " N"],
-) -> tuple[Float[Tensor, " E"], Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Probabilities, tail and negentropy (nats) of N positions from kept log-probabilities.
-
-    The tail is `max(0, 1 - sum p)`. Entries are divided by their sum where that is above 1 (rounding), and where
-    `whole` says that every id is kept.
-    """
-    num_positions = len(whole)
-    top = logprobs.new_full((num_positions,), -torch.inf)
-    top = top.scatter_reduce(0, position, logprobs, "amax")
-    shift = torch.where(whole & top.isfinite(), top, 0)
-    probs = (logprobs - shift[position]).exp()
-    mass = segment_sum(probs, position, num_positions)
-    divisor = torch.where(whole & (mass > 0), mass, mass.clamp_min(1))
-    probs = probs / divisor[position]
-    kept = mass / divisor
-    tail = torch.where(whole, 0, (1 - kept).clamp_min(0))
-    negentropy = segment_sum(torch.xlogy(probs, probs), position, num_positions) + torch.xlogy(tail, tail)
-    return probs, tail, negentropy
-
-
 def kl_divergence(
     logits: Float[Tensor, "N V"], targets: SparseTargets, temperature: float
 ) -> Float[Tensor, " N"]:

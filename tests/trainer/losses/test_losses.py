@@ -2,17 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from trainer.batches.targets import distribution
 from trainer.losses.divergences import (
     NO_LABEL,
     SparseTargets,
     binary_cross_entropy,
     binary_kl_divergence,
     cross_entropy,
-    distribution,
     feature_distance,
     kl_divergence,
     mean_squared_error,
@@ -26,6 +27,14 @@ def logits(seed: int, scale: float = 2.0) -> torch.Tensor:
     return torch.randn(N, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
 
 
+def said(logprobs: torch.Tensor, each: int, *, whole: bool) -> list[torch.Tensor]:
+    """`distribution` of positions with so many entries each."""
+    number = len(logprobs) // each
+    return [
+        *map(torch.from_numpy, distribution(logprobs.numpy(), np.full(number, each), np.full(number, whole)))
+    ]
+
+
 def sparse(teacher: torch.Tensor, k: int, temperature: float = 1.0) -> SparseTargets:
     """The k largest of each row, as a cache would have them, unrounded."""
     logprobs = teacher.log_softmax(-1)
@@ -35,8 +44,7 @@ def sparse(teacher: torch.Tensor, k: int, temperature: float = 1.0) -> SparseTar
     plain = logprobs.gather(-1, kept).reshape(-1)
     lse, lse_t = teacher.logsumexp(-1), (teacher / temperature).logsumexp(-1)
     softened = plain / temperature + (lse / temperature - lse_t)[position]
-    whole = torch.full((len(teacher),), k == teacher.shape[1])
-    probs, tail, negentropy = distribution(softened, position, whole)
+    probs, tail, negentropy = said(softened, k, whole=k == teacher.shape[1])
     return SparseTargets(
         ids=ids,
         position=position,
@@ -113,20 +121,30 @@ def test_a_tail_without_any_mass_in_the_student_is_finite() -> None:
 
 
 def test_entries_that_sum_above_one_are_renormalised() -> None:
-    position = torch.zeros(2, dtype=torch.int64)
-    probs, tail, negentropy = distribution(torch.tensor([0.7, 0.4]).log(), position, torch.tensor([False]))
+    probs, tail, negentropy = said(torch.tensor([0.7, 0.4]).log(), 2, whole=False)
     torch.testing.assert_close(probs, torch.tensor([0.7, 0.4]) / 1.1)
     assert tail.item() == 0
     torch.testing.assert_close(negentropy[0], (probs * probs.log()).sum())
 
 
+def test_positions_without_entries_and_impossible_entries() -> None:
+    """What a smaller vocabulary leaves: all is tail. An entry of no probability adds nothing."""
+    counts, none = np.array([0, 3, 0, 1, 0]), np.zeros(5, np.bool_)
+    logprobs = np.array([np.log(0.5), np.log(0.25), -np.inf, 0.0], np.float32)
+    probs, tail, negentropy = distribution(logprobs, counts, none)
+    np.testing.assert_allclose(probs, [0.5, 0.25, 0, 1])
+    np.testing.assert_allclose(tail, [1, 0.25, 1, 0, 1], atol=1e-7)
+    entropy = [0, 0.5 * np.log(0.5) + 0.5 * np.log(0.25), 0, 0, 0]
+    np.testing.assert_allclose(negentropy, entropy, rtol=1e-6, atol=1e-7)
+    empty = distribution(np.zeros(0, np.float32), np.zeros(2, np.int64), np.array([True, False]))
+    assert [part.tolist() for part in empty] == [[], [0, 1], [0, 0]]
+
+
 def test_a_whole_position_needs_no_normaliser() -> None:
     """An undeclared temperature is served where every entry is kept."""
     teacher = logits(5)
-    position = torch.arange(N).repeat_interleave(V)
     plain = teacher.log_softmax(-1).reshape(-1)
-    softened = plain / 3.0
-    probs, tail, _ = distribution(softened, position, torch.ones(N, dtype=torch.bool))
+    probs, tail, _ = said(plain / 3.0, V, whole=True)
     torch.testing.assert_close(probs.reshape(N, V), (teacher / 3).softmax(-1))
     assert not tail.any()
 
