@@ -14,7 +14,7 @@ from schemas.versions.commits import read_version
 from schemas.versions.history import LEASE_SECONDS, living_runs, orphans, take_lease
 from tests.pipelines.helpers import config, documents, read, run, write_jsonl
 
-UNITS = {"unit_tokens": 300, "row_group_tokens": 100}
+UNITS = {"unit_tokens": 1000, "row_group_tokens": 200}
 
 
 class Asked(list):
@@ -43,42 +43,52 @@ def crash(monkeypatch, corpus, teacher, cache, **changes):
             run(corpus, teacher, cache, **UNITS, **changes)
 
 
+@pytest.fixture(scope="module")
+def _crashed(tmp_path_factory, corpus, teacher):
+    cache = tmp_path_factory.mktemp("crashed") / "c"
+    crash(pytest.MonkeyPatch(), corpus, teacher, cache)
+    return cache
+
+
+@pytest.fixture
+def crashed(_crashed, tmp_path):
+    """What such a run over the whole corpus left."""
+    return shutil.copytree(_crashed, tmp_path / "c")
+
+
 def test_the_next_run_adopts_every_finished_shard_and_asks_nothing(
-    tmp_path, corpus, teacher, whole, monkeypatch
+    corpus, teacher, whole, crashed, monkeypatch
 ):
-    crash(monkeypatch, corpus, teacher, tmp_path / "c")
-    left = {path.name for path in (tmp_path / "c").glob("*.parquet")}
+    left = {path.name for path in crashed.glob("*.parquet")}
     asked = Asked(monkeypatch)
-    summary = run(corpus, teacher, tmp_path / "c", **UNITS)
+    summary = run(corpus, teacher, crashed, **UNITS)
     assert asked == []
     assert (summary.adopted_documents, summary.new_documents, summary.version) == (24, 0, 0)
-    assert summary.adopted_examples == Cache.open(tmp_path / "c").verify().examples
-    assert {shard.name for shard in Cache.open(tmp_path / "c").shards} == left
-    assert read(tmp_path / "c").keys() == read(whole[0]).keys()
+    assert summary.adopted_examples == Cache.open(crashed).verify().examples
+    assert {shard.name for shard in Cache.open(crashed).shards} == left
+    assert read(crashed).keys() == read(whole[0]).keys()
 
 
-def test_only_what_is_missing_is_computed(tmp_path, corpus, teacher, whole, monkeypatch):
-    crash(monkeypatch, corpus, teacher, tmp_path / "c")
-    lost = sorted((tmp_path / "c").glob("*.parquet"))[0]
+def test_only_what_is_missing_is_computed(corpus, teacher, whole, crashed, monkeypatch):
+    lost = sorted(crashed.glob("*.parquet"))[0]
     lost.unlink()
     asked = Asked(monkeypatch)
-    summary = run(corpus, teacher, tmp_path / "c", **UNITS)
-    rows = read(tmp_path / "c")
+    summary = run(corpus, teacher, crashed, **UNITS)
+    rows = read(crashed)
     assert 0 < len(asked) == summary.totals.examples < len(rows)
     assert summary.adopted_examples + len(asked) == len(rows)
     assert rows.keys() == read(whole[0]).keys()
 
 
 @pytest.mark.parametrize("place", [5, 0.5, -20])
-def test_a_damaged_orphan_is_computed_again(tmp_path, corpus, teacher, whole, monkeypatch, place):
-    crash(monkeypatch, corpus, teacher, tmp_path / "c")
-    shard = sorted((tmp_path / "c").glob("*.parquet"))[0]
+def test_a_damaged_orphan_is_computed_again(corpus, teacher, whole, crashed, place):
+    shard = sorted(crashed.glob("*.parquet"))[0]
     data = bytearray(shard.read_bytes())
     data[int(len(data) * place) if isinstance(place, float) else place] ^= 4
     shard.write_bytes(data)
-    run(corpus, teacher, tmp_path / "c", **UNITS)
-    assert read(tmp_path / "c").keys() == read(whole[0]).keys()
-    Cache.open(tmp_path / "c").verify()
+    run(corpus, teacher, crashed, **UNITS)
+    assert read(crashed).keys() == read(whole[0]).keys()
+    Cache.open(crashed).verify()
 
 
 def test_orphans_of_documents_that_are_live_or_gone_stay_out(tmp_path, teacher, monkeypatch):
@@ -121,11 +131,10 @@ def test_two_crashed_runs_that_overlap_give_every_row_once(tmp_path, teacher, mo
     assert read(tmp_path / "c").keys() == read(tmp_path / "fresh").keys()
 
 
-def test_another_specs_orphans_are_no_ones(tmp_path, corpus, teacher, monkeypatch):
-    crash(monkeypatch, corpus, teacher, tmp_path / "c")
-    summary = run(corpus, teacher, tmp_path / "c", **UNITS, keep_text=True)
+def test_another_specs_orphans_are_no_ones(corpus, teacher, crashed):
+    summary = run(corpus, teacher, crashed, **UNITS, keep_text=True)
     assert (summary.adopted_documents, summary.new_documents) == (0, 24)
-    Cache.open(tmp_path / "c").verify()
+    Cache.open(crashed).verify()
 
 
 def test_a_removed_shard_is_no_orphan(tmp_path, teacher):
