@@ -1,5 +1,6 @@
 """The real command in a process of its own, to be killed: forked from one that has imported everything."""
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -49,6 +50,7 @@ def instants(log: Path) -> int:
 
 def _main(argv: list[str], log: str, crash_at: int | None, file_bytes: int | None) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported before the fork is no garbage: nobody need look
     out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
