@@ -11,6 +11,10 @@ from inspect import isclass, isfunction, isgeneratorfunction
 from typing import Any
 
 import jaxtyping
+from beartype import BeartypeConf, beartype
+
+CHECKED = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
+"""Of another type is an error of the same kind as of another shape: a `TypeError`, as the hook's own."""
 
 
 def wrap_only_what_says_a_shape() -> None:
@@ -31,8 +35,8 @@ def _sparing(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
             if not isfunction(code) or not _is_resolved(code):
                 return whole(code)
             if not _says_a_shape(code):
-                return typechecker(code)
-            return whole(code) if isgeneratorfunction(code) else _within(axes, typechecker(code))
+                return CHECKED(code)
+            return whole(code) if isgeneratorfunction(code) else _within(axes, CHECKED(code))
 
         return wrap
 

@@ -19,7 +19,7 @@ REFUSED = (ValueError, TypeError)
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("task", "masked-lm"), ("score", "logits"), ("vocab_size", 0), ("vocab_size", MAX_VOCAB + 1), ("max_length", 1),
+        ("task", "nothing"), ("score", "logits"), ("vocab_size", 0), ("vocab_size", MAX_VOCAB + 1), ("max_length", 1),
         ("stride", -1), ("stride", 32), ("supervise", "user"), ("temperatures", ()), ("temperatures", (2.0,)),
         ("temperatures", (2.0, 1.0)), ("temperatures", (1.0, 1.0)), ("temperatures", (1.0, 0.0)),
         ("temperatures", (1.0, float("nan"))), ("temperatures", (1.0, float("inf"))),
