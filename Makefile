@@ -73,6 +73,7 @@ check: venv
 bench: venv
 	$(BIN)/python benchmarks/precompute.py
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/quality.py --quick
 
