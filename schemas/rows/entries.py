@@ -83,7 +83,8 @@ def softened(
 
 def _drawn_weights(
     rows: Rows, own: Float32[np.ndarray, " D"] | None, temperature: float
-) -> Float32[np.ndarray, " D"]:
+) -> Float32[np.ndarray, " D"] | np.float32:
+    """Of each drawn entry, or of all alike."""
     keep, counts = rows.spec.keep, rows.sampled_counts.astype(np.int64)
     if isinstance(keep, Sampled):
         share: Array = rows.ragged("sampled_counts").values.astype(np.float32)
@@ -91,7 +92,7 @@ def _drawn_weights(
         return share
     assert isinstance(keep, Threshold)
     if len(rows.spec.temperatures) == 1:
-        return np.full(int(counts.sum()), keep.tau, np.float32)
+        return np.float32(keep.tau)
     assert own is not None  # a spec with several temperatures has them
     at = {t: softened(rows, own, counts, t).astype(np.float64) for t in rows.spec.temperatures}
     largest: Array = np.maximum.reduce(list(at.values()))
@@ -107,7 +108,12 @@ def _exact_places(exact: Int64[np.ndarray, " N"], counts: Int64[np.ndarray, " N"
 def _merged(
     exact: Array, drawn: Any, places: Int64[np.ndarray, " K"], others: Int64[np.ndarray, " D"]
 ) -> Array:
-    """Scattered by places: a boolean mask costs ten times as much."""
-    found = np.empty(len(places) + len(others), exact.dtype)
-    found[places], found[others] = exact, drawn
+    """Scattered by places: a boolean mask costs ten times as much. What all drawn entries share is written first."""
+    size = len(places) + len(others)
+    if np.ndim(drawn) == 0:
+        found = np.full(size, drawn, exact.dtype)
+    else:
+        found = np.empty(size, exact.dtype)
+        found[others] = drawn
+    found[places] = exact
     return found
