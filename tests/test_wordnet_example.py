@@ -25,7 +25,7 @@ from trainer.stream.order import Side
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDENTS = ("kl+feature", "ce", "scratch")
-SMALL = ["--glosses", "1200", "--steps", "80", "--student_steps", "60", "--threads", "1"]
+SMALL = ["--glosses", "800", "--steps", "50", "--student_steps", "50", "--threads", "1"]
 
 OPENS_PLAIN = """
 import json, sys
