@@ -27,7 +27,6 @@ from schemas import Cache
 from schemas.policies import parse_keep
 from trainer.batches.collate import Collation
 from trainer.stream.order import Order, Side, read_windows
-from trainer.stream.replay import TOGETHER
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICIES = ("threshold:1/32", "top_p:0.99,k=64")
@@ -105,9 +104,7 @@ def stream(side: Side, order: Order, collation: Collation) -> int:
     positions = 0
     for window in itertools.islice(read_windows(side, order, 0, 0), order.num_windows):
         cuts = order.batches(0, window.number, window.rows.lengths)
-        for start in range(0, len(cuts), TOGETHER):
-            batches = collation.batches(window.rows, cuts[start : start + TOGETHER])
-            positions += sum(len(batch.row) for batch in batches)
+        positions += sum(len(batch.row) for batch in collation.each(window.rows, cuts))
     return positions
 
 

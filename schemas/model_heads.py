@@ -82,14 +82,18 @@ def headless(model: Any, *, hands_on: Any, zero: Any) -> Any:
     Raises:
         AttributeError: the model has no output layer among its modules.
     """
-    return _with_child(model, _path(model, model.get_output_embeddings()), hands_on, zero)
+    path = _path(model, model.get_output_embeddings())
+    if not path:
+        raise AttributeError(f"{type(model).__name__} has no output layer")
+    return _with_child(model, path, hands_on, zero)
 
 
 def _path(model: Any, layer: Any) -> str:
-    found = next((name for name, part in model.named_modules() if part is layer), "")
-    if not found:
-        raise AttributeError(f"{type(model).__name__} has no output layer")
-    return found
+    """Where a layer is in a model; most stand at its top. Empty: nowhere."""
+    for parts in (model.named_children, model.named_modules):
+        if found := next((name for name, part in parts() if part is layer), ""):
+            return str(found)
+    return ""
 
 
 def _with_child(module: Any, path: str, child: Any, zero: Any) -> Any:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import transformers
 
-from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, head_inputs, language_body
+from pipelines.tasks.teacher_task import (
+    Asked,
+    TeacherTask,
+    head_inputs,
+    language_body,
+    refuse_encoder_decoder,
+)
 from pipelines.tasks.windows import Tokens, Window, edges, stretches
-from schemas.errors import UsageError
 from schemas.spec import Spec
 
 
@@ -39,18 +43,10 @@ class NextTokens:
         return Asked(tokens.ids[window.tokens], None if every else window.positions)
 
 
-def _check(config: Any, tokenizer: Any, settings: Settings) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        name = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-        raise UsageError(
-            f"{name} is an encoder-decoder, and no causal language model", do="Use another --teacher"
-        )
-
-
 TASK = TeacherTask(
     auto=transformers.AutoModelForCausalLM,
     inputs=lambda tokenizer, spec: NextTokens(spec),
     body=language_body,
     at_positions=head_inputs,
-    check=_check,
+    check=lambda config, tokenizer, settings: refuse_encoder_decoder(config, "causal language model"),
 )

@@ -16,7 +16,15 @@ import transformers
 from jaxtyping import Float64, Int32
 
 from pipelines.keep.uniforms import streams
-from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, head_inputs, language_body
+from pipelines.tasks.teacher_task import (
+    Asked,
+    Settings,
+    TeacherTask,
+    head_inputs,
+    language_body,
+    model_name,
+    refuse_encoder_decoder,
+)
 from pipelines.tasks.windows import Tokens, Window, stretches
 from schemas.errors import UsageError
 from schemas.rows.ragged import Array
@@ -101,12 +109,12 @@ class MaskedTokens:
 
 
 def _check(config: Any, tokenizer: Any, settings: Settings) -> None:
-    name = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-    if getattr(config, "is_encoder_decoder", False):
-        raise UsageError(f"{name} is an encoder-decoder, and no encoder", do="Use another --teacher")
+    refuse_encoder_decoder(config, "encoder")
     if tokenizer.mask_token_id is None:
         raise UsageError(
-            "the teacher's tokenizer has no mask token", got=name, do="Is it one of a masked language model?"
+            "the teacher's tokenizer has no mask token",
+            got=model_name(config),
+            do="Use a masked language model with its own tokenizer as --teacher",
         )
     shares = settings["mask_replace_prob"], settings["random_replace_prob"]
     if sum(shares) > 1:
@@ -114,6 +122,7 @@ def _check(config: Any, tokenizer: Any, settings: Settings) -> None:
             "--mask_replace_prob and --random_replace_prob are shares of one whole",
             expected="at most 1 together",
             got=f"{shares[0]:g} and {shares[1]:g}",
+            do="Lower one of them",
         )
     if settings["whole_word_mask"] and not _tells_words(tokenizer):
         raise UsageError(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int, Int32
 
 from pipelines.tasks.windows import Tokens, Window
+from schemas.errors import UsageError
 from schemas.model_heads import body_of, has_transform, headless
 from schemas.spec import Spec
 from schemas.tasks import SettingValue
@@ -58,6 +59,23 @@ class TeacherTask:
     """Raises UsageError where a model's config, a tokenizer or a setting cannot serve the task."""
     reads_words: Callable[[Spec], bool] = lambda spec: False
     """Whether `Tokens.words` is needed."""
+
+
+def model_name(config: Any) -> str:
+    """The class that a config's checkpoint names, for people."""
+    return str((getattr(config, "architectures", None) or [type(config).__name__])[0])
+
+
+def refuse_encoder_decoder(config: Any, wanted: str) -> None:
+    """Refuses a model of two halves where a language model of one is wanted.
+
+    Raises:
+        UsageError: naming its class.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise UsageError(
+            f"{model_name(config)} is an encoder-decoder, and no {wanted}", do="Use another --teacher"
+        )
 
 
 def gathered(

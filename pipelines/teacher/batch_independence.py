@@ -195,11 +195,11 @@ def _refuse_clairvoyant(teacher: Teacher, texts: list[Text]) -> None:
 
 def _refuse_blind(teacher: Teacher, texts: list[Text]) -> None:
     """A token's scores are of its text: MRA's attention without its kernels is nothing, and says no word of that."""
-    text = max(texts, key=lambda one: -abs(len(one.ids) - SHORT[-1]))
+    text = min(texts, key=lambda one: abs(len(one.ids) - SHORT[-1]))
     place = (len(text.ids) - 1) // 2
-    if teacher.head is None or len(text.ids) < 2:
+    other = next((i for one in texts for i in one.ids if i != text.ids[place]), None)
+    if teacher.head is None or len(text.ids) < 2 or other is None:
         return
-    other = next(i for one in texts for i in one.ids if i != text.ids[place])
     put_back(teacher.carried)
     (scores, _), _ = plain(teacher, [*text.ids[:place], other, *text.ids[place + 1 :]])
     put_back(teacher.carried)

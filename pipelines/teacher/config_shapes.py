@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipelines.tasks.tasks import TEACHER_TASKS
-from pipelines.tasks.teacher_task import Settings
+from pipelines.tasks.teacher_task import Settings, model_name
 from pipelines.teacher.calls import MODEL_ERRORS
 from schemas.errors import UsageError
 from schemas.tasks import Task
@@ -53,11 +53,6 @@ def text_config(config: Any) -> Any:
             got=str(error).splitlines()[0],
             do="Use a causal language model or a classifier of texts",
         ) from error
-
-
-def model_name(config: Any) -> str:
-    """The class that the checkpoint names, for people."""
-    return str((getattr(config, "architectures", None) or [type(config).__name__])[0])
 
 
 def num_layers(config: Any) -> int:

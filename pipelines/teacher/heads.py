@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from pipelines.teacher.calls import accepted
-from schemas.errors import TeacherError
+from schemas.errors import TeacherError, one_line
 from schemas.model_heads import head_transform, head_values, output_bias
 
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,7 +36,9 @@ class Head(NamedTuple):
         """
         layer = model.get_output_embeddings()
         if not isinstance(getattr(layer, "weight", None), torch.Tensor):
-            raise TeacherError("the teacher has no linear head", where=type(model).__name__)
+            raise TeacherError(
+                "the teacher has no linear head", where=type(model).__name__, do="Use another --teacher"
+            )
         if layer.weight.dtype not in _PLAIN:
             raise TeacherError(
                 "the teacher's head is quantised",
@@ -79,7 +81,10 @@ def compare_with_forward(
     """
     given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
     own = model(**accepted(model.forward, **given)).logits[0].float()
-    output = body(**accepted(body.forward, **given))
+    try:
+        output = body(**accepted(body.forward, **given))
+    except (AttributeError, TypeError, RuntimeError) as error:
+        raise _unknown_head(model, f"{type(error).__name__}: {one_line(error)}") from error
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
     inputs = _head_inputs(model, output, at_positions, places)
     ours = head.logits(inputs.to(head.weight.device)).to(own.device)

@@ -45,8 +45,8 @@ def open_teacher(config: TeacherConfig, spec: Spec, path: str, device: torch.dev
     refuse_unfit(config.task, model.config, tokenizer, names, dict(spec.task_settings))
     entry, embedded = _embedding(model)
     with told("cannot be asked through its head", model):
-        body = TEACHER_TASKS[config.task].body(model)
         head = Head.of(model) if spec.kind.has_vocabulary else None
+        body = TEACHER_TASKS[config.task].body(model)
         if head is not None:
             _check_head(model, body, head, spec, entry)
     teacher = Teacher(

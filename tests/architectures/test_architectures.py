@@ -7,10 +7,9 @@ others where the marker `architectures` is asked for.
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.architectures.table import PAGE, outcomes_of
-from tests.architectures.tiny_models import CAUSAL, MASKED, NAMES, VOCAB, tiny_model
+from tests.architectures.tiny_models import CAUSAL, MASKED, NAMES
 from tests.architectures.trial import TASKS, tried
 
 FAMILIES = {
@@ -47,15 +46,3 @@ def test_the_page_lists_no_class_that_transformers_lacks() -> None:
     assert {key for key in SAID if key[0] in TASKS} == {
         (task, name) for task in TASKS for name in NAMES[task]
     }
-
-
-@pytest.mark.architectures
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [] if MASKED in TASKS else NAMES[MASKED])
-def test_a_masked_language_model_is_made_small(name: str) -> None:
-    model = tiny_model(MASKED, name)
-    assert type(model).__name__ == NAMES[MASKED][name]
-    with torch.inference_mode():
-        logits = model(input_ids=torch.arange(5, 45)[None]).logits
-    assert logits.isfinite().all()
-    assert logits.shape[-1] == VOCAB

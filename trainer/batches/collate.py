@@ -6,7 +6,7 @@ loader's thread; the training step gathers and subtracts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -78,6 +78,8 @@ class Batch:
         return replace(self, counts=torch.zeros_like(self.counts), beyond=self.beyond and 0.0)
 
 
+TOGETHER = 8
+"""Batches whose targets are made at once."""
 _COLUMNS = frozenset(
     [
         *("example_id", "input_ids", "token_type_ids", "position_index", "labels", "logits", "num_kept"),
@@ -85,6 +87,7 @@ _COLUMNS = frozenset(
         *("sampled_codes", "entropy_codes", "logsumexp"),
     ]
 )
+"""What of a row a batch is made from, beside the features that are asked for, or an error tells."""
 
 
 @runtime_checkable
@@ -126,6 +129,15 @@ class Collation:
         (found,) = self.batches(rows, [np.arange(len(rows))])
         return found
 
+    def each(self, rows: Source, cuts: Sequence[Int64[np.ndarray, " _"]]) -> Iterator[Batch]:
+        """The batch of each cut, one after the other, made `TOGETHER` at a time.
+
+        Raises:
+            StudentError: an id that the student has no embedding for.
+        """
+        for first in range(0, len(cuts), TOGETHER):
+            yield from self.batches(rows, cuts[first : first + TOGETHER])
+
     def batches(self, rows: Source, cuts: Sequence[Int64[np.ndarray, " _"]]) -> list[Batch]:
         """One batch of the rows in each cut. What the teacher says is made for all at once, and each batch holds slices
         of it: the same values as apart, for a fraction of the calls.
@@ -156,7 +168,6 @@ class Collation:
 
     @property
     def _columns(self) -> frozenset[str]:
-        """What of a row a batch is made from, or an error tells."""
         features = [name for one in self.features for name in (one.column, one.scale_column)]
         return _COLUMNS | set(features)
 

@@ -195,8 +195,7 @@ class HeldOut:
 
     def _collated(self, collation: Collation) -> Iterator[Batch]:
         for rows in self.rows():
-            for cut in self._order.batches(0, 0, rows.input_ids.lengths):
-                yield collation.batch(rows.take(cut))
+            yield from collation.each(rows, self._order.batches(0, 0, rows.input_ids.lengths))
 
 
 def _teacher_size(

@@ -116,7 +116,7 @@ def check_head(student: nn.Module, run: Run) -> None:
     own = model(**inputs, **_without_cache(model)).logits[0]
     try:
         found = run(model, inputs, (), -1).head_inputs
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, RuntimeError) as error:
         raise _headless(student) from error
     model.train(training)
     if found is None or found.shape[-1] != head.weight.shape[1]:
@@ -139,5 +139,7 @@ def _without_cache(model: Any) -> dict[str, bool]:
 
 def _headless(student: nn.Module) -> StudentError:
     return StudentError(
-        "this model class has no linear language-model head to train", got=type(student).__name__
+        "this model class has no linear language-model head to train",
+        got=type(student).__name__,
+        do="Choose a student of another class",
     )

@@ -25,8 +25,6 @@ from trainer.stream.order import Order, Side, read_windows
 
 WINDOWS_AHEAD = 1
 BATCHES_AHEAD = 8
-TOGETHER = 8
-"""Batches whose targets are made at once."""
 _POLL_SECONDS = 0.1
 
 T = TypeVar("T")
@@ -90,12 +88,9 @@ def read_batches(
             while wanted.epoch == window.epoch and (wanted.number < first + len(cuts) or is_last):
                 mine.append(wanted)
                 wanted = share.after(order, wanted)
-            for begin in range(0, len(mine), TOGETHER):
-                some = mine[begin : begin + TOGETHER]
-                places = [min(address.number - first, len(cuts) - 1) for address in some]
-                found = collation.batches(window.rows, [cuts[place] for place in places])
-                for address, batch in zip(some, found, strict=True):
-                    yield address, batch if address.number < order.num_batches else batch.weightless()
+            own = [cuts[min(address.number - first, len(cuts) - 1)] for address in mine]
+            for address, batch in zip(mine, collation.each(window.rows, own), strict=True):
+                yield address, batch if address.number < order.num_batches else batch.weightless()
     finally:
         windows.close()
 
