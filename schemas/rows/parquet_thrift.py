@@ -1,11 +1,11 @@
-"""Thrift's compact protocol, as far as Parquet's page headers use it. All is bounded: it may be anybody's bytes."""
+"""Thrift's compact protocol, as far as Parquet's page headers and footers use it. All is bounded: anybody's bytes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-_TRUE, _FALSE, _BYTE, _INT16, _INT32, _INT64, _BINARY, _STRUCT = 1, 2, 3, 4, 5, 6, 8, 12
-_MOST_DEEP, _MOST_SHIFT = 4, 63
+_TRUE, _FALSE, _BYTE, _INT16, _INT32, _INT64, _BINARY, _LIST, _STRUCT = 1, 2, 3, 4, 5, 6, 8, 9, 12
+_MOST_DEEP, _MOST_SHIFT, _LONG_LIST = 6, 63, 15
 
 
 class NoThriftError(ValueError):
@@ -59,12 +59,25 @@ def _field(data: memoryview, place: int, kind: int, depth: int) -> tuple[Any, in
         return _signed(data, place)
     if kind == _STRUCT:
         return parse_struct(data, place, depth + 1)
+    if kind == _LIST:
+        return _list(data, place, depth)
     if kind == _BINARY:
         length, place = parse_varint(data, place)
         if place + length > len(data):
             raise NoThriftError("text that is cut short")
         return bytes(data[place : place + length]), place + length
     raise NoThriftError(f"a field of kind {kind}")
+
+
+def _list(data: memoryview, place: int, depth: int) -> tuple[list[Any], int]:
+    """Each item takes a byte or more, so a list is no longer than the bytes that follow it."""
+    head = data[place]
+    count, place = (head >> 4, place + 1) if head >> 4 < _LONG_LIST else parse_varint(data, place + 1)
+    found, kind = [], head & 15
+    for _ in range(count):
+        item, place = _field(data, place, _BYTE if kind in (_TRUE, _FALSE) else kind, depth)
+        found.append(item)
+    return found, place
 
 
 def _signed(data: memoryview, place: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from deltalake import DeltaTable
 import schemas.versions.delta
 from schemas import Cache, TeachonceError
 from schemas.errors import CorruptionError, NoCacheError
+from schemas.shards.parquet_limits import check_file
 from schemas.storage.storage import Storage
 from schemas.verify import check_shard
 from schemas.versions.commits import base_version, read_version
@@ -128,6 +129,21 @@ def flip_and_judge(path, good, kind, count, least_seen):
     assert found.total() == count * len(of_kind(path, kind))
     assert found["seen"] >= least_seen * found.total()
     assert kind != "removed" or found["seen"] == 0
+
+
+def test_a_checkpoint_whose_statistics_are_of_another_length_ends_no_process(path):
+    """Arrow aborts on such a one: a list of them is as long as its head's upper bits say. So every ninth byte of
+    the footer is changed there, and nothing but an error of ours comes out."""
+    file = path / CHECKPOINT
+    data = file.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    found = Counter()
+    for place in range(footer, len(data), 9):
+        for bits in (0x10, 0x01):
+            changed = data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
+            found[type(outcome(check_file, changed, str(file)))] += 1
+    assert set(found) == {type(None), CorruptionError}
+    assert min(found.values()) > 100
 
 
 @pytest.mark.parametrize("version", [0, 1])
