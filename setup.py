@@ -32,6 +32,7 @@ setup(
     ],
     extras_require={
         "gcs": ["apache-beam[gcp]>=2.77"],
+        "lora": ["peft>=0.20"],
         "large": ["accelerate>=1.1", "compressed-tensors>=0.12"],
         "pipelines": ["apache-beam>=2.77", "jinja2>=3.1", "zstandard>=0.23", *TORCH],
         "s3": ["boto3>=1.35"],
@@ -46,6 +47,7 @@ setup(
             "matplotlib",
             "mypy",
             "pandas",
+            "peft>=0.20",
             "polars",
             "pytest",
             "pytest-cov",

@@ -20,6 +20,8 @@ TRAIN: Mapping[str, Case] = {
     "student": Case("s.json", "shrink:layers=0"),
     "teacher": Case("t", "t", ""),
     "losses": Case("kl=1 ce=0.5", "kll"),
+    "lora": Case("r=8 targets=q_proj", "rank=8", "--student base"),
+    "load_in_4bit": Case("true", "true", "--lora r=8 --student base"),
     "temperature": Case("2", "0"),
     "feature_loss": Case("cosine", "cosine", ""),
     "eval_fraction": Case("0.3", "1"),

@@ -222,7 +222,7 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
     def _check_weights(self) -> None:
         """Nothing is saved that is not finite: the last step's update may have been too large for float32."""
         self.health.hear()
-        norms = torch.stack([weight.detach().float().norm() for weight in self.model.parameters()])
+        norms = torch.stack([weight.detach().float().norm() for weight in _trained(self.model)])
         if not bool(norms.isfinite().all()):
             raise self.not_finite(self.state.global_step, "a weight")
 
@@ -230,6 +230,10 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
         best = Path(self.state.best_model_checkpoint)
         check_whole(best)
         self._load_from_checkpoint(str(best))
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 class _Flow(TrainerCallback):  # type: ignore[misc]

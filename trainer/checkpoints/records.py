@@ -62,9 +62,14 @@ class Record:
     """Over the names of the version's shards: two caches of one header differ here."""
     ranks: int = 1
     student_weights: str = ""
-    """Hash of the weights that the student began with; empty where they were drawn by the seed."""
+    """Hash of the weights that the student began with, or that its adapters stand beside; empty where they were drawn
+    by the seed."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings of transformers that decide weights."""
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    """The adapters that are trained; empty where the student's own weights are."""
+    label_names: list[str] = field(default_factory=list)
+    """The classes' names, in order, where the cache has them: an adapter's config has no room for them."""
 
     @classmethod
     def load(cls, folder: str | Path) -> Record | None:
@@ -85,6 +90,8 @@ class Record:
         pairs = [(name, getattr(self, name), getattr(checkpoint, name)) for name in _SAME_FIELDS]
         names = sorted({*self.settings, *checkpoint.settings})
         pairs += [(name, self.settings.get(name), checkpoint.settings.get(name)) for name in names]
+        names = sorted({*self.lora, *checkpoint.lora})
+        pairs += [(f"lora {name}", self.lora.get(name), checkpoint.lora.get(name)) for name in names]
         for name, ours, theirs in pairs:
             if ours != theirs:
                 raise UsageError(

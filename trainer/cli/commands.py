@@ -61,6 +61,10 @@ _TRAIN_EXAMPLES = textwrap.dedent("""\
         temperature: 2.0
         output_dir: ./student
 
+      a large student on one card: its own weights stay, adapters are learned and saved (needs teachonce[lora]):
+        teachonce train --cache ./cache --student ./large --lora r=16 alpha=32 targets=q_proj,v_proj \\
+          --losses kl=1.0 --output_dir ./adapter --bf16 --gradient_checkpointing
+
     With several GPUs: torchrun --nproc_per_node 4 -m teachonce train ...
     """)
 

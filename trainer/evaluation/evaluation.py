@@ -35,7 +35,9 @@ class EvaluateConfig:
     """Which student to measure, and on what."""
 
     cache: str = field(metadata={"help": "The cache: a folder, s3://, gs:// or az://."})
-    student: str = field(metadata={"help": "A trained student's folder, or a hub name."})
+    student: str = field(
+        metadata={"help": "A trained student's folder (an adapter's is opened with its base), or a hub name."}
+    )
     teacher: str | None = field(
         default=None, metadata={"help": "The teacher's folder, to measure its size and speed beside."}
     )

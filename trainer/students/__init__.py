@@ -1,4 +1,4 @@
 """Opening a student and trying it before it is trained.
 
-May import `batches`, `models`. A way to begin a student goes here.
+May import `tasks` and below, and of `checkpoints` the record of a run. A way to begin a student goes here.
 """

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils.hub import extract_commit_hash
 
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError, one_line
@@ -24,8 +26,8 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 
-def open_config(source: str) -> Any:
-    """A folder's or hub name's config.
+def open_config(source: str, revision: str | None = None) -> Any:
+    """A folder's or hub name's config; of the hub's at a revision, where one is told.
 
     Raises:
         UsageError: it cannot be opened, or asks for code.
@@ -33,22 +35,26 @@ def open_config(source: str) -> Any:
     _check_folder(source)
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise UsageError("this is no model folder: it has no config.json", where=source)
-    values, _ = _opened("config", source, lambda: PreTrainedConfig.get_config_dict(source))
+    at = _at(revision)
+    values, _ = _opened("config", source, lambda: PreTrainedConfig.get_config_dict(source, **at))
     refuse_code(values, f"{source} (config.json)")
-    return _opened("config", source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
+    return _opened(
+        "config", source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False, **at)
+    )
 
 
-def open_tokenizer(source: str) -> Any:
-    """A folder's or hub name's tokenizer.
+def open_tokenizer(source: str, revision: str | None = None, *, of_adapter: bool = False) -> Any:
+    """A folder's or hub name's tokenizer; `of_adapter` says that the folder may hold an adapter.
 
     Raises:
         UsageError: it cannot be opened, or asks for code.
     """
-    _check_folder(source)
-    values = _opened("tokenizer", source, lambda: get_tokenizer_config(source, trust_remote_code=False))
+    _check_folder(source, may_be_adapter=of_adapter)
+    at = _at(revision)
+    values = _opened("tokenizer", source, lambda: get_tokenizer_config(source, trust_remote_code=False, **at))
     refuse_code(values, f"{source} (tokenizer_config.json)")
     return _opened(
-        "tokenizer", source, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        "tokenizer", source, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False, **at)
     )
 
 
@@ -79,8 +85,12 @@ def cached_tokenizer(cache: Cache) -> Any:
             ) from error
 
 
-def open_weights(kind: Any, source: str, config: Any) -> tuple[Any, list[str]]:
+def open_weights(
+    kind: Any, source: str, config: Any, loading: Mapping[str, Any] | None = None
+) -> tuple[Any, list[str]]:
     """A model in float32, and the names of those of its weights that the folder does not hold.
+
+    `loading` is what `from_pretrained` is told besides: a revision, or that weights are held in fewer bits.
 
     Raises:
         UsageError: it cannot be opened, or its weights are pickled.
@@ -92,6 +102,7 @@ def open_weights(kind: Any, source: str, config: Any) -> tuple[Any, list[str]]:
         "trust_remote_code": False,
         "use_safetensors": True,
         "output_loading_info": True,
+        **(loading or {}),
     }
     model, told = _opened("weights", source, lambda: kind.from_pretrained(source, **options))
     return model, sorted(told["missing_keys"])
@@ -134,7 +145,20 @@ def _json_of(path: Path) -> Any:
         return None
 
 
-def _check_folder(source: str) -> None:
+def hub_commit(source: str) -> str | None:
+    """The commit at which a hub name's config was just opened; None of a folder."""
+    if Path(source).expanduser().is_dir():
+        return None
+    found = try_to_load_from_cache(source, "config.json")
+    commit: str | None = extract_commit_hash(found, None) if isinstance(found, str) else None
+    return commit
+
+
+def _at(revision: str | None) -> dict[str, str]:
+    return {} if revision is None else {"revision": revision}
+
+
+def _check_folder(source: str, *, may_be_adapter: bool = False) -> None:
     """What is plainly a path, or is there, must be a folder with a model; a cache and an adapter are not one."""
     path = Path(source).expanduser()
     if not path.exists():
@@ -149,9 +173,9 @@ def _check_folder(source: str) -> None:
         raise UsageError(
             "this is a cache and no model folder", where=source, do="Caches are named by --cache"
         )
-    if (path / "adapter_config.json").is_file():
+    if (path / "adapter_config.json").is_file() and not may_be_adapter:
         raise UsageError(
-            "this folder holds an adapter, which would not be applied",
+            "this folder holds an adapter and no model of its own, which only evaluate --student opens",
             where=source,
             do="Merge it into its base model first (peft: merge_and_unload) and save that",
         )

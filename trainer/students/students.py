@@ -7,26 +7,22 @@ config and seed begin identical.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import (
-    AutoConfig,
-    set_seed,
-)
+from transformers import set_seed
 
 from schemas.cache import Cache
-from schemas.cli.arguments import small_text
-from schemas.errors import StudentError, UsageError, one_line
+from schemas.errors import StudentError, UsageError
 from schemas.features import Feature
 from schemas.spec import Spec
 from schemas.tasks import Task
 from trainer.batches.collate import Collation
 from trainer.models.heads import check_head
 from trainer.models.shrink import embedding_rows, parse_shrink, shrunk
+from trainer.students.adapter_folders import is_adapter, merged, read_adapter
+from trainer.students.adapters import attach, loading_options, speaking, trained_whole
 from trainer.students.compatibility import (
     check_config,
     check_embedding,
@@ -34,7 +30,9 @@ from trainer.students.compatibility import (
     check_trainable,
     check_vocabulary,
 )
-from trainer.students.opening import cached_tokenizer, open_config, open_tokenizer, open_weights, refuse_code
+from trainer.students.lora import Lora
+from trainer.students.opening import cached_tokenizer, hub_commit, open_config, open_tokenizer, open_weights
+from trainer.students.scratch import model_of, scratch_config
 from trainer.students.trial import takes_token_types, try_student
 from trainer.tasks.tasks import STUDENT_TASKS
 
@@ -43,7 +41,6 @@ _PROBLEM_TYPES = {
     "sigmoid": "multi_label_classification",
     "identity": "regression",
 }
-_MOST_CONFIG_BYTES = 2**26
 _DECODER_HEADS = ("score",)
 """How transformers calls the head of a classifier that looks for a text's last token by its padding id."""
 
@@ -55,6 +52,8 @@ class Student:
     model: Any
     tokenizer: Any
     task: Task
+    adapter: Any = None
+    """PEFT's view of the model, where adapters are trained and saved; None where the model is."""
 
     @property
     def vocab_size(self) -> int:
@@ -91,21 +90,29 @@ class Student:
 
 
 def open_student(
-    name: str, cache: Cache, *, teacher: str | None = None, seed: int = 42, alone: bool = False
+    name: str,
+    cache: Cache,
+    *,
+    teacher: str | None = None,
+    seed: int = 42,
+    alone: bool = False,
+    lora: Lora | None = None,
 ) -> Student:
     """Opens `name`: a folder or hub name, a config `.json`, or `shrink:layers=3` of the `teacher`.
 
-    `alone` says that each batch will hold one row; a model that cannot be padded is refused else.
+    `alone` says that each batch will hold one row; a model that cannot be padded is refused else. With `lora` its
+    weights are frozen, and adapters stand beside them.
 
     Raises:
-        UsageError: it cannot be opened.
+        UsageError: it cannot be opened, or a package is missing.
         StudentError: it does not fit the cache, or cannot be trained.
     """
     layers = parse_shrink(name)
+    loading = None if lora is None else loading_options(lora)
     source = name if layers is None else _needed_teacher(teacher, name)
     from_scratch = layers is None and name.endswith(".json")
     tokenizer = cached_tokenizer(cache)
-    config = _scratch_config(source, cache.spec, tokenizer) if from_scratch else open_config(source)
+    config = scratch_config(source, cache.spec, tokenizer) if from_scratch else open_config(source)
     if not from_scratch:
         own = open_tokenizer(source)
         check_vocabulary(own.get_vocab(), tokenizer.get_vocab(), source)
@@ -114,11 +121,23 @@ def open_student(
     _fit_config(config, cache.spec, tokenizer)
     check_config(config, cache.spec, tokenizer.get_vocab(), source)
     set_seed(seed)
-    kind = STUDENT_TASKS[cache.spec.task].auto
-    model = _from_scratch(kind, source, config) if from_scratch else _filled(cache.spec, source, config)
+    task = STUDENT_TASKS[cache.spec.task]
+    missing: list[str] = []
+    if loading is not None and (commit := hub_commit(source)) is not None:
+        loading["revision"] = commit
+    if from_scratch:
+        model = model_of(task.auto, source, config)
+    else:
+        model, missing = _filled(cache.spec, source, config, loading)
     if layers is not None:
-        model = shrunk(model, layers, kind)
-    return _tried(model, tokenizer, cache, alone=alone, where=source)
+        model = shrunk(model, layers, task.auto)
+    adapter = None
+    if lora is not None:
+        whole = trained_whole(model, missing, classifies=not cache.spec.kind.has_vocabulary)
+        revision = (loading or {}).get("revision")
+        adapter = attach(model, lora, base=source, revision=revision, task_type=task.peft_task, whole=whole)
+    with speaking(model):
+        return _tried(model, tokenizer, cache, alone=alone, where=source, adapter=adapter)
 
 
 def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
@@ -128,6 +147,8 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
         UsageError: it cannot be opened.
         StudentError: it does not fit the cache, or has weights missing.
     """
+    if is_adapter(folder):
+        return _open_adapted(folder, cache, alone=alone)
     config, tokenizer = open_config(folder), open_tokenizer(folder)
     check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
     check_labels(config, cache.spec, folder)
@@ -137,13 +158,38 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     return _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
 
 
+def _open_adapted(folder: str, cache: Cache, *, alone: bool) -> Student:
+    """A base with its adapters merged into it."""
+    saved, spec = read_adapter(folder), cache.spec
+    try:
+        config = open_config(saved.base, saved.revision)
+    except UsageError as error:
+        raise saved.without_base(error) from error
+    own = any((saved.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    tokenizer = open_tokenizer(folder, of_adapter=True) if own else open_tokenizer(saved.base, saved.revision)
+    check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
+    _fit_config(config, spec, tokenizer)
+    check_config(config, spec, tokenizer.get_vocab(), saved.base)
+    loading = None if saved.revision is None else {"revision": saved.revision}
+    model, missing = _filled(spec, saved.base, config, loading)
+    model = merged(model, missing, saved, spec)
+    return _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
+
+
 def _tried(
-    model: Any, tokenizer: Any, cache: Cache, *, alone: bool, where: str, trained: bool = True
+    model: Any,
+    tokenizer: Any,
+    cache: Cache,
+    *,
+    alone: bool,
+    where: str,
+    trained: bool = True,
+    adapter: Any = None,
 ) -> Student:
     spec = cache.spec
     check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
     _fit_tokenizer(tokenizer, model)
-    student = Student(model=model, tokenizer=tokenizer, task=spec.kind)
+    student = Student(model=model, tokenizer=tokenizer, task=spec.kind, adapter=adapter)
     if not spec.kind.predicts_tokens and not alone:
         _check_padding(student, where)
     try_student(
@@ -189,23 +235,17 @@ def _check_padding(student: Student, where: str) -> None:
         )
 
 
-def _from_scratch(kind: Any, source: str, config: Any) -> Any:
-    try:
-        return kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    except Exception as error:
-        raise UsageError(
-            "no model can be made of the student's config", where=source, got=one_line(error).rstrip(".")
-        ) from error
-
-
-def _filled(spec: Spec, source: str, config: Any) -> Any:
-    """A model from its folder. Only a classifier's head may be new."""
-    model, missing = open_weights(STUDENT_TASKS[spec.task].auto, source, config)
+def _filled(
+    spec: Spec, source: str, config: Any, loading: Mapping[str, Any] | None = None
+) -> tuple[Any, list[str]]:
+    """A model from its folder, and what of it is new: only a classifier's head may be."""
+    model, missing = open_weights(STUDENT_TASKS[spec.task].auto, source, config, loading)
+    new = missing
     if not spec.kind.has_vocabulary and not _is_trained_classifier(config):
         inner = f"{model.base_model_prefix}."
         missing = [name for name in missing if name.startswith(inner) and "pooler" not in name]
     _refuse_missing(model, missing, source)
-    return model
+    return model, new
 
 
 def _refuse_missing(model: Any, missing: Sequence[str], where: str) -> None:
@@ -223,31 +263,6 @@ def _needed_teacher(teacher: str | None, name: str) -> str:
     if teacher is None:
         raise UsageError(f"--student {name} takes its weights from the teacher", do="Add --teacher FOLDER")
     return teacher
-
-
-def _scratch_config(path: str, spec: Spec, tokenizer: Any) -> Any:
-    """The config of a JSON file, its vocabulary and special tokens filled in from the cache where it names none.
-
-    Raises:
-        UsageError: no such file, not JSON, or not a config.
-    """
-    try:
-        values: Mapping[str, Any] = json.loads(small_text(path, _MOST_CONFIG_BYTES))
-        refuse_code(values, path)
-        filled = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-        if spec.kind.has_vocabulary:
-            filled["vocab_size"] = spec.vocab_size
-        else:
-            filled["vocab_size"] = max(tokenizer.get_vocab().values()) + 1
-        merged = {**filled, **values}
-        return AutoConfig.for_model(merged.pop("model_type"), **merged)
-    except UsageError:
-        raise
-    except KeyError as error:
-        raise UsageError("a student's config needs the key model_type", where=path) from error
-    except Exception as error:
-        got = one_line(error).rstrip(".")
-        raise UsageError("the student's config cannot be read", where=path, got=got) from error
 
 
 def _is_trained_classifier(config: Any) -> bool:

@@ -28,4 +28,6 @@ def _measure(measured: Measured) -> Metrics:
     return token_metrics(measured.model, _run, batches, measured.device) | teacher_cross_entropy(measured)
 
 
-TASK = StudentTask(auto=AutoModelForCausalLM, run=_run, measure=_measure, generates=True)
+TASK = StudentTask(
+    auto=AutoModelForCausalLM, run=_run, measure=_measure, peft_task="CAUSAL_LM", generates=True
+)

@@ -24,4 +24,4 @@ def _measure(measured: Measured) -> Metrics:
     return class_metrics(measured.model, batches, measured.spec, measured.device)
 
 
-TASK = StudentTask(auto=AutoModelForSequenceClassification, run=_run, measure=_measure)
+TASK = StudentTask(auto=AutoModelForSequenceClassification, run=_run, measure=_measure, peft_task="SEQ_CLS")

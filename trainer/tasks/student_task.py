@@ -45,6 +45,8 @@ class StudentTask:
     """The Auto class that opens them."""
     run: Run
     measure: Callable[[Measured], Metrics]
+    peft_task: str | None = None
+    """What the PEFT library calls it, in the config of an adapter."""
     generates: bool = False
     """Whether `generate` must go before a student is trained."""
 

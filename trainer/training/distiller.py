@@ -125,9 +125,13 @@ class Distiller(nn.Module):
         self.student.activation_checkpointing_enable(**arguments)  # type: ignore[operator]
 
     def floating_point_ops(self, batch: Batch) -> int:
-        """Of a forward and a backward pass, by the rule of six a parameter and token."""
+        """Of a forward and a backward pass, by the rule of six a parameter and token; of four, where it is frozen."""
         student: Any = self.student
-        return 6 * batch.input_ids.numel() * int(student.num_parameters(exclude_embeddings=True))
+        every, trained = (
+            int(student.num_parameters(only_trainable=trained, exclude_embeddings=True))
+            for trained in (False, True)
+        )
+        return (4 * every + 2 * trained) * batch.input_ids.numel()
 
 
 class _Terms:

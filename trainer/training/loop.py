@@ -27,6 +27,7 @@ from trainer.checkpoints.keeping import EvaluationStopped, KeepingTrainer
 from trainer.checkpoints.records import Record
 from trainer.checkpoints.signals import Signals
 from trainer.stream.replay import Replay, loader
+from trainer.students.adapters import load_adapter, save_adapter
 from trainer.students.students import Student
 from trainer.training.distiller import Distiller
 
@@ -180,12 +181,15 @@ class DistillationTrainer(KeepingTrainer):
         return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """The student as itself, its tokenizer and the projections."""
+        """The student as itself or as its adapter, its tokenizer and the projections."""
         folder = Path(output_dir or self.args.output_dir)
         if not self.args.should_save:
             return
         own = _part(state_dict, _STUDENT)
-        self.student.model.save_pretrained(folder, state_dict=own)
+        if self.student.adapter is None:
+            self.student.model.save_pretrained(folder, state_dict=own)
+        else:
+            save_adapter(self.student.adapter, folder)
         self.student.tokenizer.save_pretrained(folder)
         if self._distiller.projections is not None:
             weights = _part(state_dict, _PROJECTIONS) or self._distiller.projections.state_dict()
@@ -194,16 +198,22 @@ class DistillationTrainer(KeepingTrainer):
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Student and projections of a checkpoint, into the modules that are being trained."""
-        student = self.student.model
-        saved = type(student).from_pretrained(
-            resume_from_checkpoint, dtype=student.dtype, trust_remote_code=False, use_safetensors=True
-        )
-        check_same_shape(student.config, saved.config, resume_from_checkpoint)
-        student.load_state_dict(saved.state_dict())
+        """Student or adapter, and projections, of a checkpoint, into the modules that are being trained."""
+        if self.student.adapter is not None:
+            load_adapter(self.student.adapter, Path(resume_from_checkpoint))
+        else:
+            self._load_model(resume_from_checkpoint)
         if self._distiller.projections is not None:
             weights = load_file(Path(resume_from_checkpoint) / PROJECTIONS_NAME)
             self._distiller.projections.load_state_dict(weights)
+
+    def _load_model(self, checkpoint: str) -> None:
+        student = self.student.model
+        saved = type(student).from_pretrained(
+            checkpoint, dtype=student.dtype, trust_remote_code=False, use_safetensors=True
+        )
+        check_same_shape(student.config, saved.config, checkpoint)
+        student.load_state_dict(saved.state_dict())
 
 
 def check_same_shape(ours: Any, theirs: Any, checkpoint: str) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from schemas.cache import Cache
 from trainer.checkpoints.records import Record
+from trainer.models.weights import weights_hash
 from trainer.students.students import Student
 from trainer.training.arguments import StudentArguments
 from trainer.training.settings import decide_weights
@@ -45,6 +43,8 @@ def make_record(
         batches_a_step=arguments.world_size * arguments.gradient_accumulation_steps,
         ranks=arguments.world_size,
         student=config.student,
+        lora={} if config.adapters is None else config.adapters.to_json(),
+        label_names=list(cache.spec.label_names or ()),
         student_weights="" if from_scratch else weights_hash(student.model),
         losses={str(name): weight for name, weight in config.objective.weights.items()},
         temperature=config.temperature,
@@ -52,12 +52,3 @@ def make_record(
         settings=decide_weights(arguments),
         run=run,
     )
-
-
-def weights_hash(model: Any) -> str:
-    """Hash of a model's weights by name, in hex; about a second a gigabyte."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, weight in sorted(model.state_dict().items()):
-        found.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()

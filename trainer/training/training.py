@@ -23,6 +23,7 @@ from trainer.stream.order import Order, Side
 from trainer.stream.replay import Replay, Share
 from trainer.students.students import Student, open_student
 from trainer.tasks.tasks import STUDENT_TASKS
+from trainer.training.adapter_flags import AdapterFlags, adapter_lines, saved_parameters
 from trainer.training.arguments import StudentArguments, check_arguments, settle_direction
 from trainer.training.distiller import Distiller
 from trainer.training.loop import DistillationTrainer
@@ -41,14 +42,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(AdapterFlags):
     """What to distil, from what, by which losses. Everything about the loop is in `TrainingArguments`."""
 
     cache: str = field(metadata={"help": "The cache: a folder, s3://, gs:// or az://."})
     student: str = field(
         metadata={
             "help": "A model folder or hub name; a config .json to start from scratch; or shrink:layers=N, the "
-            "teacher's own weights with N of its layers."
+            "teacher's own weights with N of its layers. With --lora, a model folder or hub name."
         }
     )
     teacher: str | None = field(
@@ -86,6 +87,7 @@ class TrainConfig:
         self._check_effects()
 
     def _check_effects(self) -> None:
+        self.check_adapters(self.student)
         names = set(self.objective.weights)
         layers = parse_shrink(self.student)
         if self.teacher is not None and layers is None:
@@ -164,7 +166,12 @@ def _train(
     if arguments.overwrite_output_dir:
         check_replaceable(folder, cache.header.teacher.get("weight_bytes"))
     student = open_student(
-        config.student, cache, teacher=config.teacher, seed=arguments.seed, alone=_is_alone(arguments)
+        config.student,
+        cache,
+        teacher=config.teacher,
+        seed=arguments.seed,
+        alone=_is_alone(arguments),
+        lora=config.adapters,
     )
     training, evaluation = _replays(config, arguments, cache, student)
     total = total_steps(arguments, training)
@@ -178,6 +185,7 @@ def _train(
     if arguments.process_index == 0:
         lines = bias_lines(config.objective, cache.spec, student.vocab_size)
         lines += type_lines(cache.spec, takes_token_types=student.takes_token_types)
+        lines += adapter_lines(student)
         _log.info("\n".join([*lines, *router_lines(student.model.config)]))
     loop = DistillationTrainer(
         distiller=make_distiller(student, cache, config.objective),
@@ -199,7 +207,7 @@ def _run(
 ) -> Trained:
     folder = Path(str(arguments.output_dir))
     check_loop(loop, total)
-    parameters = sum(weight.numel() for weight in loop.model.parameters())
+    parameters = saved_parameters(loop.model, loop.student)
     check_space(folder, parameters, saves_optimizer=arguments.save_strategy != "no")
     if arguments.overwrite_output_dir:
         on_main(arguments, lambda: remove_held(folder))

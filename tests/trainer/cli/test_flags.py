@@ -33,7 +33,13 @@ def parsed(kinds: list[type], words: list[str]) -> list[Any]:
 def words_for(name: str, value: str, beside: str, needed: Mapping[str, str]) -> list[str]:
     found = [word for key, text in needed.items() if key != name for word in (f"--{key}", text)]
     usual = [] if name == "use_cpu" or "output_dir" not in needed else ["--use_cpu"]
-    return [*found, *usual, *beside.split(), f"--{name}", *(value.split() if name == "losses" else [value])]
+    return [
+        *found,
+        *usual,
+        *beside.split(),
+        f"--{name}",
+        *(value.split() if name in ("losses", "lora") else [value]),
+    ]
 
 
 def test_every_setting_is_looked_at() -> None:
@@ -56,7 +62,11 @@ def test_a_flag_with_a_value_that_works(name: str) -> None:
     assert str(getattr(config, name, getattr(arguments, name, None))) not in ("", "MISSING")
 
 
-BESIDE_BAD = {"overwrite_output_dir": "--resume_from_checkpoint auto", "metric_for_best_model": BEST}
+BESIDE_BAD = {
+    "load_in_4bit": "",
+    "overwrite_output_dir": "--resume_from_checkpoint auto",
+    "metric_for_best_model": BEST,
+}
 
 
 @pytest.mark.parametrize("name", [name for name, case in TRAIN.items() if case.bad])
