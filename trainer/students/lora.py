@@ -48,7 +48,7 @@ class Lora:
             told[name] = value
         r = _number(told, "r", 16)
         if not (r == int(r) and 1 <= r <= LARGEST_RANK):
-            raise UsageError("--lora: r must be a whole number from 1", got=told["r"])
+            raise UsageError(f"--lora: r must be a whole number from 1 to {LARGEST_RANK}", got=told["r"])
         alpha, dropout = _number(told, "alpha", 2 * r), _number(told, "dropout", 0.0)
         if alpha <= 0:
             raise UsageError("--lora: alpha must be above 0", got=told["alpha"])

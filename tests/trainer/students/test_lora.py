@@ -42,7 +42,20 @@ def test_settings_and_their_defaults() -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        *("r=0", "r=-1", "r=1.5", "r=x", "r=nan", "r=inf", "r", "rank=4", "16", "alpha=0", "dropout=1"),
+        *(
+            "r=0",
+            "r=-1",
+            "r=1.5",
+            "r=x",
+            "r=nan",
+            "r=inf",
+            "r=70000",
+            "r",
+            "rank=4",
+            "16",
+            "alpha=0",
+            "dropout=1",
+        ),
         *("dropout=-0.1", "targets=", "targets=a,", "targets=all-linear,q_proj", "targets=(a+)+$"),
     ],
 )
