@@ -3,7 +3,8 @@
 * Batches are this project's own; each rank reads its share, and accelerate does not touch them.
 * The loss is the mean over the positions of the whole accumulated global batch, however they fall on ranks and steps.
 * Every save holds the plain student with its tokenizer, and apart from it the projections; it is whole or not there.
-* Each loss term is logged as its mean since the last log; nothing waits for the device between logs.
+* Each loss term is logged as its mean since the last log, and the share of padding in what was read; nothing waits for
+  the device between logs.
 * What is saved when, and how a run ends, is `trainer/checkpoints/keeping.py`'s.
 """
 
@@ -63,6 +64,7 @@ class DistillationTrainer(KeepingTrainer):
         self._distiller, self.student = distiller, student
         self._terms: dict[str, Tensor] = {}
         self._terms_since = 0
+        self._tokens = torch.zeros(2, dtype=torch.float64)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This rank's batches; transformers skips addresses, not data, when it resumes."""
@@ -92,9 +94,12 @@ class DistillationTrainer(KeepingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
-        """Positions, labelled positions and rows of the accumulated global batch, `[3]`."""
+        """Positions, labelled positions and examples of the accumulated global batch, `[3]`."""
         if not batch_samples:
             return None
+        for sample in batch_samples:
+            batch: Batch = sample["batch"]
+            self._tokens += torch.tensor([batch.num_tokens, batch.input_ids.numel()])
         counts: Tensor = torch.stack([sample["batch"].counts for sample in batch_samples]).sum(0)
         if device.type == "cuda":
             counts = counts.pin_memory()
@@ -112,17 +117,24 @@ class DistillationTrainer(KeepingTrainer):
 
     def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
         batch: Batch = inputs["batch"]
-        super()._track_num_input_tokens(batch.model_inputs)
+        super()._track_num_input_tokens(
+            {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each term's mean over the steps since the last log, over all ranks."""
+        """Adds each term's mean over the steps since the last log, over all ranks, and `padding`: the share of the
+        tokens read since then that are no example's."""
         steps = self.state.global_step - self._terms_since
         if "loss" in logs and self._terms and steps:
             sums = torch.stack([part.float() for part in self._terms.values()])
+            tokens = self._tokens.to(sums.device, torch.float32)
             if self.args.world_size > 1:
                 sums = self.accelerator.reduce(sums, reduction="sum")
+                tokens = self.accelerator.reduce(tokens, reduction="sum")
             logs |= dict(zip(self._terms, (sums / steps).tolist(), strict=True))
-            self._terms = {}
+            own, read = tokens.tolist()
+            logs["padding"] = 1 - own / read
+            self._terms, self._tokens = {}, torch.zeros_like(self._tokens)
         super().log(logs, start_time)
 
     @torch.no_grad()
