@@ -26,6 +26,7 @@ TRAIN: Mapping[str, Case] = {
     "feature_loss": Case("cosine", "cosine", ""),
     "eval_fraction": Case("0.3", "1"),
     "shuffle_row_groups": Case("2", "0"),
+    "batching": Case("pack", "packed"),
     "cache_version": Case("0", "x"),
     "output_dir": Case("o", ""),
     "overwrite_output_dir": Case("true", "true"),

@@ -19,34 +19,42 @@ from schemas.errors import StudentError
 from schemas.features import Feature
 from schemas.rows.ragged import Array, Ragged
 from schemas.rows.rows import Rows
+from trainer.batches.packing import Layout, Packed, Packing
 from trainer.batches.targets import dense_targets, gold_ids, sparse_targets
 from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """B examples, padded to S tokens on the right, and their N positions, row by row."""
+    """B examples in R rows of S tokens, padded on the right, and their N positions, example by example.
 
-    input_ids: Int64[Tensor, "B S"]
-    attention_mask: Int64[Tensor, "B S"]
-    token_type_ids: Int64[Tensor, "B S"] | None
+    R is B, and each example its own row, unless they are packed.
+    """
+
+    input_ids: Int64[Tensor, "R S"]
+    attention_mask: Int64[Tensor, "R S"]
+    """1 for the tokens of examples."""
+    token_type_ids: Int64[Tensor, "R S"] | None
     row: Int64[Tensor, " N"]
-    """Which of the B rows each position stands in."""
+    """Which of the R rows each position stands in."""
     token: Int64[Tensor, " N"]
     """Which of the S tokens each position stands on."""
     targets: SparseTargets | DenseTargets
     features: tuple[Float[Tensor, "B _"], ...]
     counts: Int64[Tensor, 3]
-    """Positions, labelled positions and rows that count; all 0 in a weightless batch. On the CPU."""
+    """Positions, labelled positions and examples that count; all 0 in a weightless batch. On the CPU."""
     entry_offsets: Array
     """Where each position's kept entries begin, `[N + 1]`. On the CPU, for cutting without waiting for a GPU."""
     beyond: float | None
     """Teacher's mass on ids that the student does not have, summed over the positions; None if it has them all.
     A sampling policy's is an estimate, at the losses' temperature."""
+    packed: Packed | None = None
+    """What keeps several examples in one row apart; None where each has its own."""
 
     @property
     def num_rows(self) -> int:
-        return len(self.input_ids)
+        """Examples: a cache's rows."""
+        return len(self.example_mask)
 
     @property
     def num_tokens(self) -> int:
@@ -56,10 +64,20 @@ class Batch:
     @property
     def model_inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of the student's forward."""
-        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        inputs = {"input_ids": self.input_ids}
+        inputs |= {"attention_mask": self.attention_mask} if self.packed is None else self.packed.model_inputs
         return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
 
-    def at_positions(self, states: Float[Tensor, "B S H"]) -> Float[Tensor, "N H"]:
+    @property
+    def example_mask(self) -> Int64[Tensor, "B L"]:
+        """1 for an example's own tokens, of what `by_example` gives."""
+        return self.attention_mask if self.packed is None else self.packed.mask
+
+    def by_example(self, states: Float[Tensor, "R S H"]) -> Float[Tensor, "B L H"]:
+        """The states of each example's tokens, padded on the right to the longest example."""
+        return states if self.packed is None else self.packed.apart(states)
+
+    def at_positions(self, states: Float[Tensor, "R S H"]) -> Float[Tensor, "N H"]:
         """The states of the batch's positions."""
         return states.flatten(0, 1).index_select(0, self.row * states.shape[1] + self.token)
 
@@ -113,6 +131,8 @@ class Collation:
     """How many ids the student has embeddings for; None where it looks none up in a table."""
     token_types: int | None = None
     """How many token types it has embeddings for."""
+    packing: Packing | None = None
+    """How several examples stand in one row; None: each in its own."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -154,11 +174,12 @@ class Collation:
         for last in np.cumsum([len(cut) for cut in cuts]).tolist():
             positions = slice(int(offsets[first]), int(offsets[last]))
             lengths = np.diff(offsets[first : last + 1])
+            layout = self._layout(together.input_ids.lengths[first:last])
             found.append(
                 Batch(
-                    **self._tokens(together, first, last),
-                    row=torch.from_numpy(np.repeat(np.arange(last - first), lengths)),
-                    token=token[positions],
+                    **self._tokens(together, layout, first, last),
+                    row=torch.from_numpy(np.repeat(layout.row, lengths)),
+                    token=token[positions] + torch.from_numpy(np.repeat(layout.first, lengths)),
                     features=tuple(feature[first:last] for feature in features),
                     **targets.cut(positions, last - first),
                 )
@@ -171,14 +192,22 @@ class Collation:
         features = [name for one in self.features for name in (one.column, one.scale_column)]
         return _COLUMNS | set(features)
 
-    def _tokens(self, rows: Rows, first: int, last: int) -> dict[str, Any]:
+    def _layout(self, lengths: Array) -> Layout:
+        if self.packing is None:
+            return Layout.apart(lengths)
+        return Layout.packed(lengths, self.packing.max_length)
+
+    def _tokens(self, rows: Rows, layout: Layout, first: int, last: int) -> dict[str, Any]:
         """What the student reads of some rows."""
-        lengths, types = rows.input_ids.lengths[first:last], None
+        ids, types = _values(rows.input_ids, first, last), None
         if self.pass_token_types and rows.spec.has_token_type_ids:
-            types = _padded(rows.ragged("token_type_ids"), first, last, 0)
-        mask = torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64))
-        ids = _padded(rows.input_ids, first, last, self.pad_id)
-        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+            types = layout.filled(_values(rows.ragged("token_type_ids"), first, last), 0)
+        return {
+            "input_ids": layout.filled(ids, self.pad_id if self.packing is None else self.packing.filler),
+            "attention_mask": layout.filled(np.ones(len(ids), np.int64), 0),
+            "token_type_ids": types,
+            "packed": None if self.packing is None else self.packing.packed(layout, ids),
+        }
 
     def check(self, rows: Rows) -> None:
         """Whether the student has embeddings for what is asked of it: on a GPU an index beyond is no error to read.
@@ -244,13 +273,10 @@ def _num_labelled(targets: SparseTargets | DenseTargets) -> int:
     return int(labelled.sum())
 
 
-def _padded(column: Ragged, first: int, last: int, padding: int) -> Int64[Tensor, "B S"]:
-    """Some rows of a list column, padded to the longest."""
-    lengths = column.lengths[first:last]
-    padded = np.full((last - first, int(lengths.max())), padding, np.int64)
-    values = column.values[column.offsets[first] : column.offsets[last]]
-    padded[np.arange(padded.shape[1]) < lengths[:, None]] = values
-    return torch.from_numpy(padded)
+def _values(column: Ragged, first: int, last: int) -> Array:
+    """The values of some rows of a list column, one row after the other."""
+    values: Array = column.values[column.offsets[first] : column.offsets[last]]
+    return values
 
 
 def _map(value: Any, change: Any, but: tuple[str, ...] = ()) -> Any:

@@ -34,6 +34,7 @@ _SAME_FIELDS = (
     "losses",
     "temperature",
     "feature_loss",
+    "batching",
 )
 """What decides which rows a step sees and what it makes of them; with `settings`, all that decides weights."""
 
@@ -56,6 +57,8 @@ class Record:
     losses: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     feature_loss: str = "mse"
+    batching: str = "bucket"
+    """Whether rows held one text each, or several."""
     run: str = ""
     """Drawn when the run began, and kept when it is resumed."""
     live_hash: str = ""

@@ -8,7 +8,7 @@ config and seed begin identical.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import set_seed
@@ -19,6 +19,7 @@ from schemas.features import Feature
 from schemas.spec import Spec
 from schemas.tasks import Task
 from trainer.batches.collate import Collation
+from trainer.batches.packing import Packing
 from trainer.models.heads import check_head
 from trainer.models.shrink import embedding_rows, parse_shrink, shrunk
 from trainer.students.adapter_folders import is_adapter, merged, read_adapter
@@ -32,6 +33,7 @@ from trainer.students.compatibility import (
 )
 from trainer.students.lora import Lora
 from trainer.students.opening import cached_tokenizer, hub_commit, open_config, open_tokenizer, open_weights
+from trainer.students.packed_trial import check_packs, find_packing
 from trainer.students.scratch import model_of, scratch_config
 from trainer.students.trial import takes_token_types, try_student
 from trainer.tasks.tasks import STUDENT_TASKS
@@ -54,6 +56,8 @@ class Student:
     task: Task
     adapter: Any = None
     """PEFT's view of the model, where adapters are trained and saved; None where the model is."""
+    packing: Packing | None = None
+    """How it is told of several texts in a row; None: it was not asked for."""
 
     @property
     def vocab_size(self) -> int:
@@ -86,6 +90,7 @@ class Student:
             pass_token_types=self.takes_token_types,
             embeddings=embedding_rows(self.model),
             token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,
+            packing=self.packing,
         )
 
 
@@ -97,16 +102,20 @@ def open_student(
     seed: int = 42,
     alone: bool = False,
     lora: Lora | None = None,
+    packs: bool = False,
 ) -> Student:
     """Opens `name`: a folder or hub name, a config `.json`, or `shrink:layers=3` of the `teacher`.
 
     `alone` says that each batch will hold one row; a model that cannot be padded is refused else. With `lora` its
-    weights are frozen, and adapters stand beside them.
+    weights are frozen, and adapters stand beside them. `packs` says that a row will hold several texts; a model that
+    does not keep them apart is refused then.
 
     Raises:
         UsageError: it cannot be opened, or a package is missing.
         StudentError: it does not fit the cache, or cannot be trained.
     """
+    if packs:
+        check_packs(cache.spec.kind)
     layers = parse_shrink(name)
     loading = None if lora is None else loading_options(lora)
     source = name if layers is None else _needed_teacher(teacher, name)
@@ -137,7 +146,8 @@ def open_student(
         revision = (loading or {}).get("revision")
         adapter = attach(model, lora, base=source, revision=revision, task_type=task.peft_task, whole=whole)
     with speaking(model):
-        return _tried(model, tokenizer, cache, alone=alone, where=source, adapter=adapter)
+        student = _tried(model, tokenizer, cache, alone=alone, where=source, adapter=adapter)
+        return _with_packing(student, cache.spec) if packs else student
 
 
 def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
@@ -204,6 +214,12 @@ def _tried(
     if spec.kind.has_vocabulary:
         check_head(model, STUDENT_TASKS[spec.task].run)
     return student
+
+
+def _with_packing(student: Student, spec: Spec) -> Student:
+    run = STUDENT_TASKS[spec.task].run
+    packing = find_packing(student.model, task=spec.kind, run=run, max_length=spec.max_length)
+    return replace(student, packing=packing)
 
 
 def _own_padding(model: Any) -> int | None:

@@ -93,7 +93,7 @@ def _check_causal(model: Any, ids: Tensor, own: Tensor) -> None:
         return
     other = ids.clone()
     other[0, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
-    if _differ(_scores(model, other, torch.ones_like(ids))[:, :-1], own[:, :-1]):
+    if differ(_scores(model, other, torch.ones_like(ids))[:, :-1], own[:, :-1]):
         config = model.config.get_text_config()
         do = 'Set "is_decoder": true in its config' if getattr(config, "is_decoder", None) is False else None
         raise _refused(model, "is no causal language model: a token's prediction sees the token after it", do)
@@ -109,7 +109,7 @@ def _check_alone(model: Any, short: Tensor, long: Tensor, pad_id: int, *, each_t
     alone = _scores(model, short, torch.ones_like(short))
     with _named(model, "a padded batch"):
         beside = model(input_ids=both[0], attention_mask=both[1]).logits[:1].float()
-    if _differ(beside[:, : short.shape[1]] if each_token else beside, alone):
+    if differ(beside[:, : short.shape[1]] if each_token else beside, alone):
         raise _refused(
             model,
             f"answers a text otherwise when it is padded beside a longer one (with id {pad_id}, on the right)",
@@ -164,8 +164,9 @@ def _check_saves(model: Any) -> None:
             model.generation_config.save_pretrained(folder)
 
 
-def _differ(a: Tensor, b: Tensor) -> bool:
-    return a.shape != b.shape or not (a - b).abs().max().item() <= _TOLERANCE * b.abs().max().item()
+def differ(a: Tensor, b: Tensor, tolerance: float = _TOLERANCE) -> bool:
+    """Whether scores differ in shape, or by more than rounding, relative to the largest."""
+    return a.shape != b.shape or not (a - b).abs().max().item() <= tolerance * b.abs().max().item()
 
 
 @contextmanager

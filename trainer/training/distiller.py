@@ -29,7 +29,7 @@ BEYOND = "beyond_vocab"
 class Distiller(nn.Module):
     """Maps a batch to its loss.
 
-    The loss is the mean over the positions that count (over rows for features, over labelled positions for `ce`);
+    The loss is the mean over the positions that count (over examples for features, over labelled positions for `ce`);
     with `num_items_in_batch` the mean is over the whole accumulated global batch, of which this batch is a part.
     """
 
@@ -74,7 +74,7 @@ class Distiller(nn.Module):
         counted = float(batch.counts[0] > 0)
         ran = self.task.run(self.student, batch.model_inputs, self.layers, self.last_layer)
         parts = self._head_terms(batch, ran, totals)
-        parts |= self._feature_terms(batch, ran.states, totals)
+        parts |= self._feature_terms(batch, [batch.by_example(states) for states in ran.states], totals)
         loss = torch.stack([part for part, _ in parts.values()]).sum() * counted
         terms = {name: term.detach() * counted for name, (_, term) in parts.items()}
         if batch.beyond is not None:
@@ -112,7 +112,7 @@ class Distiller(nn.Module):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         if self.projections is None:
             return {}
-        ours = self.projections(states, batch.attention_mask)
+        ours = self.projections(states, batch.example_mask)
         each = [
             feature_distance(projected, wanted, self.objective.feature_loss).sum()
             for projected, wanted in zip(ours, batch.features, strict=True)

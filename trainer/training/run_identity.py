@@ -49,6 +49,7 @@ def make_record(
         losses={str(name): weight for name, weight in config.objective.weights.items()},
         temperature=config.temperature,
         feature_loss=config.feature_loss,
+        batching=config.batching,
         settings=decide_weights(arguments),
         run=run,
     )

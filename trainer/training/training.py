@@ -74,6 +74,9 @@ class TrainConfig(AdapterFlags):
     shuffle_row_groups: int = field(
         default=8, metadata={"help": "Row groups that are shuffled together; memory grows with it."}
     )
+    batching: str = field(
+        default="bucket", metadata={"help": "bucket: one text a row, padded; pack: several, kept apart."}
+    )
     cache_version: int | None = field(
         default=None, metadata={"help": "Version of the cache. [newest; a resume takes its checkpoint's]"}
     )
@@ -83,6 +86,8 @@ class TrainConfig(AdapterFlags):
             raise UsageError("--eval_fraction must be at least 0 and below 1", got=self.eval_fraction)
         if self.shuffle_row_groups < 1:
             raise UsageError("--shuffle_row_groups must be at least 1", got=self.shuffle_row_groups)
+        if self.batching not in ("bucket", "pack"):
+            raise UsageError("--batching must be bucket or pack", got=self.batching)
         _ = self.objective
         self._check_effects()
 
@@ -165,12 +170,14 @@ def _train(
     folder = Path(str(arguments.output_dir))
     if arguments.overwrite_output_dir:
         check_replaceable(folder, cache.header.teacher.get("weight_bytes"))
+    alone, packs = _is_alone(arguments), config.batching == "pack"
     student = open_student(
         config.student,
         cache,
         teacher=config.teacher,
         seed=arguments.seed,
-        alone=_is_alone(arguments),
+        alone=alone,
+        packs=packs,
         lora=config.adapters,
     )
     training, evaluation = _replays(config, arguments, cache, student)
