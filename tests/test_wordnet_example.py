@@ -21,7 +21,7 @@ from benchmarks import assets
 from examples.make_wordnet_teacher import EVAL_FRACTION, Gloss, class_names, read_glosses, sample, split
 from schemas import Cache
 from schemas.identity import document_hash, is_held_out
-from trainer.stream.order import Side
+from trainer.stream.side import Side
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDENTS = ("kl+feature", "ce", "scratch")

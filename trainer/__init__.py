@@ -14,7 +14,8 @@ train(
 
 from trainer.evaluation.evaluation import EvaluateConfig, Evaluated, evaluate
 from trainer.training.arguments import StudentArguments
-from trainer.training.training import TrainConfig, Trained, train
+from trainer.training.config import TrainConfig
+from trainer.training.training import Trained, train
 
 __all__ = [
     "EvaluateConfig",

@@ -32,6 +32,15 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message.replace("\n", " "), do=f"See `{self.prog} --help`")
 
 
+class Repeatable(argparse.Action):
+    """The `action` of a flag that takes values and may stand several times: `--x a b` is `--x a --x b`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        before = getattr(namespace, self.dest) if getattr(self, "_told", None) is namespace else []
+        self._told = namespace
+        setattr(namespace, self.dest, [*before, *values])
+
+
 def natural(text: str) -> int:
     """An integer from 0, as the `type` of a flag."""
     if not text.isascii() or not text.isdigit():

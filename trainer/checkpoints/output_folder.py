@@ -16,7 +16,7 @@ import os
 import resource
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +44,7 @@ _MODEL_FILES = (
 _CACHE_FILES = ("_teachonce", "_delta_log")
 
 
-def check_place(output: str, cache: str, beginnings: Sequence[str | None]) -> Path:
+def check_place(output: str, caches: Iterable[str], beginnings: Sequence[str | None]) -> Path:
     """The folder as an absolute path; nothing is made yet.
 
     Raises:
@@ -61,7 +61,8 @@ def check_place(output: str, cache: str, beginnings: Sequence[str | None]) -> Pa
         raise UsageError("--output_dir cannot be used", where=output, got=one_line(error)) from error
     if not existing.is_dir():
         raise UsageError("--output_dir is, or lies below, a file", where=existing, do="Name a folder")
-    _refuse_cache(folder, cache)
+    for cache in caches:
+        _refuse_cache(folder, cache)
     for beginning in beginnings:
         _refuse_beginning(folder, beginning)
     return folder

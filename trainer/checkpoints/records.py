@@ -21,38 +21,36 @@ from schemas.identity import canonical_json
 RECORD_NAME = "teachonce.json"
 
 _SAME_FIELDS = (
-    "header_hash",
-    "version",
-    "live_hash",
     "seed",
-    "batch_size",
+    "global_batch",
+    "lanes",
     "eval_fraction",
     "shuffle_row_groups",
-    "batches_a_step",
-    "ranks",
     "student_weights",
     "losses",
     "temperature",
     "feature_loss",
     "batching",
 )
-"""What decides which rows a step sees and what it makes of them; with `settings`, all that decides weights."""
+"""What decides which rows a step sees and what it makes of them; with the caches and `settings`, all that decides
+weights. The number of ranks, and how a step is cut into batches, decide no more than how sums are rounded."""
+_SAME_OF_CACHES = ("header_hash", "version", "live_hash", "weight")
+_NEW_DATA = ("version", "live_hash")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What one run was told."""
 
-    cache: str
-    header_hash: str
-    """Of the cache's spec and fingerprint."""
-    version: int
+    caches: list[dict[str, Any]]
+    """Of each: its `path`; its `weight`; `header_hash` of spec and fingerprint; its `version`; and `live_hash` over the
+    names of the version's shards, by which two caches of one header differ."""
     seed: int
-    batch_size: int
+    global_batch: int
+    """Rows of a step: those of a batch, times ranks, times accumulation steps."""
+    lanes: int
     eval_fraction: float
     shuffle_row_groups: int
-    batches_a_step: int
-    """Ranks times accumulation steps."""
     student: str
     losses: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
@@ -61,9 +59,6 @@ class Record:
     """Whether rows held one text each, or several."""
     run: str = ""
     """Drawn when the run began, and kept when it is resumed."""
-    live_hash: str = ""
-    """Over the names of the version's shards: two caches of one header differ here."""
-    ranks: int = 1
     student_weights: str = ""
     """Hash of the weights that the student began with, or that its adapters stand beside; empty where they were drawn
     by the seed."""
@@ -84,13 +79,21 @@ class Record:
         values = _read(folder)
         return None if values is None else _record(values, folder)
 
-    def check_resumable(self, checkpoint: Record, where: str) -> None:
-        """Whether this run would go on to the weights that the checkpoint's run would have come to.
+    def check_resumable(self, checkpoint: Record, where: str, *, allow_new_data: bool = False) -> None:
+        """Whether this run would go on to the weights that the checkpoint's run would have come to; but on other
+        versions of its caches where that is allowed.
 
         Raises:
             UsageError: naming the first field that differs.
         """
-        pairs = [(name, getattr(self, name), getattr(checkpoint, name)) for name in _SAME_FIELDS]
+        of_caches = [name for name in _SAME_OF_CACHES if not (allow_new_data and name in _NEW_DATA)]
+        pairs: list[tuple[str, Any, Any]] = [("number of caches", len(self.caches), len(checkpoint.caches))]
+        pairs += [
+            (name, one.get(name), other.get(name))
+            for one, other in zip(self.caches, checkpoint.caches, strict=False)
+            for name in of_caches
+        ]
+        pairs += [(name, getattr(self, name), getattr(checkpoint, name)) for name in _SAME_FIELDS]
         names = sorted({*self.settings, *checkpoint.settings})
         pairs += [(name, self.settings.get(name), checkpoint.settings.get(name)) for name in names]
         names = sorted({*self.lora, *checkpoint.lora})
@@ -141,11 +144,7 @@ class Manifest:
             return None
         if "seal" not in values:
             _record(values, folder)
-            raise UsageError(
-                "an earlier teachonce saved this, without hashes: it cannot be known to be whole",
-                where=folder,
-                do="Start a new run with it as the --student",
-            )
+            raise _earlier(folder)
         seal = values.pop("seal")
         if seal != _seal(values):
             raise UsageError("the record is not what was written", where=Path(folder) / RECORD_NAME)
@@ -169,11 +168,21 @@ def _own(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _record(values: Mapping[str, Any], folder: str | Path) -> Record:
+    if "caches" not in values and "header_hash" in values:
+        raise _earlier(folder)
     others = {*_own(values), "seal"}
     try:
         return Record(**{name: value for name, value in values.items() if name not in others})
     except TypeError as error:
         raise _unreadable(folder, error) from error
+
+
+def _earlier(folder: str | Path) -> UsageError:
+    return UsageError(
+        "an earlier teachonce saved this: what it took from its cache by then cannot be known, or whether it is whole",
+        where=folder,
+        do="Start a new run with it as the --student",
+    )
 
 
 def _seal(values: Mapping[str, Any]) -> str:

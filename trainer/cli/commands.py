@@ -17,7 +17,7 @@ from trainer.evaluation.evaluation import EvaluateConfig
 from trainer.evaluation.evaluation import evaluate as run_evaluate
 from trainer.evaluation.tables import show
 from trainer.training.arguments import StudentArguments
-from trainer.training.training import TrainConfig
+from trainer.training.config import TrainConfig
 from trainer.training.training import train as run_train
 
 _SHOWN = (

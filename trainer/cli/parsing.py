@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hin
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
 
-from schemas.cli.arguments import small_text
+from schemas.cli.arguments import Repeatable, small_text
 from schemas.errors import TeachonceError, UsageError, one_line
 
 HELP_ALL = "--help_all"
@@ -119,7 +119,11 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
                 raise UsageError("there is no such key", where=path, got=key, do="See --help")
             action.required = False
             action.default = _Told(
-                where=path, key=key, kind=kinds.get(key), takes_list=bool(action.nargs == "+")
+                where=path,
+                key=key,
+                kind=kinds.get(key),
+                takes_list=bool(action.nargs == "+"),
+                is_path=isinstance(action, Repeatable),
             ).text(value)
 
 
@@ -130,6 +134,8 @@ class _Told(NamedTuple):
     key: str
     kind: Any
     takes_list: bool
+    is_path: bool
+    """One text is one item then: a path may hold spaces."""
 
     def text(self, value: Any) -> Any:
         """As argparse would have it: scalars as text, so that a flag's own type reads them.
@@ -159,7 +165,7 @@ class _Told(NamedTuple):
         elif isinstance(value, list):
             found = [self._scalar(item) for item in value]
         else:
-            found = self._scalar(value).split()
+            found = [self._scalar(value)] if self.is_path else self._scalar(value).split()
         if not found:
             raise self._wrong("at least one value", value)
         return found

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from schemas.cache import Cache
@@ -20,8 +21,9 @@ from trainer.batches.collate import Batch, Collation
 from trainer.checkpoints.records import Record
 from trainer.losses.unbiasedness import knows_entropy
 from trainer.metrics.tokens import Metrics
-from trainer.stream.order import Order, Side
+from trainer.stream.order import by_length
 from trainer.stream.replay import BATCHES_AHEAD, Ahead
+from trainer.stream.side import Side
 from trainer.students.opening import open_config
 from trainer.students.students import Student, open_trained
 from trainer.tasks.student_task import Measured
@@ -171,10 +173,9 @@ class HeldOut:
 
     def __init__(self, *, cache: Cache, eval_fraction: float, batch_size: int) -> None:
         self._side = Side(cache=cache, eval_fraction=eval_fraction, is_eval=True)
-        self._order = Order.of(
-            self._side.counts(), batch_size=batch_size, row_groups=1, seed=0, shuffled=False
-        )
-        if self._order.num_rows == 0:
+        self._groups = np.flatnonzero(self._side.counts()).tolist()
+        self._batch_size = batch_size
+        if not self._groups:
             raise UsageError(
                 "no document is held out",
                 where=cache.storage.root,
@@ -185,7 +186,7 @@ class HeldOut:
 
     def rows(self) -> Iterator[Rows]:
         """The held-out rows of each row group that has any."""
-        return (self._side.read(int(group)) for group in self._order.groups(0))
+        return (self._side.read(group) for group in self._groups)
 
     def batches(self, collation: Collation) -> Iterator[Batch]:
         """All batches, once, collated ahead in a thread; of similar lengths within a row group."""
@@ -197,7 +198,7 @@ class HeldOut:
 
     def _collated(self, collation: Collation) -> Iterator[Batch]:
         for rows in self.rows():
-            yield from collation.each(rows, self._order.batches(0, 0, rows.input_ids.lengths))
+            yield from collation.each(rows, by_length(rows.input_ids.lengths, self._batch_size))
 
 
 def _teacher_size(

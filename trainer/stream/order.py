@@ -1,220 +1,278 @@
-"""The order of training: a pure function of (cache, seed, epoch), with every row exactly once an epoch.
+"""The order of training: a pure function of (row counts, seed, epoch, weights, global batch); every row once an epoch.
 
-An epoch is a permutation of row groups; their rows on this side of the held-out split, one after the other, are cut
-into *windows* of a fixed number of rows (about `shuffle_row_groups` row groups, a multiple of the batch size). A
-window is read, its rows are permuted, sorted by length in runs, and cut into batches, whose order is permuted. So a
-batch's address (epoch, number) says which row groups to read, and resuming is arithmetic: only its window is read.
+* A *pass* of a cache is a permutation of its row groups. Their rows, one after the other, are cut into `lanes` slices
+  of one size: lane l has the l-th. So each row group belongs to one lane, but for those at the L - 1 cuts.
+* In a lane, the rows of a few row groups (a *window*) are permuted.
+* The j-th row of an epoch is the (j div L)-th of lane j mod L. A step takes `batch_size` rows, from all lanes alike;
+  rank r of R owns the lanes that are r modulo R. So a step holds the same rows for every R that divides L, whatever
+  the batch of a device and the accumulation are.
+* The steps of an epoch are taken in *runs*. In a run a lane's rows are sorted by length and dealt to its steps, the
+  shortest to one of them, and so on: little padding. Which step gets which is permuted, for all lanes alike.
+* Several caches share each lane by their weights: which of them gives the next row is the merge of their rows' evenly
+  spaced times. Without weights each gives every row once an epoch.
 
-What it costs: two windows in memory, and the one being cut; a row group that lies across two windows is read once
-while the stream goes on, and again by a resume. Each rank reads every row group and keeps every n-th batch.
+So a step's address says which row groups to read, and resuming is arithmetic: a few integers are all the state.
+Odd lanes go through their slice backwards: two lanes come to the row group that they share at the same time.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Int64
 
-from schemas.cache import Cache
 from schemas.rows.ragged import Array
-from schemas.rows.rows import Rows
-from schemas.shards.seal import Shard
-from trainer.stream.pool import Chosen, Pool
 
-BATCHES_A_RUN = 32
-"""Batches whose rows are sorted by length together: little padding, and neighbours that still change by epoch."""
-
-_THREADS = 16
-_GROUPS, _ROWS, _BATCHES = range(3)
+LANES = 8
+"""By default: so many ranks, or a divisor of it, see the same batches."""
+STEPS_A_RUN = 32
+"""At most: neighbours still change from epoch to epoch."""
+_GROUPS, _ROWS, _STEPS = range(3)
 
 
-class Segment(NamedTuple):
-    """Some of a row group's rows on one side of the split: the `first` to the `last` of them."""
+class Piece(NamedTuple):
+    """Some rows of one row group."""
 
+    cache: int
     group: int
-    first: int
-    last: int
+    rows: Int64[np.ndarray, " _"]
+    """Which of the row group's rows on this side of the split, in order."""
 
 
-class Layout(NamedTuple):
-    """An epoch's row groups in order, and the number of rows up to the end of each."""
+class _Layout(NamedTuple):
+    """A pass of a cache."""
 
     groups: Int64[np.ndarray, " G"]
     ends: Int64[np.ndarray, " G"]
+    """The number of rows up to the end of each."""
 
 
-@dataclass(frozen=True, kw_only=True)
+class _Slice(NamedTuple):
+    """A lane's rows in a pass of a cache: from the `low`-th to before the `high`-th."""
+
+    low: int
+    high: int
+
+    @property
+    def size(self) -> int:
+        return self.high - self.low
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Order:
-    """Where every batch of every epoch comes from. Integers only; reads nothing."""
+    """Where every step of every epoch comes from. Reads nothing."""
 
-    counts: tuple[int, ...]
-    """Rows of each row group on this side of the split."""
+    counts: tuple[Int64[np.ndarray, " _"], ...]
+    """For each cache, the rows of each of its row groups on this side of the split."""
     batch_size: int
-    window_rows: int
-    seed: int
-    shuffled: bool
+    """Rows of a step, over all ranks and micro-batches."""
+    row_groups: int = 8
+    """Row groups that are shuffled together, over all lanes; at least one a lane."""
+    seed: int = 0
+    shuffled: bool = True
+    lanes: int = LANES
+    weights: tuple[float, ...] | None = None
+    """How often each cache's rows come, relative to the others'. None: as often as they are many."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.window_rows < 1 or self.window_rows % self.batch_size:
-            raise ValueError(f"window_rows {self.window_rows} is no multiple of {self.batch_size}")
+        numbers = {"batch_size": self.batch_size, "row_groups": self.row_groups, "lanes": self.lanes}
+        for name, value in numbers.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but got {value}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2^63 - 1, but got {self.seed}")
-
-    @classmethod
-    def of(
-        cls, counts: Sequence[int], *, batch_size: int, row_groups: int, seed: int, shuffled: bool
-    ) -> Order:
-        """An order whose windows hold about the rows of `row_groups` row groups."""
-        if row_groups < 1 or batch_size < 1:
+        if self.weights is not None and not (
+            len(self.weights) == len(self.counts) and all(0 < weight < np.inf for weight in self.weights)
+        ):
             raise ValueError(
-                f"a window needs row groups and batches rows, but got {row_groups}, {batch_size}"
+                f"{len(self.counts)} caches need as many weights above 0, but got {self.weights}"
             )
-        filled = max(1, sum(count > 0 for count in counts))
-        wanted = -(-sum(counts) * row_groups // filled)
-        return cls(
-            counts=tuple(counts),
-            batch_size=batch_size,
-            window_rows=max(1, -(-wanted // batch_size)) * batch_size,
-            seed=seed,
-            shuffled=shuffled,
-        )
+
+    @functools.cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Of each cache."""
+        return tuple(int(counts.sum()) for counts in self.counts)
 
     @functools.cached_property
     def num_rows(self) -> int:
-        return sum(self.counts)
+        """Of an epoch."""
+        return sum(self.rows)
 
-    @functools.cached_property
-    def _counts(self) -> Int64[np.ndarray, " G"]:
-        return np.array(self.counts, np.int64)
+    def some_group(self, cache: int) -> int:
+        """A row group of a cache that has rows."""
+        return int(np.flatnonzero(self.counts[cache])[0])
 
     @property
-    def num_batches(self) -> int:
-        """Batches of an epoch; only the last window has one that is not full."""
+    def num_steps(self) -> int:
+        """Of an epoch; only the last one may have fewer rows."""
         return -(-self.num_rows // self.batch_size)
 
-    @property
-    def batches_a_window(self) -> int:
-        return self.window_rows // self.batch_size
+    @functools.cached_property
+    def steps_a_run(self) -> int:
+        """So many that a run has about the rows of `row_groups` row groups."""
+        filled = max(1, sum(int(np.count_nonzero(counts)) for counts in self.counts))
+        wanted = -(-self.num_rows * self.row_groups // filled)
+        return max(1, min(STEPS_A_RUN, wanted // self.batch_size))
 
     @property
-    def num_windows(self) -> int:
-        return -(-self.num_rows // self.window_rows)
+    def num_runs(self) -> int:
+        return -(-self.num_steps // self.steps_a_run)
 
-    def groups(self, epoch: int) -> Array:
-        """The row groups that have rows, in the order of an epoch."""
-        filled = np.flatnonzero(self._counts)
-        return filled[self._permutation(len(filled), epoch, _GROUPS)] if self.shuffled else filled
+    def steps(self, run: int) -> range:
+        """The steps of a run."""
+        first = run * self.steps_a_run
+        return range(first, min(first + self.steps_a_run, self.num_steps))
 
-    def layout(self, epoch: int) -> Layout:
-        """The row groups of an epoch, and where each one's rows end in it."""
-        groups = self.groups(epoch)
-        return Layout(groups, np.cumsum(self._counts[groups]))
+    def step_rows(self, step: int) -> range:
+        """The rows of a step, as numbers in the epoch."""
+        return range(step * self.batch_size, min((step + 1) * self.batch_size, self.num_rows))
 
-    def segments(self, layout: Layout, window: int) -> list[Segment]:
-        """The rows of one window, in the order in which they are read."""
-        start, stop = window * self.window_rows, min((window + 1) * self.window_rows, self.num_rows)
-        first = int(np.searchsorted(layout.ends, start, side="right"))
-        last = int(np.searchsorted(layout.ends, stop, side="left")) + 1
-        found = []
-        for group, end in zip(
-            layout.groups[first:last].tolist(), layout.ends[first:last].tolist(), strict=True
-        ):
-            begin = end - self.counts[group]
-            found.append(Segment(group, max(start, begin) - begin, min(stop, end) - begin))
+    def lane_rows(self, rows: range, lane: int) -> range:
+        """Of rows with these numbers those in a lane, as numbers in the lane."""
+        return range(self._before(rows.start, lane), self._before(rows.stop, lane))
+
+    def pieces(self, epoch: int, run: int, lane: int) -> list[Piece]:
+        """The rows of a lane in a run, row group by row group; those of its windows of which it takes none too."""
+        steps = self.steps(run)
+        rows = self.lane_rows(range(self.step_rows(steps[0]).start, self.step_rows(steps[-1]).stop), lane)
+        before = epoch * self._before(self.num_rows, lane)
+        weights = self._lane_weights[lane]
+        first, last = (apportioned(weights, before + number) for number in (rows.start, rows.stop))
+        return [
+            piece
+            for cache, (begin, end) in enumerate(zip(first, last, strict=True))
+            for piece in self._pieces(cache, lane, begin, end)
+        ]
+
+    def deal(self, epoch: int, run: int, lane: int, lengths: Int64[np.ndarray, " W"]) -> list[Array]:
+        """Which of a lane's rows in a run, given their lengths, each of its steps takes."""
+        steps = self.steps(run)
+        sizes = np.array([len(self.lane_rows(self.step_rows(step), lane)) for step in steps])
+        ranks = self._permutation(len(steps), _STEPS, epoch, run)
+        parts = np.split(np.argsort(lengths, kind="stable"), np.cumsum(sizes[ranks])[:-1])
+        found: list[Array] = [parts[0]] * len(steps)
+        for step, part in zip(ranks.tolist(), parts, strict=True):
+            found[step] = part
         return found
 
-    def batches(
-        self, epoch: int, window: int, lengths: Int64[np.ndarray, " W"]
-    ) -> list[Int64[np.ndarray, " _"]]:
-        """The batches of a window as indices into its rows, given their lengths in tokens."""
-        if not self.shuffled:
-            return _cut(np.argsort(lengths, kind="stable"), self.batch_size)
-        rows = self._permutation(len(lengths), epoch, _ROWS, window)
-        runs = _cut(rows, self.batch_size * BATCHES_A_RUN)
-        sorted_runs = [run[np.argsort(lengths[run], kind="stable")] for run in runs]
-        batches = [batch for run in sorted_runs for batch in _cut(run, self.batch_size)]
-        return [batches[i] for i in self._permutation(len(batches), epoch, _BATCHES, window)]
+    def _pieces(self, cache: int, lane: int, begin: int, end: int) -> Iterator[Piece]:
+        """From the `begin`-th to before the `end`-th of a lane's rows of one cache, which go round and round."""
+        size = self._slices[cache][lane].size
+        while begin < end:
+            pass_number, row = divmod(begin, size)
+            start, window = self._window(cache, lane, pass_number, row)
+            sizes = np.array([len(piece.rows) for piece in window])
+            order = self._permutation(int(sizes.sum()), _ROWS, cache, lane, pass_number, start)
+            taken = order[row - start : row - start + end - begin]
+            starts = np.cumsum(sizes) - sizes
+            part = np.searchsorted(starts, taken, side="right") - 1
+            for place, piece in enumerate(window):
+                yield piece._replace(rows=piece.rows[taken[part == place] - starts[place]])
+            begin += len(taken)
+
+    def _window(self, cache: int, lane: int, pass_number: int, row: int) -> tuple[int, list[Piece]]:
+        """The window that has a lane's `row`-th row in a pass: its own first row, and what it reads."""
+        low, high = self._slices[cache][lane]
+        layout, backwards = self._layout(cache, pass_number), lane % 2 == 1 and self.shuffled
+        first, last = (int(np.searchsorted(layout.ends, at, side="right")) for at in (low, high - 1))
+        at = int(np.searchsorted(layout.ends, high - 1 - row if backwards else low + row, side="right"))
+        wide = max(1, self.row_groups // self.lanes)
+        if backwards:
+            stop = last - (last - at) // wide * wide + 1
+            places = range(max(first, stop - wide), stop)
+            start = high - min(high, int(layout.ends[places[-1]]))
+        else:
+            begin = first + (at - first) // wide * wide
+            places = range(begin, min(last + 1, begin + wide))
+            start = max(low, self._begin(layout, cache, begin)) - low
+        found = []
+        for place in places:
+            begin = self._begin(layout, cache, place)
+            rows = np.arange(max(low, begin) - begin, min(high, int(layout.ends[place])) - begin)
+            found.append(Piece(cache, int(layout.groups[place]), rows))
+        return start, found
+
+    def _begin(self, layout: _Layout, cache: int, place: int) -> int:
+        return int(layout.ends[place]) - int(self.counts[cache][layout.groups[place]])
+
+    def _before(self, number: int, lane: int) -> int:
+        """How many of an epoch's first rows are in a lane."""
+        return (number - lane + self.lanes - 1) // self.lanes
+
+    @functools.cached_property
+    def _slices(self) -> list[list[_Slice]]:
+        """Of each cache, those of the lanes. A lane has as many rows over all caches as it has in an epoch."""
+        found, offset = [], 0
+        for rows in self.rows:
+            cuts = [
+                self._before(offset + rows, lane) - self._before(offset, lane) for lane in range(self.lanes)
+            ]
+            ends = np.cumsum(cuts).tolist()
+            found.append([_Slice(end - size, end) for end, size in zip(ends, cuts, strict=True)])
+            offset += rows
+        return found
+
+    @functools.cached_property
+    def _lane_weights(self) -> list[list[Fraction]]:
+        """Of each lane, for each cache; 0 where it has no rows."""
+        wanted = self.weights or (None,) * len(self.counts)
+        return [
+            [
+                Fraction(slices[lane].size if weight is None or not slices[lane].size else weight)
+                for weight, slices in zip(wanted, self._slices, strict=True)
+            ]
+            for lane in range(self.lanes)
+        ]
+
+    def _layout(self, cache: int, pass_number: int) -> _Layout:
+        kept = self._layouts
+        key = (cache, pass_number if self.shuffled else 0)
+        if key not in kept:
+            filled = np.flatnonzero(self.counts[cache])
+            if self.shuffled:
+                filled = filled[self._permutation(len(filled), _GROUPS, cache, pass_number)]
+            if len(kept) > 1 + len(self.counts):
+                kept.pop(next(iter(kept)))
+            kept[key] = _Layout(filled, np.cumsum(self.counts[cache][filled]))
+        return kept[key]
+
+    @functools.cached_property
+    def _layouts(self) -> dict[tuple[int, int], _Layout]:
+        """Those of the last passes."""
+        return {}
 
     def _permutation(self, size: int, *key: int) -> Int64[np.ndarray, " M"]:
         """A permutation decided by the seed and the key alone: Philox's raw stream is fixed for ever (NEP 19)."""
+        if not self.shuffled:
+            return np.arange(size)
         stream = np.random.Philox(np.random.SeedSequence([self.seed, *key])).random_raw(size)
         order: Array = np.argsort(np.asarray(stream, np.uint64), kind="stable")
         return order
 
 
-def _cut(rows: Int64[np.ndarray, " M"], size: int) -> list[Int64[np.ndarray, " _"]]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def apportioned(weights: Sequence[Fraction], number: int) -> list[int]:
+    """How many of the first `number` rows each source gives, if the t-th of a source has the time (t + 1/2) / weight
+    and the earlier comes first, of two at one time that of the earlier source. Exact, and it never falls."""
+    total = sum(weights)
+    if len(weights) == 1 or not total:
+        return [number] * len(weights)
+    found = [int(number * weight / total + Fraction(1, 2)) for weight in weights]
+    sources = [source for source, weight in enumerate(weights) if weight]
+    while sum(found) > number:
+        last = max(sources, key=lambda s: (Fraction(2 * found[s] - 1) / weights[s], s))
+        found[last] -= 1
+    while sum(found) < number:
+        following = min(sources, key=lambda s: (Fraction(2 * found[s] + 1) / weights[s], s))
+        found[following] += 1
+    return found
 
 
-def held_out(document_hash: UInt8[np.ndarray, "R 16"], fraction: float) -> Bool[np.ndarray, " R"]:
-    """`schemas.identity.is_held_out` of each row."""
-    words = np.ascontiguousarray(document_hash[:, 8:16]).view("<u8")[:, 0]
-    below: Array = words < np.uint64(int(fraction * 2**64))
-    return below
-
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """One side of a cache's held-out split, which goes by document: a function of its hash and the fraction."""
-
-    cache: Cache
-    eval_fraction: float
-    is_eval: bool
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eval_fraction < 1:
-            raise ValueError(f"eval_fraction must be in [0, 1), but got {self.eval_fraction}")
-
-    def counts(self) -> tuple[int, ...]:
-        """Rows of each row group on this side, from the identity columns alone (a few bytes a row)."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            found = pool.map(self._shard_counts, self.cache.shards)
-            return tuple(count for counts in found for count in counts)
-
-    def _shard_counts(self, shard: Shard) -> list[int]:
-        chosen = self._chosen(self.cache.identities(shard))
-        sizes = [group.examples for group in self.cache.footers[shard.name].footer.row_groups]
-        return [int(part.sum()) for part in np.split(chosen, np.cumsum(sizes)[:-1])]
-
-    def read(self, group: int) -> Rows:
-        """A row group's rows on this side, checked."""
-        rows, chosen = self.whole(group)
-        return rows.take(chosen)
-
-    def whole(self, group: int) -> Chosen:
-        """A row group, checked, and which of its rows are on this side."""
-        rows = self.cache.read(self.cache.row_groups[group])
-        return rows, np.flatnonzero(self._chosen(rows))
-
-    def _chosen(self, rows: Rows) -> Bool[np.ndarray, " R"]:
-        chosen: Array = held_out(rows.array("document_hash"), self.eval_fraction) == self.is_eval
-        return chosen
-
-
-class Window(NamedTuple):
-    """Rows in memory, and where they stand."""
-
-    epoch: int
-    number: int
-    rows: Pool
-
-
-def read_windows(side: Side, order: Order, epoch: int, window: int) -> Iterator[Window]:
-    """The windows from an address on, epoch after epoch, without end; each row group is read when its turn comes."""
-    held: tuple[int, Chosen] | None = None
-    while order.num_rows:
-        layout = order.layout(epoch)
-        for number in range(window, order.num_windows):
-            parts = []
-            for segment in order.segments(layout, number):
-                if held is None or held[0] != segment.group:
-                    held = segment.group, side.whole(segment.group)
-                rows, chosen = held[1]
-                parts.append((rows, chosen[segment.first : segment.last]))
-            yield Window(epoch, number, Pool(parts))
-        epoch, window, held = epoch + 1, 0, None
+def by_length(lengths: Int64[np.ndarray, " M"], size: int) -> list[Int64[np.ndarray, " _"]]:
+    """Rows of like length together, `size` at a time: as indices, shortest first."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]

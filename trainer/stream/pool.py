@@ -26,7 +26,7 @@ class Pool:
     def __init__(self, parts: Sequence[Chosen]) -> None:
         self._parts = [rows for rows, _ in parts]
         self._part = np.repeat(np.arange(len(parts)), [len(chosen) for _, chosen in parts])
-        self._row: Array = np.concatenate([chosen for _, chosen in parts])
+        self._row: Array = np.concatenate([np.empty(0, np.int64), *(chosen for _, chosen in parts)])
         self._joined: dict[str, ColumnData] = {}
         self._offsets: dict[str, list[list[int]]] = {}
 
@@ -37,7 +37,8 @@ class Pool:
     def lengths(self) -> Int64[np.ndarray, " W"]:
         """Tokens of each row."""
         every = offsets_of(np.array([len(part) for part in self._parts]))[:-1]
-        lengths: Array = np.concatenate([part.input_ids.lengths for part in self._parts])
+        own = (part.input_ids.lengths for part in self._parts)
+        lengths: Array = np.concatenate([np.empty(0, np.int64), *own])
         found: Array = lengths[every[self._part] + self._row]
         return found
 

@@ -1,7 +1,7 @@
-"""Batches on time: two background threads read windows and collate batches ahead of the training step.
+"""Batches on time: two background threads read runs and collate batches ahead of the training step.
 
 Decoding releases the GIL (Arrow, numpy, torch), so threads do; no worker process, no pickled batch. A thread's error
-is raised in the training loop, at the batch that it would have given. Cost in memory: two windows of rows and
+is raised in the training loop, at the batch that it would have given. Cost in memory: two runs of rows and
 `BATCHES_AHEAD` batches, whatever the size of the cache.
 
 To torch this is a map-style dataset whose items are addressed by (epoch, number), and a batch sampler of addresses:
@@ -17,13 +17,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from trainer.batches.collate import Batch, Collation
-from trainer.stream.order import Order, Side, read_windows
+from schemas.rows.rows import Rows
+from trainer.batches.collate import Batch, Collation, Source
+from trainer.stream.order import Order
+from trainer.stream.runs import read_runs
+from trainer.stream.side import Side
 
-WINDOWS_AHEAD = 1
+RUNS_AHEAD = 1
 BATCHES_AHEAD = 8
 _POLL_SECONDS = 0.1
 
@@ -31,7 +35,7 @@ T = TypeVar("T")
 
 
 class Address(NamedTuple):
-    """A batch: its epoch and its number in the epoch's order. Numbers past the end are weightless stand-ins."""
+    """One of a rank's batches: its epoch and its number in it."""
 
     epoch: int
     number: int
@@ -39,60 +43,93 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which batches one of `world_size` ranks takes: every `world_size`-th, from `rank` on.
+    """Which part of each step one of `world_size` ranks takes, and how it is cut into batches.
 
-    All ranks take as many steps: in the last one, ranks for which no batch is left take a copy of the last batch
-    that counts for nothing. So no row is dropped, none counts twice, and the global order is the same for any number
-    of ranks.
+    All ranks take as many batches: in an epoch's last step, those for which no row is left take a copy of another
+    batch that counts for nothing. So no row is dropped, and none counts twice.
     """
 
+    batch_size: int
+    """Rows of a batch, of which a rank takes one or more a step."""
     rank: int = 0
     world_size: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be from 0 to {self.world_size - 1}, but got {self.rank}")
+        if self.batch_size < 1:
+            raise ValueError(f"a batch needs rows, but got {self.batch_size}")
 
-    def steps(self, order: Order) -> int:
-        """Batches that each rank takes in an epoch."""
-        return -(-order.num_batches // self.world_size)
+    def lanes(self, order: Order) -> range:
+        """This rank's.
+
+        Raises:
+            ValueError: they cannot be shared, or a step is no whole number of batches.
+        """
+        if order.lanes % self.world_size:
+            raise ValueError(f"{order.lanes} lanes cannot be shared by {self.world_size} ranks alike")
+        if order.batch_size % (self.world_size * self.batch_size):
+            raise ValueError(f"a step of {order.batch_size} rows is no whole number of batches on each rank")
+        return range(self.rank, order.lanes, self.world_size)
+
+    def batches_a_step(self, order: Order) -> int:
+        """Of each rank; fewer in an epoch's last step."""
+        return order.batch_size // (self.world_size * self.batch_size)
+
+    def batches_of(self, order: Order, step: int) -> int:
+        """Of each rank in one step."""
+        most = -(-len(order.step_rows(step)) // self.world_size)
+        return -(-most // self.batch_size)
+
+    def num_batches(self, order: Order) -> int:
+        """That each rank takes in an epoch."""
+        last = order.num_steps - 1
+        return 0 if last < 0 else last * self.batches_a_step(order) + self.batches_of(order, last)
 
     def addresses(self, order: Order, epoch: int) -> Iterator[Address]:
         """This rank's batches of one epoch."""
-        for step in range(self.steps(order)):
-            yield Address(epoch, step * self.world_size + self.rank)
+        return (Address(epoch, number) for number in range(self.num_batches(order)))
 
     def after(self, order: Order, address: Address) -> Address:
         """The batch that this rank takes next."""
-        number = address.number + self.world_size
-        if number < self.steps(order) * self.world_size:
-            return Address(address.epoch, number)
-        return Address(address.epoch + 1, self.rank)
+        if address.number + 1 < self.num_batches(order):
+            return Address(address.epoch, address.number + 1)
+        return Address(address.epoch + 1, 0)
 
 
 def read_batches(
-    side: Side, order: Order, collation: Collation, share: Share, start: Address
+    sides: Sequence[Side], order: Order, collation: Collation, share: Share, start: Address
 ) -> Iterator[tuple[Address, Batch]]:
-    """This rank's batches from an address on, without end. Reads from the window that holds the first one."""
-    number = min(start.number, order.num_batches - 1)
-    windows = Ahead(
-        lambda: read_windows(side, order, start.epoch, number // order.batches_a_window), WINDOWS_AHEAD
-    )
-    wanted = start
+    """This rank's batches from an address on, without end. Reads from the run that holds the first one."""
+    lanes, each = share.lanes(order), share.batches_a_step(order)
+    first = start.number // each // order.steps_a_run
+    runs = Ahead(lambda: read_runs(sides, order, lanes, start.epoch, first), RUNS_AHEAD)
     try:
-        for window in windows:
-            first = window.number * order.batches_a_window
-            cuts = order.batches(window.epoch, window.number, window.rows.lengths)
-            is_last = window.number == order.num_windows - 1
-            mine = list[Address]()
-            while wanted.epoch == window.epoch and (wanted.number < first + len(cuts) or is_last):
-                mine.append(wanted)
-                wanted = share.after(order, wanted)
-            own = [cuts[min(address.number - first, len(cuts) - 1)] for address in mine]
-            for address, batch in zip(mine, collation.each(window.rows, own), strict=True):
-                yield address, batch if address.number < order.num_batches else batch.weightless()
+        for run in runs:
+            cuts = [
+                (
+                    Address(run.epoch, step * each + place),
+                    rows[place * share.batch_size :][: share.batch_size],
+                )
+                for step, rows in zip(order.steps(run.number), run.steps, strict=True)
+                for place in range(share.batches_of(order, step))
+            ]
+            whole = next((cut for _, cut in cuts if len(cut)), None)
+            rows: Source = run.rows
+            if whole is None:
+                rows, whole = _any_row(sides, order), np.zeros(1, np.int64)
+            cuts = [(address, cut) for address, cut in cuts if address >= start]
+            batches = collation.each(rows, [cut if len(cut) else whole for _, cut in cuts])
+            for (address, cut), batch in zip(cuts, batches, strict=True):
+                yield address, batch if len(cut) else batch.weightless()
     finally:
-        windows.close()
+        runs.close()
+
+
+def _any_row(sides: Sequence[Side], order: Order) -> Rows:
+    """For a rank that has no row in a whole run."""
+    cache = next(cache for cache, rows in enumerate(order.rows) if rows)
+    return sides[cache].read(order.some_group(cache)).take(np.zeros(1, np.int64))
 
 
 class Ahead(Generic[T]):
@@ -157,9 +194,10 @@ class Replay(Dataset[Batch]):
     """One side of a cache as batches by address, read ahead in the order in which a rank asks for them."""
 
     def __init__(
-        self, side: Side, order: Order, collation: Collation, share: Share, *, pinned: bool = False
+        self, sides: Sequence[Side], order: Order, collation: Collation, share: Share, *, pinned: bool = False
     ) -> None:
-        self.side, self.order, self.collation, self.share = side, order, collation, share
+        share.lanes(order)
+        self.sides, self.order, self.collation, self.share = tuple(sides), order, collation, share
         self._pinned = pinned
         self._ahead: Ahead[tuple[Address, Batch]] | None = None
         self._next: Address | None = None
@@ -177,7 +215,7 @@ class Replay(Dataset[Batch]):
         return batch
 
     def _batches(self, start: Address) -> Iterator[tuple[Address, Batch]]:
-        for address, batch in read_batches(self.side, self.order, self.collation, self.share, start):
+        for address, batch in read_batches(self.sides, self.order, self.collation, self.share, start):
             yield address, batch.pin() if self._pinned else batch
 
     def close(self) -> None:
@@ -206,7 +244,7 @@ class Addresses(BatchSampler):
         return ([address] for address in self.share.addresses(self.order, self.epoch))
 
     def __len__(self) -> int:
-        return self.share.steps(self.order)
+        return self.share.num_batches(self.order)
 
 
 def loader(replay: Replay) -> DataLoader[Any]:

@@ -46,8 +46,7 @@ def total_steps(arguments: StudentArguments, training: Replay) -> int:
     """Optimizer steps in all, as transformers counts them."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    batches, a_step = training.share.steps(training.order), int(arguments.gradient_accumulation_steps)
-    return math.ceil(float(arguments.num_train_epochs) * -(-batches // a_step))
+    return math.ceil(float(arguments.num_train_epochs) * training.order.num_steps)
 
 
 def check_total(manifest: Manifest, total: int) -> None:

@@ -13,8 +13,9 @@ from schemas.policies import Threshold
 from tests.pipelines.helpers import all_rows
 from tests.trainer.tiny import STUDENT
 from trainer.batches.collate import Collation
-from trainer.stream.order import Order, Side
+from trainer.stream.order import Order
 from trainer.stream.replay import Address, Share, read_batches
+from trainer.stream.side import Side
 
 OLD, NEW = Threshold(tau=1 / 32), Threshold(tau=1 / 8)
 
@@ -49,10 +50,10 @@ def stored(cache):
 def streamed(cache):
     """The same of one epoch, as a student gets it."""
     side, found = Side(cache=cache, eval_fraction=0.0, is_eval=False), []
-    order = Order.of(side.counts(), batch_size=4, row_groups=2, seed=3, shuffled=True)
+    order, share = Order(counts=(side.counts(),), batch_size=4, seed=3), Share(batch_size=4)
     collation = Collation(student_vocab=cache.spec.vocab_size, pad_id=0)
-    batches = read_batches(side, order, collation, Share(), Address(0, 0))
-    for _, batch in itertools.islice(batches, order.num_batches):
+    batches = read_batches([side], order, collation, share, Address(0, 0))
+    for _, batch in itertools.islice(batches, share.num_batches(order)):
         lengths = batch.attention_mask.sum(1).tolist()
         tokens = [tuple(ids[:n]) for ids, n in zip(batch.input_ids.tolist(), lengths, strict=True)]
         entries = (batch.targets.position, batch.targets.ids, batch.targets.weights)

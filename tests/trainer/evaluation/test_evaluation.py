@@ -183,14 +183,12 @@ def test_a_table_of_a_classifier(class_cache_of: Callable[..., Cache], tmp_path:
 
 def record(fraction: float) -> Record:
     return Record(
-        cache="c",
-        header_hash="h",
-        version=0,
+        caches=[],
         seed=0,
-        batch_size=8,
+        global_batch=8,
+        lanes=8,
         eval_fraction=fraction,
         shuffle_row_groups=8,
-        batches_a_step=1,
         student="s",
     )
 

@@ -13,7 +13,9 @@ from schemas.shards.reader import group_end
 from schemas.versions.delta import entry_name
 from tests.schemas.damage import flips
 from tests.trainer.stream.test_pool import every
-from trainer.stream.order import Order, Side, Window, read_windows
+from trainer.stream.order import Order
+from trainer.stream.runs import Run, read_runs
+from trainer.stream.side import Side
 
 
 @pytest.fixture
@@ -22,33 +24,32 @@ def copy(causal_cache: Cache, tmp_path: Path) -> Cache:
     return Cache.open(shutil.copytree(causal_cache.storage.root, tmp_path / "cache"))
 
 
-def first_epoch(cache: Cache, read: list[Window]) -> None:
-    """Puts the windows of an epoch into `read`, opening the cache as a run does."""
+def first_epoch(cache: Cache, read: list[Run]) -> None:
+    """Puts the runs of an epoch into `read`, opening the cache as a run does."""
     side = Side(cache=Cache.open(cache.storage.root), eval_fraction=0.2, is_eval=False)
-    order = Order.of(side.counts(), batch_size=8, row_groups=2, seed=0, shuffled=True)
-    windows = read_windows(side, order, 0, 0)
-    read.extend(next(windows) for _ in range(order.num_windows))
+    order = Order(counts=(side.counts(),), batch_size=8, row_groups=2, lanes=2)
+    runs = read_runs([side], order, range(2), 0, 0)
+    read.extend(next(runs) for _ in range(order.num_runs))
 
 
-def values(window: Window) -> list[Any]:
+def values(run: Run) -> list[Any]:
     return [
-        (name, getattr(column, "values", column).tobytes())
-        for name, column in every(window.rows).data.items()
+        (name, getattr(column, "values", column).tobytes()) for name, column in every(run.rows).data.items()
     ]
 
 
-def test_a_stream_gives_whole_windows_and_then_an_error(copy: Cache) -> None:
-    whole: list[Window] = []
+def test_a_stream_gives_whole_runs_and_then_an_error(copy: Cache) -> None:
+    whole: list[Run] = []
     first_epoch(copy, whole)
-    right = [values(window) for window in whole]
+    right = [values(run) for run in whole]
     assert len(right) > 2
     begun = 0
     for shard in copy.shards:
         for _ in flips(Path(copy.storage.root) / shard.name, 25, seed=2):
-            read: list[Window] = []
+            read: list[Run] = []
             with pytest.raises(CorruptionError, match=shard.name):
                 first_epoch(copy, read)
-            assert [values(window) for window in read] == right[: len(read)]
+            assert [values(run) for run in read] == right[: len(read)]
             begun += bool(read)
     assert begun, "some flips lie in row groups whose turn comes late"
 

@@ -1,5 +1,6 @@
 """The stream of batches: every row once over any ranks, resume at every step, errors where they belong."""
 
+import itertools
 import threading
 from collections.abc import Iterator
 
@@ -10,17 +11,35 @@ from schemas.cache import Cache
 from schemas.errors import CorruptionError
 from tests.trainer.tiny import VOCAB
 from trainer.batches.collate import Batch, Collation
-from trainer.stream.order import Order, Side
+from trainer.stream.order import Order
 from trainer.stream.replay import Address, Ahead, Replay, Share, loader
+from trainer.stream.side import Side
 
 Seen = list[tuple[tuple[int, ...], ...]]
 
 
-def replay(cache: Cache, rank: int = 0, world_size: int = 1, *, batch_size: int = 8) -> Replay:
+LANES = 4
+
+
+def replay(
+    cache: Cache,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    batch_size: int = 8,
+    step: int = 16,
+    lanes: int = LANES,
+) -> Replay:
     side = Side(cache=cache, eval_fraction=0.2, is_eval=False)
-    order = Order.of(side.counts(), batch_size=batch_size, row_groups=3, seed=5, shuffled=True)
-    share = Share(rank=rank, world_size=world_size)
-    return Replay(side, order, Collation(student_vocab=VOCAB, pad_id=0), share)
+    order = Order(counts=(side.counts(),), batch_size=step, row_groups=3, seed=5, lanes=lanes)
+    share = Share(batch_size=batch_size, rank=rank, world_size=world_size)
+    return Replay([side], order, Collation(student_vocab=VOCAB, pad_id=0), share)
+
+
+def steps_of(batches: list[Batch], a_step: int) -> list[list[tuple[int, ...]]]:
+    """The rows of each step, sorted."""
+    keys = [list(key(batch)) if batch.counts.any() else [] for batch in batches]
+    return [sorted(itertools.chain(*keys[first : first + a_step])) for first in range(0, len(keys), a_step)]
 
 
 def key(batch: Batch) -> tuple[tuple[int, ...], ...]:
@@ -48,23 +67,42 @@ def alone(causal_cache: Cache) -> list[Seen]:
 
 def test_every_training_row_once_an_epoch(causal_cache: Cache, alone: list[Seen]) -> None:
     one = replay(causal_cache)
-    assert len(alone[0]) == one.order.num_batches == len(loader(one))
+    assert len(alone[0]) == one.share.num_batches(one.order) == len(loader(one))
     rows = [row for batch in alone[0] for row in batch]
     assert len(rows) == len(set(rows)) == len(one)
     assert sorted(rows) == sorted(row for batch in alone[1] for row in batch)
     assert alone[0] != alone[1]
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 20])
-def test_any_number_of_ranks_sees_the_same_global_order(
-    causal_cache: Cache, alone: list[Seen], world_size: int
+@pytest.mark.parametrize(
+    ("world_size", "batch_size"), [(1, 16), (1, 1), (2, 8), (2, 2), (4, 4), (4, 1), (1, 4)]
+)
+def test_any_ranks_and_any_accumulation_take_the_same_steps(
+    causal_cache: Cache, world_size: int, batch_size: int
 ) -> None:
-    ranks = [epoch_of(replay(causal_cache, rank, world_size), 1) for rank in range(world_size)]
-    assert len({len(rank) for rank in ranks}) == 1, "all ranks take as many steps"
-    together = [batch for step in zip(*ranks, strict=True) for batch in step]
-    assert [key(batch) for batch in together if batch.counts.any()] == alone[1]
-    stand_ins = [batch for batch in together if not batch.counts.any()]
-    assert len(stand_ins) == len(together) - len(alone[1])
+    one = replay(causal_cache)
+    expected = steps_of(epoch_of(one, 1), one.share.batches_a_step(one.order))
+    ranks = [
+        epoch_of(replay(causal_cache, rank, world_size, batch_size=batch_size), 1)
+        for rank in range(world_size)
+    ]
+    assert len({len(rank) for rank in ranks}) == 1, "all ranks take as many batches"
+    a_step = 16 // (world_size * batch_size)
+    apart = [steps_of(rank, a_step) for rank in ranks]
+    assert [sorted(itertools.chain(*step)) for step in zip(*apart, strict=True)] == expected
+
+
+@pytest.mark.parametrize("lanes", [64, 256])
+def test_ranks_without_a_row_take_stand_ins(causal_cache: Cache, lanes: int) -> None:
+    """121 rows in steps of 64: in the last one most ranks have none; with 256 lanes some have none at all."""
+    ranks = [
+        epoch_of(replay(causal_cache, rank, lanes, batch_size=1, step=lanes, lanes=lanes), 0)
+        for rank in range(0, lanes, 7)
+    ]
+    assert {len(rank) for rank in ranks} == {-(-len(replay(causal_cache)) // lanes)}
+    counted = [[bool(batch.counts.any()) for batch in rank] for rank in ranks]
+    assert {all(rank) for rank in counted} == {True, False}
+    assert all(batch.input_ids.numel() for rank in ranks for batch in rank)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -76,16 +114,17 @@ def test_resume_at_every_step_equals_the_uninterrupted_stream(causal_cache: Cach
         assert [key(batch) for batch in resumed] == whole[skip:]
 
 
-def test_resume_reads_only_the_window_it_is_in(causal_cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_reads_only_the_run_it_is_in(causal_cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     one = replay(causal_cache)
-    last = Address(0, one.order.num_batches - 1)
+    last = Address(0, one.share.num_batches(one.order) - 1)
     first_read: list[int] = []
     original = Side.whole
     monkeypatch.setattr(Side, "whole", lambda self, group: first_read.append(group) or original(self, group))
     _ = one[last]
     one.close()
-    wanted = one.order.segments(one.order.layout(0), one.order.num_windows - 1)
-    assert first_read[: len(wanted)] == [segment.group for segment in wanted]
+    run = one.order.num_runs - 1
+    wanted = {piece.group for lane in range(LANES) for piece in one.order.pieces(0, run, lane)}
+    assert set(first_read[: len(wanted)]) == wanted
 
 
 def test_epochs_follow_without_a_new_thread(causal_cache: Cache, alone: list[Seen]) -> None:
@@ -139,7 +178,17 @@ def test_ahead_is_bounded_and_ends() -> None:
     ahead.close()
 
 
-@pytest.mark.parametrize(("rank", "world_size"), [(1, 1), (-1, 2), (0, 0)])
-def test_a_share_of_nonsense_is_refused(rank: int, world_size: int) -> None:
-    with pytest.raises(ValueError, match=str(rank)):
-        Share(rank=rank, world_size=world_size)
+@pytest.mark.parametrize(("rank", "world_size", "size"), [(1, 1, 1), (-1, 2, 1), (0, 0, 1), (0, 1, 0)])
+def test_a_share_of_nonsense_is_refused(rank: int, world_size: int, size: int) -> None:
+    with pytest.raises(ValueError, match=r"rank|rows"):
+        Share(rank=rank, world_size=world_size, batch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "size", "named"), [(3, 1, "4 lanes"), (2, 3, "16 rows"), (1, 32, "16")]
+)
+def test_a_share_that_does_not_fit_the_order_is_refused(
+    causal_cache: Cache, world_size: int, size: int, named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        replay(causal_cache, world_size=world_size, batch_size=size)

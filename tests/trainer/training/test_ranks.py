@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -24,7 +25,12 @@ def port() -> int:
 
 
 def start(
-    folder: Path, cache: Cache, out: str, accumulate: int, environment: dict[str, str]
+    folder: Path,
+    cache: Cache,
+    out: str,
+    accumulate: int,
+    environment: dict[str, str],
+    **changes: Any,
 ) -> subprocess.Popen[str]:
     flags = {
         "cache": cache.storage.root,
@@ -41,6 +47,7 @@ def start(
         "use_cpu": True,
         "disable_tqdm": True,
         "lr_scheduler_type": "constant",
+        **changes,
     }
     if accumulate == 1:
         flags["ddp_backend"] = "gloo"
@@ -80,3 +87,29 @@ def test_two_ranks_are_one(causal_cache: Cache, tmp_path: Path) -> None:
                 assert abs(a[name] - b[name]) <= 1e-4 * abs(b[name]), (name, a, b)
                 compared += 1
     assert compared > 10
+
+
+def test_a_run_of_two_ranks_goes_on_with_one_and_back(causal_cache: Cache, tmp_path: Path) -> None:
+    """Steps 3 and 6 are saved; each part takes the steps that the other topology would have taken."""
+    (tmp_path / "student.json").write_text(json.dumps(STUDENT))
+
+    def two(out: str, **changes: Any) -> None:
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
+        ranks = [
+            start(tmp_path, causal_cache, out, 1, shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, **changes)
+            for r in range(2)
+        ]
+        ended = [rank.communicate(timeout=300) for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0], ended
+
+    def one(out: str, **changes: Any) -> None:
+        alone = start(tmp_path, causal_cache, out, 2, {}, **changes)
+        assert (alone.communicate(timeout=300), alone.returncode)[1] == 0
+
+    one("whole", num_train_epochs=2.0)
+    two("first", max_steps=3)
+    one("second", max_steps=6, resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-3"))
+    two("third", num_train_epochs=2.0, resume_from_checkpoint=str(tmp_path / "second" / "checkpoint-6"))
+    ours, theirs = (load_file(tmp_path / out / "model.safetensors") for out in ("third", "whole"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-3)

@@ -18,10 +18,11 @@ from trainer.checkpoints.records import Manifest
     ("changes", "named"),
     [
         ({"data_seed": 5}, "another seed.*expected 42, got 5"),
-        ({"per_device_train_batch_size": 4}, "another batch_size.*expected 8, got 4"),
+        ({"per_device_train_batch_size": 4}, "another global_batch.*expected 8, got 4"),
+        ({"gradient_accumulation_steps": 2}, "another global_batch.*expected 8, got 16"),
+        ({"lanes": 4}, "another lanes.*expected 8, got 4"),
         ({"eval_fraction": 0.3}, "another eval_fraction"),
         ({"shuffle_row_groups": 2}, "another shuffle_row_groups"),
-        ({"gradient_accumulation_steps": 2}, "another batches_a_step"),
     ],
 )
 def test_a_resume_onto_another_stream(run: Callable[..., Path], changes: dict[str, Any], named: str) -> None:
@@ -41,7 +42,9 @@ def test_a_resume_takes_the_version_of_its_checkpoint(run: Callable[..., Path]) 
     checkpoint = folder / "checkpoint-2"
     manifest = Manifest.load(checkpoint)
     assert manifest is not None
-    replace(manifest, record=replace(manifest.record, version=7)).save(checkpoint)
+    replace(
+        manifest, record=replace(manifest.record, caches=[manifest.record.caches[0] | {"version": 7}])
+    ).save(checkpoint)
     with pytest.raises(NoCacheError, match="7"):
         run("again", resume_from_checkpoint=str(checkpoint))
     with pytest.raises(UsageError, match="another version"):

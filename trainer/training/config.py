@@ -1,0 +1,145 @@
+"""`TrainConfig`: what `teachonce train` is told, beside the settings of the loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from schemas.cli.arguments import Repeatable
+from schemas.errors import UsageError
+from trainer.losses.objective import Objective
+from trainer.models.shrink import parse_shrink
+from trainer.training.adapter_flags import AdapterFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(AdapterFlags):
+    """What to distil, from what, by which losses. Everything about the loop is in `TrainingArguments`."""
+
+    cache: list[str] | str = field(
+        metadata={
+            "help": "The cache: a folder, s3://, gs:// or az://. Several give one stream: each PATH=WEIGHT, its share "
+            "of the rows; or each PATH, and every row comes once an epoch.",
+            "action": Repeatable,
+        }
+    )
+    student: str = field(
+        metadata={
+            "help": "A model folder or hub name; a config .json to start from scratch; or shrink:layers=N, the "
+            "teacher's own weights with N of its layers. With --lora, a model folder or hub name."
+        }
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "The teacher's folder; only for --student shrink:layers=N."}
+    )
+    losses: list[str] = field(
+        default_factory=lambda: ["kl=1.0"],
+        metadata={
+            "help": "NAME=WEIGHT ...: kl (from the teacher), ce (the corpus's own labels), mse_logits, "
+            "feature (pooled hidden states), kl_kept (without tail, to compare). Each is logged, also with weight 0."
+        },
+    )
+    temperature: float = field(
+        default=1.0,
+        metadata={"help": "Of kl, which is multiplied by its square. The cache must have declared it."},
+    )
+    feature_loss: str = field(default="mse", metadata={"help": "mse or cosine."})
+    eval_fraction: float = field(
+        default=0.05,
+        metadata={"help": "Share of documents held out, by their hash: the same for every student."},
+    )
+    shuffle_row_groups: int = field(
+        default=8, metadata={"help": "Row groups that are shuffled together; memory grows with it."}
+    )
+    lanes: int | None = field(
+        default=None,
+        metadata={
+            "help": "Parts of the stream, each read by one rank: any number of ranks that divides it gives the same "
+            "steps. [8; with other numbers of ranks the next multiple; a resume takes its checkpoint's]"
+        },
+    )
+    batching: str = field(
+        default="bucket", metadata={"help": "bucket: one text a row, padded; pack: several, kept apart."}
+    )
+    cache_version: int | None = field(
+        default=None, metadata={"help": "Version of the cache. [newest; a resume takes its checkpoint's]"}
+    )
+
+    allow_new_data: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume on another version of the cache than the checkpoint's: its newest, or --cache_version."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.lanes is not None and self.lanes < 1:
+            raise UsageError("--lanes must be at least 1", got=self.lanes)
+        if self.cache_version is not None and len(self.sources) > 1:
+            raise UsageError("--cache_version is that of one cache", got=f"{len(self.sources)} caches")
+        if not 0 <= self.eval_fraction < 1:
+            raise UsageError("--eval_fraction must be at least 0 and below 1", got=self.eval_fraction)
+        if self.shuffle_row_groups < 1:
+            raise UsageError("--shuffle_row_groups must be at least 1", got=self.shuffle_row_groups)
+        if self.batching not in ("bucket", "pack"):
+            raise UsageError("--batching must be bucket or pack", got=self.batching)
+        _ = self.objective, self.sources
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        self.check_adapters(self.student)
+        names = set(self.objective.weights)
+        layers = parse_shrink(self.student)
+        if self.teacher is not None and layers is None:
+            raise UsageError("--teacher has no effect without --student shrink:layers=N", got=self.teacher)
+        if self.temperature != 1 and not names & {"kl", "kl_kept"}:
+            raise UsageError("--temperature has no effect without the loss kl", got=self.temperature)
+        if self.feature_loss != "mse" and "feature" not in names:
+            raise UsageError("--feature_loss has no effect without the loss feature", got=self.feature_loss)
+
+    @property
+    def sources(self) -> dict[str, float | None]:
+        """Each cache's path, and its weight where they have some.
+
+        Raises:
+            UsageError: some have a weight and others none, or a cache stands twice.
+        """
+        return parse_sources([self.cache] if isinstance(self.cache, str) else self.cache)
+
+    @property
+    def objective(self) -> Objective:
+        """The losses as a value.
+
+        Raises:
+            UsageError: they are not what they should be.
+        """
+        return Objective.parse(self.losses, self.temperature, self.feature_loss)
+
+
+def parse_sources(told: Sequence[str]) -> dict[str, float | None]:
+    """Caches by path, from `PATH` alone, or several `PATH` or `PATH=WEIGHT`.
+
+    Raises:
+        UsageError: some have a weight and others none, a weight is no positive number, or a cache stands twice.
+    """
+    if len(told) == 1:
+        return {told[0]: None}
+    found = dict(_parse_source(text) for text in told)
+    weights = [weight for weight in found.values() if weight is not None]
+    if len(found) < len(told):
+        raise UsageError("--cache names one cache twice", got=" ".join(told))
+    if not told or (weights and len(weights) < len(found)):
+        expected = "PATH ..., or PATH=WEIGHT ..., for all alike"
+        raise UsageError("--cache cannot be read", expected=expected, got=" ".join(told) or "nothing")
+    if not all(0 < weight < math.inf for weight in weights):
+        raise UsageError("--cache needs weights above 0", got=" ".join(told))
+    return found
+
+
+def _parse_source(text: str) -> tuple[str, float | None]:
+    path, _, weight = text.rpartition("=")
+    try:
+        return (path, float(weight)) if path else (text, None)
+    except ValueError:
+        return text, None

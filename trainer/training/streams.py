@@ -1,0 +1,160 @@
+"""What a run replays: its caches, opened and found alike, and the two sides of them as batches of this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from schemas.cache import Cache
+from schemas.errors import StudentError, UsageError
+from schemas.features import Feature
+from schemas.spec import differences
+from trainer.batches.collate import Collation
+from trainer.checkpoints.records import Record
+from trainer.losses.objective import Objective
+from trainer.stream.order import LANES, Order
+from trainer.stream.replay import Replay, Share
+from trainer.stream.side import Side
+from trainer.students.students import Student
+from trainer.training.arguments import StudentArguments
+from trainer.training.config import TrainConfig
+
+
+class Opened(NamedTuple):
+    """The caches of a run. Their specs and tokenizers are the first one's."""
+
+    caches: tuple[Cache, ...]
+    weights: tuple[float, ...] | None
+    lanes: int
+
+    @property
+    def first(self) -> Cache:
+        return self.caches[0]
+
+
+def open_caches(config: TrainConfig, world_size: int, before: Record | None) -> Opened:
+    """The caches at the versions that the checkpoint's run had; else at those asked for, or the newest.
+
+    Raises:
+        CacheError: one cannot be opened.
+        UsageError: two of them cannot be one stream, or the ranks cannot share its lanes.
+    """
+    lanes = _lanes(config, world_size, before)
+    paths = config.sources
+    versions: Sequence[int | None] = [config.cache_version] * len(paths)
+    takes_old = before is not None and config.cache_version is None and not config.allow_new_data
+    if takes_old and before is not None and len(before.caches) == len(paths):
+        versions = [int(cache["version"]) for cache in before.caches]
+    caches = tuple(Cache.open(path, version) for path, version in zip(paths, versions, strict=True))
+    first, *others = caches
+    for other in others:
+        _check_alike(first, other)
+    weights = tuple(weight for weight in paths.values() if weight is not None)
+    return Opened(caches, weights or None, lanes)
+
+
+def _check_alike(first: Cache, other: Cache) -> None:
+    lines = [line for line in differences(first.header, other.header) if line.startswith("spec.")]
+    if first.header.tokenizer != other.header.tokenizer:
+        lines.append("their teachers' tokenizers")
+    if lines:
+        raise UsageError(
+            "two caches cannot be one stream: they differ",
+            where=f"{first.storage.root}, {other.storage.root}",
+            got=lines[0].replace(": cache ", " ").replace(", run ", " and "),
+            do="Name caches of one task, policy and tokenizer",
+        )
+
+
+def _lanes(config: TrainConfig, world_size: int, before: Record | None) -> int:
+    """As many as are asked for, as the checkpoint's run had, or as the ranks can share."""
+    lanes = config.lanes
+    if lanes is None:
+        lanes = before.lanes if before is not None else -(-LANES // world_size) * world_size
+    if lanes % world_size:
+        raise UsageError(
+            "--lanes must be a multiple of the number of ranks",
+            expected=f"a multiple of {world_size}",
+            got=lanes,
+            do="Start the run with such --lanes: a run that is resumed keeps its own",
+        )
+    return lanes
+
+
+def global_batch(arguments: StudentArguments) -> int:
+    """Rows of an optimizer step, over all ranks."""
+    a_rank = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    return int(a_rank * arguments.world_size)
+
+
+def stream_seed(arguments: StudentArguments) -> int:
+    """What decides the order of rows."""
+    return int(arguments.seed if arguments.data_seed is None else arguments.data_seed)
+
+
+def needed_features(cache: Cache, objective: Objective) -> tuple[Feature, ...]:
+    """The cache's features, if the losses use them."""
+    return cache.spec.features if objective.uses_features else ()
+
+
+def make_replays(
+    config: TrainConfig, arguments: StudentArguments, opened: Opened, student: Student
+) -> tuple[Replay, Replay | None]:
+    """What is trained on, and what it is evaluated on where that is asked for.
+
+    Raises:
+        UsageError: a side has no row.
+        StudentError: the student has no embedding for an id, or the losses need labels that are not there.
+    """
+    features = needed_features(opened.first, config.objective)
+    collation = student.collation(temperature=config.temperature, features=features)
+    training = _replay(config, arguments, opened, collation, is_eval=False)
+    if not all(training.order.rows):
+        empty = opened.caches[training.order.rows.index(0)]
+        where, got = empty.storage.root, f"{empty.totals.examples} rows"
+        raise UsageError("no row is left to train on", where=where, got=got)
+    for cache, side in enumerate(training.sides):
+        _check_first(side, training, cache, needs_labels="ce" in config.objective.weights)
+    if arguments.eval_strategy == "no":
+        return training, None
+    evaluation = _replay(config, arguments, opened, collation, is_eval=True)
+    if evaluation.order.num_rows == 0:
+        raise UsageError("no document is held out to evaluate on", do="Raise --eval_fraction")
+    return training, evaluation
+
+
+def _replay(
+    config: TrainConfig,
+    arguments: StudentArguments,
+    opened: Opened,
+    collation: Collation,
+    *,
+    is_eval: bool,
+) -> Replay:
+    size = arguments.per_device_eval_batch_size if is_eval else arguments.per_device_train_batch_size
+    fraction = config.eval_fraction
+    sides = [Side(cache=cache, eval_fraction=fraction, is_eval=is_eval) for cache in opened.caches]
+    order = Order(
+        counts=tuple(side.counts() for side in sides),
+        weights=None if is_eval else opened.weights,
+        batch_size=size * arguments.world_size if is_eval else global_batch(arguments),
+        row_groups=config.shuffle_row_groups,
+        lanes=opened.lanes,
+        seed=stream_seed(arguments),
+        shuffled=not is_eval,
+    )
+    share = Share(batch_size=size, rank=arguments.process_index, world_size=arguments.world_size)
+    pinned = arguments.device.type == "cuda" and arguments.dataloader_pin_memory
+    return Replay(sides, order, collation, share, pinned=pinned)
+
+
+def _check_first(side: Side, training: Replay, cache: int, *, needs_labels: bool) -> None:
+    """What the first row group tells: ids beyond the student, and that `ce` without labels would be silently zero."""
+    rows = side.read(training.order.some_group(cache))
+    training.collation.check(rows)
+    if needs_labels and not rows.ragged("labels").validity.any() and rows.spec.kind.labels == "document":
+        raise StudentError(
+            "the ce loss needs labels, and the cache's first rows have none",
+            where=side.cache.storage.root,
+            do="Precompute with --label_field, or leave ce out",
+        )
