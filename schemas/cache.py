@@ -1,14 +1,14 @@
 """`Cache`: one version of a cache, opened for reading.
 
-Opening reads the log and the spec, never a shard. Footers (the row-group index) are fetched on first use, many at a
-time, and row groups one by one: memory is that of the row groups a caller holds.
+Opening reads the log and the spec, never a shard, and `row_counts` a few small files beside the log. Row groups are
+read one by one: by `read_group`, which opens a shard's footer when it is needed and holds few of them, or by `read`,
+which fetches all footers at its first use, many at a time, and holds them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from schemas.errors import CorruptionError, NoCacheError
+from schemas.errors import CorruptionError
+from schemas.identity import DEFAULT_EVAL_FRACTION
 from schemas.rows.rows import Rows
+from schemas.shards.group_counts import Footers
 from schemas.shards.reader import OpenFooter, open_shard, read_group, read_identities
 from schemas.shards.seal import RowGroup, Shard, Totals
 from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage.storage import Storage
 from schemas.verify import Verified, verify_shards
 from schemas.versions.commits import latest_version, read_record, read_version
-from schemas.versions.lost_spec import SPEC_NAME, refuse_lost_spec
+from schemas.versions.given_up import given_up, told_if_gone
+from schemas.versions.header import read_header, read_tokenizer_file
+from schemas.versions.lost_spec import SPEC_NAME
 from schemas.versions.memory import read_memory, refuse_lost_memory
 from schemas.versions.records import CommitRecord
+from schemas.versions.row_counts import Counting, RowCounts, check_footer, check_rows
 
-TOKENIZER_FOLDER = "_teachonce/tokenizer"
 REJECTS_FOLDER = "_teachonce/rejects"
 RUNS_FOLDER = "_teachonce/runs"
 _THREADS = 16
@@ -145,6 +149,53 @@ class Cache:
         with self._told_if_gone(ref.shard):
             return read_group(self.storage, ref.shard.name, opened, ref.place, self.spec)
 
+    def row_counts(self, eval_fraction: float = DEFAULT_EVAL_FRACTION) -> RowCounts:
+        """Rows of each row group on each side of the held-out split. No shard is read at the default fraction, but
+        where the index lacks some; at another every shard's ids are counted once, and the counts kept beside the cache.
+
+        Raises:
+            ValueError: the fraction is not in [0, 1).
+            CorruptionError: a shard must be counted, and is missing or damaged.
+        """
+        if (found := self._counts.get(eval_fraction)) is None:
+            counting = Counting(
+                storage=self.storage,
+                spec=self.spec,
+                shards=self.shards,
+                record=self.record,
+                open_shard=self.open_shard,
+            )
+            found = counting.at(eval_fraction)
+            self._counts[eval_fraction] = found
+        return found
+
+    @functools.cached_property
+    def _counts(self) -> dict[float, RowCounts]:
+        """What `row_counts` gave, by fraction."""
+        return {}
+
+    @functools.cached_property
+    def _footers(self) -> Footers:
+        """Of `read_group`."""
+        return Footers(self.open_shard)
+
+    def read_group(self, shard_number: int, place: int) -> Rows:
+        """As `read` of a row group that `row_counts` tells of: the shard's footer is opened now, and not held for long.
+
+        Raises:
+            CorruptionError: naming the shard, also where its rows are not those that `row_counts` gave.
+        """
+        shard = self.shards[shard_number]
+        where = f"{self.storage.root}/{shard.name}, row group {place}"
+        opened, given = self._footers.of(shard), [*self._counts.values()]
+        for counts in given:
+            check_footer(counts, shard_number, place, opened, where)
+        with self._told_if_gone(shard):
+            rows = read_group(self.storage, shard.name, opened, place, self.spec)
+        for counts in given:
+            check_rows(counts, shard_number, place, rows, where)
+        return rows
+
     def read_all(self) -> Iterator[Rows]:
         """Every row group, one at a time."""
         return (self.read(ref) for ref in self.row_groups)
@@ -164,8 +215,8 @@ class Cache:
         self.check_beside()
         there = {file.name for file in self.storage.files()}
         missing = [shard for shard in self.shards if shard.name not in there]
-        if missing and (given_up := self._given_up(missing[0])):
-            raise given_up
+        if missing and (error := given_up(self.storage, self.version, missing[0].name)):
+            raise error
         return verify_shards(self.storage, self.header, self.shards, self.totals)
 
     def check_memory(self) -> None:
@@ -207,28 +258,8 @@ class Cache:
         for name in self.header.tokenizer:
             self.tokenizer_file(name)
 
-    @contextlib.contextmanager
-    def _told_if_gone(self, shard: Shard) -> Iterator[None]:
-        """What is missing in an old version was deleted on purpose: that is no damage."""
-        try:
-            yield
-        except CorruptionError as error:
-            if given_up := self._given_up(shard):
-                raise given_up from error
-            raise
-
-    def _given_up(self, shard: Shard) -> NoCacheError | None:
-        """The error to raise when a shard is missing that the newest version does not need either."""
-        if self.storage.exists(shard.name) or latest_version(self.storage) <= self.version:
-            return None
-        newest = read_version(self.storage)
-        if shard.name in {live.name for live in newest.shards}:
-            return None
-        return NoCacheError(
-            f"version {self.version} can no longer be read: shards of it were deleted, by `vacuum` or `forget`",
-            where=f"{self.storage.root}/{shard.name}",
-            do=f"Open the newest version, {newest.number}",
-        )
+    def _told_if_gone(self, shard: Shard) -> contextlib.AbstractContextManager[None]:
+        return told_if_gone(self.storage, self.version, shard.name)
 
     def save_tokenizer(self, folder: str | os.PathLike[str]) -> Path:
         """Copies the teacher's tokenizer to a local folder, for `AutoTokenizer.from_pretrained`.
@@ -246,51 +277,3 @@ class Cache:
     def tokenizer_file(self, name: str) -> bytes:
         """One checked file of the teacher's tokenizer."""
         return read_tokenizer_file(self.storage, self.header, name)
-
-
-def read_tokenizer_file(storage: Storage, header: Header, name: str) -> bytes:
-    """One checked file of the teacher's tokenizer, whether or not anything was committed."""
-    where = f"{storage.root}/{TOKENIZER_FOLDER}/{name}"
-    do = "Restore it from a copy, or from the folder of the teacher that the cache was made with"
-    try:
-        data = storage.read(f"{TOKENIZER_FOLDER}/{name}")
-    except FileNotFoundError as error:
-        raise CorruptionError("a tokenizer file is missing", where=where, do=do) from error
-    if hashlib.sha256(data).hexdigest() != header.tokenizer[name]:
-        raise CorruptionError("a tokenizer file is not the one that was stored", where=where, do=do)
-    return data
-
-
-def read_header(storage: Storage) -> Header:
-    """The header of a cache, whether or not anything was committed.
-
-    Raises:
-        NoCacheError: there is none.
-        FormatError, CorruptionError: it cannot be read by this release, or is damaged.
-    """
-    try:
-        data = storage.read(SPEC_NAME)
-    except FileNotFoundError as error:
-        refuse_lost_spec(storage)
-        raise NoCacheError(
-            "no cache is there",
-            where=f"{storage.root}/{SPEC_NAME}",
-            do="Check the path, or make one with `teachonce precompute`",
-        ) from error
-    return Header.from_bytes(data, f"{storage.root}/{SPEC_NAME}")
-
-
-def create_header(storage: Storage, header: Header, tokenizer: dict[str, bytes]) -> Header:
-    """Writes tokenizer and spec unless they are there; returns the header that the cache has.
-
-    A tokenizer without a spec is what a run left that was killed here; if it is another's, it is replaced.
-    A spec that was there and is lost is a `CorruptionError`.
-    """
-    refuse_lost_spec(storage)
-    is_new = not storage.exists(SPEC_NAME)
-    for name, data in tokenizer.items():
-        path = f"{TOKENIZER_FOLDER}/{name}"
-        if not storage.put_if_absent(path, data) and is_new and storage.read(path) != data:
-            storage.put(path, data)
-    storage.put_if_absent(SPEC_NAME, header.to_bytes())
-    return read_header(storage)

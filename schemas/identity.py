@@ -11,8 +11,13 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool, UInt8
+
 HASH_BYTES = 16
 """Bytes of a document's, an example's and a unit's hash."""
+DEFAULT_EVAL_FRACTION = 0.05
+"""Share of documents held out where nothing else is said: shards and the index count their rows at this one."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -57,4 +62,22 @@ def is_held_out(document: bytes, fraction: float) -> bool:
 
     All windows of a document stand on one side, and a smaller fraction's part lies inside a larger one's.
     """
-    return int.from_bytes(document[8:16], "little") < int(fraction * 2**64)
+    return int.from_bytes(document[8:16], "little") < held_out_below(fraction)
+
+
+def held_out(document_hash: UInt8[np.ndarray, "R 16"], fraction: float) -> Bool[np.ndarray, " R"]:
+    """`is_held_out` of each row."""
+    words = np.ascontiguousarray(document_hash[:, 8:16]).view("<u8")[:, 0]
+    below: np.ndarray[Any, Any] = words < np.uint64(held_out_below(fraction))
+    return below
+
+
+def held_out_below(fraction: float) -> int:
+    """The whole number below which a document's hash puts it on the held-out side.
+
+    Raises:
+        ValueError: the fraction is not in [0, 1].
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"a fraction of documents must be in [0, 1], but got {fraction!r}")
+    return int(fraction * 2**64)

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from schemas import Cache, Feature, Fingerprint, Header, Spec
-from schemas.cache import create_header
 from schemas.identity import unit_name
 from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
 from schemas.rows.codec import quantise
@@ -20,6 +19,7 @@ from schemas.shards.seal import Shard, Totals, length_histogram, ranking_of, sea
 from schemas.storage.storage import Storage
 from schemas.tasks import MASKED_LM
 from schemas.versions.commits import Version, commit, record_after
+from schemas.versions.header import create_header
 from tests.answers import kept, ragged
 
 FINGERPRINT = Fingerprint(

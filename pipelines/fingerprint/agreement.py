@@ -7,11 +7,11 @@ from dataclasses import replace
 from pipelines.config import PrecomputeConfig
 from pipelines.fingerprint.fingerprint import ResolvedTeacher, make_header
 from pipelines.fingerprint.same_teacher import reconciled
-from schemas.cache import read_header
 from schemas.errors import MismatchError, NoCacheError
 from schemas.policies import former_default, refuse_whole
 from schemas.spec import Fingerprint, Header, differences
 from schemas.storage.storage import Storage
+from schemas.versions.header import read_header
 
 
 def agreed(

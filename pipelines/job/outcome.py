@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 from pipelines.fingerprint.fingerprint import resolve
 from pipelines.fingerprint.teacher_files import sha256
 from pipelines.progress import PROGRESS
-from pipelines.scoring.units import ShardLine
+from pipelines.scoring.units import ShardLine, counts_of
 from pipelines.tolerances import RejectLine, Run, check_rejects, labels_of, rejects_of, write_rejects
-from schemas.cache import RUNS_FOLDER, create_header
+from schemas.cache import RUNS_FOLDER
 from schemas.cli.process import refuse_more_work
 from schemas.errors import CacheError, ConflictError, MismatchError
 from schemas.shards.seal import Shard, Totals
 from schemas.spec import Header, differences
 from schemas.storage.storage import Storage
 from schemas.versions.commits import NO_VERSION, Version, commit, read_version, record_after
+from schemas.versions.header import create_header
 
 COUNTED = (
     "documents",
@@ -148,6 +149,8 @@ class Change(NamedTuple):
     added: list[Shard]
     removed: list[str]
     totals: Totals
+    counts: Mapping[str, bytes] | None = None
+    """Of new shards, by name, as `commit` takes them."""
 
 
 def change_of(lines: Sequence[ShardLine]) -> Change:
@@ -160,7 +163,7 @@ def change_of(lines: Sequence[ShardLine]) -> Change:
     for name, old in (line.replaces for line in lines if line.replaces is not None):
         removed.append(name)
         totals += -Totals.from_json(old)
-    return Change(added, removed, totals)
+    return Change(added, removed, totals, counts_of(lines))
 
 
 def merged(first: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> dict[str, str]:
@@ -220,7 +223,14 @@ def commit_change(
         **fields,
     )
     return commit(
-        storage, header.spec, base, change.added, record, removed=removed, unremembered=unremembered
+        storage,
+        header.spec,
+        base,
+        change.added,
+        record,
+        removed=removed,
+        unremembered=unremembered,
+        counts=change.counts,
     )
 
 

@@ -13,7 +13,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +31,7 @@ from pipelines.teacher.budget import Budget
 from pipelines.teacher.model import Answer, Batch, Teacher
 from pipelines.tolerances import NOT_FINITE, TOO_LARGE
 from schemas.rows.rows import Rows
+from schemas.shards.held_out import counts_to_bytes
 from schemas.shards.rewrite import seal_rows
 from schemas.shards.seal import SealedShard, Totals, length_histogram
 from schemas.spec import Header
@@ -50,6 +51,8 @@ class ShardLine(NamedTuple):
     rejects: list[tuple[str, str, int, str | None]]
     replaces: tuple[str, dict[str, Any]] | None = None
     """A live shard that leaves with this line, and its totals."""
+    counts: bytes = b""
+    """Rows of each row group, and those held out, for the commit's index; empty where the footer is to be asked."""
 
 
 @dataclass(kw_only=True)
@@ -212,7 +215,13 @@ def num_embeddings(teacher: Teacher) -> int | None:
 def line_of(shard: SealedShard) -> ShardLine:
     """The line about a shard that was stored."""
     footer = shard.footer
-    return ShardLine(footer.unit, shard.name, len(shard.data), asdict(footer.totals), {}, [])
+    counts = counts_to_bytes([group.examples for group in footer.row_groups], shard.held_out)
+    return ShardLine(footer.unit, shard.name, len(shard.data), asdict(footer.totals), {}, [], counts=counts)
+
+
+def counts_of(lines: Iterable[ShardLine]) -> dict[str, bytes]:
+    """Row counts of the shards of some lines, by name, as `commit` takes them."""
+    return {line.name: line.counts for line in lines if line.name is not None}
 
 
 def no_shard(unit: str, **work: Any) -> ShardLine:

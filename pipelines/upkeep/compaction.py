@@ -30,8 +30,7 @@ from pipelines.job.outcome import Change, commit_change
 from pipelines.job.reuse import lines_of
 from pipelines.job.run import in_process, new_pipeline, run_to_end
 from pipelines.progress import SHARDS, shards_shown
-from pipelines.scoring.units import ShardLine, line_of, no_shard
-from schemas.cache import read_header
+from pipelines.scoring.units import ShardLine, counts_of, line_of, no_shard
 from schemas.errors import ConflictError, CorruptionError, NoCacheError
 from schemas.shards.reader import open_shard
 from schemas.shards.rewrite import ENTRIES_A_TOKEN, ROW_GROUP_TOKENS, UNIT_TOKENS, copy_range, units_of
@@ -39,6 +38,7 @@ from schemas.shards.seal import Shard, Totals
 from schemas.spec import Header
 from schemas.storage.storage import Storage
 from schemas.versions.commits import Version, base_version, read_version
+from schemas.versions.header import read_header
 from schemas.versions.history import leased, new_run, renew_lease
 
 _THREADS = 16
@@ -243,7 +243,7 @@ def commit_compaction(values: list[Any], task: Task) -> None:
         for name, line in lines.items()
         if name not in task.small
     ]
-    change = Change(added, sorted(task.small - lines.keys()), totals + -old)
+    change = Change(added, sorted(task.small - lines.keys()), totals + -old, counts_of(lines.values()))
     if change.added or change.removed:
         commit_change(storage, task.header, base, change, run=task.run, provenance={})
 

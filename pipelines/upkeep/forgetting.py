@@ -41,13 +41,14 @@ from pipelines.upkeep.erasure import (
     search_late,
 )
 from pipelines.upkeep.near_ids import likely_ids
-from schemas.cache import RUNS_FOLDER, read_header
+from schemas.cache import RUNS_FOLDER
 from schemas.errors import CacheError, ConflictError, NoCacheError
 from schemas.shards.rewrite import ROW_GROUP_TOKENS
 from schemas.shards.seal import Totals
 from schemas.spec import Header
 from schemas.storage.storage import Storage
 from schemas.versions.commits import Version, base_version, read_version
+from schemas.versions.header import read_header
 from schemas.versions.history import (
     OWN_FOLDER,
     is_shard,

@@ -24,7 +24,6 @@ from pipelines.job.run import in_process, new_pipeline, run_to_end
 from pipelines.keep.servable import thinned_spec
 from pipelines.progress import shards_shown
 from pipelines.upkeep.thin_steps import Task, build, refuse_another
-from schemas.cache import read_header
 from schemas.errors import ConflictError, MismatchError, NoCacheError, UsageError
 from schemas.policies import KeepPolicy, refuse_whole
 from schemas.shards.rewrite import ROW_GROUP_TOKENS
@@ -32,6 +31,7 @@ from schemas.shards.seal import Totals
 from schemas.spec import Header, Scalar
 from schemas.storage.storage import Storage
 from schemas.versions.commits import NO_VERSION, Version, base_version, read_record, read_version
+from schemas.versions.header import read_header
 from schemas.versions.history import leased, new_run, read_entries
 from schemas.versions.memory import FORGOTTEN_FOLDER, refuse_lost_memory, remembered_names
 

@@ -18,7 +18,7 @@ from pipelines.job.reuse import lines_of
 from pipelines.keep.thinning import thin_rows
 from pipelines.progress import SHARDS
 from pipelines.scoring.units import ShardLine, line_of, no_shard
-from schemas.cache import Cache, create_header
+from schemas.cache import Cache
 from schemas.errors import CorruptionError, MismatchError
 from schemas.identity import unit_name
 from schemas.rows.ragged import Array
@@ -29,6 +29,7 @@ from schemas.shards.seal import Shard, parse_name
 from schemas.spec import Header, differences
 from schemas.storage.storage import Storage
 from schemas.versions.commits import NO_VERSION, Version, read_version
+from schemas.versions.header import create_header
 from schemas.versions.history import renew_lease
 from schemas.versions.memory import read_forgotten
 

@@ -84,7 +84,8 @@ def _print_vacuumed(found: Vacuumed, *, as_json: bool) -> None:
         return
     lines = [
         f"{'would delete' if found.dry_run else 'deleted'}: {found.old_shards:,} shards of old versions, "
-        f"{found.orphans:,} orphans, {found.parts:,} parts of unfinished writes; {found.bytes:,} bytes",
+        f"{found.orphans:,} orphans, {found.parts:,} parts of unfinished writes; {found.bytes:,} bytes; "
+        f"{found.index_files:,} files of row counts",
         f"kept: versions {found.oldest_kept} to {found.version} of {found.path}",
     ]
     if found.unreadable_versions:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from schemas.cache import TOKENIZER_FOLDER, Cache
+from schemas.cache import Cache
 from schemas.limits import OF_JSON, parse_json, told
+from schemas.versions.header import TOKENIZER_FOLDER
 
 TOKENIZER_JSON = "tokenizer.json"
 

@@ -22,6 +22,7 @@ from schemas.rows.ragged import Array
 from schemas.rows.ranks import Ranking, parse_listed
 from schemas.rows.rows import Rows
 from schemas.shards.byte_ranges import Segments
+from schemas.shards.held_out import HELD_OUT_KEY, parse_held_out
 from schemas.shards.parquet_limits import Fetched, check_counts, check_pages, chunk_span, parse_metadata
 from schemas.shards.seal import (
     FOOTER_KEY,
@@ -51,6 +52,8 @@ class OpenFooter(NamedTuple):
     size: int
     listed: Array | None
     """The shard's most frequent ids; None where every score is kept as it is."""
+    held_out: tuple[int, ...] | None = None
+    """Rows of each row group on the held-out side, at the default fraction; None where the footer does not say."""
 
     def ranking(self, spec: Spec, where: str) -> Ranking | None:
         """How the shard's ids are ranked.
@@ -97,7 +100,8 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
         raise FormatError(
             "a shard's footer says what this reader does not know", where=where, got=repr(error), do=NEWER
         ) from error
-    opened = OpenFooter(footer, metadata, data, size, listed)
+    held_out = parse_held_out(stored.get(HELD_OUT_KEY), [g.examples for g in footer.row_groups], where)
+    opened = OpenFooter(footer, metadata, data, size, listed, held_out)
     _check_counts(opened, where)
     return opened
 

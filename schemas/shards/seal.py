@@ -27,6 +27,7 @@ from schemas.limits import MAX_COUNT, conform, parse_json
 from schemas.rows.columns import check_encodings, identity_columns, shard_schema, write_options
 from schemas.rows.ranks import Ranking
 from schemas.rows.rows import Rows
+from schemas.shards.held_out import HELD_OUT_KEY, held_out_to_bytes, num_held_out
 from schemas.spec import FORMAT_VERSION, Spec
 
 FOOTER_KEY = b"teachonce"
@@ -148,6 +149,8 @@ class SealedShard(NamedTuple):
     name: str
     data: memoryview
     footer: ShardFooter
+    held_out: tuple[int, ...]
+    """Rows of each row group on the held-out side, at the default fraction."""
 
 
 def bytes_hash(data: bytes | memoryview) -> str:
@@ -182,6 +185,7 @@ def seal_shard(
     """
     sink = io.BytesIO()
     found: list[RowGroup] = []
+    held_out: list[int] = []
     with pq.ParquetWriter(sink, shard_schema(spec), **write_options(spec)) as writer:
         for rows in groups:
             if not len(rows):
@@ -190,6 +194,7 @@ def seal_shard(
             start = found[-1].end if found else 0
             with sink.getbuffer() as buffer, buffer[start:] as written:
                 found.append(_described(rows, start=start, data=written))
+            held_out.append(num_held_out(rows))
         if not found:
             raise ValueError("a shard cannot be empty")
         footer = ShardFooter(
@@ -200,11 +205,12 @@ def seal_shard(
             totals=_counted(totals, found),
         )
         listed = {} if ranking is None else {LISTED_KEY: ranking.to_bytes()}
-        writer.add_key_value_metadata({FOOTER_KEY: footer.to_bytes(), **listed})
+        counted = {HELD_OUT_KEY: held_out_to_bytes(held_out)}
+        writer.add_key_value_metadata({FOOTER_KEY: footer.to_bytes(), **listed, **counted})
     data = sink.getbuffer()
     name = f"{unit}-{bytes_hash(data[found[-1].end :])}.parquet"
     check_encodings(pq.read_metadata(sink), spec, name)
-    return SealedShard(name, data, footer)
+    return SealedShard(name, data, footer, tuple(held_out))
 
 
 def _described(rows: Rows, *, start: int, data: memoryview) -> RowGroup:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from schemas.cache import Cache, read_header
+from schemas.cache import Cache
 from schemas.errors import CorruptionError
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
@@ -31,6 +31,7 @@ from schemas.storage.storage import Storage
 from schemas.upkeep.salvage import salvage
 from schemas.verify import Checked, check_totals, try_shards
 from schemas.versions.commits import Version, commit, read_version, record_after
+from schemas.versions.header import read_header
 from schemas.versions.history import leased, new_run, origins, read_entries, renew_lease
 from schemas.versions.memory import lost_memory
 from schemas.versions.records import CommitRecord

@@ -4,6 +4,8 @@ Kept are the newest version and each one that was current within the given time.
 it *and* it was written before that time. Orphans (shards that no version ever added) and parts of unfinished writes
 may belong to a run that still lives: while there is such a run, they are left alone. So is a shard that was written
 again after it had left: that run may be about to add it once more. What bears no name of ours is left alone, and told.
+Row counts go with the versions that they are of, whatever their age: a segment of the index that no kept version names,
+while no run lives, which may be about to name it; and what a reader kept of a version that is kept no more.
 
 Cost: one listing, and one small read of each version's log entry. No shard is opened.
 """
@@ -23,6 +25,7 @@ from schemas.versions.history import (
     OWN_FOLDER,
     added_names,
     dead_runs,
+    is_ours,
     is_shard,
     lease_files,
     left_at,
@@ -32,6 +35,8 @@ from schemas.versions.history import (
     strangers,
     unreadable_versions,
 )
+from schemas.versions.row_counts import needless
+from schemas.versions.row_index import INDEX_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,10 @@ class Vacuumed:
     orphans: int
     parts: int
     """Of unfinished writes."""
+    index_files: int
+    """Segments of the index of row counts, and kept counts."""
     bytes: int
+    """Of shards and parts."""
     spared: int
     """Orphans and parts, old enough, that were left alone because a run lives."""
     living_runs: tuple[str, ...]
@@ -76,9 +84,10 @@ def vacuum(path: str | os.PathLike[str], older_than_seconds: float, *, dry_run: 
         raise ValueError(f"older_than_seconds cannot be {older_than_seconds!r}")
     cut = time.time() - older_than_seconds
     Storage.at(path).check_links(OWN_FOLDER)
-    living = living_runs(Storage.at(path))  # before the log is read: a run that ends in between has committed
+    storage = Storage.at(path)
+    living = living_runs(storage)  # before the log is read: a run that ends in between has committed
+    indexed = [name for name in storage.names(INDEX_FOLDER) if is_ours(name)]  # before it too
     cache = Cache.open(path)
-    storage = cache.storage
     files, parts = storage.files(), own_parts(storage)
     entries = read_entries(storage, cache.version)
     oldest = oldest_kept(entries, cut)
@@ -88,9 +97,11 @@ def vacuum(path: str | os.PathLike[str], older_than_seconds: float, *, dry_run: 
     loose = [*sorted({*unneeded}.difference(old)), *(file for file in parts if file.modified <= cut)]
     living = living or living_runs(storage)
     gone, spared = (old, loose) if living else ([*old, *loose], [])
+    counts = [] if living else needless(indexed, (entry.record for entry in entries[oldest:]))
     dead = dead_runs(storage)
     if not dry_run:
-        storage.delete([*(file.name for file in gone), *(name for run in dead for name in lease_files(run))])
+        leases = [name for run in dead for name in lease_files(run)]
+        storage.delete([*(file.name for file in gone), *counts, *leases])
     present = {file.name for file in files} - {file.name for file in gone}
     return Vacuumed(
         path=storage.root,
@@ -100,6 +111,7 @@ def vacuum(path: str | os.PathLike[str], older_than_seconds: float, *, dry_run: 
         old_shards=len(old),
         orphans=sum(is_shard(file.name) for file in gone) - len(old),
         parts=sum(not is_shard(file.name) for file in gone),
+        index_files=len(counts),
         bytes=sum(file.size_bytes for file in gone),
         spared=len(spared),
         living_runs=tuple(living),

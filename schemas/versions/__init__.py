@@ -1,4 +1,5 @@
-"""Which shards are live: Delta commits, their records, who holds a lease, and what is remembered beside the rows.
+"""Which shards are live: Delta commits, their records, who holds a lease, what is remembered beside the
+rows, and how many rows each row group has.
 
 May import `shards`, `storage`. What a commit records, or a file beside the log goes here.
 """

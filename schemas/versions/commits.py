@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -42,7 +42,8 @@ from schemas.versions.delta import (
     storage_options,
 )
 from schemas.versions.memory import memory_after
-from schemas.versions.records import CommitRecord, record_hash
+from schemas.versions.records import CommitRecord, index_in, record_hash
+from schemas.versions.row_index import index_after
 
 APP = "teachonce"
 NO_VERSION = -1
@@ -116,7 +117,7 @@ def read_entry(storage: Storage, number: int) -> Entry:
         lines = [parse_json(line) for line in storage.read(name).splitlines()]
         infos = [line["commitInfo"] for line in lines if "commitInfo" in line]
         text, stated = infos[0][APP]["record"], infos[0][APP]["hash"]
-        record = CommitRecord.from_json(parse_json(text))
+        record = replace(CommitRecord.from_json(parse_json(text)), index=index_in(infos[0][APP]))
         added = [line["add"]["path"] for line in lines if "add" in line]
         if [line["txn"]["version"] for line in lines if "txn" in line] != [number]:
             raise CorruptionError("a log entry is not that of its version", where=where)
@@ -144,11 +145,13 @@ def commit(
     *,
     removed: Sequence[Shard] = (),
     unremembered: Collection[str] = (),
+    counts: Mapping[str, bytes] | None = None,
 ) -> int:
     """Adds and removes shards on top of the version that the run began with, and returns the new version's number.
 
     Doing it again with the same run id changes nothing and returns the same number. The record names each file of the
-    cache's memory but those in `unremembered`.
+    cache's memory but those in `unremembered`, and an index of the live shards' row counts: those of new ones are
+    told by `counts` (`counts_to_bytes`, by name), or read from their footers.
 
     Raises:
         ConflictError: another run committed since `base`.
@@ -159,7 +162,10 @@ def commit(
     if done is not None:
         return _own_or_conflict(storage, done, record.run, number)
     memory = memory_after(storage, base.record.memory if base else ())
-    record = replace(record, memory=tuple(name for name in memory if name not in unremembered))
+    index = index_after(
+        storage, spec, base.record.index if base else (), live_after(base, added, removed), counts or {}
+    )
+    record = replace(record, memory=tuple(name for name in memory if name not in unremembered), index=index)
     # One attempt: Delta's own retry would put the loser of two first commits on top of the winner, as version 1.
     properties = CommitProperties(
         custom_metadata={APP: record.to_log()},
@@ -189,8 +195,7 @@ def record_after(
     **fields: Any,
 ) -> CommitRecord:
     """The record of a commit that adds shards to `base` and removes some; `change` is what the totals gain."""
-    gone = set(removed)
-    live = [*(shard for shard in (base.shards if base else ()) if shard not in gone), *added]
+    live = live_after(base, added, removed)
     return CommitRecord(
         live_shards=len(live),
         live_rows=sum(shard.examples for shard in live),
@@ -200,6 +205,12 @@ def record_after(
         time_ms=int(time.time() * 1000),
         **fields,
     )
+
+
+def live_after(base: Version | None, added: Sequence[Shard], removed: Sequence[Shard]) -> list[Shard]:
+    """The live shards of a version that adds some to `base` and removes some."""
+    gone = set(removed)
+    return [*(shard for shard in (base.shards if base else ()) if shard not in gone), *added]
 
 
 def _write(

@@ -45,6 +45,7 @@ _THREADS = 16
 _RUN = r"(?:[a-z]+-)?[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}"
 _BESIDE = re.compile(
     r"_teachonce/(?:spec\.json|tokenizer/.+|runs/[^/]+\.json|rejects/[^/]+\.jsonl|commits/[0-9]{20}"
+    r"|index/[0-9a-f]{1,32}-(?:[0-9a-f]{16}|[0-9a-f]{32})\.zst"
     rf"|(?:unscored|forgotten)/[0-9]+-[0-9a-f]{{32}}\.json|(?:leases|holders)/{_RUN})"
 )
 """What stands under `_teachonce/`."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from schemas.limits import MAX_COUNT, conform, shown
+from schemas.limits import MAX_COUNT, conform, parse_json, shown
 from schemas.shards.seal import Totals, sane
 
 _MAX_TIME_MS = 253_402_300_799_000
@@ -36,6 +36,9 @@ class CommitRecord:
     time_ms: int = 0
     memory: tuple[str, ...] = ()
     """Files of the cache's memory that stand beside it; each name ends in the hash of its bytes."""
+    index: tuple[str, ...] = field(default=(), compare=False)
+    """Segments of the index of row counts. They say how to find what the shards say, and nothing of the cache; so a
+    record with others is the same. They stand beside the record's text, where an earlier release does not look."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> CommitRecord:
@@ -54,10 +57,28 @@ class CommitRecord:
     def to_log(self) -> dict[str, str]:
         """The record as text: `deltalake` parses numbers on their way to the log, and may change a float's last bit."""
         value = asdict(self)
+        segments = value.pop("index")
         if not self.memory:
             del value["memory"]
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-        return {"record": text, "hash": record_hash(text)}
+        index = json.dumps(segments, separators=(",", ":"))
+        beside = {"index": index, "index_hash": record_hash(index)} if segments else {}
+        return {"record": text, "hash": record_hash(text), **beside}
+
+
+def index_in(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """The segments of the index that a log entry names beside its record; none in one of an earlier release.
+
+    Raises:
+        ValueError: they are not those that the commit named.
+    """
+    if "index" not in info:
+        return ()
+    text: str = conform(str, info["index"], "index")
+    if record_hash(text) != info.get("index_hash"):
+        raise ValueError("a commit's list of the index does not match its own hash")
+    segments: tuple[str, ...] = conform(tuple[str, ...], parse_json(text), "index")
+    return segments
 
 
 def record_hash(text: str) -> str:

@@ -25,7 +25,6 @@ from pipelines.fingerprint.fingerprint import make_header, resolve
 from pipelines.scoring.handler import TeacherJob, open_scorer
 from pipelines.scoring.units import ShardLine
 from schemas import Cache
-from schemas.cache import create_header
 from schemas.errors import TeachonceError
 from schemas.identity import document_hash, unit_name
 from schemas.policies import KeepAll
@@ -34,6 +33,7 @@ from schemas.shards.seal import Shard, Totals
 from schemas.spec import Header
 from schemas.storage.storage import Storage
 from schemas.versions.commits import NO_VERSION, commit, record_after
+from schemas.versions.header import create_header
 from tests.architectures.tiny_models import AUTO, CAUSAL, CLS, MASK, MASKED, SEP, Unbuilt, tiny_model
 from tests.pipelines.families import louder, tokenizer
 from tests.pipelines.helpers import decoded

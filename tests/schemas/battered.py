@@ -7,13 +7,13 @@ import numpy as np
 from deltalake import DeltaTable
 
 from schemas import Cache
-from schemas.cache import read_header
 from schemas.errors import TeachonceError
 from schemas.policies import Sampled, Threshold, TopK
 from schemas.rows.entries import entries_of
 from schemas.shards.rewrite import copy_rows
 from schemas.shards.seal import Shard
 from schemas.versions.commits import base_version, commit, record_after
+from schemas.versions.header import read_header
 from schemas.versions.memory import (
     FORGOTTEN_FOLDER,
     UNSCORED_FOLDER,
@@ -24,6 +24,7 @@ from schemas.versions.memory import (
     write_forgotten,
     write_unscored,
 )
+from schemas.versions.row_index import INDEX_FOLDER
 from tests.synthetic import add, begin, causal_spec, header_of, random_rows
 
 _SMALL = {"max_length": 8, "temperatures": (1.0,), "features": (), "has_document_id": True}
@@ -83,6 +84,7 @@ def everything(path: Path, version: int | None = None) -> tuple:
         cache.versions(),
         [_digest(rows) for rows in cache.read_all()],
         [_digest(cache.identities(shard)) for shard in cache.shards],
+        _counts(cache),
         [cache.tokenizer_file(name) for name in cache.header.tokenizer],
         unscored,
         read_forgotten(storage, remembered_names(storage, FORGOTTEN_FOLDER)),
@@ -100,6 +102,14 @@ def outcome(act, *arguments):
 def verified(path: Path, version: int | None = None):
     """As `teachonce verify` does."""
     return Cache.open(path, version).verify()
+
+
+def _counts(cache: Cache) -> list:
+    """Row counts at the default fraction; what the reader kept for the next one goes again."""
+    before = {*cache.storage.names(INDEX_FOLDER)}
+    counts = [column.tolist() for column in cache.row_counts()[:4]]
+    cache.storage.delete([*{*cache.storage.names(INDEX_FOLDER)} - before])
+    return counts
 
 
 def _digest(rows) -> str:

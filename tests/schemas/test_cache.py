@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from schemas import Cache
-from schemas.cache import create_header, read_header
 from schemas.rows.rows import Rows
 from schemas.storage.storage import Storage
+from schemas.versions.header import create_header, read_header
 from tests.synthetic import (
     TOKENIZER_FILES,
     causal_spec,

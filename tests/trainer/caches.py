@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from schemas.cache import Cache, create_header
+from schemas.cache import Cache
 from schemas.features import Feature
 from schemas.policies import KeepPolicy, TopK
 from schemas.rows.codec import decode_scalars, encode_logprobs, encode_scalars, quantise
@@ -19,6 +19,7 @@ from schemas.shards.seal import Shard, Totals, ranking_of, seal_shard
 from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage.storage import Storage
 from schemas.versions.commits import commit, record_after
+from schemas.versions.header import create_header
 from tests.trainer.tiny import HIDDEN, VOCAB, tiny_tokenizer
 
 

@@ -16,6 +16,7 @@ import torch
 
 from schemas.cache import Cache
 from schemas.errors import UsageError, one_line
+from schemas.identity import DEFAULT_EVAL_FRACTION
 from schemas.rows.rows import Rows
 from trainer.batches.collate import Batch, Collation
 from trainer.checkpoints.records import Record
@@ -28,8 +29,6 @@ from trainer.students.opening import open_config
 from trainer.students.students import Student, open_trained
 from trainer.tasks.student_task import Measured
 from trainer.tasks.tasks import STUDENT_TASKS
-
-_DEFAULT_FRACTION = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +157,7 @@ def _fraction(config: EvaluateConfig) -> float:
     if config.eval_fraction is not None:
         return config.eval_fraction
     record = Record.load(config.student)
-    fraction = _DEFAULT_FRACTION if record is None else record.eval_fraction
+    fraction = DEFAULT_EVAL_FRACTION if record is None else record.eval_fraction
     if fraction == 0:
         raise UsageError(
             "the student was trained on every document: nothing is held out",

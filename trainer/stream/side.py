@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Int64
 
 from schemas.cache import Cache
 from schemas.errors import CorruptionError
+from schemas.identity import held_out
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
-from schemas.shards.seal import Shard
 from trainer.stream.pool import Chosen
-
-_THREADS = 16
-
-
-def held_out(document_hash: UInt8[np.ndarray, "R 16"], fraction: float) -> Bool[np.ndarray, " R"]:
-    """`schemas.identity.is_held_out` of each row."""
-    words = np.ascontiguousarray(document_hash[:, 8:16]).view("<u8")[:, 0]
-    below: Array = words < np.uint64(int(fraction * 2**64))
-    return below
-
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
@@ -38,15 +27,10 @@ class Side:
             raise ValueError(f"eval_fraction must be in [0, 1), but got {self.eval_fraction}")
 
     def counts(self) -> Int64[np.ndarray, " G"]:
-        """Rows of each row group on this side, from the identity columns alone (a few bytes a row)."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            found = pool.map(self._shard_counts, self.cache.shards)
-            return np.array([count for counts in found for count in counts], np.int64)
-
-    def _shard_counts(self, shard: Shard) -> list[int]:
-        chosen = self._chosen(self.cache.identities(shard))
-        sizes = [group.examples for group in self.cache.footers[shard.name].footer.row_groups]
-        return [int(part.sum()) for part in np.split(chosen, np.cumsum(sizes)[:-1])]
+        """Rows of each row group on this side, from the cache's index: no shard is read at the default fraction."""
+        counts = self.cache.row_counts(self.eval_fraction)
+        found: Array = (counts.held_out if self.is_eval else counts.to_train).astype(np.int64)
+        return found
 
     def read(self, group: int) -> Rows:
         """A row group's rows on this side, checked."""
@@ -55,7 +39,8 @@ class Side:
 
     def whole(self, group: int) -> Chosen:
         """A row group, checked, and which of its rows are on this side."""
-        rows = self.cache.read(self.cache.row_groups[group])
+        counts = self.cache.row_counts(self.eval_fraction)
+        rows = self.cache.read_group(int(counts.shard[group]), int(counts.place[group]))
         return rows, np.flatnonzero(self._chosen(rows))
 
     def counted(self, group: int, count: int) -> Chosen:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from schemas.cli.arguments import Repeatable
 from schemas.errors import UsageError
+from schemas.identity import DEFAULT_EVAL_FRACTION
 from trainer.losses.objective import Objective
 from trainer.models.shrink import parse_shrink
 from trainer.training.adapter_flags import AdapterFlags
@@ -46,7 +47,7 @@ class TrainConfig(AdapterFlags):
     )
     feature_loss: str = field(default="mse", metadata={"help": "mse or cosine."})
     eval_fraction: float = field(
-        default=0.05,
+        default=DEFAULT_EVAL_FRACTION,
         metadata={"help": "Share of documents held out, by their hash: the same for every student."},
     )
     shuffle_row_groups: int = field(

@@ -11,10 +11,10 @@ import pytest
 
 import teachonce
 from schemas import Cache
-from schemas.cache import create_header, read_header
 from schemas.errors import BrokenShardsError, CorruptionError, NoCacheError
 from schemas.shards.rewrite import seal_rows
 from schemas.storage.storage import Storage
+from schemas.versions.header import create_header, read_header
 from schemas.versions.memory import Unscored, read_memory, write_unscored
 from tests.schemas.shards.test_hostile import changed, header_saying, put
 from tests.synthetic import TOKENIZER_FILES, add, begin, causal_spec, header_of, make_cache, random_rows

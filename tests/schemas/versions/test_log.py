@@ -1,5 +1,6 @@
 """A damaged log is seen: no flipped letter and no missing line hides a shard."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ from deltalake import DeltaTable
 
 from schemas import Cache
 from schemas.errors import CorruptionError, FormatError
+from schemas.shards.parquet_limits import check_file
 from schemas.versions.commits import base_version, read_version
+from tests.schemas.battered import make_battered, outcome
 from tests.schemas.damage import flips
 from tests.synthetic import add, causal_spec, header_of
 
@@ -110,3 +113,18 @@ def test_another_tools_commit_is_not_taken_for_ours(own_cache):
     with pytest.raises(CorruptionError, match="not what teachonce committed"):
         Cache.open(own_cache.storage.root)
     assert Cache.open(own_cache.storage.root, 0).verify().shards == 2
+
+
+def test_a_checkpoint_whose_statistics_are_of_another_length_ends_no_process(tmp_path):
+    """Arrow aborts on such a one: a list of them is as long as its head's upper bits say. So every ninth byte of
+    the footer is changed there, and nothing but an error of ours comes out."""
+    file = make_battered(tmp_path / "cache") / "_delta_log/00000000000000000001.checkpoint.parquet"
+    data = file.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    found = Counter()
+    for place in range(footer, len(data), 9):
+        for bits in (0x10, 0x01):
+            changed = data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
+            found[type(outcome(check_file, changed, str(file)))] += 1
+    assert set(found) == {type(None), CorruptionError}
+    assert min(found.values()) > 100
