@@ -57,6 +57,13 @@ def test_counts_are_those_of_the_rows(tmp_path, spec):
     check_counts(tmp_path / "cache", *FRACTIONS)
 
 
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_a_fraction_that_is_none_is_refused(tmp_path, fraction):
+    cache = make_cache(tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"in \[0, 1\)"):
+        cache.row_counts(fraction)
+
+
 def test_shards_leave_come_and_are_rewritten_and_every_version_keeps_its_counts(tmp_path):
     cache = grown(tmp_path / "cache", 5, rows=40)
     rewrite_one(tmp_path / "cache")
@@ -234,6 +241,10 @@ def test_a_row_group_that_the_index_counts_otherwise_is_an_error(tmp_path, count
     assert len(told) == len(counts[0])
     with pytest.raises(CorruptionError, match=rf"not that of the shard.*{name}, row group \d"):
         deque(cache.read_group(shard, place) for shard, place, *_ in told)
+    shutil.rmtree(tmp_path / "cache" / INDEX_FOLDER)
+    again = Cache.open(storage.root)
+    assert as_tuples(again.row_counts()) == brute_force(cache, 0.05)
+    assert sum(len(again.read_group(shard, place)) for shard, place, *_ in as_tuples(again.row_counts())) == 8
 
 
 def test_counts_that_do_not_add_up_to_the_logs_are_no_counts(tmp_path):
