@@ -15,6 +15,7 @@ from pipelines.scoring.units import ShardLine, line_of, no_shard
 from pipelines.tolerances import Run
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
+from schemas.shards.held_out import counts_to_bytes
 from schemas.shards.reader import open_footer
 from schemas.shards.rewrite import copy_rows
 from schemas.shards.seal import SealedShard, Shard, parse_name
@@ -31,7 +32,11 @@ def adopt(element: tuple[str, Iterable[bytes]], run: Run, row_group_tokens: int)
     totals = opened.footer.totals
     work = {"adopted_examples": len(chosen)}
     if len(chosen) == totals.examples:
-        return ShardLine(opened.footer.unit, name, opened.size, asdict(totals), work, [])
+        line = ShardLine(opened.footer.unit, name, opened.size, asdict(totals), work, [])
+        if opened.held_out is None:  # of an earlier release: its commit counts its ids
+            return line
+        examples = [group.examples for group in opened.footer.row_groups]
+        return line._replace(counts=counts_to_bytes(examples, opened.held_out))
     source = as_shard(StoredFile(name, opened.size, 0.0), totals.examples)
     sealed = copy_rows(storage, run.header, [source], lambda rows: has_id(rows, chosen), row_group_tokens)
     assert sealed is not None, name

@@ -58,7 +58,7 @@ def test_forget_and_repair(nights):
     check_counts(cache)
 
 
-def test_shards_of_a_crashed_run_that_are_adopted(corpus, teacher, tmp_path, monkeypatch):
+def test_shards_of_a_crashed_run_that_are_adopted(corpus, teacher, tmp_path, monkeypatch, no_footers):
     crash(monkeypatch, corpus, teacher, tmp_path / "cache")
     assert run(corpus, teacher, tmp_path / "cache", **UNITS).adopted_documents
     assert versions(tmp_path / "cache") == 1
