@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from schemas.cache import Cache
-from schemas.errors import CorruptionError
 from schemas.identity import held_out
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from trainer.stream.pool import Chosen
+
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
@@ -26,7 +26,7 @@ class Side:
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"eval_fraction must be in [0, 1), but got {self.eval_fraction}")
 
-    def counts(self) -> Int64[np.ndarray, " G"]:
+    def counts(self) -> Int64[np.ndarray, " _"]:
         """Rows of each row group on this side, from the cache's index: no shard is read at the default fraction."""
         counts = self.cache.row_counts(self.eval_fraction)
         found: Array = (counts.held_out if self.is_eval else counts.to_train).astype(np.int64)
@@ -38,26 +38,14 @@ class Side:
         return rows.take(chosen)
 
     def whole(self, group: int) -> Chosen:
-        """A row group, checked, and which of its rows are on this side."""
+        """A row group, checked, and which of its rows are on this side.
+
+        Raises:
+            CorruptionError: its bytes are not what was sealed, or its rows not so many as were counted.
+        """
         counts = self.cache.row_counts(self.eval_fraction)
         rows = self.cache.read_group(int(counts.shard[group]), int(counts.place[group]))
         return rows, np.flatnonzero(self._chosen(rows))
-
-    def counted(self, group: int, count: int) -> Chosen:
-        """As `whole`, where the order counts on so many rows.
-
-        Raises:
-            CorruptionError: there are more, or fewer.
-        """
-        rows, chosen = self.whole(group)
-        if len(chosen) != count:
-            raise CorruptionError(
-                "a row group has not the rows that were counted when the run began",
-                where=f"{self.cache.storage.root}, row group {group}",
-                expected=f"{count} on this side of the split",
-                got=len(chosen),
-            )
-        return rows, chosen
 
     def _chosen(self, rows: Rows) -> Bool[np.ndarray, " R"]:
         chosen: Array = held_out(rows.array("document_hash"), self.eval_fraction) == self.is_eval
