@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
 
 from schemas.errors import CorruptionError
 from schemas.identity import DEFAULT_EVAL_FRACTION
@@ -158,16 +161,29 @@ class Cache:
             CorruptionError: a shard must be counted, and is missing or damaged.
         """
         if (found := self._counts.get(eval_fraction)) is None:
-            counting = Counting(
-                storage=self.storage,
-                spec=self.spec,
-                shards=self.shards,
-                record=self.record,
-                open_shard=self.open_shard,
-            )
-            found = counting.at(eval_fraction)
+            found = self._counting.at(eval_fraction)
             self._counts[eval_fraction] = found
         return found
+
+    def filtered_counts(self, key: int, count: Callable[[Rows], int]) -> Int64[np.ndarray, " _"]:
+        """How many rows of each row group a filter chooses. All of the cache is read, once: the counts are kept beside
+        it under the key, 64 bits that say what is counted.
+
+        Raises:
+            CorruptionError: a shard is missing or damaged.
+        """
+        counts = self.row_counts()
+        return self._counting.filtered(counts, key, lambda shard, place: count(self.read_group(shard, place)))
+
+    @property
+    def _counting(self) -> Counting:
+        return Counting(
+            storage=self.storage,
+            spec=self.spec,
+            shards=self.shards,
+            record=self.record,
+            open_shard=self.open_shard,
+        )
 
     @functools.cached_property
     def _counts(self) -> dict[float, RowCounts]:

@@ -20,6 +20,7 @@ from jaxtyping import Int64
 
 from schemas.errors import CacheError, CorruptionError
 from schemas.identity import DEFAULT_EVAL_FRACTION, held_out, held_out_below
+from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from schemas.shards.group_counts import count_groups
 from schemas.shards.held_out import GroupCounts
@@ -31,7 +32,7 @@ from schemas.versions.records import CommitRecord
 from schemas.versions.row_index import INDEX_FOLDER, MAX_SEGMENTS, read_segment
 from schemas.versions.row_table import RowTable
 
-_THREADS = 16
+_THREADS, _FEW_THREADS = 16, 4
 _KEPT = re.compile(rf"{INDEX_FOLDER}/(?P<live>[0-9a-f]{{32}})-[0-9a-f]{{16}}\.zst")
 _LOG = logging.getLogger(__name__)
 
@@ -80,6 +81,29 @@ class Counting:
             raise CorruptionError("shards do not hold the rows that the log counts", where=self.storage.root)
         return _laid_out(table.take(places), fraction)
 
+    def filtered(
+        self, counts: RowCounts, key: int, count: Callable[[int, int], int]
+    ) -> Int64[np.ndarray, " _"]:
+        """How many rows of each row group a filter chooses, as `count` says of a shard's number and a place in it. Each
+        is asked once, in threads; what comes out is kept under the key, 64 bits that say what is counted.
+
+        Raises:
+            CorruptionError: a shard is missing or damaged.
+        """
+        name = kept_name(self.record.live_hash, key)
+        table, is_damaged = _read_kept(self.storage, name, key)
+        if (table.find(self.shards) < 0).any():
+            _LOG.info("counting the rows that are chosen, of %d row groups", len(counts.shard))
+            with ThreadPoolExecutor(_FEW_THREADS) as pool:
+                chosen = [*pool.map(count, counts.shard.tolist(), counts.place.tolist())]
+            pairs = np.stack([counts.to_train + counts.held_out, np.array(chosen, np.int64)], axis=1)
+            parts = np.split(pairs.astype(np.int32), np.flatnonzero(np.diff(counts.shard)) + 1)
+            names = [shard.name for shard in self.shards]
+            table = RowTable.of(dict(zip(names, parts, strict=True)))
+            self._keep(name, table, key, is_damaged=is_damaged)
+        found: Array = table.take(table.find(self.shards)).held_out.values.astype(np.int64)
+        return found
+
     def _completed(self, known: RowTable, fraction: float, below: int) -> RowTable:
         """What is kept; else what is known and all else counted, which is kept from now on."""
         name = kept_name(self.record.live_hash, below)
@@ -92,12 +116,15 @@ class Counting:
             counts = pool.map(lambda shard: self._counted(shard, fraction), missing)
             found = dict(zip((shard.name for shard in missing), counts, strict=True))
         table = RowTable.concatenate([known, RowTable.of(found)])
+        self._keep(name, table, below, is_damaged=is_damaged)
+        return table
+
+    def _keep(self, name: str, table: RowTable, below: int, *, is_damaged: bool) -> None:
         put = self.storage.put if is_damaged else self.storage.put_if_absent
         try:
             put(name, table.to_bytes(below))
         except CacheError as error:
             _LOG.info("row counts are not kept, and will be counted again: %s", error)
-        return table
 
     def _counted(self, shard: Shard, fraction: float) -> GroupCounts:
         return count_groups(self.storage, shard.name, self.open_shard(shard), self.spec, fraction)

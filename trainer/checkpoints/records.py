@@ -26,6 +26,7 @@ _SAME_FIELDS = (
     "lanes",
     "eval_fraction",
     "shuffle_row_groups",
+    "where",
     "student_weights",
     "losses",
     "temperature",
@@ -51,6 +52,8 @@ class Record:
     lanes: int
     eval_fraction: float
     shuffle_row_groups: int
+    where: list[str]
+    """What filters the rows."""
     student: str
     losses: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0

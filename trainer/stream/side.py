@@ -12,6 +12,7 @@ from schemas.identity import held_out
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from trainer.stream.pool import Chosen
+from trainer.stream.where import Where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +22,19 @@ class Side:
     cache: Cache
     eval_fraction: float
     is_eval: bool
+    where: Where | None = None
+    """Which rows of the side."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"eval_fraction must be in [0, 1), but got {self.eval_fraction}")
 
     def counts(self) -> Int64[np.ndarray, " _"]:
-        """Rows of each row group on this side, from the cache's index: no shard is read at the default fraction."""
+        """Rows of each row group on this side, from the cache's index: no shard is read at the default fraction. Those
+        that `where` chooses are counted once."""
+        if self.where is not None:
+            key = self.where.key(repr(self.eval_fraction), self.is_eval)
+            return self.cache.filtered_counts(key, lambda rows: int(self._chosen(rows).sum()))
         counts = self.cache.row_counts(self.eval_fraction)
         found: Array = (counts.held_out if self.is_eval else counts.to_train).astype(np.int64)
         return found
@@ -49,4 +56,4 @@ class Side:
 
     def _chosen(self, rows: Rows) -> Bool[np.ndarray, " R"]:
         chosen: Array = held_out(rows.array("document_hash"), self.eval_fraction) == self.is_eval
-        return chosen
+        return chosen if self.where is None else chosen & self.where.chosen(rows)

@@ -11,6 +11,7 @@ from schemas.errors import UsageError
 from schemas.identity import DEFAULT_EVAL_FRACTION
 from trainer.losses.objective import Objective
 from trainer.models.shrink import parse_shrink
+from trainer.stream.where import Where
 from trainer.training.adapter_flags import AdapterFlags
 
 
@@ -53,6 +54,14 @@ class TrainConfig(AdapterFlags):
     shuffle_row_groups: int = field(
         default=8, metadata={"help": "Row groups that are shuffled together; memory grows with it."}
     )
+    where: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Only rows that meet all of these, as length<=512: of length and positions (numbers), label (a "
+            "class), entropy and kept_mass (means over a row's positions), document_id; < <= = != > >=.",
+            "action": Repeatable,
+        },
+    )
     lanes: int | None = field(
         default=None,
         metadata={
@@ -85,7 +94,7 @@ class TrainConfig(AdapterFlags):
             raise UsageError("--shuffle_row_groups must be at least 1", got=self.shuffle_row_groups)
         if self.batching not in ("bucket", "pack"):
             raise UsageError("--batching must be bucket or pack", got=self.batching)
-        _ = self.objective, self.sources
+        _ = self.objective, self.sources, Where.parse(self.where)
         self._check_effects()
 
     def _check_effects(self) -> None:

@@ -39,6 +39,7 @@ def make_record(
         lanes=opened.lanes,
         eval_fraction=config.eval_fraction,
         shuffle_row_groups=config.shuffle_row_groups,
+        where=list(config.where),
         student=config.student,
         lora={} if config.adapters is None else config.adapters.to_json(),
         label_names=list(opened.first.spec.label_names or ()),

@@ -15,6 +15,7 @@ from trainer.losses.objective import Objective
 from trainer.stream.order import LANES, Order
 from trainer.stream.replay import Replay, Share
 from trainer.stream.side import Side
+from trainer.stream.where import Where
 from trainer.students.students import Student
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
@@ -37,7 +38,7 @@ def open_caches(config: TrainConfig, world_size: int, before: Record | None) -> 
 
     Raises:
         CacheError: one cannot be opened.
-        UsageError: two of them cannot be one stream, or the ranks cannot share its lanes.
+        UsageError: two of them cannot be one stream, what filters it means nothing, or ranks cannot share its lanes.
     """
     lanes = _lanes(config, world_size, before)
     paths = config.sources
@@ -49,6 +50,8 @@ def open_caches(config: TrainConfig, world_size: int, before: Record | None) -> 
     first, *others = caches
     for other in others:
         _check_alike(first, other)
+    if (where := Where.parse(config.where)) is not None:
+        where.check(first.spec)
     weights = tuple(weight for weight in paths.values() if weight is not None)
     return Opened(caches, weights or None, lanes)
 
@@ -132,8 +135,10 @@ def _replay(
     is_eval: bool,
 ) -> Replay:
     size = arguments.per_device_eval_batch_size if is_eval else arguments.per_device_train_batch_size
-    fraction = config.eval_fraction
-    sides = [Side(cache=cache, eval_fraction=fraction, is_eval=is_eval) for cache in opened.caches]
+    where, fraction = Where.parse(config.where), config.eval_fraction
+    sides = [
+        Side(cache=cache, eval_fraction=fraction, is_eval=is_eval, where=where) for cache in opened.caches
+    ]
     order = Order(
         counts=tuple(side.counts() for side in sides),
         weights=None if is_eval else opened.weights,

@@ -36,7 +36,7 @@ def test_flags_become_values(asked: list[Any]) -> None:
     losses = ["--losses", "kl=1.0", "ce=0.5"]
     assert commands.train([*FLAGS, *losses, "--temperature", "2", "--learning_rate", "1e-4"]) == 0
     config, arguments = asked
-    assert (config.cache, config.losses, config.temperature) == ("c", ["kl=1.0", "ce=0.5"], 2.0)
+    assert (config.cache, config.losses, config.temperature) == (["c"], ["kl=1.0", "ce=0.5"], 2.0)
     assert (arguments.output_dir, arguments.learning_rate, arguments.report_to) == ("o", 1e-4, [])
 
 
@@ -105,7 +105,7 @@ def test_help_teaches_with_two_examples(capsys: pytest.CaptureFixture[str], verb
     assert text.count(f"teachonce {verb} ") >= 3
     assert "--eval_fraction" in text
     assert "--adam_beta1" not in text
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) < 170
 
 
 def test_help_all_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,6 +187,7 @@ def record(fraction: float) -> Record:
         seed=0,
         global_batch=8,
         lanes=8,
+        where=[],
         eval_fraction=fraction,
         shuffle_row_groups=8,
         student="s",
