@@ -142,7 +142,7 @@ def test_what_leaves_the_teachers_step_does_not_grow_with_its_tokens(tmp_path, c
     finish, sizes = job_module.finish, []
 
     def weighed(run, lines, *rest):
-        sizes.append([len(json.dumps(line)) for line in lines])
+        sizes.append([len(json.dumps(line, default=bytes.hex)) for line in lines])
         return finish(run, lines, *rest)
 
     monkeypatch.setattr(job_module, "finish", weighed)
