@@ -69,8 +69,8 @@ def decoding(rows: Rows, folder: Path, turns: int = 12) -> Decoding:
             flat_entries(read_group(storage, sealed.name, opened, index, rows.spec))
 
     def fetch() -> None:
-        for group in sealed.footer.row_groups:
-            fetch_group(storage, sealed.name, group)
+        for index, group in enumerate(sealed.footer.row_groups):
+            fetch_group(storage, sealed.name, group, index)
 
     entries = entries_of(rows)
     naive = naive_file(rows, entries, folder / "naive.parquet")

@@ -12,7 +12,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from schemas.shards.group_counts import Footers
 from schemas.shards.reader import OpenFooter, open_shard, read_group, read_identities
 from schemas.shards.seal import RowGroup, Shard, Totals
 from schemas.spec import Fingerprint, Header, Spec
+from schemas.storage.local_copies import LocalCopies, read_again
 from schemas.storage.storage import Storage
 from schemas.verify import Verified, verify_shards
 from schemas.versions.commits import latest_version, read_record, read_version
@@ -60,15 +61,17 @@ class Cache:
     record: CommitRecord
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], version: int | None = None) -> Cache:
-        """Opens a committed version (default: the newest) in a folder or at `s3://`, `gs://`, `az://`.
+    def open(
+        cls, path: str | os.PathLike[str], version: int | None = None, *, copies: LocalCopies | None = None
+    ) -> Cache:
+        """Opens a committed version (default: the newest). What is read of an object store is kept in `copies`.
 
         Raises:
             NoCacheError: nothing was committed there, or no such version.
             FormatError: the cache needs a newer reader.
             CorruptionError: log or spec are damaged.
         """
-        storage = Storage.at(path)
+        storage = Storage.at(path, copies)
         header = read_header(storage)
         found = read_version(storage, version)
         if found.record.header_hash != header.to_json()["hash"]:
@@ -131,7 +134,7 @@ class Cache:
             NoCacheError: it is missing because this version is an old one that was given up.
         """
         with self._told_if_gone(shard):
-            return open_shard(self.storage, self.header, shard)
+            return read_again(self.storage, lambda storage: open_shard(storage, self.header, shard))
 
     @functools.cached_property
     def row_groups(self) -> tuple[RowGroupRef, ...]:
@@ -148,9 +151,9 @@ class Cache:
         Raises:
             CorruptionError: naming the shard.
         """
-        opened = self.footers[ref.shard.name]
+        name, place, opened = ref.shard.name, ref.place, self.footers[ref.shard.name]
         with self._told_if_gone(ref.shard):
-            return read_group(self.storage, ref.shard.name, opened, ref.place, self.spec)
+            return read_again(self.storage, lambda s: read_group(s, name, opened, place, self.spec))
 
     def row_counts(self, eval_fraction: float = DEFAULT_EVAL_FRACTION) -> RowCounts:
         """Rows of each row group on each side of the held-out split. No shard is read at the default fraction, but
@@ -207,7 +210,7 @@ class Cache:
         for counts in given:
             check_footer(counts, shard_number, place, opened, where)
         with self._told_if_gone(shard):
-            rows = read_group(self.storage, shard.name, opened, place, self.spec)
+            rows = read_again(self.storage, lambda s: read_group(s, shard.name, opened, place, self.spec))
         for counts in given:
             check_rows(counts, shard_number, place, rows, where)
         return rows
@@ -218,7 +221,8 @@ class Cache:
 
     def identities(self, shard: Shard) -> Rows:
         """The identity columns of one shard, checked, without the rest of its bytes."""
-        return read_identities(self.storage, shard.name, self.footers[shard.name], self.spec)
+        opened = self.footers[shard.name]
+        return read_again(self.storage, lambda s: read_identities(s, shard.name, opened, self.spec))
 
     def verify(self) -> Verified:
         """Checks every byte, schema, encoding, count and id of this version; and the log up to it, the tokenizer
@@ -233,7 +237,7 @@ class Cache:
         missing = [shard for shard in self.shards if shard.name not in there]
         if missing and (error := given_up(self.storage, self.version, missing[0].name)):
             raise error
-        return verify_shards(self.storage, self.header, self.shards, self.totals)
+        return verify_shards(replace(self.storage, copies=None), self.header, self.shards, self.totals)
 
     def check_memory(self) -> None:
         """Checks that what is remembered is there: the newest version names it for all versions.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Footers:
 
     def __init__(self, open_shard: Callable[[Shard], OpenFooter], most: int = FOOTERS_HELD) -> None:
         self._open_shard, self._most = open_shard, most
-        self._held: collections.OrderedDict[str, OpenFooter] = collections.OrderedDict()
+        self._held: collections.OrderedDict[str, Future[OpenFooter]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -64,13 +65,17 @@ class Footers:
         """
         with self._lock:
             found = self._held.get(shard.name)
-            if found is not None:
-                self._held.move_to_end(shard.name)
-                return found
-        opened = self._open_shard(shard)  # not under the lock: it is a request
-        with self._lock:
-            self._held[shard.name] = opened
+            if is_first := found is None:
+                found = self._held[shard.name] = Future()
             self._held.move_to_end(shard.name)
             while len(self._held) > self._most:
                 self._held.popitem(last=False)
-        return opened
+        if is_first:  # not under the lock: it is a request, for which others that ask wait
+            try:
+                found.set_result(self._open_shard(shard))
+            except BaseException as error:  # noqa: BLE001  (it is raised in every thread that waits)
+                with self._lock:
+                    if self._held.get(shard.name) is found:
+                        del self._held[shard.name]
+                found.set_exception(error)
+        return found.result()

@@ -157,17 +157,21 @@ def _footer_bytes(storage: Storage, name: str, size: int) -> bytes:
     return storage.read_range(name, size - length, tail_start) + tail
 
 
-def fetch_group(storage: Storage, name: str, group: RowGroup) -> bytes:
+def fetch_group(storage: Storage, name: str, group: RowGroup, index: int) -> bytes:
     """A row group's bytes, checked against the footer's hash.
 
     Raises:
         CorruptionError: naming the shard and the row group's place in it.
     """
-    where = f"{storage.root}/{name}, bytes {group.start} to {group.end}"
+    where = f"{storage.root}/{name}, row group {index}, bytes {group.start} to {group.end}"
     try:
         data = storage.read_range(name, group.start, group.end)
     except FileNotFoundError as error:
         raise CorruptionError("a shard is missing", where=where, do=REPAIR) from error
+    except CorruptionError as error:
+        raise CorruptionError(
+            error.what, where=where, expected=error.expected, got=error.got, do=REPAIR
+        ) from error
     if bytes_hash(data) != group.hash:
         raise CorruptionError(
             "a row group's bytes are not those that were sealed",
@@ -189,7 +193,7 @@ def read_group(
     """
     group = opened.footer.row_groups[index]
     where = f"{storage.root}/{name}, row group {index}"
-    segments = {group.start: fetch_group(storage, name, group), group_end(opened): opened.data}
+    segments = {group.start: fetch_group(storage, name, group, index), group_end(opened): opened.data}
     fetched = Fetched(memoryview(segments[group.start]), group.start, group, spec)
     with told("a row group cannot be read", where, REPAIR):
         file = pq.ParquetFile(Segments(segments, opened.size), metadata=opened.metadata)

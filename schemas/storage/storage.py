@@ -13,22 +13,19 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import ObjectStore, from_url
 
-if TYPE_CHECKING:
-    from obstore.store import ClientConfig
-
 from schemas.errors import CacheError, CorruptionError, UsageError, advice, one_line
 from schemas.storage import local_files
+from schemas.storage.endpoints import plain_http_endpoint
+from schemas.storage.local_copies import LocalCopies
 
 SHARD_SUFFIX = ".parquet"
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT")
-"""Where the environment names a store other than the cloud's own."""
 
 
 class StoredFile(NamedTuple):
@@ -47,21 +44,27 @@ class Storage:
     """An absolute local path, or a URL without a trailing slash."""
     store: ObjectStore | None
     """None for a local folder, which is read and written directly."""
+    copies: LocalCopies | None = None
+    """Where ranges of an object store's shards are kept and looked for; whoever reads them checks them by the seal."""
 
     @classmethod
-    def at(cls, root: str | os.PathLike[str]) -> Storage:
+    def at(cls, root: str | os.PathLike[str], copies: LocalCopies | None = None) -> Storage:
         """Opens a root; nothing is created and nothing is read.
 
         Raises:
-            UsageError: the URL's scheme or form is not one that obstore knows, or a folder's name is one that
-                Delta misreads.
+            UsageError: the URL's scheme or form is not one that obstore knows; a folder's name is one that
+                Delta misreads; or copies of a folder's files were asked for.
         """
         text = os.fspath(root)
         try:
             scheme = urlsplit(text).scheme if "://" in text else ""
             if scheme in ("", "file"):
+                if copies is not None:
+                    raise UsageError("local copies have no effect on a cache in a folder", got=text)
                 return cls(root=_local_root(unquote(urlsplit(text).path) if scheme else text), store=None)
-            return cls(root=text.rstrip("/"), store=from_url(text, client_options=_client_options()))
+            # Plain HTTP where the user's own endpoint is plain HTTP (MinIO and emulators on one host).
+            store = from_url(text, client_options={"allow_http": plain_http_endpoint()})
+            return cls(root=text.rstrip("/"), store=store, copies=copies)
         except (BaseError, ValueError) as error:
             raise UsageError(
                 "this is no place for a cache",
@@ -97,6 +100,11 @@ class Storage:
             FileNotFoundError: there is none of that name.
             CorruptionError: it is shorter than that.
         """
+        if self.copies is None:
+            return self._range(name, start, end)
+        return self.copies.read(name, start, end, lambda: self._range(name, start, end))
+
+    def _range(self, name: str, start: int, end: int) -> bytes:
         with self._told(name):
             if self.is_local:
                 with local_files.opened(self.root, name) as descriptor:
@@ -288,13 +296,3 @@ def _local_root(text: str) -> str:
             do="Choose another folder",
         )
     return path
-
-
-def _client_options() -> ClientConfig:
-    """Plain HTTP is allowed where the user's own endpoint is plain HTTP (MinIO and emulators on one host)."""
-    return {"allow_http": plain_http_endpoint()}
-
-
-def plain_http_endpoint() -> bool:
-    """Whether the environment names an endpoint without TLS."""
-    return any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)

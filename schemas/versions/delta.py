@@ -21,7 +21,8 @@ from schemas.errors import CacheError, CorruptionError, NoCacheError, advice, on
 from schemas.limits import MAX_COUNT, told
 from schemas.shards.parquet_limits import check_file
 from schemas.shards.seal import parse_name
-from schemas.storage.storage import Storage, plain_http_endpoint
+from schemas.storage.endpoints import plain_http_endpoint
+from schemas.storage.storage import Storage
 
 LOG_FOLDER = "_delta_log"
 WITNESS_FOLDER = "_teachonce/commits"

@@ -31,6 +31,8 @@ TRAIN: Mapping[str, Case] = {
     "allow_new_data": Case("true", "perhaps"),
     "batching": Case("pack", "packed"),
     "cache_version": Case("0", "x"),
+    "local_cache": Case("copies", "s3://b/copies", "--cache s3://b/c"),
+    "local_cache_gb": Case("10", "0", "--cache s3://b/c --local_cache copies"),
     "output_dir": Case("o", ""),
     "overwrite_output_dir": Case("true", "true"),
     "resume_from_checkpoint": Case("auto", ""),
@@ -157,6 +159,8 @@ EVALUATE: Mapping[str, Case] = {
     "cache_version": Case("0", "x"),
     "speed_seconds": Case("0", "-1"),
     "device": Case("cpu", ""),
+    "local_cache": Case("copies", "s3://b/copies", "--cache s3://b/c"),
+    "local_cache_gb": Case("10", "0", "--cache s3://b/c --local_cache copies"),
 }
 
 NO_TEXT = ("liger_kernel_config", "parallelism_config")

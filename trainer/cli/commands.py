@@ -88,7 +88,7 @@ def train(argv: list[str]) -> int:
     )
     config, arguments = parser.values(argv)
     try:
-        with log_on_stderr("trainer", logging.INFO):
+        with log_on_stderr("trainer", logging.INFO), log_on_stderr("schemas", logging.WARNING):
             trained = run_train(config, arguments)
     except Stopped as stopped:
         if arguments.process_index == 0:
@@ -112,7 +112,8 @@ def evaluate(argv: list[str]) -> int:
     as_json = "--json" in argv
     if as_json:
         transformers_logging.disable_progress_bar()
-    evaluated = run_evaluate(config)
+    with log_on_stderr("schemas", logging.WARNING):
+        evaluated = run_evaluate(config)
     if as_json:
         print_json(evaluated.to_json())
     else:

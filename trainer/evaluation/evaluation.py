@@ -29,6 +29,7 @@ from trainer.students.opening import open_config
 from trainer.students.students import Student, open_trained
 from trainer.tasks.student_task import Measured
 from trainer.tasks.tasks import STUDENT_TASKS
+from trainer.training.local_cache import GB_DEFAULT, GB_HELP, HELP, check_flags, local_copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class EvaluateConfig:
         default=3.0, metadata={"help": "Least time to measure each model's speed for; 0 leaves it out."}
     )
     device: str | None = field(default=None, metadata={"help": "cuda, cpu, ... [cuda where there is one]"})
+    local_cache: str | None = field(default=None, metadata={"help": HELP})
+    local_cache_gb: float = field(default=GB_DEFAULT, metadata={"help": GB_HELP})
 
     def __post_init__(self) -> None:
         if self.eval_fraction is not None and not 0 < self.eval_fraction < 1:
@@ -59,6 +62,7 @@ class EvaluateConfig:
             raise UsageError("--batch_size must be at least 1", got=self.batch_size)
         if self.speed_seconds < 0:
             raise UsageError("--speed_seconds cannot be negative", got=self.speed_seconds)
+        check_flags(self.local_cache, self.local_cache_gb, [self.cache])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,9 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         StudentError: the student does not fit the cache.
         CacheError: the cache cannot be read.
     """
-    cache = Cache.open(config.cache, config.cache_version)
+    cache = Cache.open(
+        config.cache, config.cache_version, copies=local_copies(config.local_cache, config.local_cache_gb)
+    )
     fraction = _fraction(config)
     device = usable_device(config.device)
     held_out = HeldOut(cache=cache, eval_fraction=fraction, batch_size=config.batch_size)

@@ -13,6 +13,7 @@ from trainer.losses.objective import Objective
 from trainer.models.shrink import parse_shrink
 from trainer.stream.where import Where
 from trainer.training.adapter_flags import AdapterFlags
+from trainer.training.local_cache import GB_DEFAULT, GB_HELP, HELP, check_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,9 @@ class TrainConfig(AdapterFlags):
         },
     )
 
+    local_cache: str | None = field(default=None, metadata={"help": HELP})
+    local_cache_gb: float = field(default=GB_DEFAULT, metadata={"help": GB_HELP})
+
     def __post_init__(self) -> None:
         if self.lanes is not None and self.lanes < 1:
             raise UsageError("--lanes must be at least 1", got=self.lanes)
@@ -95,6 +99,7 @@ class TrainConfig(AdapterFlags):
         if self.batching not in ("bucket", "pack"):
             raise UsageError("--batching must be bucket or pack", got=self.batching)
         _ = self.objective, self.sources, Where.parse(self.where)
+        check_flags(self.local_cache, self.local_cache_gb, self.sources)
         self._check_effects()
 
     def _check_effects(self) -> None:

@@ -19,6 +19,7 @@ from trainer.stream.where import Where
 from trainer.students.students import Student
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
+from trainer.training.local_cache import local_copies
 
 
 class Opened(NamedTuple):
@@ -46,7 +47,9 @@ def open_caches(config: TrainConfig, world_size: int, before: Record | None) -> 
     takes_old = before is not None and config.cache_version is None and not config.allow_new_data
     if takes_old and before is not None and len(before.caches) == len(paths):
         versions = [int(cache["version"]) for cache in before.caches]
-    caches = tuple(Cache.open(path, version) for path, version in zip(paths, versions, strict=True))
+    copies = local_copies(config.local_cache, config.local_cache_gb)
+    opened = zip(paths, versions, strict=True)
+    caches = tuple(Cache.open(path, version, copies=copies) for path, version in opened)
     first, *others = caches
     for other in others:
         _check_alike(first, other)

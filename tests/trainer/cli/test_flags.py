@@ -134,6 +134,9 @@ def test_a_setting_that_nobody_looked_at_is_refused(monkeypatch: pytest.MonkeyPa
         ("--temperature 2 --losses ce=1", "--temperature has no effect"),
         ("--feature_loss cosine", "--feature_loss has no effect"),
         ("--teacher t", "--teacher has no effect"),
+        ("--local_cache_gb 5 --cache s3://b/c", "--local_cache_gb has no effect without"),
+        ("--local_cache copies", "--local_cache has no effect on a cache in a folder"),
+        ("--local_cache copies --cache file:///c", "--local_cache has no effect on a cache in a folder"),
         ("--gradient_checkpointing true --activation_checkpointing false", "one setting"),
     ],
 )
