@@ -256,18 +256,18 @@ class Bench:
 
     def _train(self, student: Student, part: Part, loss: str, run: Run) -> dict[str, Any]:
         settings = self._settings
-        order = Order.of(
-            part.counts(), batch_size=settings.batch_size, row_groups=10**6, seed=run.seed, shuffled=True
-        )
+        size, counts = settings.batch_size, part.counts()
+        order = Order(counts=(counts,), batch_size=size, row_groups=10**6, lanes=1, seed=run.seed)
         collation = Collation(student_vocab=student.vocab_size, pad_id=student.pad_id)
-        replay, steps = Replay(part, order, collation, Share()), order.num_batches * run.epochs
+        replay = Replay([part], order, collation, Share(batch_size=size))
+        steps = order.num_steps * run.epochs
         distiller = self._distiller(student, part.cache, loss)
         optimiser = torch.optim.AdamW(student.model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
         warmup = max(1, round(steps * settings.warmup))
         schedule = transformers.get_linear_schedule_with_warmup(optimiser, warmup, steps)
         student.model.train()
         tokens, started = 0, time.process_time()
-        for epoch, number in itertools.product(range(run.epochs), range(order.num_batches)):
+        for epoch, number in itertools.product(range(run.epochs), range(order.num_steps)):
             batch = replay[Address(epoch, number)]
             distiller(batch)["loss"].backward()
             torch.nn.utils.clip_grad_norm_(student.model.parameters(), 1.0)

@@ -20,7 +20,7 @@ from trainer.batches.collate import Batch, Collation
 from trainer.evaluation.evaluation import HeldOut
 from trainer.losses.fused import CHUNK_ELEMENTS, chunks, fused_loss
 from trainer.models.heads import Head
-from trainer.stream.order import Side, held_out
+from trainer.stream.side import Side, held_out
 from trainer.students.students import Student
 
 ROOT = Path(__file__).resolve().parents[1]

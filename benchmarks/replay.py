@@ -1,12 +1,15 @@
-"""An epoch of the stream alone against decoding the same rows: what a training step gets, targets made. A ratio.
+"""An epoch of the stream alone, as ratios: to decoding the same rows, and to four peers that hold the same content.
 
-* **stream**: windows read, shuffled, cut, batches gathered and collated, as `teachonce train` has them before a step.
+* **stream**: runs read, shuffled, dealt and collated, as `teachonce train` has them before a step; targets made.
 * **decode**: `Cache.read` of the same row groups: fetched, checked by hash, parsed, every rule of the format looked at.
+* **peers** (`--peers`): see `replay_worker.py`; each in an environment of its own, which is fetched once.
 
-Both run in this process on one thread, in turns, by processor time. An epoch's first window of the next one is not
-read. `--cache` names a cache; default: one of what the repository ships, under each of the policies.
+All take turns within one run, one thread each, by processor time of all threads a position; the first turn is not
+counted, and a ratio is the median of the pairs' own. What a run reads ahead is not counted either. Then: what a
+training step waits for, the first batch, padding, the shuffle and memory, by the functions of `replay_parts.py`.
 
     python benchmarks/replay.py
+    python benchmarks/replay.py --peers
     python benchmarks/replay.py --cache CACHE --batch_size 32
 """
 
@@ -17,16 +20,21 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import replay_parts
+import replay_peers
 import torch
 
 from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
 from schemas import Cache
+from schemas.errors import CacheError
 from schemas.policies import parse_keep
 from trainer.batches.collate import Collation
-from trainer.stream.order import Order, Side, read_windows
+from trainer.stream.order import Order
+from trainer.stream.runs import read_runs
+from trainer.stream.side import Side
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICIES = ("threshold:1/32", "top_p:0.99,k=64")
@@ -38,9 +46,14 @@ def main() -> None:
     if arguments.cache:
         compare(Cache.open(arguments.cache), arguments)
         return
-    for policy in POLICIES:
-        with tempfile.TemporaryDirectory() as folder:
-            compare(make_cache(Path(folder, "cache"), policy), arguments)
+    caches = [make_cache(arguments.folder, policy) for policy in POLICIES]
+    for cache in caches:
+        compare(cache, arguments)
+    replay_parts.report_growth(caches[0], arguments.row_groups, arguments.batch_size)
+    if arguments.peers:
+        shape = (replay_parts.TIMES[-1], replay_parts.GROUPS * replay_parts.ROWS)
+        shuffled = replay_peers.buffer_shuffled(arguments.folder, *shape)
+        replay_parts.report_shuffle(f"datasets, buffer {replay_peers.BUFFER}", shuffled, arguments.batch_size)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,12 +62,24 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--cache", help="default: made from examples/, under two policies")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--shuffle_row_groups", type=int, default=8)
+    parser.add_argument("--row_groups", type=int, default=8, help="that are shuffled together")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument(
+        "--peers", action="store_true", help="fetch and measure them too (needs the network once)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / ".bench", help="where caches and environments are made"
+    )
     return parser.parse_args()
 
 
-def make_cache(path: Path, policy: str) -> Cache:
+def make_cache(folder: Path, policy: str) -> Cache:
+    """A policy's cache, made if it is not there."""
+    path = folder / "caches" / policy.replace("/", "_").replace(":", "-").replace(",", "-")
+    try:
+        return Cache.open(path)
+    except CacheError:
+        print(f"precompute --keep {policy}", flush=True)
     precompute(
         PrecomputeConfig(
             corpus=CorpusConfig(files=(str(ROOT / "examples/corpus.jsonl.zst"),)),
@@ -62,31 +87,49 @@ def make_cache(path: Path, policy: str) -> Cache:
             cache=str(path),
             keep=parse_keep(policy),
             max_length=128,
+            show_progress=False,
         )
     )
-    return Cache.open(str(path))
+    return Cache.open(path)
 
 
 def compare(cache: Cache, arguments: argparse.Namespace) -> None:
     side = Side(cache=cache, eval_fraction=0.0, is_eval=False)
-    order = Order.of(
-        side.counts(),
-        batch_size=arguments.batch_size,
-        row_groups=arguments.shuffle_row_groups,
-        seed=0,
-        shuffled=True,
-    )
+    order = Order(counts=(side.counts(),), batch_size=arguments.batch_size, row_groups=arguments.row_groups)
     collation = Collation(student_vocab=cache.spec.vocab_size, pad_id=0)
-    pairs = [
-        (seconds(lambda: stream(side, order, collation)), seconds(lambda: decode(cache)))
-        for _ in range(arguments.turns + 1)
-    ][1:]
     positions = cache.totals.positions
-    each = [statistics.median(pair[i] for pair in pairs) / positions * 1e9 for i in (0, 1)]
-    ratio = statistics.median(a / b for a, b in pairs)
     print(f"{cache.spec.keep}: {positions:,} positions, {cache.totals.entries / positions:.1f} entries each")
-    print(f"  stream {each[0]:.0f} ns a position, decode {each[1]:.0f} ns")
-    print(f"  stream / decode   {ratio:.2f}, the median of {len(pairs)} pairs   (aim: at most 1.3)")
+    with tempfile.TemporaryDirectory() as place:
+        peers = start_peers(cache, collation, Path(place), arguments) if arguments.peers else []
+        works: dict[str, Callable[[], float]] = {
+            "stream": lambda: seconds(lambda: stream(side, order, collation)),
+            "decode": lambda: seconds(lambda: decode(cache)),
+            **{peer.name: lambda peer=peer: peer.epoch()["seconds"] for peer in peers},
+        }
+        turns = [[work() for work in works.values()] for _ in range(arguments.turns + 1)][1:]
+        sizes = {"stream": cache.size_bytes, **{peer.name: peer.size_bytes for peer in peers}}
+        report(list(works), turns, positions, sizes)
+        for peer in peers:
+            peer.close()
+    replay_parts.report_training(cache, order, arguments.batch_size)
+
+
+def report(names: Sequence[str], turns: list[list[float]], positions: int, sizes: dict[str, int]) -> None:
+    print(f"  {'':<12}{'ns a position':>14}{'stream / it':>13}{'B a position':>14}   {len(turns)} turns")
+    for place, name in enumerate(names):
+        taken = statistics.median(turn[place] for turn in turns) / positions * 1e9
+        ratio = statistics.median(turn[0] / turn[place] for turn in turns)
+        size = f"{sizes[name] / positions:.1f}" if name in sizes else ""
+        print(f"  {name:<12}{taken:>14.0f}{ratio:>13.2f}{size:>14}")
+
+
+def start_peers(
+    cache: Cache, collation: Collation, folder: Path, arguments: argparse.Namespace
+) -> list[replay_peers.Peer]:
+    source = folder / "source.npz"
+    replay_peers.write_source(cache, collation, source)
+    names = replay_peers.PACKAGES
+    return [replay_peers.Peer(name, source, folder, arguments.folder, arguments.batch_size) for name in names]
 
 
 def seconds(work: Callable[[], int]) -> float:
@@ -101,11 +144,8 @@ def decode(cache: Cache) -> int:
 
 
 def stream(side: Side, order: Order, collation: Collation) -> int:
-    positions = 0
-    for window in itertools.islice(read_windows(side, order, 0, 0), order.num_windows):
-        cuts = order.batches(0, window.number, window.rows.lengths)
-        positions += sum(len(batch.row) for batch in collation.each(window.rows, cuts))
-    return positions
+    runs = itertools.islice(read_runs([side], order, range(order.lanes), 0, 0), order.num_runs)
+    return sum(len(batch.row) for run in runs for batch in collation.each(run.rows, run.steps))
 
 
 if __name__ == "__main__":

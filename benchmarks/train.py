@@ -33,8 +33,9 @@ from schemas import Cache
 from schemas.policies import Threshold
 from trainer import StudentArguments, TrainConfig, train
 from trainer.batches.collate import Collation
-from trainer.stream.order import Order, Side
+from trainer.stream.order import Order
 from trainer.stream.replay import Address, Share, read_batches
+from trainer.stream.side import Side
 from trainer.students.students import open_student
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,12 +100,10 @@ def in_memory(path: str, arguments: argparse.Namespace) -> list[dict[str, torch.
     """The first batches of the training order, with labels as transformers wants them."""
     cache = Cache.open(path)
     side = Side(cache=cache, eval_fraction=EVAL_FRACTION, is_eval=False)
-    order = Order.of(
-        side.counts(), batch_size=arguments.batch_size, row_groups=SHUFFLE, seed=SEED, shuffled=True
-    )
+    order = Order(counts=(side.counts(),), batch_size=arguments.batch_size, row_groups=SHUFFLE, seed=SEED)
     student = open_student(arguments.student, cache, teacher=None, seed=SEED)
     collation = Collation(student_vocab=student.vocab_size, pad_id=student.pad_id)
-    stream = read_batches(side, order, collation, Share(), Address(0, 0))
+    stream = read_batches([side], order, collation, Share(batch_size=arguments.batch_size), Address(0, 0))
     found = []
     for _, batch in itertools.islice(stream, arguments.steps):
         labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
@@ -116,7 +115,9 @@ def in_memory(path: str, arguments: argparse.Namespace) -> list[dict[str, torch.
 def from_cache(path: str, arguments: argparse.Namespace, folder: str) -> float:
     """Seconds of the loop, as Trainer counts them."""
     config = TrainConfig(cache=path, student=arguments.student, losses=["kl=1.0"])
-    finished = train(config, StudentArguments(**loop_arguments(arguments, f"{folder}/cached")))
+    finished = train(
+        config, StudentArguments(**loop_arguments(arguments, f"{folder}/cached"), overwrite_output_dir=True)
+    )
     return float(finished.metrics["train_runtime"])
 
 
