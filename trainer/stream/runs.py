@@ -75,4 +75,4 @@ class _Reader:
         if key in self._held:
             return self._held[key]
         cache, group = key
-        return self._sides[cache].whole(group)
+        return self._sides[cache].counted(group, int(self._order.counts[cache][group]))

@@ -8,9 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from schemas.cache import Cache
+from schemas.errors import CorruptionError
 from schemas.identity import held_out
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
+from schemas.versions.row_index import INDEX_FOLDER
 from trainer.stream.pool import Chosen
 from trainer.stream.where import Where
 
@@ -33,7 +35,7 @@ class Side:
         """Rows of each row group on this side, from the cache's index: no shard is read at the default fraction. Those
         that `where` chooses are counted once."""
         if self.where is not None:
-            key = self.where.key(repr(self.eval_fraction), self.is_eval)
+            key = self.where.key(self.eval_fraction, self.is_eval)
             return self.cache.filtered_counts(key, lambda rows: int(self._chosen(rows).sum()))
         counts = self.cache.row_counts(self.eval_fraction)
         found: Array = (counts.held_out if self.is_eval else counts.to_train).astype(np.int64)
@@ -53,6 +55,25 @@ class Side:
         counts = self.cache.row_counts(self.eval_fraction)
         rows = self.cache.read_group(int(counts.shard[group]), int(counts.place[group]))
         return rows, np.flatnonzero(self._chosen(rows))
+
+    def counted(self, group: int, count: int) -> Chosen:
+        """As `whole`, of a row group that an order counts on.
+
+        Raises:
+            CorruptionError: as `whole`; or other rows are chosen than were counted, so that some would be passed over.
+        """
+        rows, chosen = self.whole(group)
+        if len(chosen) != count:
+            counts = self.cache.row_counts(self.eval_fraction)
+            shard, place = self.cache.shards[counts.shard[group]], counts.place[group]
+            raise CorruptionError(
+                "a row group has not the rows that the run counts on",
+                where=f"{self.cache.storage.root}/{shard.name}, row group {place}",
+                expected=f"{count} that are chosen",
+                got=len(chosen),
+                do=f"Remove {INDEX_FOLDER}: it is made anew",
+            )
+        return rows, chosen
 
     def _chosen(self, rows: Rows) -> Bool[np.ndarray, " R"]:
         chosen: Array = held_out(rows.array("document_hash"), self.eval_fraction) == self.is_eval

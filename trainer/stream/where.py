@@ -141,7 +141,7 @@ class Where:
 
     def key(self, *parts: object) -> int:
         """64 bits that tell what is counted by these conditions, and by what else is named."""
-        told = "\n".join(map(str, [*self.conditions, *parts]))
+        told = repr([(one.name, one.compare, one.value) for one in self.conditions] + [*parts])
         return int.from_bytes(hashlib.blake2b(told.encode(), digest_size=8).digest(), "little")
 
 

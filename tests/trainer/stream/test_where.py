@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from schemas.cache import Cache
-from schemas.errors import UsageError
+from schemas.errors import CorruptionError, UsageError
 from schemas.rows.rows import Rows
 from tests.schemas.requests import asked, of_shards
 from tests.synthetic import causal_spec, make_cache
@@ -181,6 +181,47 @@ def test_counts_are_kept_and_a_row_group_without_a_chosen_row_is_not_read_again(
     for is_eval in (False, True):
         side = Side(cache=Cache.open(root), eval_fraction=0.2, is_eval=is_eval, where=where)
         assert side.counts().sum() == sum(len(side.read(group)) for group in range(len(side.counts())))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["entropy>0.1234567"], ["entropy>0.1234568"]),
+        (["length<=1234567"], ["length<=1234568"]),
+        (["document_id=a\nlength<3"], ["document_id=a", "length<3"]),
+        (["label=1"], ["label!=1"]),
+    ],
+)
+def test_counts_of_one_filter_are_never_taken_for_anothers(one: list[str], other: list[str]) -> None:
+    first, second = Where.parse(one), Where.parse(other)
+    assert first is not None
+    assert second is not None
+    assert first.key(0.05, False) != second.key(0.05, False)
+    assert first.key(0.05, False) == Where(first.conditions).key(0.05, False)
+    assert len({first.key(0.05, False), first.key(0.05, True), first.key(0.1, False)}) == 3
+
+
+@pytest.mark.parametrize("wrong", [1, -1])
+def test_rows_that_were_counted_otherwise_end_the_run(
+    causal_cache: Cache, tmp_path: Path, wrong: int, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Path]
+) -> None:
+    """As where another build kept them: what is kept is whole, and says other numbers than the rows do."""
+    root = shutil.copytree(causal_cache.storage.root, tmp_path / "cache")
+    where, original = ["length>20"], Where.chosen
+
+    def other(self: Where, rows: Rows) -> Any:
+        found = original(self, rows)
+        found[np.flatnonzero(found == (wrong < 0))[:1]] = wrong > 0
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Where, "chosen", other)
+        for is_eval in (False, True):
+            Side(
+                cache=Cache.open(root), eval_fraction=0.0, is_eval=is_eval, where=Where.parse(where)
+            ).counts()
+    with pytest.raises(CorruptionError, match=r"run counts on.*\.parquet, row group \d+"):
+        run(cache=Cache.open(root), where=where, eval_fraction=0.0, eval_strategy="no", max_steps=40)
 
 
 def test_a_run_trains_on_what_is_chosen_and_resumes_on_nothing_else(run: Callable[..., Path]) -> None:
