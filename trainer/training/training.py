@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from schemas.cache import Cache
+from schemas.errors import UsageError
 from trainer.checkpoints.output_folder import check_place, check_replaceable, check_space, locked, remove_held
 from trainer.checkpoints.resuming import Beginning, check_finished, choose
 from trainer.checkpoints.signals import Signals, watched
@@ -60,6 +61,11 @@ def train(config: TrainConfig, arguments: StudentArguments) -> Trained:
         Stopped: SIGTERM or SIGINT came; what was trained is saved. (A `KeyboardInterrupt`.)
     """
     check_arguments(arguments)
+    if config.batching == "pack" and arguments.per_device_train_batch_size == 1:
+        raise UsageError(
+            "--batching pack has no effect where a batch is one text",
+            do="Raise --per_device_train_batch_size",
+        )
     settle_direction(arguments, [f"eval_{name}" for name in ("loss", *config.objective.weights)])
     with ExitStack() as stack:
         signals = stack.enter_context(watched())

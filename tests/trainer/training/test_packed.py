@@ -191,3 +191,9 @@ def test_a_packed_run_is_resumed_as_one(run: Callable[..., Path], settings: dict
 def test_what_no_batching_is(run: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match="must be bucket or pack: got packed"):
         run(batching="packed")
+
+
+def test_one_text_a_batch_has_nothing_to_pack(run: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no effect where a batch is one text"):
+        run(batching="pack", per_device_train_batch_size=1)
+    assert not (tmp_path / "out").exists()
