@@ -5,15 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 import teachonce
 from schemas.cache import Cache
 from trainer.students.adapters import save_adapter
 from trainer.students.lora import Lora
-from trainer.students.students import Student, open_student
+from trainer.students.students import Student, open_student, open_trained
 
 LORA = ["r=4", "alpha=16", "dropout=0.1", "targets=q_proj,v_proj,down_proj"]
 
@@ -75,3 +77,13 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == package else find(name, *a)
     )
+
+
+def opens_as_peft_does(cache: Cache, base: str, out: Path) -> None:
+    """Asserts that a classifier with adapters answers as plain transformers and PEFT make it of the same folder."""
+    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    theirs = peft.PeftModel.from_pretrained(plain, str(out)).eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        ours = open_trained(str(out), cache).model(input_ids=ids).logits
+        torch.testing.assert_close(ours, theirs(input_ids=ids).logits, rtol=1e-4, atol=1e-5)

@@ -164,8 +164,14 @@ def plain_ids(model: Any, number: int) -> Tensor:
 
 def embedding_rows(model: Any) -> int | None:
     """How many ids the model has embeddings for; None where it looks none up in a table."""
+    table = getattr(embedding(model), "weight", None)
+    return None if table is None else int(table.shape[0])
+
+
+def embedding(model: Any) -> Any:
+    """The layer that looks ids up; None where there is none."""
     try:
-        return int(model.get_input_embeddings().weight.shape[0])
+        return model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         return None
 

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import StudentError, UsageError, one_line
 from schemas.model_heads import body_of
+from trainer.models.shrink import embedding
 from trainer.students.lora import ALL_LINEAR, Lora
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -95,7 +96,7 @@ def inject(model: Any, config: Any) -> Any:
     Raises:
         StudentError: PEFT cannot, or the output layer or the embedding would be adapted.
     """
-    ends = {"output layer": model.get_output_embeddings(), "embedding": _embedding(model)}
+    ends = {"output layer": model.get_output_embeddings(), "embedding": embedding(model)}
     with warnings.catch_warnings():
         for kind in (UserWarning, FutureWarning):  # GPT-2's transposed layers are told of, and handled
             warnings.simplefilter("ignore", kind)
@@ -121,13 +122,6 @@ def inject(model: Any, config: Any) -> Any:
                 do="Leave it out of the targets and of modules_to_save",
             )
     return adapter
-
-
-def _embedding(model: Any) -> Any:
-    try:
-        return model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
-        return None
 
 
 def _targets(model: Any, wanted: Sequence[str], whole: Sequence[str]) -> list[str] | str:
