@@ -22,7 +22,7 @@ from schemas.spec import Spec
 from schemas.storage.storage import Storage
 
 FOOTERS_HELD = 64
-"""Footers in memory at most: some 64 KiB each as bytes, and several times that as Arrow holds them."""
+"""Footers in memory at most: of 32 row groups about 1 MiB each, nearly all of it as Arrow holds them."""
 _MOST_EXAMPLES = 2**31 - 1
 
 
