@@ -29,15 +29,16 @@ setup(
         "obstore>=0.9",
         "rich>=14",
         "jaxtyping>=0.3",
+        "zstandard>=0.23",
     ],
     extras_require={
         "gcs": ["apache-beam[gcp]>=2.77"],
         "lora": ["peft>=0.20"],
         "large": ["accelerate>=1.1", "compressed-tensors>=0.12"],
-        "pipelines": ["apache-beam>=2.77", "jinja2>=3.1", "zstandard>=0.23", *TORCH],
+        "pipelines": ["apache-beam>=2.77", "jinja2>=3.1", *TORCH],
         "s3": ["boto3>=1.35"],
         "tensorboard": ["tensorboard>=2.19"],
-        "trainer": ["accelerate>=1.1", "scikit-learn>=1.6", "pyyaml", *TORCH],
+        "trainer": ["accelerate>=1.1", "numba>=0.60", "scikit-learn>=1.6", "pyyaml", *TORCH],
         "dev": [
             "beartype>=0.20",
             "datasets",

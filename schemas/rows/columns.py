@@ -11,6 +11,7 @@ Arrow's `column_encoding` is ignored without a word, so `check_encodings` assert
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -53,8 +54,8 @@ class Column(NamedTuple):
 
     @property
     def is_planes_of_lists(self) -> bool:
-        """Whether it holds lists without nulls, in byte planes."""
-        return pa.types.is_list(self.type) and self.encoding == _SPLIT and not self.nullable
+        """Whether it holds lists in byte planes."""
+        return pa.types.is_list(self.type) and self.encoding == _SPLIT
 
 
 def identity_columns(spec: Spec) -> tuple[str, ...]:
@@ -63,11 +64,13 @@ def identity_columns(spec: Spec) -> tuple[str, ...]:
     return ("example_id", "document_hash", "window_index", "window_count", *key)
 
 
+@functools.lru_cache(maxsize=16)
 def columns(spec: Spec) -> tuple[Column, ...]:
     """The columns of a shard, in order."""
     return (*_example_columns(spec), *_position_columns(spec), *_feature_columns(spec))
 
 
+@functools.lru_cache(maxsize=16)
 def shard_schema(spec: Spec) -> pa.Schema:
     """The Arrow schema of every shard of a cache."""
     return pa.schema([column.field for column in columns(spec)])

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Num
 
+from schemas.rows import kernels
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 LONG = 192
@@ -108,8 +110,13 @@ def _gathered(
     lengths: Int64[np.ndarray, " M"],
     offsets: Int64[np.ndarray, " M1"],
 ) -> Array:
-    """A copy of the values of each span, one after the other: in pieces where these are long, neighbours together; else
-    by an index a value, which costs four times as much for long ones, and a twentieth for short ones."""
+    """A copy of the values of each span, one after the other. Without compiled loops in pieces where these are long,
+    neighbours together; else by an index a value, which costs four times as much for long ones, and a twentieth for
+    short ones."""
+    if kernels.IS_COMPILED and values.dtype.kind in "if":
+        copied = np.empty(int(offsets[-1]), values.dtype)
+        kernels.take_lists(values, starts, lengths, copied)
+        return copied
     begins = np.flatnonzero(starts[1:] != starts[:-1] + lengths[:-1]) + 1
     if offsets[-1] < LONG * (len(begins) + 1):
         indexed: Array = values[spans(starts, lengths, offsets)]

@@ -21,6 +21,7 @@ from jaxtyping import Int32, Int64, Num
 
 from schemas.errors import REPAIR, CorruptionError
 from schemas.limits import parse_json, told
+from schemas.rows import kernels
 from schemas.rows.ragged import Array, Ragged, segment_starts, segmented_sums
 
 MAX_LISTED = 2**14
@@ -126,22 +127,39 @@ def unranked(data: Mapping[str, Any], ranking: Ranking, where: str) -> dict[str,
     found = {"kept_ids": _ids(kept.values, kept, "kept_ranks", ranking, where)}
     if "sampled_gaps" in data:
         stored, counts = data["sampled_gaps"], data["num_sampled"].values
-        _refuse_unless(int(counts.sum(dtype=np.int64)) == len(stored.values), "sampled_gaps", where)
-        goes_back = stored.values < 1
-        goes_back[segment_starts(counts)] = False
-        _refuse_unless(not goes_back.any(), "sampled_gaps", where)
-        found["sampled_ids"] = _ids(from_gaps(stored.values, counts), stored, "sampled_gaps", ranking, where)
+        ids = np.empty(len(stored.values), np.int32)
+        ids_of_gaps = kernels.ids_of_gaps if kernels.IS_COMPILED else ids_of_gaps_by_numpy
+        _refuse_unless(ids_of_gaps(stored.values, counts, ranking.id_by_rank, ids), "sampled_gaps", where)
+        found["sampled_ids"] = Ragged(values=ids, offsets=stored.offsets)
     return found
 
 
+def ids_of_gaps_by_numpy(gaps: Array, counts: Array, id_by_rank: Array, ids: Array) -> bool:
+    """As the compiled loop."""
+    if int(counts.sum(dtype=np.int64)) != len(gaps) or (counts < 0).any():
+        return False
+    goes_back = gaps < 1
+    first = segment_starts(counts)
+    goes_back[first] = gaps[first] < 0
+    return not bool(goes_back.any()) and ids_of_ranks_by_numpy(from_gaps(gaps, counts), id_by_rank, ids)
+
+
+def ids_of_ranks_by_numpy(ranks: Array, id_by_rank: Array, ids: Array) -> bool:
+    """As the compiled loop."""
+    if ranks.size and ranks.view(np.uint32).max() >= len(id_by_rank):  # below 0 is far above
+        return False
+    np.take(id_by_rank, ranks, mode="clip", out=ids)  # they are in range, and so "clip" costs nothing
+    return True
+
+
 def _ids(ranks: Array, like: Ragged, name: str, ranking: Ranking, where: str) -> Ragged:
-    fits = not ranks.size or ranks.view(np.uint32).max() < ranking.vocab_size  # below 0 is far above
-    _refuse_unless(bool(fits), name, where)
-    ids = np.take(ranking.id_by_rank, ranks, mode="clip")  # they are in range, and so "clip" costs nothing
+    ids = np.empty(len(ranks), np.int32)
+    ids_of_ranks = kernels.ids_of_ranks if kernels.IS_COMPILED else ids_of_ranks_by_numpy
+    _refuse_unless(ids_of_ranks(ranks, ranking.id_by_rank, ids), name, where)
     return Ragged(values=ids, offsets=like.offsets)
 
 
-def _refuse_unless(condition: bool, name: str, where: str) -> None:
+def _refuse_unless(condition: Any, name: str, where: str) -> None:
     if not condition:
         raise CorruptionError(
             f"column {name} has a value out of range, or a list of the wrong length", where=where, do=REPAIR

@@ -7,6 +7,7 @@ batch is `rows.take(...)`. Arrow's buffers are used as they are where a column h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,10 @@ class Rows:
 
         A null row means every token but the last, in order (`check` has asserted that it has so many positions).
         """
+        return self._position_index
+
+    @functools.cached_property
+    def _position_index(self) -> Int32[np.ndarray, " N"]:
         offsets = self.position_offsets
         implied = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
         stored = self.ragged("position_index")
@@ -185,6 +190,10 @@ class Rows:
         """The given rows, in the given order; of some columns alone where they are named."""
         names = [name for name in self.data if columns is None or name in columns]
         return type(self)(spec=self.spec, data={name: _take(self.data[name], rows) for name in names})
+
+    def only(self, columns: Collection[str]) -> Rows:
+        """The same rows with some columns alone."""
+        return type(self)(spec=self.spec, data={name: self.data[name] for name in columns})
 
     @classmethod
     def concatenate(cls, parts: Sequence[Rows]) -> Rows:

@@ -9,7 +9,8 @@ values.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,8 +44,9 @@ _GUESS_BYTES = 2**16
 _MAX_FOOTER_BYTES = 2**28
 
 
-class OpenFooter(NamedTuple):
-    """A checked footer and the bytes it came from."""
+@dataclass(frozen=True, eq=False)
+class OpenFooter:
+    """A checked footer and the bytes it came from. What all its row groups share is made once."""
 
     footer: ShardFooter
     metadata: pq.FileMetaData
@@ -54,6 +56,12 @@ class OpenFooter(NamedTuple):
     """The shard's most frequent ids; None where every score is kept as it is."""
     held_out: tuple[int, ...] | None = None
     """Rows of each row group on the held-out side, at the default fraction; None where the footer does not say."""
+    _rankings: dict[int, Ranking] = field(default_factory=dict)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """As Arrow reads the file."""
+        return self.metadata.schema.to_arrow_schema()
 
     def ranking(self, spec: Spec, where: str) -> Ranking | None:
         """How the shard's ids are ranked.
@@ -65,7 +73,8 @@ class OpenFooter(NamedTuple):
             return None
         if self.listed is None or (self.listed >= spec.vocab_size).any():
             raise CorruptionError("a shard's footer lists no ids, or one out of range", where=where)
-        return Ranking(listed=self.listed, vocab_size=spec.vocab_size)
+        own = Ranking(listed=self.listed, vocab_size=spec.vocab_size)
+        return self._rankings.setdefault(spec.vocab_size, own)
 
 
 def open_footer(storage: Storage, name: str, *, size: int | None = None) -> OpenFooter:
@@ -197,7 +206,7 @@ def read_group(
     fetched = Fetched(memoryview(segments[group.start]), group.start, group, spec)
     with told("a row group cannot be read", where, REPAIR):
         file = pq.ParquetFile(Segments(segments, opened.size), metadata=opened.metadata)
-        check_schema(file.schema_arrow, spec, where)
+        check_schema(opened.schema, spec, where)
         check_counts(group, spec, where)
         table = _table(file, index, fetched, where)
         rows = Rows.from_arrow(table, spec, where, opened.ranking(spec, where), checked=checked)
@@ -208,18 +217,19 @@ def read_group(
 
 
 def _table(file: pq.ParquetFile, index: int, fetched: Fetched, where: str) -> pa.Table:
-    """A row group's columns. Long lists without nulls, which take Arrow several times as long, are read here."""
+    """A row group's columns. Lists in byte planes, which take Arrow several times as long, are read here."""
     group, spec = file.metadata.row_group(index), fetched.spec
     if group.num_rows != fetched.group.examples:
         raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
     chunks = check_pages(fetched, group, where)
     every = columns(spec)
-    planes = [c for c in every if c.is_planes_of_lists]
     found = {
-        c: read_lists(fetched.data, chunks[c.path], fetched.start, c.type, group.num_rows) for c in planes
+        column: read_lists(fetched.data, chunks[column.path], fetched.start, column, group.num_rows)
+        for column in every
+        if column.is_planes_of_lists
     }
-    lists = {c: array for c, array in found.items() if array is not None}
-    table = file.read_row_group(index, columns=[c.name for c in every if c not in lists])
+    lists = {column: array for column, array in found.items() if array is not None}
+    table = file.read_row_group(index, columns=[c.name for c in every if c not in lists], use_threads=False)
     for column, array in lists.items():
         table = table.append_column(column.field, array)
     return table
@@ -261,7 +271,7 @@ def _identities(storage: Storage, name: str, opened: OpenFooter, index: int, spe
     check_pages(Fetched(memoryview(data), start, group, spec), metadata, where, identity_columns(spec))
     segments = {start: data, group_end(opened): opened.data}
     file = pq.ParquetFile(Segments(segments, opened.size), metadata=opened.metadata)
-    check_schema(file.schema_arrow, spec, where)
+    check_schema(opened.schema, spec, where)
     rows = Rows.from_arrow(file.read_row_group(index, columns=[c.name for c in asked]), spec, where)
     if len(rows) != group.examples:
         raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)

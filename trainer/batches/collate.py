@@ -6,9 +6,10 @@ loader's thread; the training step gathers and subtracts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from schemas.errors import StudentError
 from schemas.features import Feature
-from schemas.rows.ragged import Array, Ragged
+from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
-from trainer.batches.packing import Layout, Packed, Packing
+from trainer.batches.entries import ENTRY_COLUMNS, Entries, can_gather, gather_entries, take_entries
+from trainer.batches.packing import Layout, Packed, Packing, Stacked
+from trainer.batches.pool import Pool
 from trainer.batches.targets import dense_targets, gold_ids, sparse_targets
 from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets
 
@@ -108,14 +111,6 @@ _COLUMNS = frozenset(
 """What of a row a batch is made from, beside the features that are asked for, or an error tells."""
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Rows of which some can be taken."""
-
-    def take(self, rows: Array, columns: Collection[str] | None = None) -> Rows:
-        """The given rows, in the given order; of some columns alone where they are named."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Collation:
     """How rows become batches for one student and one set of losses."""
@@ -146,10 +141,11 @@ class Collation:
         Raises:
             StudentError: an id that the student has no embedding for.
         """
-        (found,) = self.batches(rows, [np.arange(len(rows))])
+        every = np.arange(len(rows))
+        (found,) = self.batches(Pool([(rows, every)]), [every])
         return found
 
-    def each(self, rows: Source, cuts: Sequence[Int64[np.ndarray, " _"]]) -> Iterator[Batch]:
+    def each(self, rows: Pool, cuts: Sequence[Int64[np.ndarray, " _"]]) -> Iterator[Batch]:
         """The batch of each cut, one after the other, made `TOGETHER` at a time.
 
         Raises:
@@ -158,34 +154,35 @@ class Collation:
         for first in range(0, len(cuts), TOGETHER):
             yield from self.batches(rows, cuts[first : first + TOGETHER])
 
-    def batches(self, rows: Source, cuts: Sequence[Int64[np.ndarray, " _"]]) -> list[Batch]:
+    def batches(self, rows: Pool, cuts: Sequence[Int64[np.ndarray, " _"]]) -> list[Batch]:
         """One batch of the rows in each cut. What the teacher says is made for all at once, and each batch holds slices
         of it: the same values as apart, for a fraction of the calls.
 
         Raises:
             StudentError: an id that the student has no embedding for.
         """
-        together = rows.take(np.concatenate(cuts), self._columns)
+        chosen, gathers = np.concatenate(cuts), can_gather(rows.spec, self.temperature)
+        together = rows.take(chosen, self._columns - ENTRY_COLUMNS if gathers else self._columns)
         self.check(together)
-        offsets, targets = together.position_offsets, self._targets(together)
-        token = torch.from_numpy(together.position_index().astype(np.int64))
-        features = [torch.from_numpy(together.feature(feature).copy()) for feature in self.features]
-        found, first = [], 0
-        for last in np.cumsum([len(cut) for cut in cuts]).tolist():
-            positions = slice(int(offsets[first]), int(offsets[last]))
-            lengths = np.diff(offsets[first : last + 1])
-            layout = self._layout(together.input_ids.lengths[first:last])
-            found.append(
-                Batch(
-                    **self._tokens(together, layout, first, last),
-                    row=torch.from_numpy(np.repeat(layout.row, lengths)),
-                    token=token[positions] + torch.from_numpy(np.repeat(layout.first, lengths)),
-                    features=tuple(feature[first:last] for feature in features),
-                    **targets.cut(positions, last - first),
-                )
+        entries = gather_entries(*rows.places(chosen), together) if gathers else None
+        targets, features = self._targets(together, entries), self._features(together)
+        edges = offsets_of(np.array([*map(len, cuts)], np.int64))
+        parts = list(itertools.pairwise(edges.tolist()))
+        lengths = together.input_ids.lengths
+        layouts = Stacked([self._layout(lengths[first:last]) for first, last in parts])
+        tokens = self._tokens(together, layouts)
+        positions = itertools.pairwise(together.position_offsets[edges].tolist())
+        row, token = layouts.positions(together.position_offsets, together.position_index())
+        return [
+            Batch(
+                **own,
+                row=row[begin:end],
+                token=token[begin:end],
+                features=tuple(feature[first:last] for feature in features),
+                **targets.cut(slice(begin, end), last - first),
             )
-            first = last
-        return found
+            for own, (first, last), (begin, end) in zip(tokens, parts, positions, strict=True)
+        ]
 
     @property
     def _columns(self) -> frozenset[str]:
@@ -197,17 +194,27 @@ class Collation:
             return Layout.apart(lengths)
         return Layout.packed(lengths, self.packing.max_length)
 
-    def _tokens(self, rows: Rows, layout: Layout, first: int, last: int) -> dict[str, Any]:
-        """What the student reads of some rows."""
-        ids, types = _values(rows.input_ids, first, last), None
+    def _features(self, rows: Rows) -> list[Tensor]:
+        return [torch.from_numpy(rows.feature(feature).copy()) for feature in self.features]
+
+    def _tokens(self, rows: Rows, layouts: Stacked) -> list[dict[str, Any]]:
+        """What the student reads of each batch."""
+        ids, packing = rows.input_ids, self.packing
+        nothing: list[Any] = [None] * len(layouts.layouts)
+        types, packed = nothing, nothing
         if self.pass_token_types and rows.spec.has_token_type_ids:
-            types = layout.filled(_values(rows.ragged("token_type_ids"), first, last), 0)
-        return {
-            "input_ids": layout.filled(ids, self.pad_id if self.packing is None else self.packing.filler),
-            "attention_mask": layout.filled(np.ones(len(ids), np.int64), 0),
+            types = layouts.filled(rows.ragged("token_type_ids"), 0)
+        if packing is not None:
+            own = [_values(ids, first, last) for first, last in layouts.rows]
+            packed = [packing.packed(*one) for one in zip(layouts.layouts, own, strict=True)]
+        ones = Ragged(values=np.ones(len(ids.values), np.int64), offsets=ids.offsets)
+        found = {
+            "input_ids": layouts.filled(ids, self.pad_id if packing is None else packing.filler),
+            "attention_mask": layouts.filled(ones, 0),
             "token_type_ids": types,
-            "packed": None if self.packing is None else self.packing.packed(layout, ids),
+            "packed": packed,
         }
+        return [dict(zip(found, one, strict=True)) for one in zip(*found.values(), strict=True)]
 
     def check(self, rows: Rows) -> None:
         """Whether the student has embeddings for what is asked of it: on a GPU an index beyond is no error to read.
@@ -219,14 +226,15 @@ class Collation:
         if self.pass_token_types and rows.spec.has_token_type_ids:
             _refuse_beyond(rows, "token_type_ids", self.token_types)
 
-    def _targets(self, rows: Rows) -> _Targets:
-        row = np.repeat(np.arange(len(rows)), np.diff(rows.position_offsets))
+    def _targets(self, rows: Rows, entries: Entries | None) -> _Targets:
         if rows.spec.score != "softmax":
-            return _Targets(dense_targets(rows, row), np.zeros(len(row) + 1, np.int64), None)
-        gold = gold_ids(rows, row)
-        return _Targets(
-            *sparse_targets(rows, gold, student_vocab=self.student_vocab, temperature=self.temperature)
-        )
+            dense = dense_targets(rows)
+            no_entries = np.zeros(rows.num_positions + 1, np.int64)
+            return _Targets(dense, no_entries, None, offsets_of(dense.labelled.numpy()))
+        entries = take_entries(rows, self.temperature) if entries is None else entries
+        gold, student_vocab = gold_ids(rows), self.student_vocab
+        found = sparse_targets(rows, entries, gold, student_vocab=student_vocab, temperature=self.temperature)
+        return _Targets(*found, offsets_of(gold != NO_LABEL))
 
 
 class _Targets(NamedTuple):
@@ -235,10 +243,13 @@ class _Targets(NamedTuple):
     all: SparseTargets | DenseTargets
     entry_offsets: Array
     beyond: Array | None
+    labelled: Array
+    """How many of the positions before each have a label, `[N + 1]`."""
 
     def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
         """The fields of the batch that holds these positions."""
         offsets = self.entry_offsets[positions.start : positions.stop + 1]
+        labelled = int(self.labelled[positions.stop] - self.labelled[positions.start])
         if isinstance(self.all, SparseTargets):
             entries = slice(int(offsets[0]), int(offsets[-1]))
             targets: Any = self.all.chunk(positions.start, positions.stop, entries)
@@ -246,7 +257,7 @@ class _Targets(NamedTuple):
             targets = self.all.chunk(positions.start, positions.stop)
         return {
             "targets": targets,
-            "counts": torch.tensor([positions.stop - positions.start, _num_labelled(targets), num_rows]),
+            "counts": torch.tensor([positions.stop - positions.start, labelled, num_rows]),
             "entry_offsets": offsets - offsets[0],
             "beyond": None if self.beyond is None else float(self.beyond[positions].sum()),
         }
@@ -266,11 +277,6 @@ def _refuse_beyond(rows: Rows, name: str, number: int | None) -> None:
         do="Give the student's config a larger "
         + ("vocab_size" if name == "input_ids" else "type_vocab_size"),
     )
-
-
-def _num_labelled(targets: SparseTargets | DenseTargets) -> int:
-    labelled = targets.labelled if isinstance(targets, DenseTargets) else targets.gold != NO_LABEL
-    return int(labelled.sum())
 
 
 def _values(column: Ragged, first: int, last: int) -> Array:

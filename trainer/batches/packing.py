@@ -8,6 +8,7 @@ the tokens' examples. Which of them a student needs is found by trying it (`trai
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from schemas.rows.ragged import Array
+from schemas.rows import kernels
+from schemas.rows.ragged import Array, Ragged
 
 PackedMask = Literal["own", "boolean", "additive"]
 """The model's own, of positions that begin again (attention with a window keeps it); or `[R, 1, S, S]`: true where a
@@ -95,6 +97,46 @@ class Layout:
         whole = np.full(self.shape[0] * self.shape[1], padding, np.int64)
         whole[self.places] = values
         return torch.from_numpy(whole.reshape(self.shape))
+
+
+class Stacked:
+    """The layouts of several batches, whose tokens are written at once, one batch after the other."""
+
+    def __init__(self, layouts: Sequence[Layout]) -> None:
+        self.layouts = layouts
+        sizes = [layout.shape[0] * layout.shape[1] for layout in layouts]
+        self._ends = list(itertools.accumulate(sizes, initial=0))
+        shifted = [layout.begins + base for layout, base in zip(layouts, self._ends, strict=False)]
+        self._begins = np.concatenate(shifted)
+
+    @property
+    def rows(self) -> Iterator[tuple[int, int]]:
+        """The first and last example of each batch, among all."""
+        return itertools.pairwise(itertools.accumulate((len(one.lengths) for one in self.layouts), initial=0))
+
+    def filled(self, column: Ragged, padding: int) -> list[Int64[Tensor, "_ _"]]:
+        """Each batch's `[R, S]` of a value a token."""
+        whole = np.full(self._ends[-1], padding, np.int64)
+        place = kernels.place_lists if kernels.IS_COMPILED else place_lists
+        place(column.values, column.offsets, self._begins, whole)
+        parts = zip(itertools.pairwise(self._ends), self.layouts, strict=True)
+        flat = torch.from_numpy(whole)
+        return [flat[begin:end].view(layout.shape) for (begin, end), layout in parts]
+
+    def positions(
+        self, offsets: Int64[np.ndarray, " B1"], index: Array
+    ) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " N"]]:
+        """The row of its batch and the token of its row that each position stands on; `index` is the token of its
+        example, `offsets` are those of each example's positions."""
+        lengths = np.diff(offsets)
+        row = np.repeat(np.concatenate([layout.row for layout in self.layouts]), lengths)
+        token = index + np.repeat(np.concatenate([layout.first for layout in self.layouts]), lengths)
+        return torch.from_numpy(row), torch.from_numpy(token)
+
+
+def place_lists(values: Array, offsets: Array, begins: Array, into: Array) -> None:
+    """As the compiled loop."""
+    into[np.arange(len(values)) + np.repeat(begins - offsets[:-1], np.diff(offsets))] = values
 
 
 @dataclass(frozen=True, kw_only=True)

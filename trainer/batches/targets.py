@@ -8,31 +8,25 @@ lacks are then left out, and their share of the gradient with them.
 from __future__ import annotations
 
 from types import EllipsisType
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from schemas.policies import Sampled
-from schemas.rows.entries import entries_of, softened
+from schemas.rows import kernels
+from schemas.rows.entries import softened
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
+from trainer.batches.entries import Entries
 from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets, segment_sum
 
 
 def sparse_targets(
-    rows: Rows, gold: Array, *, student_vocab: int, temperature: float
+    rows: Rows, entries: Entries, gold: Array, *, student_vocab: int, temperature: float
 ) -> tuple[SparseTargets, Array, Array | None]:
-    """The targets of a softmax teacher, each position's offset in its entries, and its mass beyond the student's V.
-
-    Raises:
-        ValueError: entries were drawn for other temperatures than this.
-    """
-    entries = _drawn(rows, temperature) if rows.spec.is_sampling else _exact(rows)
-    counts, beyond = entries.counts, None
-    position = np.repeat(np.arange(len(counts)), counts)
+    """The targets of a softmax teacher, each position's offset in its entries, and its mass beyond the student's V."""
+    counts, position, beyond = entries.counts, entries.position, None
     fits: Array | EllipsisType = ...
     if student_vocab < rows.spec.vocab_size:
         fits = entries.ids < student_vocab
@@ -48,7 +42,7 @@ def sparse_targets(
         weights, tail = torch.from_numpy(entries.weights[fits]), torch.zeros(len(counts))
         negentropy = _estimated_negentropy(rows, entries, where, fits, temperature)
     targets = SparseTargets(
-        ids=torch.from_numpy(entries.ids[fits].astype(np.int64)),
+        ids=torch.from_numpy(entries.ids[fits]),
         position=where,
         weights=weights,
         logprobs=logprobs,
@@ -72,13 +66,20 @@ def distribution(
         top = segments(np.maximum, logprobs, counts)
         logprobs = logprobs - np.repeat(np.where(whole & np.isfinite(top), top, np.float32(0)), counts)
     probs = np.exp(logprobs)
+    found = np.empty((2, len(counts)), np.float32)
+    (kernels.settle if kernels.IS_COMPILED else settle)(probs, logprobs, counts, whole, found)
+    return probs, found[0], found[1]
+
+
+def settle(probs: Array, logprobs: Array, counts: Array, whole: Array, found: Array) -> None:
+    """As the compiled loop, with sums of float32."""
     mass, terms = segments(np.add, probs, counts), segments(np.add, _weighted(probs, logprobs), counts)
     divisor = np.where(whole & (mass > 0), mass, np.maximum(mass, np.float32(1)))
     if (divisor != 1).any():
         probs /= np.repeat(divisor, counts)
     kept = mass / divisor
     tail = np.where(whole, np.float32(0), np.maximum(1 - kept, np.float32(0)))
-    return probs, tail, terms / divisor - kept * np.log(divisor) + _weighted(tail, _log(tail))
+    found[0], found[1] = tail, terms / divisor - kept * np.log(divisor) + _weighted(tail, _log(tail))
 
 
 def segments(
@@ -105,36 +106,8 @@ def _log(probs: Array) -> Array:
     return found
 
 
-class _Entries(NamedTuple):
-    """Kept entries, each position's likeliest first."""
-
-    ids: Array
-    counts: Array
-    logprobs: Array
-    """Each entry's own, at temperature 1."""
-    weights: Array | None
-    """Of a sampling policy, at the temperature that was asked for; of others the trainer makes them."""
-
-    @property
-    def mass(self) -> Array:
-        return np.exp(self.logprobs) if self.weights is None else self.weights
-
-
-def _exact(rows: Rows) -> _Entries:
-    return _Entries(rows.kept_ids, rows.kept_counts.astype(np.int64), rows.kept_logprobs(), None)
-
-
-def _drawn(rows: Rows, temperature: float) -> _Entries:
-    found = entries_of(rows, temperature)
-    if not isinstance(rows.spec.keep, Sampled):
-        return _Entries(found.ids, found.counts, found.logprobs, found.weights)
-    position = np.repeat(np.arange(len(found.counts)), found.counts)
-    order = np.lexsort((-found.weights, position))
-    return _Entries(found.ids[order], found.counts, found.logprobs[order], found.weights[order])
-
-
 def _estimated_negentropy(
-    rows: Rows, entries: _Entries, position: Tensor, fits: Array | EllipsisType, temperature: float
+    rows: Rows, entries: Entries, position: Tensor, fits: Array | EllipsisType, temperature: float
 ) -> Float[Tensor, " N"]:
     """The teacher's, where the cache stores its entropy; else `sum w log p`, which is unbiased; else 0."""
     if temperature == 1 and "entropy" in rows.spec.scalars and fits is ...:
@@ -146,7 +119,7 @@ def _estimated_negentropy(
     return segment_sum(terms, position, len(entries.counts))
 
 
-def _at(rows: Rows, entries: _Entries, temperature: float) -> Array:
+def _at(rows: Rows, entries: Entries, temperature: float) -> Array:
     """Log-probabilities at T, float32 [E]; at one that is not declared without their normaliser, which positions that
     are kept whole do not need."""
     if temperature in rows.spec.temperatures:
@@ -161,19 +134,22 @@ def _logits(rows: Rows, logprobs: Tensor, position: Tensor) -> Tensor | None:
     return logprobs + torch.from_numpy(np.ascontiguousarray(rows.logsumexp()))[position]
 
 
-def gold_ids(rows: Rows, row: Array) -> Array:
-    """int64 [N]: the gold id, or class, of each position, which stands in `row`; `NO_LABEL` in rows without."""
+def gold_ids(rows: Rows) -> Int64[np.ndarray, " N"]:
+    """The gold id, or class, of each position; `NO_LABEL` in rows without."""
     labels = rows.gold_ids()
-    gold = np.full(len(row), NO_LABEL, np.int64)
-    gold[labels.validity[row]] = labels.values
+    if labels.valid is None:
+        found: Array = labels.values.astype(np.int64)
+        return found
+    gold = np.full(rows.num_positions, NO_LABEL, np.int64)
+    gold[np.repeat(labels.validity, np.diff(rows.position_offsets))] = labels.values
     return gold
 
 
-def dense_targets(rows: Rows, row: Array) -> DenseTargets:
+def dense_targets(rows: Rows) -> DenseTargets:
     """Logits and labels `[N, V]` of a sigmoid or identity teacher."""
-    shape = (len(row), rows.spec.vocab_size)
-    labels = rows.ragged("labels")
-    labelled = labels.validity[row]
+    labels, offsets = rows.ragged("labels"), rows.position_offsets
+    shape = (int(offsets[-1]), rows.spec.vocab_size)
+    labelled = np.repeat(labels.validity, np.diff(offsets))
     gold = np.zeros(shape, np.float32)
     gold[labelled] = labels.values.reshape(-1, shape[1])
     return DenseTargets(

@@ -19,6 +19,7 @@ from schemas.errors import UsageError, one_line
 from schemas.identity import DEFAULT_EVAL_FRACTION
 from schemas.rows.rows import Rows
 from trainer.batches.collate import Batch, Collation
+from trainer.batches.pool import Pool
 from trainer.checkpoints.records import Record
 from trainer.losses.unbiasedness import knows_entropy
 from trainer.metrics.tokens import Metrics
@@ -203,7 +204,8 @@ class HeldOut:
 
     def _collated(self, collation: Collation) -> Iterator[Batch]:
         for rows in self.rows():
-            yield from collation.each(rows, by_length(rows.input_ids.lengths, self._batch_size))
+            pool = Pool([(rows, np.arange(len(rows)))])
+            yield from collation.each(pool, by_length(pool.lengths, self._batch_size))
 
 
 def _teacher_size(

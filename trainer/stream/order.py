@@ -152,7 +152,8 @@ class Order:
     def deal(self, epoch: int, run: int, lane: int, lengths: Int64[np.ndarray, " W"]) -> list[Array]:
         """Which of a lane's rows in a run, given their lengths, each of its steps takes."""
         steps = self.steps(run)
-        sizes = np.array([len(self.lane_rows(self.step_rows(step), lane)) for step in steps])
+        edges = np.minimum(np.arange(steps.start, steps.stop + 1) * self.batch_size, self.num_rows)
+        sizes = np.diff((edges - lane + self.lanes - 1) // self.lanes)
         ranks = self._permutation(len(steps), _STEPS, epoch, run)
         parts = np.split(np.argsort(lengths, kind="stable"), np.cumsum(sizes[ranks])[:-1])
         found: list[Array] = [parts[0]] * len(steps)

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from schemas.rows.rows import Rows
-from trainer.batches.collate import Batch, Collation, Source
+from trainer.batches.collate import Batch, Collation
+from trainer.batches.pool import Pool
 from trainer.stream.order import Order
 from trainer.stream.runs import read_runs
 from trainer.stream.side import Side
@@ -115,7 +115,7 @@ def read_batches(
                 for place in range(share.batches_of(order, step))
             ]
             whole = next((cut for _, cut in cuts if len(cut)), None)
-            rows: Source = run.rows
+            rows = run.rows
             if whole is None:
                 rows, whole = _any_row(sides, order), np.zeros(1, np.int64)
             cuts = [(address, cut) for address, cut in cuts if address >= start]
@@ -126,10 +126,11 @@ def read_batches(
         runs.close()
 
 
-def _any_row(sides: Sequence[Side], order: Order) -> Rows:
+def _any_row(sides: Sequence[Side], order: Order) -> Pool:
     """For a rank that has no row in a whole run."""
     cache = next(cache for cache, rows in enumerate(order.rows) if rows)
-    return sides[cache].read(order.some_group(cache)).take(np.zeros(1, np.int64))
+    rows, chosen = sides[cache].whole(order.some_group(cache))
+    return Pool([(rows, chosen[:1])])
 
 
 class Ahead(Generic[T]):

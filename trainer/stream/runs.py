@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from schemas.rows.ragged import Array
+from trainer.batches.pool import Chosen, Pool
 from trainer.stream.order import Order
-from trainer.stream.pool import Chosen, Pool
 from trainer.stream.side import Side
 
-_THREADS = 8
+_LOCAL_THREADS, _REMOTE_THREADS = 2, 8
+"""More that decode at a time would take each other's processor; more that wait for a store would not."""
 
 
 class Run(NamedTuple):
@@ -32,7 +33,8 @@ def read_runs(
     sides: Sequence[Side], order: Order, lanes: Sequence[int], epoch: int, run: int
 ) -> Iterator[Run]:
     """The runs of some lanes from one on, epoch after epoch, without end. What two lanes share is read once."""
-    with ThreadPoolExecutor(_THREADS) as pool:
+    threads = _LOCAL_THREADS if all(side.cache.storage.is_local for side in sides) else _REMOTE_THREADS
+    with ThreadPoolExecutor(threads) as pool:
         reader = _Reader(sides, order, lanes, pool)
         while order.num_rows:
             for number in range(run, order.num_runs):

@@ -13,7 +13,7 @@ from schemas.identity import held_out
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from schemas.versions.row_index import INDEX_FOLDER
-from trainer.stream.pool import Chosen
+from trainer.batches.pool import Chosen
 from trainer.stream.where import Where
 
 

@@ -9,7 +9,8 @@ import pytest
 
 import schemas.shards.reader
 from schemas.policies import Sampled, Threshold, TopK, TopP
-from schemas.rows.columns import columns
+from schemas.rows import kernels
+from schemas.rows.columns import Column, columns
 from schemas.rows.pages import read_lists
 from schemas.rows.ragged import Ragged, offsets_of
 from schemas.shards.reader import open_footer, read_group
@@ -43,9 +44,19 @@ def written(array, *, nullable=False, **options):
     return data, pq.read_metadata(io.BytesIO(data)).row_group(0).column(0)
 
 
-def by_pages(array, **options):
-    data, chunk = written(array, **options)
-    return read_lists(data, chunk, 0, array.type, len(array))
+def column_of(array, *, nullable=False):
+    return Column("lists", array.type, "BYTE_STREAM_SPLIT", nullable)
+
+
+def by_pages(array, *, nullable=False, **options):
+    data, chunk = written(array, nullable=nullable, **options)
+    return read_lists(data, chunk, 0, column_of(array, nullable=nullable), len(array))
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "numpy"])
+def is_compiled(request, monkeypatch):
+    monkeypatch.setattr(kernels, "IS_COMPILED", request.param)
+    return request.param
 
 
 def values_of(dtype, size, rng):
@@ -61,10 +72,11 @@ def values_of(dtype, size, rng):
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
 @pytest.mark.parametrize("seed", range(8))
-def test_lists_are_those_that_arrow_reads(seed, dtype):
+def test_lists_are_those_that_arrow_reads(seed, dtype, is_compiled):
     """Pages of several sizes, most of which begin inside a list; lists of every length modulo 8."""
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(4_500, 9_000, rng.integers(1, 40))
+    least = int(rng.choice([1, 40, 900])) if is_compiled else 4_500
+    lengths = rng.integers(least, 2 * least, rng.integers(1, 40))
     array = lists_of(values_of(dtype, lengths.sum(), rng), lengths)
     found = by_pages(array, data_page_size=int(rng.choice([2**14, 2**17, 2**20])))
     assert found is not None, "such lists are what this is for"
@@ -74,7 +86,7 @@ def test_lists_are_those_that_arrow_reads(seed, dtype):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_lists_of_any_lengths_are_equal_or_left_to_arrow(seed):
+def test_lists_of_any_lengths_are_equal_or_left_to_arrow(seed, is_compiled):
     rng = np.random.default_rng(seed)
     shortest, longest = sorted(rng.choice([0, 1, 3, 40, 900, 4_500, 12_000], 2, replace=False))
     lengths = rng.integers(shortest, longest, rng.integers(1, 60))
@@ -83,14 +95,14 @@ def test_lists_of_any_lengths_are_equal_or_left_to_arrow(seed):
     if found is not None:
         assert found.equals(array)
     else:
-        assert shortest < 4_500
+        assert shortest < (1 if is_compiled else 4_500)
 
 
 def test_a_page_may_hold_many_lists_or_a_part_of_one():
     array = lists_of(np.arange(300_000, dtype=np.int32), [300_000])
     data, chunk = written(array, data_page_size=2**14)
     assert chunk.total_uncompressed_size > 2**20
-    assert read_lists(data, chunk, 0, array.type, len(array)).equals(array)
+    assert read_lists(data, chunk, 0, column_of(array), len(array)).equals(array)
 
 
 def test_a_row_group_need_not_begin_where_the_file_does():
@@ -101,7 +113,7 @@ def test_a_row_group_need_not_begin_where_the_file_does():
     metadata = pq.read_metadata(sink)
     chunk = metadata.row_group(1).column(0)
     start = chunk.data_page_offset - 3
-    found = read_lists(memoryview(sink.getvalue())[start:], chunk, start, array.type, 1)
+    found = read_lists(memoryview(sink.getvalue())[start:], chunk, start, column_of(array), 1)
     assert found.values.to_pylist() == list(range(15_000, 40_000))
 
 
@@ -112,7 +124,6 @@ OTHERS = {
     "nothing but empty lists": (lists_of(np.arange(0, dtype=np.int32), [0, 0]), {}),
     "no lists": (lists_of(np.arange(0, dtype=np.int32), []), {}),
     "a null list": (pa.concat_arrays([LONG, pa.nulls(1, LONG.type)]), {"nullable": True}),
-    "lists that may be null": (LONG, {"nullable": True}),
     "short lists": (lists_of(np.arange(4_000, dtype=np.int32), [8] * 500), {}),
     "one short list": (lists_of(np.arange(3, dtype=np.int32), [3]), {}),
     "numbers below 0 in 16 bits": (NEGATIVE, {}),
@@ -125,12 +136,22 @@ OTHERS = {
 }
 
 
+READ_WHERE_COMPILED = {"short lists", "one short list"}
+
+
 @pytest.mark.parametrize("name", OTHERS)
-def test_any_other_form_is_left_to_arrow(name):
+def test_any_other_form_is_left_to_arrow(name, is_compiled):
     array, options = OTHERS[name]
-    assert by_pages(array, **options) is None
-    if name != "lists that may be null":
-        assert by_pages(LONG) is not None, "this alone makes the difference"
+    found = by_pages(array, **options)
+    if name == "no lists" or (is_compiled and name in READ_WHERE_COMPILED):
+        assert found.equals(array)
+    else:
+        assert found is None
+    assert by_pages(LONG) is not None, "this alone makes the difference"
+
+
+def test_lists_that_may_be_null_and_are_not(is_compiled):
+    assert by_pages(LONG, nullable=True).equals(LONG)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +159,7 @@ def test_any_other_form_is_left_to_arrow(name):
     [TopK(k=16), TopP(p=0.9, k=16), Threshold(tau=1 / 16, k=1), Sampled(n=20)],
     ids=str,
 )
-def test_row_groups_of_long_texts_are_those_that_arrow_reads(tmp_path, monkeypatch, keep):
+def test_row_groups_of_long_texts_are_those_that_arrow_reads(tmp_path, monkeypatch, keep, is_compiled):
     """The write path's own files: entries go by pages, and all values are the same."""
     spec = causal_spec(
         keep=keep, max_length=3_000, temperatures=(1.0,), own_logits=keep == Threshold(tau=1 / 16, k=1)

@@ -12,7 +12,7 @@ from schemas.errors import CorruptionError
 from schemas.shards.reader import group_end
 from schemas.versions.delta import entry_name
 from tests.schemas.damage import flips
-from tests.trainer.stream.test_pool import every
+from tests.trainer.batches.test_pool import every
 from trainer.stream.order import Order
 from trainer.stream.runs import Run, read_runs
 from trainer.stream.side import Side

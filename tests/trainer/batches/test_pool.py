@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from schemas.cache import Cache
-from schemas.rows import ragged
+from schemas.rows import kernels, ragged
 from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
 from tests.synthetic import SPECS, random_rows
+from trainer.batches import pool as pool_module
 from trainer.batches.collate import Batch, Collation
-from trainer.stream import pool as pool_module
-from trainer.stream.pool import Pool
+from trainer.batches.pool import Pool
 
 
 def every(rows: Pool) -> Rows:
@@ -34,6 +34,7 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("name", SPECS)
 def test_it_is_its_parts_taken_and_joined(name: str, long: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether columns are copied in pieces (here nearly all), or by index."""
+    monkeypatch.setattr(kernels, "IS_COMPILED", False)
     monkeypatch.setattr(pool_module, "LONG", long)
     monkeypatch.setattr(ragged, "LONG", long)
     rng = np.random.default_rng(0)
@@ -84,7 +85,7 @@ def flat(value: Any) -> list[Any]:
 def check(rows: Rows, collation: Collation) -> None:
     rng = np.random.default_rng(1)
     cuts = [cut for cut in np.array_split(rng.permutation(len(rows)), 7) if len(cut)]
-    together = collation.batches(rows, cuts)
+    together = collation.batches(Pool([(rows, np.arange(len(rows)))]), cuts)
     apart = [collation.batch(rows.take(cut)) for cut in cuts]
     for one, other in zip(together, apart, strict=True):
         assert isinstance(one, Batch)

@@ -1,0 +1,70 @@
+"""Batches of compiled loops are those of numpy: to the last bit, but for sums of floats."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from schemas.rows import kernels
+from tests.synthetic import SPECS, random_rows
+from trainer.batches.collate import Batch, Collation
+from trainer.batches.entries import can_gather
+from trainer.batches.pool import Pool
+from trainer.losses.divergences import SparseTargets
+
+pytestmark = pytest.mark.skipif(not kernels.IS_COMPILED, reason="numba is not installed")
+SUMMED = ("weights", "tail", "negentropy")
+"""What is divided by a sum, or is one."""
+
+
+def batches(name: str, vocab: int, temperature: float) -> list[Batch]:
+    """Of rows of two row groups, in an order of their own."""
+    spec = SPECS[name]
+    parts = [(random_rows(spec, 20, seed).rows, np.arange(20)[::step]) for seed, step in ((1, 1), (2, 2))]
+    pool = Pool(parts)
+    order = np.random.default_rng(3).permutation(len(pool))
+    return Collation(student_vocab=vocab, pad_id=0, temperature=temperature).batches(
+        pool, np.array_split(order, 4)
+    )
+
+
+def equal(ours: Any, theirs: Any, name: str) -> None:
+    if isinstance(ours, SparseTargets):
+        for field in fields(ours):
+            equal(getattr(ours, field.name), getattr(theirs, field.name), field.name)
+    elif isinstance(ours, torch.Tensor):
+        assert ours.dtype == theirs.dtype, name
+        if name in SUMMED:
+            torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=2e-6, equal_nan=True)
+        else:
+            assert ours.numpy().tobytes() == theirs.numpy().tobytes(), name
+    elif isinstance(ours, np.ndarray):
+        assert (ours == theirs).all(), name
+    elif isinstance(ours, float):
+        assert ours == pytest.approx(theirs, rel=1e-6), name
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("lacks_ids", [False, True])
+def test_batches_are_those_of_numpy(name: str, lacks_ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = SPECS[name]
+    if lacks_ids and spec.score != "softmax":
+        pytest.skip("its classes are the student's")
+    vocab = spec.vocab_size - 1 - spec.vocab_size // 3 if lacks_ids else spec.vocab_size
+    for temperature in spec.temperatures if spec.is_sampling else (1.0, 2.5):
+        monkeypatch.setattr(kernels, "IS_COMPILED", True)
+        ours = batches(name, vocab, temperature)
+        monkeypatch.setattr(kernels, "IS_COMPILED", False)
+        for one, other in zip(ours, batches(name, vocab, temperature), strict=True):
+            for field in fields(one):
+                equal(getattr(one, field.name), getattr(other, field.name), field.name)
+
+
+def test_which_policies_go_by_compiled_loops() -> None:
+    gathered = {name for name, spec in SPECS.items() if can_gather(spec, 1.0)}
+    assert {"threshold", "top_p"} <= gathered
+    assert not {"sampled", "temperatures", "sigmoid"} & gathered
