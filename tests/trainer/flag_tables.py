@@ -155,6 +155,7 @@ EVALUATE: Mapping[str, Case] = {
     "student": Case("s", ""),
     "teacher": Case("t", ""),
     "eval_fraction": Case("0.3", "1"),
+    "where": Case("length<=512", "size<=512"),
     "batch_size": Case("4", "0"),
     "cache_version": Case("0", "x"),
     "speed_seconds": Case("0", "-1"),

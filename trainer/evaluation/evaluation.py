@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from schemas.cache import Cache
+from schemas.cli.arguments import Repeatable
 from schemas.errors import UsageError, one_line
 from schemas.identity import DEFAULT_EVAL_FRACTION
 from schemas.rows.rows import Rows
@@ -26,6 +27,7 @@ from trainer.metrics.tokens import Metrics
 from trainer.stream.order import by_length
 from trainer.stream.replay import BATCHES_AHEAD, Ahead
 from trainer.stream.side import Side
+from trainer.stream.where import Where
 from trainer.students.opening import open_config
 from trainer.students.students import Student, open_trained
 from trainer.tasks.student_task import Measured
@@ -47,6 +49,14 @@ class EvaluateConfig:
     eval_fraction: float | None = field(
         default=None, metadata={"help": "Share of documents held out. [what the student was trained with]"}
     )
+    where: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Only held-out rows that meet all of these, as length<=512; names and operators are those of "
+            "train. [all, whatever the student was trained on]",
+            "action": Repeatable,
+        },
+    )
     batch_size: int = field(default=16, metadata={"help": "Rows of a batch."})
     cache_version: int | None = field(default=None, metadata={"help": "Version of the cache. [newest]"})
     speed_seconds: float = field(
@@ -63,6 +73,7 @@ class EvaluateConfig:
             raise UsageError("--batch_size must be at least 1", got=self.batch_size)
         if self.speed_seconds < 0:
             raise UsageError("--speed_seconds cannot be negative", got=self.speed_seconds)
+        Where.parse(self.where)
         check_flags(self.local_cache, self.local_cache_gb, [self.cache])
 
 
@@ -85,6 +96,8 @@ class Evaluated:
     task: str
     cache_version: int
     eval_fraction: float
+    where: list[str]
+    """Which of the held-out rows were measured on; all where nothing is said."""
     metrics: Metrics
     models: tuple[ModelSize, ...]
     """The student, and the teacher where one was named."""
@@ -100,7 +113,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     """Measures a student on the documents that a cache holds out.
 
     Raises:
-        UsageError: a model or path that cannot be opened, or nothing is held out.
+        UsageError: a model or path that cannot be opened, a filter that means nothing here, or no row is left.
         StudentError: the student does not fit the cache.
         CacheError: the cache cannot be read.
     """
@@ -109,7 +122,8 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     )
     fraction = _fraction(config)
     device = usable_device(config.device)
-    held_out = HeldOut(cache=cache, eval_fraction=fraction, batch_size=config.batch_size)
+    where = Where.parse(config.where)
+    held_out = HeldOut(cache=cache, eval_fraction=fraction, batch_size=config.batch_size, where=where)
     if config.teacher is not None:
         open_config(config.teacher)
     student = open_trained(config.student, cache, alone=config.batch_size == 1)
@@ -134,6 +148,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         task=cache.spec.task,
         cache_version=cache.version,
         eval_fraction=fraction,
+        where=config.where,
         metrics=metrics,
         models=tuple(models),
         device=_device_name(device),
@@ -177,13 +192,18 @@ def _fraction(config: EvaluateConfig) -> float:
 class HeldOut:
     """The held-out rows of a cache, in the order of the cache, a row group at a time."""
 
-    def __init__(self, *, cache: Cache, eval_fraction: float, batch_size: int) -> None:
-        self._side = Side(cache=cache, eval_fraction=eval_fraction, is_eval=True)
-        self._groups = np.flatnonzero(self._side.counts()).tolist()
+    def __init__(
+        self, *, cache: Cache, eval_fraction: float, batch_size: int, where: Where | None = None
+    ) -> None:
+        if where is not None:
+            where.check(cache.spec)
+        self._side = Side(cache=cache, eval_fraction=eval_fraction, is_eval=True, where=where)
+        counts = self._side.counts()
+        self._counts = {group: int(counts[group]) for group in np.flatnonzero(counts).tolist()}
         self._batch_size = batch_size
-        if not self._groups:
+        if not self._counts:
             raise UsageError(
-                "no document is held out",
+                "no document is held out" if where is None else f"no held-out row meets --where {where}",
                 where=cache.storage.root,
                 got=f"eval_fraction {eval_fraction:g} of {cache.totals.examples} rows",
                 do="Name a larger --eval_fraction, also to train the student, which else has seen what is added; or "
@@ -192,7 +212,9 @@ class HeldOut:
 
     def rows(self) -> Iterator[Rows]:
         """The held-out rows of each row group that has any."""
-        return (self._side.read(group) for group in self._groups)
+        for group, count in self._counts.items():
+            rows, chosen = self._side.counted(group, count)
+            yield rows.take(chosen)
 
     def batches(self, collation: Collation) -> Iterator[Batch]:
         """All batches, once, collated ahead in a thread; of similar lengths within a row group."""

@@ -13,6 +13,8 @@ def show(evaluated: Evaluated, console: Console | None = None) -> None:
     """Prints the metrics and the models' sizes."""
     out = console or Console(markup=False, highlight=False, emoji=False)
     title = f"held out: {evaluated.eval_fraction:g} of the documents of version {evaluated.cache_version}"
+    if evaluated.where:
+        title += f", where {printable(' '.join(evaluated.where))}"
     table = Table("metric", "value", title=title)
     for name, value in evaluated.metrics.items():
         if not isinstance(value, list):

@@ -139,6 +139,9 @@ class Where:
         found: Array = np.logical_and.reduce([condition.met(rows) for condition in self.conditions])
         return found
 
+    def __str__(self) -> str:
+        return " ".join(map(str, self.conditions))
+
     def key(self, *parts: object) -> int:
         """64 bits that tell what is counted by these conditions, and by what else is named."""
         told = repr([(one.name, one.compare, one.value) for one in self.conditions] + [*parts])
