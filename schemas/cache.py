@@ -7,11 +7,11 @@ which fetches all footers at its first use, many at a time, and holds them.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -152,7 +152,7 @@ class Cache:
             CorruptionError: naming the shard.
         """
         name, place, opened = ref.shard.name, ref.place, self.footers[ref.shard.name]
-        with self._told_if_gone(ref.shard):
+        with self._told_if_gone(ref.shard, place):
             return read_again(self.storage, lambda s: read_group(s, name, opened, place, self.spec))
 
     def row_counts(self, eval_fraction: float = DEFAULT_EVAL_FRACTION) -> RowCounts:
@@ -206,10 +206,11 @@ class Cache:
         """
         shard = self.shards[shard_number]
         where = f"{self.storage.root}/{shard.name}, row group {place}"
-        opened, given = self._footers.of(shard), [*self._counts.values()]
-        for counts in given:
-            check_footer(counts, shard_number, place, opened, where)
-        with self._told_if_gone(shard):
+        given = [*self._counts.values()]
+        with self._told_if_gone(shard, place):
+            opened = self._footers.of(shard)
+            for counts in given:
+                check_footer(counts, shard_number, place, opened, where)
             rows = read_again(self.storage, lambda s: read_group(s, shard.name, opened, place, self.spec))
         for counts in given:
             check_rows(counts, shard_number, place, rows, where)
@@ -278,8 +279,8 @@ class Cache:
         for name in self.header.tokenizer:
             self.tokenizer_file(name)
 
-    def _told_if_gone(self, shard: Shard) -> contextlib.AbstractContextManager[None]:
-        return told_if_gone(self.storage, self.version, shard.name)
+    def _told_if_gone(self, shard: Shard, place: int | None = None) -> AbstractContextManager[None]:
+        return told_if_gone(self.storage, self.version, shard.name, place)
 
     def save_tokenizer(self, folder: str | os.PathLike[str]) -> Path:
         """Copies the teacher's tokenizer to a local folder, for `AutoTokenizer.from_pretrained`.

@@ -10,11 +10,12 @@ import contextlib
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -31,6 +32,19 @@ class Asked(NamedTuple):
     """Exclusive."""
 
 
+class Reply(NamedTuple):
+    """What is answered in place of what was asked for."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = MappingProxyType({})
+    told_bytes: int | None = None
+    """The length that is said, where it is not the body's: the connection ends, or waits, after the body."""
+    waits: bool = False
+    pieces: int = 1
+    """The body comes in so many, with a pause after each."""
+
+
 @dataclass
 class S3:
     """Serves `folder` as `s3://bucket`."""
@@ -40,6 +54,9 @@ class S3:
     """Every GET that was answered, or refused."""
     before: Callable[[Asked], int | None] = lambda asked: None
     """Called before each answer to a GET; a status that it returns is the answer."""
+    instead: Callable[[Asked, Reply], Reply | None] = lambda asked, right: None
+    """Called with each right answer to a GET with a range; what it returns is answered in its place."""
+    ended: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -64,6 +81,7 @@ def serving(folder: Path) -> Iterator[tuple[S3, dict[str, str]]]:
     try:
         yield s3, {**env, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
     finally:
+        s3.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -106,7 +124,22 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             part = data[start:end]
             told = f"bytes {start}-{start + len(part) - 1}/{len(data)}"
-            self._answer(206, part, {"Content-Range": told, **_headers(path)})
+            right = Reply(206, part, {"Content-Range": told, **_headers(path)})
+            self._reply(self.s3.instead(Asked(name, start, end), right) or right)
+
+    def _reply(self, reply: Reply) -> None:
+        told = {} if reply.told_bytes is None else {"Content-Length": str(reply.told_bytes)}
+        size = -(-len(reply.body) // reply.pieces)
+        told = {"Content-Length": str(len(reply.body)), **told}
+        self._answer(reply.status, reply.body[:size], {**reply.headers, **told})
+        for piece in range(1, reply.pieces):
+            self.wfile.flush()
+            self.s3.ended.wait(0.02)
+            self.wfile.write(reply.body[piece * size : (piece + 1) * size])
+        if reply.waits:
+            self.wfile.flush()
+            self.s3.ended.wait()
+        self.close_connection |= reply.told_bytes is not None
 
     def _path(self) -> Path:
         return self.s3.folder / unquote(urlsplit(self.path).path).removeprefix(f"/{BUCKET}").lstrip("/")

@@ -40,9 +40,11 @@ def check_columns(spec: Spec, data: Data, where: str, *, deep: bool = False) -> 
     for name, expected in expected_lengths(spec, data, positions).items():
         column = data[name]
         wrong = column.lengths != expected
-        _refuse_lengths(data, name, wrong if column.valid is None else wrong & column.valid, where)
-    wrong = positions != data["input_ids"].lengths - 1
-    _refuse_lengths(data, "position_index (null)", wrong & ~data["position_index"].validity, where)
+        wrong = wrong if column.valid is None else wrong & column.valid
+        _refuse_lengths(data, name, wrong, where, expected=expected, got=column.lengths)
+    implied = data["input_ids"].lengths - 1
+    wrong = (positions != implied) & ~data["position_index"].validity
+    _refuse_lengths(data, "position_index (null)", wrong, where, expected=implied, got=positions)
     if spec.score == "softmax":
         check_entries(spec, data, where)
         _check_codes(spec, data, where)
@@ -189,6 +191,8 @@ def _check_features(spec: Spec, data: Data, where: str) -> None:
             raise CorruptionError(
                 f"column {feature.scale_column} has a scale that is not finite, or negative",
                 where=where,
+                expected="finite numbers from 0",
+                got=f"{scale[~((scale >= 0) & (scale <= _MAX_SCALE))][0]}",
                 do=REPAIR,
             )
 
@@ -225,13 +229,24 @@ def _check_mass(spec: Spec, data: Data, where: str) -> None:
 
 
 def _refuse_infinite(name: str, values: Array, where: str) -> None:
-    if not np.isfinite(values).all():
-        raise CorruptionError(f"column {name} has a value that is not finite", where=where, do=REPAIR)
-
-
-def _refuse_lengths(data: Data, name: str, wrong: Array, where: str) -> None:
-    if wrong.any():
-        example = data["example_id"][wrong.argmax()].tobytes().hex()
+    finite = np.isfinite(values)
+    if not finite.all():
         raise CorruptionError(
-            f"column {name} has a list of the wrong length", where=f"{where}, example {example}", do=REPAIR
+            f"column {name} has a value that is not finite",
+            where=where,
+            expected="finite numbers",
+            got=f"{values[~finite][0]}, in {int((~finite).sum())} of {values.size}",
+            do=REPAIR,
+        )
+
+
+def _refuse_lengths(data: Data, name: str, wrong: Array, where: str, *, expected: Array, got: Array) -> None:
+    if wrong.any():
+        row = wrong.argmax()
+        raise CorruptionError(
+            f"column {name} has a list of the wrong length",
+            where=f"{where}, example {data['example_id'][row].tobytes().hex()}",
+            expected=int(np.broadcast_to(expected, wrong.shape)[row]),
+            got=int(got[row]),
+            do=REPAIR,
         )

@@ -211,16 +211,21 @@ def read_group(
         table = _table(file, index, fetched, where)
         rows = Rows.from_arrow(table, spec, where, opened.ranking(spec, where), checked=checked)
     counts = (group.examples, group.tokens, group.positions, group.entries)
-    if (len(rows), rows.num_tokens, rows.num_positions, rows.num_entries) != counts:
-        raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
+    if (found := (len(rows), rows.num_tokens, rows.num_positions, rows.num_entries)) != counts:
+        raise _miscounted(f"{where} (rows, tokens, positions, entries)", counts, found)
     return rows
+
+
+def _miscounted(where: str, expected: object, got: object) -> CorruptionError:
+    what = "a row group does not hold what its footer counts"
+    return CorruptionError(what, where=where, expected=expected, got=got, do=REPAIR)
 
 
 def _table(file: pq.ParquetFile, index: int, fetched: Fetched, where: str) -> pa.Table:
     """A row group's columns. Lists in byte planes, which take Arrow several times as long, are read here."""
     group, spec = file.metadata.row_group(index), fetched.spec
     if group.num_rows != fetched.group.examples:
-        raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
+        raise _miscounted(where, fetched.group.examples, group.num_rows)
     chunks = check_pages(fetched, group, where)
     every = columns(spec)
     found = {
@@ -274,5 +279,5 @@ def _identities(storage: Storage, name: str, opened: OpenFooter, index: int, spe
     check_schema(opened.schema, spec, where)
     rows = Rows.from_arrow(file.read_row_group(index, columns=[c.name for c in asked]), spec, where)
     if len(rows) != group.examples:
-        raise CorruptionError("a row group does not hold what its footer counts", where=where, do=REPAIR)
+        raise _miscounted(where, group.examples, len(rows))
     return rows

@@ -5,7 +5,7 @@ changes, whichever store it comes from, and its copy is a file that is named by 
 a folder without locks: a copy appears by a rename, and two that bear one name hold the same bytes.
 
 Nothing kept is trusted. Readers check what they get by the seal, as if the store had given it; where that fails,
-`read_again` asks the store and replaces the copies. So nothing is synced either: what a power failure leaves is found.
+`read_again` asks the store anew, and replaces the copies. So nothing is synced: what a power failure leaves is found.
 
 The limit: the least recently used copies go first. Cost: when it is reached the folder is listed, and a sixteenth of
 the limit is freed at once. A process counts what it has added itself since it last listed, a thirty-second of the limit
@@ -38,6 +38,8 @@ _COPY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}\.parquet\.[0-9]{1,19}-[0-9]{1,19}
 _PART = re.compile(_COPY.pattern + r"\.part-[0-9a-f]{8}")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PAUSES_SECONDS = (0.1, 1.0)
+"""Before what was not right is asked for again."""
 _PART_SECONDS = 3600
 """An unfinished write as old as that is nobody's."""
 
@@ -189,16 +191,29 @@ class LocalCopies:
 
 
 def read_again(storage: Storage, read: Callable[[Storage], T]) -> T:
-    """What `read` makes of the local copies; where they are not what was sealed, of what the store has.
+    """What `read` makes of an object store. Where that is not what was sealed, the store is asked again, and its answer
+    replaces the local copies: a proxy, or a server among many, may have given another's bytes. A folder is read once.
 
     Raises:
-        CorruptionError: the store's own bytes are not what was sealed.
+        CorruptionError: it is not what was sealed at the last try either.
     """
-    if storage.copies is None:
+    if storage.is_local:
         return read(storage)
+    fresh = storage if storage.copies is None else replace(storage, copies=storage.copies.afresh())
     try:
         return read(storage)
     except CorruptionError as error:
-        found = read(replace(storage, copies=storage.copies.afresh()))
-        _log.warning("a local copy was not what was sealed, and was fetched anew: %s", error.line())
-        return found
+        first = error
+    found = _tried(fresh, read)
+    _log.warning("what was read was not what was sealed, and was fetched anew: %s", first.line())
+    return found
+
+
+def _tried(storage: Storage, read: Callable[[Storage], T]) -> T:
+    first, last = _PAUSES_SECONDS
+    time.sleep(first)
+    try:
+        return read(storage)
+    except CorruptionError:
+        time.sleep(last)
+        return read(storage)

@@ -17,8 +17,9 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
-from schemas.errors import CacheError, CorruptionError
+from schemas.errors import CacheError, CorruptionError, UsageError
 from schemas.storage.durable import make_folder
 
 PART = re.compile(r"(?P<name>.+)\.part-[0-9a-f]{8}")
@@ -32,6 +33,24 @@ _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
 }
+
+
+def root_of(text: str) -> str:
+    """A cache's folder as an absolute path.
+
+    Raises:
+        UsageError: its name is no UTF-8, or one that Delta misreads.
+    """
+    path = str(Path(text).absolute())
+    if "\0" in path or any("\ud800" <= char <= "\udfff" for char in path):
+        raise UsageError("a cache's path is no UTF-8 text", where=path, do="Choose another folder")
+    if unquote(path) != path:
+        raise UsageError(
+            "a cache's path cannot hold a percent escape: Delta would look elsewhere",
+            where=path,
+            do="Choose another folder",
+        )
+    return path
 
 
 def parts_of(name: str) -> list[str]:

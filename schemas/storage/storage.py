@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -26,6 +26,8 @@ from schemas.storage.endpoints import plain_http_endpoint
 from schemas.storage.local_copies import LocalCopies
 
 SHARD_SUFFIX = ".parquet"
+_OTHER_RANGE = re.compile("NotPartial|UnexpectedRange")
+"""How the client tells an answer that is not the range that was asked for."""
 
 
 class StoredFile(NamedTuple):
@@ -61,7 +63,9 @@ class Storage:
             if scheme in ("", "file"):
                 if copies is not None:
                     raise UsageError("local copies have no effect on a cache in a folder", got=text)
-                return cls(root=_local_root(unquote(urlsplit(text).path) if scheme else text), store=None)
+                return cls(
+                    root=local_files.root_of(unquote(urlsplit(text).path) if scheme else text), store=None
+                )
             # Plain HTTP where the user's own endpoint is plain HTTP (MinIO and emulators on one host).
             store = from_url(text, client_options={"allow_http": plain_http_endpoint()})
             return cls(root=text.rstrip("/"), store=store, copies=copies)
@@ -98,7 +102,7 @@ class Storage:
 
         Raises:
             FileNotFoundError: there is none of that name.
-            CorruptionError: it is shorter than that.
+            CorruptionError: it is shorter than that, or the store answers with something else.
         """
         if self.copies is None:
             return self._range(name, start, end)
@@ -112,7 +116,7 @@ class Storage:
             else:
                 data = self._range_remote(name, start, end)
         if len(data) != end - start:
-            raise self._shorter(name, end, start + len(data) if data else self.size(name))
+            raise self._other_size(name, end, start + len(data) if data else self.size(name))
         return data
 
     def _range_remote(self, name: str, start: int, end: int) -> bytes:
@@ -121,15 +125,25 @@ class Storage:
             return bytes(obstore.get_range(self._remote, name, start=start, end=end))
         except (NotFoundError, FileNotFoundError):
             raise
-        except (OSError, BaseError):
+        except (OSError, BaseError) as error:
             size = int(obstore.head(self._remote, name)["size"])
-            if size >= end:
+            if size < end:
+                raise self._other_size(name, end, size) from None
+            if not _OTHER_RANGE.search(str(error)):
                 raise
-            raise self._shorter(name, end, size) from None
+            raise CorruptionError(
+                "the store answers with other bytes than were asked for",
+                where=f"{self.root}/{name}",
+                expected=f"bytes {start} to {end}",
+                got=one_line(error),
+                do="Look at what stands between here and the store (a proxy, a page to sign in)",
+            ) from None
 
-    def _shorter(self, name: str, expected: int, got: int) -> CorruptionError:
+    def _other_size(self, name: str, expected: int, got: int) -> CorruptionError:
         return CorruptionError(
-            "a file is shorter than what was written",
+            "a file is shorter than what was written"
+            if got < expected
+            else "the store gives more than was asked for",
             where=f"{self.root}/{name}",
             expected=f"{expected} bytes",
             got=f"{got}",
@@ -283,16 +297,3 @@ class Storage:
     def _refuses(self, name: str, error: Exception) -> CacheError:
         where = f"{self.root}/{name}"
         return CacheError("the cache's storage refuses", where=where, got=one_line(error), do=advice(error))
-
-
-def _local_root(text: str) -> str:
-    path = str(Path(text).absolute())
-    if "\0" in path or any("\ud800" <= char <= "\udfff" for char in path):
-        raise UsageError("a cache's path is no UTF-8 text", where=path, do="Choose another folder")
-    if unquote(path) != path:
-        raise UsageError(
-            "a cache's path cannot hold a percent escape: Delta would look elsewhere",
-            where=path,
-            do="Choose another folder",
-        )
-    return path

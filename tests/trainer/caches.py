@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from schemas.policies import KeepPolicy, TopK
 from schemas.rows.codec import decode_scalars, encode_logprobs, encode_scalars, quantise
 from schemas.rows.ragged import Ragged, offsets_of
 from schemas.rows.rows import Rows
-from schemas.shards.seal import Shard, Totals, ranking_of, seal_shard
+from schemas.shards.seal import SealedShard, Shard, Totals, ranking_of, seal_shard
 from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage.storage import Storage
 from schemas.versions.commits import commit, record_after
@@ -148,9 +149,16 @@ def finished_rows(spec: Spec, columns: dict[str, Any], documents: list[int] | No
 
 
 def write_cache(
-    path: Path, rows: Rows, *, group_rows: int = 16, shards: int = 2, tokenizer: Any = None, layers: int = 2
+    path: Path,
+    rows: Rows,
+    *,
+    group_rows: int = 16,
+    shards: int = 2,
+    tokenizer: Any = None,
+    layers: int = 2,
+    sealing: Callable[..., SealedShard] = seal_shard,
 ) -> Cache:
-    """Commits the rows as `shards` shards of row groups of at most `group_rows` rows."""
+    """Commits the rows, whatever they are, as `shards` shards of row groups of at most `group_rows` rows."""
     spec = rows.spec
     folder = path.parent / f"{path.name}-tokenizer"
     (tokenizer or tiny_tokenizer()).save_pretrained(folder)
@@ -167,7 +175,7 @@ def write_cache(
     live, totals = [], Totals()
     for number, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
         groups = [rows.take(part[i : i + group_rows]) for i in range(0, len(part), group_rows)]
-        sealed = seal_shard(
+        sealed = sealing(
             groups,
             spec=spec,
             fingerprint_hash=fingerprint.hash,

@@ -35,8 +35,8 @@ _SAME_FIELDS = (
 )
 """What decides which rows a step sees and what it makes of them; with the caches and `settings`, all that decides
 weights. The number of ranks, and how a step is cut into batches, decide no more than how sums are rounded."""
-_SAME_OF_CACHES = ("header_hash", "version", "live_hash", "weight")
-_NEW_DATA = ("version", "live_hash")
+_SAME_OF_CACHES = ("header_hash", "version", "live_hash", "row_counts", "weight")
+_NEW_DATA = ("version", "live_hash", "row_counts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,9 @@ class Record:
     """What one run was told."""
 
     caches: list[dict[str, Any]]
-    """Of each: its `path`; its `weight`; `header_hash` of spec and fingerprint; its `version`; and `live_hash` over the
-    names of the version's shards, by which two caches of one header differ."""
+    """Of each: its `path`; its `weight`; `header_hash` of spec and fingerprint; its `version`; `live_hash` over the
+    names of the version's shards, by which two caches of one header differ; and `row_counts`, a hash of how many rows
+    of each row group are trained on, which the order of rows is made of."""
     seed: int
     global_batch: int
     """Rows of a step: those of a batch, times ranks, times accumulation steps."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 
+from schemas.cache import Cache
 from trainer.checkpoints.records import Record
 from trainer.models.weights import weights_hash
+from trainer.stream.side import Side
+from trainer.stream.where import Where
 from trainer.students.students import Student
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
@@ -31,6 +35,7 @@ def make_record(
                 "header_hash": cache.header.to_json()["hash"],
                 "version": cache.version,
                 "live_hash": cache.record.live_hash,
+                "row_counts": _counts_hash(config, cache),
             }
             for (path, weight), cache in zip(config.sources.items(), opened.caches, strict=True)
         ],
@@ -51,3 +56,9 @@ def make_record(
         settings=decide_weights(arguments),
         run=run,
     )
+
+
+def _counts_hash(config: TrainConfig, cache: Cache) -> str:
+    where = Where.parse(config.where)
+    side = Side(cache=cache, eval_fraction=config.eval_fraction, is_eval=False, where=where)
+    return hashlib.blake2b(side.counts().astype("<i8").tobytes(), digest_size=16).hexdigest()
