@@ -62,6 +62,9 @@ TRAIN: Mapping[str, Case] = {
     ),
     "gradient_checkpointing": Case("true", "false", "--activation_checkpointing"),
     "gradient_checkpointing_kwargs": Case('{"use_reentrant":false}', '{"u":1}', "--gradient_checkpointing"),
+    "torch_compile": Case("true", "perhaps"),
+    "torch_compile_backend": Case("aot_eager", "inducktor"),
+    "torch_compile_mode": Case("max-autotune", "fast"),
     "torch_empty_cache_steps": Case("1", "0"),
     "dataloader_pin_memory": Case("false", "perhaps"),
     "seed": Case("7", "-1"),
@@ -98,6 +101,8 @@ TRAIN: Mapping[str, Case] = {
 
 SERVICE = {
     "ddp_backend": "gloo",
+    "fsdp": "true",
+    "fsdp_config": '{"reshard_after_forward":false}',
     "run_name": "mine",
     "project": "mine",
     "trackio_space_id": "x",
@@ -107,7 +112,7 @@ SERVICE = {
 """Flags that need a service in --report_to, or several ranks (see `test_ranks.py`): else they are refused."""
 
 HARMFUL: Mapping[str, str] = {
-    **dict.fromkeys(("torch_compile", "use_liger_kernel", "use_cache", "auto_find_batch_size"), "true"),
+    **dict.fromkeys(("use_liger_kernel", "use_cache", "auto_find_batch_size"), "true"),
     **dict.fromkeys(
         ("bf16_full_eval", "fp16_full_eval", "logging_nan_inf_filter", "batch_eval_metrics"), "true"
     ),
@@ -130,12 +135,8 @@ HARMFUL: Mapping[str, str] = {
     "neftune_noise_alpha": "5",
     "liger_kernel_config": '{"rope":true}',
     "deepspeed": "ds.json",
-    "fsdp": "full_shard",
-    "fsdp_config": "{}",
     "parallelism_config": "x",
     "accelerator_config": '{"split_batches":true}',
-    "torch_compile_backend": "inductor",
-    "torch_compile_mode": "default",
     "debug": "underflow_overflow",
     "include_for_metrics": "inputs",
     "label_names": "labels",

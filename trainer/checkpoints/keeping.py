@@ -27,6 +27,7 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 from schemas.errors import TrainingError, one_line
 from trainer.checkpoints.health import Health
 from trainer.checkpoints.records import Manifest, Record
+from trainer.checkpoints.shards import whole
 from trainer.checkpoints.signals import Signals, Stopped, name_of
 from trainer.checkpoints.whole_folders import (
     FINISHED,
@@ -78,8 +79,8 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The norm, which with the loss says whether the step may be taken; float16's scaler sees to its own."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        found = [self._tr_loss] if self.args.fp16 else [self._tr_loss, torch.as_tensor(norm)]
+        norm = whole(super()._get_grad_norm(model, grad_norm))
+        found = [self._tr_loss] if self.args.fp16 else [self._tr_loss, norm]
         self.health.ask(self.state.global_step + 1, *(value.to(self.args.device) for value in found))
         return norm
 
@@ -222,7 +223,7 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
     def _check_weights(self) -> None:
         """Nothing is saved that is not finite: the last step's update may have been too large for float32."""
         self.health.hear()
-        norms = torch.stack([weight.detach().float().norm() for weight in _trained(self.model)])
+        norms = torch.stack([whole(weight.detach().float().norm()) for weight in _trained(self.model)])
         if not bool(norms.isfinite().all()):
             raise self.not_finite(self.state.global_step, "a weight")
 

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from transformers.integrations import integration_utils
 
 from schemas.errors import UsageError
+from trainer.students.compiling import Compiling
 from trainer.training.settings import FOLLOWS_METRICS, check_told, defaults, word
 
 _PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -51,6 +52,8 @@ _CHECKPOINTING = {
     *("every_n_layers", "offload"),
 }
 """What of activation checkpointing can be said in JSON."""
+_SHARDING = {"reshard_after_forward", "cpu_offload", "transformer_layer_cls_to_wrap"}
+"""What of FSDP may be chosen; the rest decides how weights are saved, or is FSDP1."""
 
 
 @dataclass
@@ -122,9 +125,20 @@ class StudentArguments(TrainingArguments):  # type: ignore[misc]
                 "--overwrite_output_dir would remove what --resume_from_checkpoint goes on from",
                 do="Name one of them",
             )
+        self._settle_compiling_and_shards()
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":
             raise UsageError("--fp16 needs a GPU", do="Use --bf16 with --use_cpu, or float32")
+
+    def _settle_compiling_and_shards(self) -> None:
+        """The student's blocks are compiled by `trainer/students/compiling.py`; transformers would compile the whole of
+        what is trained, head, losses and all, for one shape."""
+        own: Any = self
+        backend, mode = own.torch_compile_backend, own.torch_compile_mode
+        self.compiling = Compiling.parse(asked=bool(own.torch_compile), backend=backend, mode=mode)
+        own.torch_compile, own.torch_compile_backend, own.torch_compile_mode = False, None, None
+        # transformers takes a text for its older options
+        own.fsdp = {"true": True, "false": None}.get(str(own.fsdp).lower(), own.fsdp)
 
     def _use_new_names(self) -> None:
         """`gradient_checkpointing` is transformers' older name of `activation_checkpointing`."""
@@ -137,6 +151,7 @@ class StudentArguments(TrainingArguments):  # type: ignore[misc]
             setattr(self, old, None)
         self._check_mapping("activation_checkpointing_kwargs", _CHECKPOINTING)
         self._check_mapping("lr_scheduler_kwargs", None)
+        self._check_mapping("fsdp_config", _SHARDING)
 
     def _check_mapping(self, name: str, known: set[str] | None) -> None:
         value = getattr(self, name)

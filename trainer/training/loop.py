@@ -20,19 +20,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from schemas.errors import UsageError
 from trainer.batches.collate import Batch
 from trainer.checkpoints.keeping import EvaluationStopped, KeepingTrainer
 from trainer.checkpoints.records import Record
+from trainer.checkpoints.shards import gathered, load_whole
 from trainer.checkpoints.signals import Signals
 from trainer.stream.replay import Replay, loader
 from trainer.students.adapters import load_adapter, save_adapter
 from trainer.students.students import Student
 from trainer.training.distiller import Distiller
+from trainer.training.sharding import shard_on_cpus
 
 PROJECTIONS_NAME = "projections.safetensors"
+_SHARDED_OPTIMIZER = "optimizer.bin"
+"""As FSDP names it."""
 _STUDENT = "student."
 _PROJECTIONS = "projections."
 _BATCHES_BETWEEN_AGREEMENTS = 16
@@ -65,6 +70,13 @@ class DistillationTrainer(KeepingTrainer):
         self._terms: dict[str, Tensor] = {}
         self._terms_since = 0
         self._tokens = torch.zeros(2, dtype=torch.float64)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does, and FSDP also on CPUs."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled: bool
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            self.is_fsdp_enabled = shard_on_cpus(self.accelerator, self.args.fsdp_plugin_args)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This rank's batches; transformers skips addresses, not data, when it resumes."""
@@ -192,6 +204,13 @@ class DistillationTrainer(KeepingTrainer):
         weights: Mapping[Any, float] = self._distiller.objective.weights
         return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers does; shards are gathered on rank 0 first, by all ranks."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, state_dict=gathered(self.model))
+        else:
+            super().save_model(output_dir, _internal_call=_internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The student as itself or as its adapter, its tokenizer and the projections."""
         folder = Path(output_dir or self.args.output_dir)
@@ -210,14 +229,25 @@ class DistillationTrainer(KeepingTrainer):
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Student or adapter, and projections, of a checkpoint, into the modules that are being trained."""
+        """Student or adapter, and projections, of a checkpoint, into the modules that are being trained.
+
+        Raises:
+            UsageError: its optimizer was kept in shards, and this run's is not; or the other way round.
+        """
+        is_sharded = (Path(resume_from_checkpoint) / _SHARDED_OPTIMIZER).exists()
+        if (Path(resume_from_checkpoint) / SCHEDULER_NAME).exists() and is_sharded != self.is_fsdp_enabled:
+            raise UsageError(
+                "a checkpoint's optimizer is in shards where a run has --fsdp, and only there",
+                where=resume_from_checkpoint,
+                do="Resume with --fsdp" if is_sharded else "Resume without --fsdp",
+            )
         if self.student.adapter is not None:
             load_adapter(self.student.adapter, Path(resume_from_checkpoint))
         else:
             self._load_model(resume_from_checkpoint)
         if self._distiller.projections is not None:
             weights = load_file(Path(resume_from_checkpoint) / PROJECTIONS_NAME)
-            self._distiller.projections.load_state_dict(weights)
+            load_whole(self._distiller.projections, weights)
 
     def _load_model(self, checkpoint: str) -> None:
         student = self.student.model
@@ -225,7 +255,7 @@ class DistillationTrainer(KeepingTrainer):
             checkpoint, dtype=student.dtype, trust_remote_code=False, use_safetensors=True
         )
         check_same_shape(student.config, saved.config, checkpoint)
-        student.load_state_dict(saved.state_dict())
+        load_whole(student, saved.state_dict())
 
 
 def check_same_shape(ours: Any, theirs: Any, checkpoint: str) -> None:

@@ -21,6 +21,7 @@ from trainer.training.settings import FOLLOWS_METRICS, word
 _log = logging.getLogger(__name__)
 _ROUTER_LOSS = re.compile(r"(router|aux|balanc\w*|z)_loss|seq_aux|aux_loss_alpha")
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_COMPILERS = ("torch._dynamo", "torch._inductor")
 
 T = TypeVar("T")
 
@@ -128,10 +129,16 @@ def type_lines(spec: Spec, *, takes_token_types: bool) -> list[str]:
 
 @contextmanager
 def told_errors() -> Iterator[None]:
-    """Memory that does not suffice is one line."""
+    """Memory that does not suffice is one line, and so is a compiler that is missing or fails."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error).__module__.startswith(_COMPILERS):  # imported, they would take seconds of every start
+            raise TrainingError(
+                "the student's blocks cannot be compiled",
+                got=one_line(error),
+                do="Leave --torch_compile out, or name another --torch_compile_backend; inductor needs a C++ compiler",
+            ) from error
         if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
         raise TrainingError(

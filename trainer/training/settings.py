@@ -20,7 +20,6 @@ _PREDICTS = "nothing is predicted while training; `teachonce evaluate` gives the
 _READS = "batches are read ahead by threads of this process"
 _HUB = "upload the finished folder with `hf upload`"
 _NONFINITE = "training stops by itself at a loss or gradient that is not finite"
-_COMPILES = "batches change shape with every step"
 _STREAM = "the order of rows is the cache's own (batches of like lengths, each row once an epoch)"
 _TRACKIO = "only --report_to trackio has a use for it"
 
@@ -31,13 +30,8 @@ REFUSED: Mapping[str, str] = {
     "liger_kernel_config": "the head and its losses are fused already",
     "neftune_noise_alpha": "the student must see what the teacher saw",
     "deepspeed": "use DDP (torchrun)",
-    "fsdp": "no test shows that a sharded student is saved whole; use DDP (torchrun)",
-    "fsdp_config": "no test shows that a sharded student is saved whole; use DDP (torchrun)",
     "parallelism_config": "use DDP (torchrun)",
     "accelerator_config": "accelerate does not touch the batches: each rank reads its own",
-    "torch_compile": _COMPILES,
-    "torch_compile_backend": _COMPILES,
-    "torch_compile_mode": _COMPILES,
     "use_cache": "training has no use for keys and values of earlier tokens",
     "average_tokens_across_devices": "the loss is a mean over all ranks",
     "bf16_full_eval": "evaluation runs as training does; use --bf16",
@@ -99,6 +93,7 @@ WORKS: frozenset[str] = frozenset(
         *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
         *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
         *("ddp_static_graph", "ddp_backend", "ddp_timeout"),
+        *("torch_compile", "torch_compile_backend", "torch_compile_mode", "fsdp", "fsdp_config"),
     )
 )
 
@@ -152,6 +147,8 @@ _RANGES: Mapping[str, _Check] = {
 }
 
 _NEEDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
+    "fsdp": ("several ranks, which torchrun starts", lambda told: is_launched()),
+    "fsdp_config": ("--fsdp", lambda told: bool(told["fsdp"])),
     "ddp_backend": ("several ranks, which torchrun starts", lambda told: is_launched()),
     "eval_steps": ("--eval_strategy steps", lambda told: word(told["eval_strategy"]) == "steps"),
     "eval_delay": ("an --eval_strategy", lambda told: word(told["eval_strategy"]) != "no"),

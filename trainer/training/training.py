@@ -66,6 +66,10 @@ def train(config: TrainConfig, arguments: StudentArguments) -> Trained:
             "--batching pack has no effect where a batch is one text",
             do="Raise --per_device_train_batch_size",
         )
+    if arguments.fsdp and (config.adapters is not None or arguments.compiling is not None):
+        raise UsageError(
+            "--fsdp goes neither with --lora nor with --torch_compile", do="Leave one of them out"
+        )
     settle_direction(arguments, [f"eval_{name}" for name in ("loss", *config.objective.weights)])
     with ExitStack() as stack:
         signals = stack.enter_context(watched())
@@ -125,6 +129,8 @@ def _train(
         lines += type_lines(cache.spec, takes_token_types=student.takes_token_types)
         lines += adapter_lines(student)
         _log.info("\n".join([*lines, *router_lines(student.model.config)]))
+    if arguments.compiling is not None:
+        arguments.compiling.apply(student.model)
     loop = DistillationTrainer(
         distiller=make_distiller(student, cache, config.objective),
         student=student,

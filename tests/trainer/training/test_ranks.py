@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from schemas.cache import Cache
 from tests.trainer.tiny import STUDENT
@@ -113,3 +114,34 @@ def test_a_run_of_two_ranks_goes_on_with_one_and_back(causal_cache: Cache, tmp_p
     ours, theirs = (load_file(tmp_path / out / "model.safetensors") for out in ("third", "whole"))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-3)
+
+
+def test_a_run_in_shards_is_a_run(causal_cache: Cache, tmp_path: Path) -> None:
+    """FSDP2 over gloo, by the flag alone: the losses and weights of one rank; what is saved is the plain student."""
+    (tmp_path / "student.json").write_text(json.dumps(STUDENT | {"tie_word_embeddings": False}))
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
+    ranks = [
+        start(tmp_path, causal_cache, "shards", 1, shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, fsdp=True)
+        for r in range(2)
+    ]
+    alone = start(tmp_path, causal_cache, "one", 2, {})
+    ended = [run.communicate(timeout=300) for run in (*ranks, alone)]
+    assert [run.returncode for run in (*ranks, alone)] == [0, 0, 0], ended
+    for name in ("model.safetensors", "projections.safetensors"):
+        ours, theirs = (load_file(tmp_path / out / name) for out in ("shards", "one"))
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[key], value, atol=1e-5, rtol=1e-3)
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "shards", output_loading_info=True)
+    assert not any(report.values())
+    assert (tmp_path / "shards" / "checkpoint-3" / "optimizer.bin").exists(), "of FSDP, and not of DDP"
+    shared["MASTER_PORT"] = str(port())
+    told = {"fsdp": True, "resume_from_checkpoint": str(tmp_path / "shards" / "checkpoint-6")}
+    ranks = [
+        start(tmp_path, causal_cache, "again", 1, shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, **told)
+        for r in range(2)
+    ]
+    ended = [rank.communicate(timeout=300) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], ended
+    ours, theirs = (load_file(tmp_path / out / "model.safetensors") for out in ("again", "shards"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -86,7 +86,6 @@ def test_no_cache(run: Callable[..., Path], tmp_path: Path) -> None:
         ("dataloader_num_workers", 2),
         ("label_smoothing_factor", 0.1),
         ("auto_find_batch_size", True),
-        ("torch_compile", True),
     ],
 )
 def test_flags_without_a_meaning_here(run: Callable[..., Path], flag: str, value: Any) -> None:
