@@ -74,6 +74,7 @@ bench: venv
 	$(BIN)/python benchmarks/precompute.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/replay.py
+	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/quality.py --quick
 

@@ -15,14 +15,17 @@ train(
 from trainer.evaluation.evaluation import EvaluateConfig, Evaluated, evaluate
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
+from trainer.training.fanout import Outcome, train_students
 from trainer.training.training import Trained, train
 
 __all__ = [
     "EvaluateConfig",
     "Evaluated",
+    "Outcome",
     "StudentArguments",
     "TrainConfig",
     "Trained",
     "evaluate",
     "train",
+    "train_students",
 ]

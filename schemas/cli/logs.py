@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def log_on_stderr(package: str, level: int, form: str = "%(message)s") -> Iterator[None]:
+def log_on_stderr(package: str, level: int, form: str | logging.Formatter = "%(message)s") -> Iterator[None]:
     """While the block runs, a package's messages from a level on are lines of this form."""
     logger, handler = logging.getLogger(package), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(form))
+    handler.setFormatter(logging.Formatter(form) if isinstance(form, str) else form)
     before, logger.propagate = logger.level, False
     logger.setLevel(level)
     logger.addHandler(handler)

@@ -148,6 +148,12 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
         if self.health.must_stop and not is_last and not self._flow.is_before_epoch_end:
             self._stop()
 
+    def stop_between(self) -> None:
+        """Ends the run where it waits for its next step; what is done since it began is saved."""
+        if self.state.global_step == self._initial_global_step:
+            raise self._stopped("stopped before the next step; nothing is lost")
+        self._stop()
+
     def _stop(self) -> None:
         place = self._place()
         if self.saved != place or self.evaluation_due:

@@ -106,7 +106,10 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            (folder / LOCK_NAME).unlink(missing_ok=True)
+            with contextlib.suppress(
+                OSError
+            ):  # the folder is gone, which the run tells; or the disk is read-only
+                (folder / LOCK_NAME).unlink()
             if is_new:
                 with contextlib.suppress(OSError):  # what was trained is there
                     folder.rmdir()

@@ -34,18 +34,18 @@ class Signals:
     def __init__(self) -> None:
         self.asked: int | None = None
         """The signal that came, if one came."""
-        self.waits = False
-        """Whether a first signal waits for the step's end."""
+        self.waits = 0
+        """Above 0 a first signal waits for the step's end: so many are inside of `waiting`."""
         self._time = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """While a first signal is only remembered."""
-        self.waits = True
+        self.waits += 1
         try:
             yield
         finally:
-            self.waits = False
+            self.waits -= 1
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
         """The handler: in the main thread, between two instructions of Python."""

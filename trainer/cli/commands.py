@@ -13,6 +13,7 @@ from schemas.cli.terminal import print_json
 from schemas.printable import printable
 from trainer.checkpoints.signals import Stopped
 from trainer.cli.parsing import Parser
+from trainer.cli.students import HELP, split, train_file
 from trainer.evaluation.evaluation import EvaluateConfig
 from trainer.evaluation.evaluation import evaluate as run_evaluate
 from trainer.evaluation.tables import show
@@ -65,6 +66,11 @@ _TRAIN_EXAMPLES = textwrap.dedent("""\
         teachonce train --cache ./cache --student ./large --lora r=16 alpha=32 targets=q_proj,v_proj \\
           --losses kl=1.0 --output_dir ./adapter --bf16 --gradient_checkpointing
 
+      several students from one decode, each as if alone; flags are said of all (docs/training.md):
+        teachonce train --students students.yaml --cache ./cache
+      where students.yaml holds
+        students: [{student: a.json, output_dir: ./a}, {student: b.json, output_dir: ./b, losses: {kl: 1, ce: 1}}]
+
     With several GPUs: torchrun --nproc_per_node 4 -m teachonce train ...
     """)
 
@@ -80,13 +86,10 @@ _EVALUATE_EXAMPLES = textwrap.dedent("""\
 
 def train(argv: list[str]) -> int:
     """`teachonce train`: returns the exit status."""
-    parser = Parser(
-        [TrainConfig, StudentArguments],
-        description="train Distils a student from a cache, with no teacher in memory.",
-        examples=_TRAIN_EXAMPLES,
-        shown=_SHOWN,
-    )
-    config, arguments = parser.values(argv)
+    path, flags = split(argv)
+    if path is not None:
+        return train_file(path, flags, _train_parser)
+    config, arguments = _train_parser().values(flags)
     try:
         with log_on_stderr("trainer", logging.INFO), log_on_stderr("schemas", logging.WARNING):
             trained = run_train(config, arguments)
@@ -98,6 +101,17 @@ def train(argv: list[str]) -> int:
         told = "already finished, nothing to do: " if trained.was_finished else ""
         sys.stderr.write(f"{told}{trained.steps} steps; the student is in {printable(trained.output_dir)}\n")
     return 0
+
+
+def _train_parser() -> Parser:
+    parser = Parser(
+        [TrainConfig, StudentArguments],
+        description="train Distils a student from a cache, with no teacher in memory.",
+        examples=_TRAIN_EXAMPLES,
+        shown=_SHOWN,
+    )
+    parser.add_argument("--students", metavar="FILE.yaml", help=HELP)
+    return parser
 
 
 def evaluate(argv: list[str]) -> int:

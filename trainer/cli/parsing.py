@@ -84,7 +84,8 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
         if HELP_ALL in arguments:
             self._shows_all, arguments = True, ["--help"]
         if arguments and not arguments[0].startswith("-"):
-            self._use_file(arguments.pop(0))
+            path = arguments.pop(0)
+            self.use(read_file(path), path)
         namespace, unknown = self.parse_known_args(arguments)
         if unknown:
             raise UsageError("there is no such flag", got=" ".join(unknown), do="See --help")
@@ -105,17 +106,17 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
             got = one_line(error).rstrip(".")
             raise UsageError("a flag has a value that cannot be", got=got, do="See --help") from error
 
-    def _use_file(self, path: str) -> None:
-        """Takes a file's keys as defaults; what a flag requires may stand there.
+    def use(self, keys: Mapping[str, Any], path: str) -> None:
+        """Takes a file's keys as defaults, later ones in place of earlier; what a flag requires may stand there.
 
         Raises:
             UsageError: a key that is no flag, or a value of another shape than the flag's.
         """
         actions = {action.dest: action for action in reversed(self._actions)}
         kinds = {name: kind for each in self.dataclass_types for name, kind in get_type_hints(each).items()}
-        for key, value in read_file(path).items():
+        for key, value in keys.items():
             action = actions.get(key)
-            if action is None or key in ("help", "help_all"):
+            if action is None or key in ("help", "help_all", "students"):
                 raise UsageError("there is no such key", where=path, got=key, do="See --help")
             action.required = False
             action.default = _Told(

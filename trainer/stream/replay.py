@@ -98,12 +98,24 @@ class Share:
 
 
 def read_batches(
-    sides: Sequence[Side], order: Order, collation: Collation, share: Share, start: Address
+    sides: Sequence[Side],
+    order: Order,
+    collation: Collation,
+    share: Share,
+    start: Address,
+    *,
+    open_runs: Callable[[int, int], Any] | None = None,
 ) -> Iterator[tuple[Address, Batch]]:
-    """This rank's batches from an address on, without end. Reads from the run that holds the first one."""
+    """This rank's batches from an address on, without end. Reads from the run that holds the first one.
+
+    `open_runs` gives the runs from an epoch's n-th on, where they are not read for this rank alone; it is closed.
+    """
     lanes, each = share.lanes(order), share.batches_a_step(order)
     first = start.number // each // order.steps_a_run
-    runs = Ahead(lambda: read_runs(sides, order, lanes, start.epoch, first), RUNS_AHEAD)
+    if open_runs is None:
+        runs: Any = Ahead(lambda: read_runs(sides, order, lanes, start.epoch, first), RUNS_AHEAD)
+    else:
+        runs = open_runs(start.epoch, first)
     try:
         for run in runs:
             cuts = [
@@ -195,25 +207,42 @@ class Replay(Dataset[Batch]):
     """One side of a cache as batches by address, read ahead in the order in which a rank asks for them."""
 
     def __init__(
-        self, sides: Sequence[Side], order: Order, collation: Collation, share: Share, *, pinned: bool = False
+        self,
+        sides: Sequence[Side],
+        order: Order,
+        collation: Collation,
+        share: Share,
+        *,
+        pinned: bool = False,
+        source: Callable[[Address], Any] | None = None,
     ) -> None:
+        """`source` gives batches from an address on, where they are not made for this replay alone; it is closed."""
         share.lanes(order)
         self.sides, self.order, self.collation, self.share = tuple(sides), order, collation, share
-        self._pinned = pinned
-        self._ahead: Ahead[tuple[Address, Batch]] | None = None
+        self._pinned, self._source = pinned, source or self._read
+        self._ahead: Any = None
         self._next: Address | None = None
 
     def __len__(self) -> int:
         return self.order.num_rows
 
     def __getitem__(self, address: Address) -> Batch:
-        if self._ahead is None or address != self._next:
-            self.close()
-            self._ahead = Ahead(lambda: self._batches(address), BATCHES_AHEAD)
+        self.open(address)
+        found: Address
+        batch: Batch
         found, batch = next(self._ahead)
         assert found == address, (found, address)
         self._next = self.share.after(self.order, address)
         return batch
+
+    def open(self, address: Address) -> None:
+        """Makes ready for this batch to be the next that is asked for."""
+        if self._ahead is None or address != self._next:
+            self.close()
+            self._ahead, self._next = self._source(address), address
+
+    def _read(self, start: Address) -> Ahead[tuple[Address, Batch]]:
+        return Ahead(lambda: self._batches(start), BATCHES_AHEAD)
 
     def _batches(self, start: Address) -> Iterator[tuple[Address, Batch]]:
         for address, batch in read_batches(self.sides, self.order, self.collation, self.share, start):

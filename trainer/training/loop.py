@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ from trainer.checkpoints.keeping import EvaluationStopped, KeepingTrainer
 from trainer.checkpoints.records import Record
 from trainer.checkpoints.shards import gathered, load_whole
 from trainer.checkpoints.signals import Signals
-from trainer.stream.replay import Replay, loader
+from trainer.stream.replay import Address, Replay, loader
 from trainer.students.adapters import load_adapter, save_adapter
 from trainer.students.students import Student
 from trainer.training.distiller import Distiller
 from trainer.training.sharding import shard_on_cpus
+from trainer.training.turns import Turn
 
 PROJECTIONS_NAME = "projections.safetensors"
 _SHARDED_OPTIMIZER = "optimizer.bin"
@@ -57,7 +58,9 @@ class DistillationTrainer(KeepingTrainer):
         evaluation: Replay | None,
         record: Record,
         signals: Signals,
+        turn: Turn | None = None,
     ) -> None:
+        """With a `turn` others train in this process too, each when its turn comes."""
         super().__init__(
             record=record,
             signals=signals,
@@ -66,7 +69,7 @@ class DistillationTrainer(KeepingTrainer):
             train_dataset=training,
             eval_dataset=evaluation,
         )
-        self._distiller, self.student = distiller, student
+        self._distiller, self.student, self._turn = distiller, student, turn
         self._terms: dict[str, Tensor] = {}
         self._terms_since = 0
         self._tokens = torch.zeros(2, dtype=torch.float64)
@@ -85,6 +88,28 @@ class DistillationTrainer(KeepingTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """This rank's part of the held-out batches."""
         return loader(self.eval_dataset if eval_dataset is None else eval_dataset)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The batches of the next step, when it is this student's turn to take one."""
+        if self._turn is not None:
+            steps, order = self.state.global_step, self.train_dataset.order
+            epoch, step = divmod(steps, order.num_steps)
+            first = step * self.train_dataset.share.batches_a_step(order)
+            self.train_dataset.open(Address(epoch, first))
+            self._turn.before_step(steps)
+            if self.health.must_stop:
+                self.stop_between()
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _in_turn(self, batches: DataLoader[Any]) -> Iterator[Any]:
+        """The batches of an evaluation, each when it is this student's turn."""
+        replay, iterator = batches.dataset, iter(batches)
+        if self._turn is not None:
+            replay.open(Address(0, 0))  # type: ignore[attr-defined]
+        for number in range(len(batches)):
+            if self._turn is not None:
+                self._turn.before_batch(self.state.global_step, number)
+            yield next(iterator)
 
     def compute_loss(
         self,
@@ -169,7 +194,7 @@ class DistillationTrainer(KeepingTrainer):
         counts = torch.zeros(3, dtype=torch.int64)
         every = 1 if self.args.world_size == 1 else _BATCHES_BETWEEN_AGREEMENTS
         try:
-            for number, inputs in enumerate(dataloader):
+            for number, inputs in enumerate(self._in_turn(dataloader)):
                 if number % every == 0 and self.health.agree():
                     raise EvaluationStopped
                 ones = torch.ones(3, dtype=torch.int64)

@@ -14,6 +14,7 @@ from trainer.checkpoints.records import Record
 from trainer.losses.objective import Objective
 from trainer.stream.order import LANES, Order
 from trainer.stream.replay import Replay, Share
+from trainer.stream.shared import SharedSide
 from trainer.stream.side import Side
 from trainer.stream.where import Where
 from trainer.students.students import Student
@@ -103,10 +104,28 @@ def needed_features(cache: Cache, objective: Objective) -> tuple[Feature, ...]:
     return cache.spec.features if objective.uses_features else ()
 
 
+class SharedSides:
+    """What several students of the same caches read together: one decode of each order."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[bool, int], SharedSide] = {}
+
+    def side(self, sides: Sequence[Side], order: Order, *, is_eval: bool) -> SharedSide:
+        """Of the students' orders those of one side and one size of a step are the same."""
+        key = is_eval, order.batch_size
+        if key not in self._found:
+            self._found[key] = SharedSide(sides, order, epochs=1 if is_eval else None)
+        return self._found[key]
+
+
 def make_replays(
-    config: TrainConfig, arguments: StudentArguments, opened: Opened, student: Student
+    config: TrainConfig,
+    arguments: StudentArguments,
+    opened: Opened,
+    student: Student,
+    shared: SharedSides | None = None,
 ) -> tuple[Replay, Replay | None]:
-    """What is trained on, and what it is evaluated on where that is asked for.
+    """What is trained on, and what it is evaluated on where that is asked for; `shared` with other students, or alone.
 
     Raises:
         UsageError: a side has no row.
@@ -114,7 +133,7 @@ def make_replays(
     """
     features = needed_features(opened.first, config.objective)
     collation = student.collation(temperature=config.temperature, features=features)
-    training = _replay(config, arguments, opened, collation, is_eval=False)
+    training = _replay(config, arguments, opened, collation, shared, is_eval=False)
     if not all(training.order.rows):
         empty = opened.caches[training.order.rows.index(0)]
         where, got = empty.storage.root, f"{empty.totals.examples} rows"
@@ -123,7 +142,7 @@ def make_replays(
         _check_first(side, training, cache, needs_labels="ce" in config.objective.weights)
     if arguments.eval_strategy == "no":
         return training, None
-    evaluation = _replay(config, arguments, opened, collation, is_eval=True)
+    evaluation = _replay(config, arguments, opened, collation, shared, is_eval=True)
     if evaluation.order.num_rows == 0:
         raise UsageError("no document is held out to evaluate on", do="Raise --eval_fraction")
     return training, evaluation
@@ -134,6 +153,7 @@ def _replay(
     arguments: StudentArguments,
     opened: Opened,
     collation: Collation,
+    shared: SharedSides | None,
     *,
     is_eval: bool,
 ) -> Replay:
@@ -153,7 +173,10 @@ def _replay(
     )
     share = Share(batch_size=size, rank=arguments.process_index, world_size=arguments.world_size)
     pinned = arguments.device.type == "cuda" and arguments.dataloader_pin_memory
-    return Replay(sides, order, collation, share, pinned=pinned)
+    if shared is None:
+        return Replay(sides, order, collation, share, pinned=pinned)
+    source = shared.side(sides, order, is_eval=is_eval).source(collation, share, pinned=pinned)
+    return Replay(sides, order, collation, share, source=source)
 
 
 def _check_first(side: Side, training: Replay, cache: int, *, needs_labels: bool) -> None:

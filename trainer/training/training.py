@@ -19,6 +19,7 @@ from trainer.students.students import Student, open_student
 from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.adapter_flags import adapter_lines, saved_parameters
 from trainer.training.arguments import StudentArguments, check_arguments, settle_direction
+from trainer.training.company import Company
 from trainer.training.config import TrainConfig
 from trainer.training.distiller import Distiller
 from trainer.training.loop import DistillationTrainer
@@ -32,7 +33,7 @@ from trainer.training.preflight import (
     type_lines,
 )
 from trainer.training.run_identity import make_record, new_run
-from trainer.training.streams import make_replays, needed_features, open_caches
+from trainer.training.streams import Opened, make_replays, needed_features, open_caches
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,20 @@ def train(config: TrainConfig, arguments: StudentArguments) -> Trained:
         TrainingError: a step was not finite, or what was trained cannot be saved.
         Stopped: SIGTERM or SIGINT came; what was trained is saved. (A `KeyboardInterrupt`.)
     """
+    check_settings(config, arguments)
+    with ExitStack() as stack:
+        signals = stack.enter_context(watched())
+        beginning = begin(config, arguments, stack)
+        opened = open_caches(config, arguments.world_size, beginning.record)
+        return distil(config, arguments, beginning, opened, signals)
+
+
+def check_settings(config: TrainConfig, arguments: StudentArguments) -> None:
+    """What can be known before anything is opened.
+
+    Raises:
+        UsageError: settings that do not go together.
+    """
     check_arguments(arguments)
     if config.batching == "pack" and arguments.per_device_train_batch_size == 1:
         raise UsageError(
@@ -71,19 +86,22 @@ def train(config: TrainConfig, arguments: StudentArguments) -> Trained:
             "--fsdp goes neither with --lora nor with --torch_compile", do="Leave one of them out"
         )
     settle_direction(arguments, [f"eval_{name}" for name in ("loss", *config.objective.weights)])
-    with ExitStack() as stack:
-        signals = stack.enter_context(watched())
-        if "://" in str(arguments.output_dir):
-            check_place(str(arguments.output_dir), config.sources, ())
-        folder = on_main(arguments, lambda: _claim(config, arguments, stack))
-        arguments.output_dir = str(folder)
-        beginning = on_main(
-            arguments,
-            lambda: choose(
-                arguments.resume_from_checkpoint, folder, overwrite=arguments.overwrite_output_dir
-            ),
-        )
-        return _train(config, arguments, beginning, signals)
+
+
+def begin(config: TrainConfig, arguments: StudentArguments, stack: ExitStack) -> Beginning:
+    """What a run goes on from, in its output folder, which is its own until the stack is closed.
+
+    Raises:
+        UsageError: the folder is another's, or there is nothing whole to go on from.
+    """
+    if "://" in str(arguments.output_dir):
+        check_place(str(arguments.output_dir), config.sources, ())
+    folder = on_main(arguments, lambda: _claim(config, arguments, stack))
+    arguments.output_dir = str(folder)
+    return on_main(
+        arguments,
+        lambda: choose(arguments.resume_from_checkpoint, folder, overwrite=arguments.overwrite_output_dir),
+    )
 
 
 def _claim(config: TrainConfig, arguments: StudentArguments, stack: ExitStack) -> Path:
@@ -94,12 +112,21 @@ def _claim(config: TrainConfig, arguments: StudentArguments, stack: ExitStack) -
     return folder
 
 
-def _train(
-    config: TrainConfig, arguments: StudentArguments, beginning: Beginning, signals: Signals
+def distil(
+    config: TrainConfig,
+    arguments: StudentArguments,
+    beginning: Beginning,
+    opened: Opened,
+    signals: Signals,
+    *,
+    company: Company | None = None,
 ) -> Trained:
-    before = beginning.record
-    opened = open_caches(config, arguments.world_size, before)
-    cache = opened.first
+    """The run itself, once its folder is claimed and its caches are open.
+
+    Raises:
+        TeachonceError, Stopped: as `train`.
+    """
+    before, cache = beginning.record, opened.first
     config.objective.check(cache.spec)
     folder = Path(str(arguments.output_dir))
     if arguments.overwrite_output_dir:
@@ -114,7 +141,9 @@ def _train(
         packs=packs,
         lora=config.adapters,
     )
-    training, evaluation = make_replays(config, arguments, opened, student)
+    training, evaluation = make_replays(
+        config, arguments, opened, student, None if company is None else company.sides
+    )
     total = total_steps(arguments, training)
     run = on_main(arguments, lambda: new_run() if before is None else before.run)
     record = make_record(config, arguments, opened, student, run)
@@ -139,7 +168,10 @@ def _train(
         evaluation=evaluation,
         record=record,
         signals=signals,
+        turn=None if company is None else company.turn,
     )
+    if company is not None:
+        company.name_logs(loop)
     try:
         return _run(loop, arguments, beginning, signals, total)
     finally:

@@ -1,0 +1,136 @@
+"""`teachonce train --students FILE`: a file's students as values, and what became of them as lines and a status."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from schemas.cli.logs import log_on_stderr
+from schemas.cli.process import reason_of, status_of
+from schemas.errors import UsageError
+from schemas.printable import printable
+from trainer.checkpoints.signals import Stopped
+from trainer.cli.parsing import Parser, read_file
+from trainer.training.arguments import StudentArguments
+from trainer.training.config import TrainConfig
+from trainer.training.fanout import THREAD, Outcome, train_students
+
+HELP = "Several students from one decode: a file of flags, and a list `students` of what each has of its own."
+_FLAG, _KEY = "--students", "students"
+
+
+def split(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The file of `--students`, if it is there, and the other flags.
+
+    Raises:
+        UsageError: no file follows, it stands there twice, or another file of flags stands beside it.
+    """
+    found: list[str] = []
+    others: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != _FLAG:
+            others.append(word)
+            continue
+        path = value if equals else next(words, "")
+        if not path or path.startswith("-"):
+            raise UsageError(f"{_FLAG} names no file", do="See --help")
+        found.append(path)
+    if len(found) > 1:
+        raise UsageError(f"{_FLAG} stands there twice", got=" ".join(found))
+    if found and others and not others[0].startswith("-"):
+        raise UsageError(
+            f"a file of flags has no place beside {_FLAG}",
+            got=others[0],
+            do="Move what it says of all students to the top of the other file",
+        )
+    return (found[0] if found else None), others
+
+
+def read_students(
+    path: str, flags: Sequence[str], parser: Callable[[], Parser]
+) -> list[tuple[TrainConfig, StudentArguments]]:
+    """The students of a file: its keys, overruled by the student's own, overruled by the flags.
+
+    Raises:
+        UsageError: the file has no such list, or a student's flags cannot be.
+    """
+    common = read_file(path)
+    told = common.pop(_KEY, None)
+    if not isinstance(told, list) or not told or not all(isinstance(own, dict) for own in told):
+        raise UsageError(
+            f"the file of {_FLAG} has no list of students",
+            where=path,
+            expected=f"{_KEY}: [{{student: ..., output_dir: ...}}, ...]",
+        )
+    return [
+        _student(f"{path}, student {number}", common, own, flags, parser())
+        for number, own in enumerate(told, 1)
+    ]
+
+
+def _student(
+    where: str, common: dict[str, Any], own: dict[str, Any], flags: Sequence[str], parser: Parser
+) -> tuple[TrainConfig, StudentArguments]:
+    try:
+        parser.use({**common, **own}, where)
+        config, arguments = parser.values(flags)
+    except UsageError as error:
+        if error.where == where:
+            raise
+        raise UsageError(
+            f"{where}: {error.what}", where=error.where, expected=error.expected, got=error.got, do=error.do
+        ) from error
+    return config, arguments
+
+
+def train_file(path: str, flags: Sequence[str], parser: Callable[[], Parser]) -> int:
+    """Trains a file's students: returns the exit status.
+
+    Raises:
+        UsageError: they cannot be trained together.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+        raise UsageError(
+            f"{_FLAG} trains in one process, and not in several ranks",
+            got=f"{os.environ['WORLD_SIZE']} ranks",
+            do="Run it without torchrun, or train each student by itself",
+        )
+    students = read_students(path, flags, parser)
+    try:
+        with log_on_stderr("trainer", logging.INFO, _Named()), log_on_stderr("schemas", logging.WARNING):
+            outcomes = train_students(students)
+    except Stopped as stopped:
+        sys.stderr.write(f"teachonce train: {stopped}\n")
+        return stopped.status
+    for outcome in outcomes:
+        sys.stderr.write(f"{printable(outcome.output_dir)}: {printable(_line(outcome))}\n")
+    return _status([outcome.error for outcome in outcomes if outcome.error is not None], len(outcomes))
+
+
+def _line(outcome: Outcome) -> str:
+    if outcome.trained is None:
+        return f"failed: {reason_of(outcome.error or RuntimeError())}"
+    told = "already finished, nothing to do: " if outcome.trained.was_finished else ""
+    return f"{told}{outcome.trained.steps} steps; the student is in {outcome.trained.output_dir}"
+
+
+def _status(errors: Sequence[Exception], number: int) -> int:
+    """0, if no student failed; 1, if one failed in training; else that of what kept it from starting."""
+    if not errors:
+        return 0
+    sys.stderr.write(f"teachonce train: {len(errors)} of {number} students failed\n")
+    return min(status_of(error) for error in errors)
+
+
+class _Named(logging.Formatter):
+    """A message behind the name of the student whose thread says it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text, thread = super().format(record), record.threadName or ""
+        name = f"{thread.removeprefix(THREAD)}: " if thread.startswith(THREAD) else ""
+        return text if text.startswith(name) else f"{name}{text}"
