@@ -23,6 +23,7 @@ from schemas.rows.rows import Rows
 from trainer.batches.entries import ENTRY_COLUMNS, Entries, can_gather, gather_entries, take_entries
 from trainer.batches.packing import Layout, Packed, Packing, Stacked
 from trainer.batches.pool import Pool
+from trainer.batches.stored import with_stored
 from trainer.batches.targets import dense_targets, gold_ids, sparse_targets
 from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets
 
@@ -121,6 +122,8 @@ class Collation:
     temperature: float = 1.0
     features: tuple[Feature, ...] = ()
     """Features that the losses need; others are not decoded."""
+    stored: frozenset[str] = frozenset()
+    """What of a position the losses need beside its entries: of `gold`, `entropy` and `own`."""
     pass_token_types: bool = True
     embeddings: int | None = None
     """How many ids the student has embeddings for; None where it looks none up in a table."""
@@ -187,7 +190,7 @@ class Collation:
     @property
     def _columns(self) -> frozenset[str]:
         features = [name for one in self.features for name in (one.column, one.scale_column)]
-        return _COLUMNS | set(features)
+        return _COLUMNS | set(features) | ({"gold_codes"} if "gold" in self.stored else set())
 
     def _layout(self, lengths: Array) -> Layout:
         if self.packing is None:
@@ -233,8 +236,11 @@ class Collation:
             return _Targets(dense, no_entries, None, offsets_of(dense.labelled.numpy()))
         entries = take_entries(rows, self.temperature) if entries is None else entries
         gold, student_vocab = gold_ids(rows), self.student_vocab
-        found = sparse_targets(rows, entries, gold, student_vocab=student_vocab, temperature=self.temperature)
-        return _Targets(*found, offsets_of(gold != NO_LABEL))
+        targets, offsets, beyond = sparse_targets(
+            rows, entries, gold, student_vocab=student_vocab, temperature=self.temperature
+        )
+        targets = with_stored(targets, rows, self.temperature, self.stored)
+        return _Targets(targets, offsets, beyond, offsets_of(gold != NO_LABEL))
 
 
 class _Targets(NamedTuple):

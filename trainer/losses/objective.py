@@ -1,60 +1,45 @@
-"""Which losses a run has, with what weights, and whether a cache can serve them.
+"""Which losses a run has, with what weights and parameters, and whether a cache can serve them.
 
-Written on the command line as `--losses kl=1.0 ce=0.5`. The total is the weighted sum; every term is logged, also one
-of weight 0.
+Written on the command line as `--losses kl=1.0 jsd=0.5,beta=0.3`. The total is the weighted sum; every term is logged,
+also one of weight 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemas.errors import StudentError, UsageError
-from schemas.policies import KeepAll, Sampled
-from schemas.spec import Scalar, Spec
-from trainer.losses.divergences import (
-    DenseTargets,
-    SparseTargets,
-    binary_cross_entropy,
-    binary_kl_divergence,
-    cross_entropy,
-    kl_divergence,
-    kl_of_kept,
-    mean_squared_error,
-    squared_error,
-)
-
-LossName = Literal["kl", "kl_kept", "ce", "mse_logits", "feature"]
-FeatureLoss = Literal["mse", "cosine"]
+from schemas.errors import UsageError
+from schemas.spec import Spec
+from schemas.tasks import Score
+from trainer.losses.loss import PER, Asked, Loss, Settings, Value
+from trainer.losses.registry import LOSSES
+from trainer.losses.scores import DenseScores, Scores
+from trainer.losses.serving import refusal
+from trainer.losses.targets import DenseTargets, SparseTargets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A weighted sum of losses.
+    """A weighted sum of losses, each by its name in the registry."""
 
-    * `kl`: forward KL from teacher to student at `temperature`, times its square; with a tail bucket where the cache's
-      policy cuts, without bias where it draws
-    * `kl_kept`: the same from the kept entries alone, divided by their sum; to be compared with
-    * `ce`: cross entropy with the corpus's own labels (mean squared error where the teacher regresses)
-    * `mse_logits`: squared difference of the logits, over kept entries
-    * `feature`: distance of pooled hidden states, mean over the cache's features
-    """
-
-    weights: Mapping[LossName, float]
+    weights: Mapping[str, float]
     temperature: float = 1.0
-    feature_loss: FeatureLoss = "mse"
+    settings: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+    """Parameters that are not the loss's default, by loss."""
 
     def __post_init__(self) -> None:
         if not self.weights:
             raise ValueError("an objective needs at least one loss")
-        _check_names(self.weights, self.feature_loss)
         for name, weight in self.weights.items():
+            if name not in LOSSES:
+                raise ValueError(f"no such loss: {name!r}; there are {', '.join(LOSSES)}")
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"the weight of {name} must be finite and not negative, but got {weight}")
         if not any(self.weights.values()):
@@ -64,29 +49,81 @@ class Objective:
 
     @classmethod
     def parse(cls, losses: Sequence[str], temperature: float = 1.0, feature_loss: str = "mse") -> Objective:
-        """From `["kl=1.0", "ce=0.5"]`.
+        """From `["kl=1.0", "jsd=0.5,beta=0.3"]`; `feature_loss` is another way to say `feature`'s distance.
 
         Raises:
             UsageError: naming what is wrong.
         """
         try:
-            pairs = [_parse(text) for text in losses]
-            weights = dict(pairs)
-            if len(weights) != len(pairs):
+            parsed = [_parse(text) for text in losses]
+            weights = {name: weight for name, weight, _ in parsed}
+            if len(weights) != len(parsed):
                 raise ValueError(f"a loss is named twice in {' '.join(losses)}")
-            _check_names(weights, feature_loss)
-            return cls(weights=weights, temperature=temperature, feature_loss=feature_loss)  # type: ignore[arg-type]
+            settings = {name: told for name, _, told in parsed if told}
+            if feature_loss != "mse":
+                distance = LOSSES["feature"].parameters["distance"].read("feature_loss", feature_loss)
+                settings["feature"] = {"distance": distance, **settings.get("feature", {})}
+            return cls(weights=weights, temperature=temperature, settings=settings)
         except ValueError as error:
             raise UsageError("the losses are not as they should be", got=str(error)) from error
 
     @property
-    def head_losses(self) -> tuple[LossName, ...]:
+    def losses(self) -> tuple[Loss, ...]:
+        """The entries, in the order in which they were told."""
+        return tuple(LOSSES[name] for name in self.weights)
+
+    @property
+    def head_losses(self) -> tuple[str, ...]:
         """Those that need the student's logits."""
-        return tuple(name for name in self.weights if name != "feature")
+        return tuple(loss.name for loss in self.losses if loss.pooled is None)
+
+    @property
+    def feature_losses(self) -> tuple[str, ...]:
+        """Those that need pooled hidden states."""
+        return tuple(loss.name for loss in self.losses if loss.pooled is not None)
 
     @property
     def uses_features(self) -> bool:
-        return "feature" in self.weights
+        return bool(self.feature_losses)
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether a loss is a mean over the positions that have a label."""
+        return any(loss.per == "labelled" for loss in self.losses)
+
+    @property
+    def softens(self) -> bool:
+        """Whether the temperature has a part in a loss."""
+        return any(loss.softens for loss in self.losses)
+
+    @property
+    def feature_loss(self) -> str:
+        """The distance of the loss `feature`."""
+        return str(self.settings_of("feature")["distance"])
+
+    def settings_of(self, name: str) -> Settings:
+        """All parameters of a loss."""
+        return {**LOSSES[name].defaults, **self.settings.get(name, {})}
+
+    @property
+    def told(self) -> dict[str, Value]:
+        """Every parameter that was told, but those with a flag of their own: a run's identity."""
+        return {
+            f"{name} {key}": value
+            for name, told in self.settings.items()
+            for key, value in told.items()
+            if (name, key) != ("feature", "distance")
+        }
+
+    def stored(self, spec: Spec) -> frozenset[str]:
+        """What the losses need of a position beside its entries, where the cache stores it."""
+        wanted = {name for loss in self.losses for name in loss.stores}
+        own = spec.own_logits and any(loss.kind.own for loss in self.losses)
+        return frozenset(wanted & set(spec.scalars)) | ({"own"} if own else set())
+
+    def asked(self, name: str, spec: Spec) -> Asked:
+        """One of the losses, and the cache that is to serve it."""
+        return Asked(LOSSES[name], self.settings_of(name), self.temperature, spec)
 
     def check(self, spec: Spec) -> None:
         """Whether a cache of this spec can serve the losses.
@@ -94,107 +131,60 @@ class Objective:
         Raises:
             StudentError: naming the loss and what to do.
         """
-        if self.uses_features and not spec.features:
-            raise StudentError(
-                "the feature loss needs features, and the cache holds none",
-                do="Precompute a cache with --features, for instance --features mean:-1",
-            )
-        if "kl" in self.weights and spec.score == "identity":
-            raise StudentError(
-                "a regression teacher gives values, not a distribution: kl has no meaning",
-                do="Use --losses mse_logits=1.0",
-            )
-        self._check_logits(spec)
-        self._check_policy(spec)
-
-    def _check_logits(self, spec: Spec) -> None:
-        """A logit is an entry's own log-probability and its position's logsumexp: both that lack are told at once."""
-        if "mse_logits" not in self.weights or spec.score != "softmax":
-            return
-        only_draws = isinstance(spec.keep, Sampled) and not spec.own_logits
-        if "logsumexp" in spec.scalars and not only_draws:
-            return
-        got = "counts of draws alone" if only_draws else "probabilities alone"
-        scalars = " ".join(name for name in get_args(Scalar) if name in (*spec.scalars, "logsumexp"))
-        flags = f"--scalars {scalars}" + (" --own_logits" if only_draws else "")
-        raise StudentError(
-            f"mse_logits needs the teacher's logits, and the cache stores {got}",
-            got=f"{spec.keep} with the scalars {' '.join(spec.scalars) or 'none'}",
-            do=f"Precompute a cache with {flags}, or leave mse_logits out",
-        )
-
-    def _check_policy(self, spec: Spec) -> None:
-        """What the kept entries can serve."""
-        if "kl_kept" in self.weights and (spec.is_sampling or spec.score != "softmax"):
-            raise StudentError(
-                "kl_kept divides a cut distribution by its sum, and this cache holds none",
-                expected="--keep all, top_k or top_p of a softmax teacher",
-                got=f"{spec.keep} of a {spec.score} teacher",
-                do="Use --losses kl=1.0, which needs no division",
-            )
-        known = self.temperature in spec.temperatures or isinstance(spec.keep, KeepAll)
-        if ("kl" in self.weights or spec.is_sampling) and not known:
-            raise StudentError(
-                "the cache cannot serve this temperature",
-                expected="one of " + ", ".join(f"{t:g}" for t in spec.temperatures),
-                got=f"{self.temperature:g}",
-                do=f"Precompute a cache with {_serving(spec, self.temperature)}",
-            )
+        for name in self.weights:
+            if (error := refusal(self.asked(name, spec))) is not None:
+                raise error
 
 
-def _serving(spec: Spec, temperature: float) -> str:
-    """Flags of `precompute` for a cache that can be asked at a temperature; draws with replacement never can."""
-    keep = "--keep threshold:1/32 " if isinstance(spec.keep, Sampled) else ""
-    return f"{keep}--temperatures 1 {temperature:g}, or with --keep all"
+def divisor(name: str) -> int:
+    """Which of a batch's counts a logged term is a mean over."""
+    return PER.index(LOSSES[name].per) if name in LOSSES else 0
 
 
-def _check_names(losses: Iterable[str], feature_loss: str) -> None:
-    for name in losses:
-        if name not in get_args(LossName):
-            raise ValueError(f"no such loss: {name!r}; there are {', '.join(get_args(LossName))}")
-    if feature_loss not in get_args(FeatureLoss):
-        raise ValueError(f"feature_loss must be mse or cosine, but got {feature_loss!r}")
-
-
-def _parse(text: str) -> tuple[str, float]:
-    name, equals, weight = text.partition("=")
+def _parse(text: str) -> tuple[str, float, dict[str, Value]]:
+    """`NAME=WEIGHT,PARAMETER=VALUE,...`"""
+    head, *rest = text.split(",")
+    name, equals, weight = head.partition("=")
+    if name not in LOSSES:
+        raise ValueError(f"no such loss: {name!r}; there are {', '.join(LOSSES)}")
     try:
-        return name, float(weight) if equals else 1.0
+        found = float(weight) if equals else 1.0
     except ValueError as error:
-        raise ValueError(f"{text!r} is not NAME=WEIGHT") from error
+        raise ValueError(f"{text!r} is not NAME=WEIGHT[,PARAMETER=VALUE...]") from error
+    parameters, told = LOSSES[name].parameters, dict[str, Value]()
+    for part in rest:
+        key, _, value = part.partition("=")
+        if key not in parameters:
+            known = ", ".join(parameters) or "none"
+            raise ValueError(f"{name} has no parameter {key!r}; its parameters: {known}")
+        if key in told:
+            raise ValueError(f"{key} stands twice in {text!r}")
+        told[key] = parameters[key].read(f"{name}'s {key}", value)
+    return name, found, told
 
 
 def position_losses(
-    names: Sequence[LossName],
+    names: Sequence[str],
     logits: Float[Tensor, "N V"],
     targets: SparseTargets | DenseTargets,
     *,
     temperature: float,
-    score: str,
+    score: Score,
+    settings: Mapping[str, Settings] | None = None,
+    once: bool = False,
 ) -> Float[Tensor, "T N"]:
-    """Each named loss at each position, from a student's logits in float32."""
+    """Each named loss at each position, from a student's logits in float32.
+
+    `once`: a single backward pass follows, and may write over what it needs.
+    """
+    scores: Any
     if isinstance(targets, SparseTargets):
-        found = [_sparse(name, logits, targets, temperature) for name in names]
+        scores = Scores(logits, targets, temperature, once=once)
     else:
-        found = [_dense(name, logits, targets, temperature, score) for name in names]
+        scores = DenseScores(logits, targets, temperature)
+    found = []
+    for name in names:
+        term: Any = LOSSES[name].term(score)
+        assert term is not None  # `Objective.check` has seen to it
+        found.append(term(scores, {**LOSSES[name].defaults, **(settings or {}).get(name, {})}))
     return torch.stack(found)
-
-
-def _sparse(name: LossName, logits: Tensor, targets: SparseTargets, temperature: float) -> Tensor:
-    if name == "kl":
-        return kl_divergence(logits, targets, temperature)
-    if name == "kl_kept":
-        return kl_of_kept(logits, targets, temperature)
-    if name == "ce":
-        return cross_entropy(logits, targets.gold)
-    return squared_error(logits, targets)
-
-
-def _dense(name: LossName, logits: Tensor, targets: DenseTargets, temperature: float, score: str) -> Tensor:
-    if name == "kl":
-        return binary_kl_divergence(logits, targets.logits, temperature)
-    if name == "mse_logits":
-        return mean_squared_error(logits, targets.logits, torch.ones_like(targets.labelled))
-    if score == "identity":
-        return mean_squared_error(logits, targets.gold, targets.labelled)
-    return binary_cross_entropy(logits, targets.gold, targets.labelled)

@@ -82,9 +82,16 @@ class Projections(nn.Module):
             }
         )
 
+    def pooled(self, states: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+        """`[B, H]` for each feature, from the hidden states `[B, S, H]` of its layer."""
+        pairs = zip(self.features, states, strict=True)
+        return [pooled(hidden, mask, feature.pooling) for feature, hidden in pairs]
+
+    def projected(self, own: Sequence[Tensor]) -> list[Tensor]:
+        """`[B, D]` in float32 for each feature, from what `pooled` gives."""
+        pairs = zip(self.features, own, strict=True)
+        return [self.maps[feature.column](states).float() for feature, states in pairs]
+
     def forward(self, states: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
         """`[B, D]` in float32 for each feature, from the hidden states `[B, S, H]` of its layer."""
-        return [
-            self.maps[feature.column](pooled(hidden, mask, feature.pooling)).float()
-            for feature, hidden in zip(self.features, states, strict=True)
-        ]
+        return self.projected(self.pooled(states, mask))

@@ -80,13 +80,20 @@ class Student:
         """Whether the model can be told which text of a pair a token is of."""
         return takes_token_types(self.model)
 
-    def collation(self, *, temperature: float = 1.0, features: tuple[Feature, ...] = ()) -> Collation:
+    def collation(
+        self,
+        *,
+        temperature: float = 1.0,
+        features: tuple[Feature, ...] = (),
+        stored: frozenset[str] = frozenset(),
+    ) -> Collation:
         """How a cache's rows become its batches."""
         return Collation(
             student_vocab=self.vocab_size,
             pad_id=self.pad_id,
             temperature=temperature,
             features=features,
+            stored=stored,
             pass_token_types=self.takes_token_types,
             embeddings=embedding_rows(self.model),
             token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,

@@ -39,13 +39,14 @@ class TrainConfig(AdapterFlags):
     losses: list[str] = field(
         default_factory=lambda: ["kl=1.0"],
         metadata={
-            "help": "NAME=WEIGHT ...: kl (from the teacher), ce (the corpus's own labels), mse_logits, "
-            "feature (pooled hidden states), kl_kept (without tail, to compare). Each is logged, also with weight 0."
+            "help": "NAME=WEIGHT[,PARAMETER=VALUE...] ...: kl (from the teacher), ce (the corpus's own labels), "
+            "jsd=1,beta=0.3, feature (pooled hidden states) and all others of docs/losses.md. Each is logged, also "
+            "with weight 0."
         },
     )
     temperature: float = field(
         default=1.0,
-        metadata={"help": "Of kl, which is multiplied by its square. The cache must have declared it."},
+        metadata={"help": "Of kl and its kin, times its square. The cache must have declared it."},
     )
     feature_loss: str = field(default="mse", metadata={"help": "mse or cosine."})
     eval_fraction: float = field(
@@ -108,8 +109,11 @@ class TrainConfig(AdapterFlags):
         layers = parse_shrink(self.student)
         if self.teacher is not None and layers is None:
             raise UsageError("--teacher has no effect without --student shrink:layers=N", got=self.teacher)
-        if self.temperature != 1 and not names & {"kl", "kl_kept"}:
-            raise UsageError("--temperature has no effect without the loss kl", got=self.temperature)
+        if self.temperature != 1 and not self.objective.softens:
+            raise UsageError(
+                "--temperature has no effect without the loss kl or another that softens",
+                got=self.temperature,
+            )
         if self.feature_loss != "mse" and "feature" not in names:
             raise UsageError("--feature_loss has no effect without the loss feature", got=self.feature_loss)
 

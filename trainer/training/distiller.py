@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from schemas.features import Feature
 from schemas.tasks import Score
 from trainer.batches.collate import Batch
-from trainer.losses.divergences import SparseTargets, feature_distance
 from trainer.losses.fused import fused_loss
-from trainer.losses.objective import Objective, position_losses
+from trainer.losses.loss import Pooled
+from trainer.losses.objective import Objective, divisor, position_losses
+from trainer.losses.registry import LOSSES
+from trainer.losses.targets import SparseTargets
 from trainer.models.heads import Head, Ran
 from trainer.students.features import Projections, layer_widths, student_layer
 from trainer.tasks.student_task import StudentTask
@@ -85,7 +87,7 @@ class Distiller(nn.Module):
         names = self.objective.head_losses
         if not names:
             return {}
-        divisors = torch.stack([totals[1 if name == "ce" else 0] for name in names])
+        divisors = torch.stack([totals[divisor(name)] for name in names])
         weights = self.head_weights
         if ran.head_inputs is not None:
             positions = batch.at_positions(ran.head_inputs)
@@ -98,13 +100,15 @@ class Distiller(nn.Module):
             losses = list(parts * weights)
         return {name: (loss, part) for name, loss, part in zip(names, losses, parts, strict=True)}
 
-    def _losses(self, logits: Tensor, targets: Any) -> Tensor:
+    def _losses(self, logits: Tensor, targets: Any, *, once: bool = False) -> Tensor:
         return position_losses(
             self.objective.head_losses,
             logits,
             targets,
             temperature=self.objective.temperature,
             score=self.score,
+            settings=self.objective.settings,
+            once=once,
         )
 
     def _feature_terms(
@@ -112,13 +116,15 @@ class Distiller(nn.Module):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         if self.projections is None:
             return {}
-        ours = self.projections(states, batch.example_mask)
-        each = [
-            feature_distance(projected, wanted, self.objective.feature_loss).sum()
-            for projected, wanted in zip(ours, batch.features, strict=True)
-        ]
-        term = torch.stack(each).mean() / totals[2]
-        return {"feature": (self.objective.weights["feature"] * term, term)}
+        own = self.projections.pooled(states, batch.example_mask)
+        pooled = Pooled(self.projections.projected(own), own, list(batch.features))
+        found = {}
+        for name in self.objective.feature_losses:
+            compute = LOSSES[name].pooled
+            assert compute is not None
+            term = compute(pooled, self.objective.settings_of(name)).sum() / totals[divisor(name)]
+            found[name] = (self.objective.weights[name] * term, term)
+        return found
 
     def activation_checkpointing_enable(self, **arguments: Any) -> None:
         """Passed on to the student."""
@@ -144,4 +150,4 @@ class _Terms:
         targets, offsets = self._batch.targets, self._batch.entry_offsets
         assert isinstance(targets, SparseTargets)
         part = targets.chunk(first, last, slice(int(offsets[first]), int(offsets[last])))
-        return self._distiller._losses(logits, part).sum(-1)
+        return self._distiller._losses(logits, part, once=True).sum(-1)

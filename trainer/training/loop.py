@@ -29,6 +29,7 @@ from trainer.checkpoints.keeping import EvaluationStopped, KeepingTrainer
 from trainer.checkpoints.records import Record
 from trainer.checkpoints.shards import gathered, load_whole
 from trainer.checkpoints.signals import Signals
+from trainer.losses.objective import divisor
 from trainer.stream.replay import Address, Replay, loader
 from trainer.students.adapters import load_adapter, save_adapter
 from trainer.students.students import Student
@@ -223,8 +224,7 @@ class DistillationTrainer(KeepingTrainer):
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, reduction="sum")
             counts = self.accelerator.reduce(counts, reduction="sum")
-        kinds = {"ce": 1, "feature": 2}
-        divisors = [max(1, int(counts[kinds.get(name, 0)])) for name in names]
+        divisors = [max(1, int(counts[divisor(name)])) for name in names]
         means = {n: total / d for n, total, d in zip(names, totals.tolist(), divisors, strict=True)}
         weights: Mapping[Any, float] = self._distiller.objective.weights
         return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}

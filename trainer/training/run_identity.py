@@ -53,7 +53,7 @@ def make_record(
         temperature=config.temperature,
         feature_loss=config.feature_loss,
         batching=config.batching,
-        settings=decide_weights(arguments),
+        settings={**decide_weights(arguments), **config.objective.told},
         run=run,
     )
 

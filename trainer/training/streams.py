@@ -132,14 +132,18 @@ def make_replays(
         StudentError: the student has no embedding for an id, or the losses need labels that are not there.
     """
     features = needed_features(opened.first, config.objective)
-    collation = student.collation(temperature=config.temperature, features=features)
+    collation = student.collation(
+        temperature=config.temperature,
+        features=features,
+        stored=config.objective.stored(opened.first.spec),
+    )
     training = _replay(config, arguments, opened, collation, shared, is_eval=False)
     if not all(training.order.rows):
         empty = opened.caches[training.order.rows.index(0)]
         where, got = empty.storage.root, f"{empty.totals.examples} rows"
         raise UsageError("no row is left to train on", where=where, got=got)
     for cache, side in enumerate(training.sides):
-        _check_first(side, training, cache, needs_labels="ce" in config.objective.weights)
+        _check_first(side, training, cache, needs_labels=config.objective.uses_labels)
     if arguments.eval_strategy == "no":
         return training, None
     evaluation = _replay(config, arguments, opened, collation, shared, is_eval=True)

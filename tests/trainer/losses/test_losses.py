@@ -11,14 +11,14 @@ from trainer.batches.targets import distribution
 from trainer.losses.divergences import (
     NO_LABEL,
     SparseTargets,
-    binary_cross_entropy,
     binary_kl_divergence,
     cross_entropy,
-    feature_distance,
     kl_divergence,
     mean_squared_error,
     squared_error,
 )
+from trainer.losses.features import feature_distance
+from trainer.losses.labels import binary_cross_entropy
 
 N, V = 7, 23
 

@@ -1,0 +1,61 @@
+"""A new loss is one entry: the command line, the check, training, the log and the docs know it from that alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from schemas.cache import Cache
+from schemas.errors import StudentError
+from schemas.policies import Threshold
+from tests.trainer.caches import causal_spec
+from tests.trainer.tiny import VOCAB, llama_config
+from trainer.batches.collate import Collation
+from trainer.losses.loss import Loss, Parameter, Settings
+from trainer.losses.registry import LOSSES
+from trainer.losses.scores import Scores
+from trainer.losses.serving import EXACT
+from trainer.losses.unbiasedness import bias_lines
+from trainer.tasks.tasks import STUDENT_TASKS
+from trainer.training.config import TrainConfig
+from trainer.training.distiller import Distiller
+
+
+def chi_square(scores: Scores, settings: Settings) -> torch.Tensor:
+    p, q = scores.weights, scores.soft.kept.exp()
+    return float(settings["scale"]) * scores.sum((p - q).square() / p)
+
+
+ENTRY = Loss(
+    name="chi_square",
+    formula="scale sum (p - q)^2 / p",
+    paper="Pearson (1900)",
+    kind=EXACT,
+    parameters={"scale": Parameter(default=1.0, low=0.0)},
+    softmax=chi_square,
+    softens=True,
+)
+
+
+def test_an_entry_is_all_that_a_loss_is(causal_cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, ENTRY.name, ENTRY)  # type: ignore[arg-type]
+    config = TrainConfig(
+        cache="c", student="s.json", losses=["kl=1", "chi_square=0.5,scale=2"], temperature=2.0
+    )
+    objective = config.objective
+    objective.check(causal_cache.spec)
+    with pytest.raises(StudentError, match="chi_square needs exact entries"):
+        objective.check(causal_spec(Threshold(tau=1 / 8), own_logits=True))
+    assert any(
+        "chi_square from top_k:32: biased" in line for line in bias_lines(objective, causal_cache.spec, VOCAB)
+    )
+    torch.manual_seed(0)
+    student = LlamaForCausalLM(llama_config())
+    model = Distiller(student, objective, score="softmax", task=STUDENT_TASKS["causal-lm"])
+    rows = causal_cache.read(causal_cache.row_groups[0]).take(np.arange(4))
+    found = model(Collation(student_vocab=VOCAB, pad_id=0, temperature=2.0).batch(rows))
+    torch.testing.assert_close(found["loss"], found["kl"] + 0.5 * found["chi_square"])
+    found["loss"].backward()
+    assert student.lm_head.weight.grad.abs().max() > 0

@@ -1,0 +1,167 @@
+"""Every loss on every policy and score is served, or refused with what to do: by the table that its formula gives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from schemas.errors import StudentError, UsageError
+from schemas.features import Feature
+from schemas.policies import KeepAll, KeepPolicy, Sampled, Threshold, TopK, TopP
+from schemas.spec import Spec
+from tests.trainer.caches import causal_spec
+from trainer.losses.objective import Objective
+from trainer.losses.registry import LOSSES
+
+LINEAR = {"kl"}
+FINITE = {"jsd", "tvd", "hellinger", "skew_kl", "skew_rkl", "alpha_beta"}
+EXACT = {"rkl", "kl_kept"}
+WHOLE: set[str] = set()
+LOGITS = {"mse_logits"}
+LABELS = {"ce", "ce_smoothed", "ce_symmetric", "ce_generalised"}
+POOLED = {"feature", "feature_relative", "pkd"}
+NEVER: set[str] = set()
+NEEDS_GOLD: set[str] = set()
+NEEDS_ENTROPY: set[str] = set()
+SIGMOID = {"kl", "ce", "ce_smoothed", "mse_logits", "rkl", *FINITE, *POOLED}
+"""What has a meaning for classes that are apart."""
+IDENTITY = {"ce", "mse_logits", *POOLED}
+"""What has a meaning for values."""
+
+POLICIES: Mapping[str, KeepPolicy] = {
+    "all": KeepAll(),
+    "top_k": TopK(k=8),
+    "top_p": TopP(p=0.9, k=8),
+    "threshold": Threshold(tau=1 / 8),
+    "sampled": Sampled(n=13),
+}
+STORED: Mapping[str, Mapping[str, Any]] = {
+    "nothing": {"scalars": ()},
+    "gold": {"scalars": ("gold",)},
+    "entropy": {"scalars": ("entropy",)},
+    "logsumexp": {"scalars": ("logsumexp",)},
+    "own": {"scalars": ("entropy", "gold", "logsumexp"), "own_logits": True},
+}
+
+
+def spec_of(policy: str, stored: str, features: int = 2) -> Spec | None:
+    changes = dict(STORED[stored])
+    if changes.get("own_logits") and policy not in ("threshold", "sampled"):
+        changes["own_logits"] = False
+    pooled = tuple(Feature(pooling="mean", layer=layer, width=4) for layer in range(features))
+    return causal_spec(POLICIES[policy], temperatures=(1.0,), features=pooled, **changes)
+
+
+def is_served(name: str, policy: str, spec: Spec) -> bool:
+    """By the formula: what it needs of p."""
+    draws = policy in ("threshold", "sampled")
+    if name in NEVER:
+        return False
+    if name in WHOLE and policy != "all":
+        return False
+    if name in EXACT and draws:
+        return False
+    if name in FINITE and draws and not spec.own_logits:
+        return False
+    if name in LOGITS:
+        return "logsumexp" in spec.scalars and (policy != "sampled" or spec.own_logits)
+    gold = name not in NEEDS_GOLD or policy == "all" or "gold" in spec.scalars
+    return gold and (name not in NEEDS_ENTROPY or policy == "all" or "entropy" in spec.scalars)
+
+
+def test_every_loss_stands_in_one_class() -> None:
+    classes = [LINEAR, FINITE, EXACT, WHOLE, LOGITS, LABELS, POOLED, NEVER]
+    assert sorted(name for each in classes for name in each) == sorted(LOSSES)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_whole_table(name: str, policy: str, stored: str) -> None:
+    spec = spec_of(policy, stored)
+    objective = Objective(weights={name: 1.0})
+    if is_served(name, policy, spec):
+        objective.check(spec)
+        return
+    with pytest.raises(StudentError) as caught:
+        objective.check(spec)
+    text = str(caught.value)
+    assert name in text
+    assert re.search(r"Precompute a cache with --|Use --losses \w+=1", text), text
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("score", ["sigmoid", "identity"])
+def test_other_scores(name: str, score: Any) -> None:
+    spec = Spec(
+        task="sequence-classification",
+        score=score,
+        vocab_size=3,
+        keep=KeepAll(),
+        max_length=8,
+        features=(Feature(pooling="mean", layer=0, width=4), Feature(pooling="mean", layer=1, width=4)),
+    )
+    objective = Objective(weights={name: 1.0})
+    if name in (SIGMOID if score == "sigmoid" else IDENTITY):
+        objective.check(spec)
+        return
+    with pytest.raises(StudentError, match=rf"{name}[^.]*") as caught:
+        objective.check(spec)
+    assert "Use --losses " in str(caught.value)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_temperature_that_is_not_declared(name: str, policy: str) -> None:
+    spec = spec_of(policy, "own")
+    if not is_served(name, policy, spec):
+        return
+    objective = Objective(weights={name: 1.0}, temperature=3.0)
+    draws = policy in ("threshold", "sampled")
+    if policy == "all" or not (LOSSES[name].softens or draws):
+        objective.check(spec)
+        return
+    with pytest.raises(StudentError, match="--temperatures 1 3"):
+        objective.check(spec)
+
+
+@pytest.mark.parametrize("name", sorted(POOLED))
+def test_pooled_losses_need_features(name: str) -> None:
+    least = LOSSES[name].least_features
+    Objective(weights={name: 1.0}).check(spec_of("top_k", "nothing", least))
+    with pytest.raises(StudentError, match="Precompute a cache with --features"):
+        Objective(weights={name: 1.0}).check(spec_of("top_k", "nothing", least - 1))
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if "tail" in loss.parameters])
+def test_draws_have_no_tail_to_choose(name: str) -> None:
+    objective = Objective.parse([f"{name}=1,tail=uniform"])
+    objective.check(spec_of("top_p", "own"))
+    if is_served(name, "threshold", spec_of("threshold", "own")):
+        with pytest.raises(StudentError, match="Leave tail out"):
+            objective.check(spec_of("threshold", "own"))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_parameters_are_read_and_refused(name: str) -> None:
+    for key, parameter in LOSSES[name].parameters.items():
+        told = f"{name}=0.5,{key}={parameter.default}"
+        assert Objective.parse([told]).settings_of(name)[key] == parameter.default
+        for bad in ("much", "nan", *(["1.5"] if parameter.whole else [])):
+            with pytest.raises(UsageError, match=key):
+                Objective.parse([f"{name}=1,{key}={bad}"])
+        if not parameter.choices:
+            for edge in (parameter.low, parameter.high):
+                outside = edge if parameter.beyond else edge + (1 if edge > parameter.low else -1)
+                with pytest.raises(UsageError, match=key):
+                    Objective.parse([f"{name}=1,{key}={outside}"])
+    with pytest.raises(UsageError, match="no parameter 'sharpness'"):
+        Objective.parse([f"{name}=1,sharpness=2"])
+
+
+def test_a_parameter_that_stands_twice() -> None:
+    with pytest.raises(UsageError, match="twice"):
+        Objective.parse(["jsd=1,beta=0.1,beta=0.2"])

@@ -1,0 +1,111 @@
+"""Cross entropy with the corpus's own labels, and what of it bears labels that are wrong."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from trainer.losses.divergences import mean_squared_error
+from trainer.losses.loss import Loss, Parameter, Settings
+from trainer.losses.scores import DenseScores, Scores
+from trainer.losses.serving import LABELS
+from trainer.losses.targets import NO_LABEL
+
+
+def binary_cross_entropy(
+    logits: Float[Tensor, "N V"], gold: Float[Tensor, "N V"], labelled: Bool[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """Mean over classes of the binary cross entropy in nats; 0 where there is no label."""
+    each = F.binary_cross_entropy_with_logits(logits, gold, reduction="none").mean(-1)
+    return torch.where(labelled, each, 0)
+
+
+def _has_gold(scores: Scores) -> Tensor:
+    return scores.targets.gold != NO_LABEL
+
+
+def _ce(scores: Scores, _: Settings) -> Float[Tensor, " N"]:
+    return -scores.plain.gold
+
+
+def _binary(scores: DenseScores, _: Settings) -> Float[Tensor, " N"]:
+    return binary_cross_entropy(scores.logits, scores.targets.gold, scores.targets.labelled)
+
+
+def _values(scores: DenseScores, _: Settings) -> Float[Tensor, " N"]:
+    return mean_squared_error(scores.logits, scores.targets.gold, scores.targets.labelled)
+
+
+def _smoothed(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
+    epsilon, plain = float(settings["epsilon"]), scores.plain
+    mean_log = scores.logits.mean(-1) - plain.logsumexp
+    return torch.where(_has_gold(scores), -(1 - epsilon) * plain.gold - epsilon * mean_log, 0)
+
+
+def _smoothed_binary(scores: DenseScores, settings: Settings) -> Float[Tensor, " N"]:
+    epsilon = float(settings["epsilon"])
+    gold = scores.targets.gold * (1 - epsilon) + epsilon / 2
+    return binary_cross_entropy(scores.logits, gold, scores.targets.labelled)
+
+
+def _symmetric(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
+    """The reverse part is `-sum q log y` with the logarithm of 0 taken as A: `-A (1 - q_gold)`."""
+    log_q = scores.plain.gold
+    other = -float(settings["floor"]) * -torch.expm1(log_q)
+    return float(settings["alpha"]) * -log_q + float(settings["beta"]) * torch.where(
+        _has_gold(scores), other, 0
+    )
+
+
+def _generalised(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
+    exponent = float(settings["q"])
+    return torch.where(_has_gold(scores), -torch.expm1(exponent * scores.plain.gold) / exponent, 0)
+
+
+LOSSES = (
+    Loss(
+        name="ce",
+        formula="-log q_gold",
+        paper="",
+        kind=LABELS,
+        softmax=_ce,
+        sigmoid=_binary,
+        identity=_values,
+        per="labelled",
+    ),
+    Loss(
+        name="ce_smoothed",
+        formula="-(1 - e) log q_gold - (e / V) sum log q, e = epsilon",
+        paper="arXiv:1512.00567",
+        kind=LABELS,
+        parameters={"epsilon": Parameter(default=0.1, low=0.0, high=1.0)},
+        softmax=_smoothed,
+        sigmoid=_smoothed_binary,
+        per="labelled",
+        passes=1,
+    ),
+    Loss(
+        name="ce_symmetric",
+        formula="-alpha log q_gold - beta floor (1 - q_gold)",
+        paper="arXiv:1908.06112",
+        kind=LABELS,
+        parameters={
+            "alpha": Parameter(default=0.1, low=0.0),
+            "beta": Parameter(default=1.0, low=0.0),
+            "floor": Parameter(default=-4.0, low=-100.0, high=0.0, beyond=True),
+        },
+        softmax=_symmetric,
+        per="labelled",
+    ),
+    Loss(
+        name="ce_generalised",
+        formula="(1 - q_gold^q) / q",
+        paper="arXiv:1805.07836",
+        kind=LABELS,
+        parameters={"q": Parameter(default=0.7, low=0.0, high=1.0, beyond=True)},
+        softmax=_generalised,
+        per="labelled",
+    ),
+)

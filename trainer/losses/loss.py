@@ -1,0 +1,165 @@
+"""What a loss is: one value with its name, formula and paper, what it computes, and which class of caches serves it.
+
+A loss joins by its entry in a family's `LOSSES`; nothing else knows it by name. The entry says
+
+* what it is computed from: a softmax teacher's scores (`softmax`), a sigmoid's or a regression's (`sigmoid`,
+  `identity`), or pooled features (`pooled`); where it says nothing it has no meaning, and is refused;
+* its `kind`, which follows from the formula and decides what an entry's cache must keep; `stores`, beside the entries;
+* its parameters, written behind the weight: `--losses jsd=1.0,beta=0.5`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from schemas.errors import StudentError
+from schemas.spec import Spec
+from schemas.tasks import Score
+from trainer.losses.scores import DenseScores, Scores
+
+Value = float | str
+Settings = Mapping[str, Value]
+"""A loss's parameters by name."""
+Per = Literal["positions", "labelled", "examples"]
+"""What a loss is the mean over; `Batch.counts` is in this order."""
+PER: tuple[Per, ...] = ("positions", "labelled", "examples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A number within bounds, or one of some words."""
+
+    default: Value
+    low: float = -math.inf
+    high: float = math.inf
+    beyond: bool = False
+    """Whether the bounds themselves are left out."""
+    choices: tuple[str, ...] = ()
+    whole: bool = False
+
+    def read(self, name: str, text: str) -> Value:
+        """The value that is written so.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if self.choices:
+            if text not in self.choices:
+                raise ValueError(f"{name} must be {' or '.join(self.choices)}, but got {text!r}")
+            return text
+        try:
+            found = float(text)
+        except ValueError as error:
+            raise ValueError(f"{name} must be a number, but got {text!r}") from error
+        inside = self.low < found < self.high if self.beyond else self.low <= found <= self.high
+        if not (math.isfinite(found) and inside and (not self.whole or found == int(found))):
+            raise ValueError(f"{name} must be {self.range}, but got {found:g}")
+        return found
+
+    @property
+    def range(self) -> str:
+        """For people, for instance `between 0 and 1`."""
+        if self.choices:
+            return " or ".join(self.choices)
+        number = "a whole number" if self.whole else ""
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            between = "between {:g} and {:g}" if self.beyond else "from {:g} to {:g}"
+            words = between.format(self.low, self.high)
+        elif math.isfinite(self.low):
+            words = f"above {self.low:g}" if self.beyond else f"at least {self.low:g}"
+        else:
+            words = "finite"
+        return f"{number} {words}".strip()
+
+
+class Asked(NamedTuple):
+    """A loss and the cache that is to serve it."""
+
+    loss: Loss
+    settings: Settings
+    temperature: float
+    spec: Spec
+
+    def error(self, said: str, *, expected: str | None = None, got: Any = None, do: str) -> StudentError:
+        """What is wrong with it: `said` follows the loss's name."""
+        return StudentError(f"{self.loss.name} {said}", expected=expected, got=got, do=do)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A class of losses: what of a cache serves it. It follows from the formula."""
+
+    name: str
+    served_by: str
+    """For people: which policies, and with what."""
+    refusal: Callable[[Asked], StudentError | None]
+    worth: Callable[[Asked, int], str]
+    """What it is worth on a cache that serves it, for a student with so many ids: exact, unbiased or biased."""
+    own: bool = False
+    """Whether drawn entries' own log-probabilities are needed."""
+    from_entries: bool = True
+    """Whether what the cache keeps of a position has a part in it."""
+
+
+class Pooled(NamedTuple):
+    """Pooled hidden states of B examples, one pair for each of the cache's features."""
+
+    projected: list[Float[Tensor, "B D"]]
+    """The student's, in the teacher's widths by learned maps."""
+    ours: list[Float[Tensor, "B H"]]
+    """The student's own."""
+    theirs: list[Float[Tensor, "B D"]]
+    """The teacher's."""
+    module: nn.Module | None = None
+    """What the loss has learned beside the student, where it has something."""
+    output: Float[Tensor, "B V"] | None = None
+    """The teacher's probabilities of a whole text's classes, where a loss asks for them."""
+
+
+SoftmaxTerm = Callable[[Scores, Settings], Float[Tensor, " N"]]
+DenseTerm = Callable[[DenseScores, Settings], Float[Tensor, " N"]]
+PooledTerm = Callable[[Pooled, Settings], Float[Tensor, " B"]]
+Select = Callable[[Any, Settings], Float[Tensor, " N"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """An entry."""
+
+    name: str
+    formula: str
+    paper: str
+    """arXiv:..., or a book's or venue's name; empty for what everybody knows."""
+    kind: Kind
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    softmax: SoftmaxTerm | None = None
+    sigmoid: DenseTerm | None = None
+    identity: DenseTerm | None = None
+    pooled: PooledTerm | None = None
+    per: Per = "positions"
+    stores: tuple[str, ...] = ()
+    """Scalars that a cache which does not keep all must store: `gold`, `entropy`."""
+    softens: bool = False
+    """Whether the losses' temperature has a part in it."""
+    passes: int = 0
+    """Passes over `[N, V]` beside the shared softmax and its gradient, for each position."""
+    least_features: int = 1
+
+    def term(self, score: Score) -> SoftmaxTerm | DenseTerm | None:
+        """What it computes from a teacher with such scores; None where it has no meaning."""
+        found: Mapping[Score, SoftmaxTerm | DenseTerm | None] = {
+            "softmax": self.softmax,
+            "sigmoid": self.sigmoid,
+            "identity": self.identity,
+        }
+        return found[score]
+
+    @property
+    def defaults(self) -> dict[str, Value]:
+        return {name: parameter.default for name, parameter in self.parameters.items()}

@@ -1,0 +1,11 @@
+"""Every loss by its name. A family is a file with `LOSSES`; a new one gets its line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trainer.losses import divergences, features, labels, pointwise
+from trainer.losses.loss import Loss
+
+FAMILIES = (divergences, labels, pointwise, features)
+LOSSES: Mapping[str, Loss] = {loss.name: loss for family in FAMILIES for loss in family.LOSSES}

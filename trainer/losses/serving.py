@@ -1,0 +1,306 @@
+"""The classes of losses. Which caches serve a loss follows from its formula, and its class alone decides.
+
+* *Linear in the teacher's p*: the weights serve it, of any policy; without bias where entries are drawn.
+* *Not linear, but finite at p = 0*: draws serve it by each entry's own log-probability: `sum of f(0, q)` over all ids,
+  and for each kept one `(f(p, q) - f(0, q)) / pi`, with pi the probability that it was kept. That is unbiased.
+* *Exact entries only*: a draw's expectation says nothing of the loss.
+* *Labels*: the corpus's own; what the cache keeps of the teacher has no part in it.
+* *Pooled features*: what `--features` declared.
+* *Rows by origin*, and *every token's states*: no cache of this format has them.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from schemas.errors import StudentError
+from schemas.policies import KeepAll, Sampled
+from schemas.spec import Scalar, Spec
+from trainer.losses.loss import Asked, Kind
+
+EXACT_POLICIES = "--keep all, top_p:P,k=K or top_k:K"
+
+
+def knows_entropy(spec: Spec, temperature: float, *, student_has_all: bool = True) -> bool:
+    """Whether the teacher's entropy is known or can be estimated: else the value of `kl` is a cross entropy.
+
+    What is stored is that of all V ids: of no use to a student that lacks some.
+    """
+    stored = temperature == 1 and "entropy" in spec.scalars and student_has_all
+    return not spec.is_sampling or stored or spec.own_logits
+
+
+def refusal(asked: Asked) -> StudentError | None:
+    """Why a cache cannot serve a loss, and what to do; None where it can."""
+    loss, spec = asked.loss, asked.spec
+    if loss.pooled is None and loss.kind not in (ORIGIN, EVERY_TOKEN) and loss.term(spec.score) is None:
+        return _meaningless(asked)
+    return (
+        loss.kind.refusal(asked)
+        or _without_scalars(asked)
+        or _without_tail(asked)
+        or _other_temperature(asked)
+    )
+
+
+def _meaningless(asked: Asked) -> StudentError:
+    if asked.spec.score == "identity":
+        return StudentError(
+            f"a regression teacher gives values, not a distribution: {asked.loss.name} has no meaning",
+            do="Use --losses mse_logits=1.0",
+        )
+    return asked.error(
+        f"has no meaning for a {asked.spec.score} teacher, whose classes are apart",
+        do=f"Use --losses {'kl' if asked.spec.score == 'sigmoid' else 'mse_logits'}=1.0",
+    )
+
+
+def with_scalars(spec: Spec, *names: str) -> str:
+    """The flag that would store these too."""
+    return "--scalars " + " ".join(name for name in get_args(Scalar) if name in (*spec.scalars, *names))
+
+
+def _without_scalars(asked: Asked) -> StudentError | None:
+    spec = asked.spec
+    if spec.score != "softmax" or isinstance(spec.keep, KeepAll):
+        return None
+    lacks = [name for name in asked.loss.stores if name not in spec.scalars]
+    if not lacks:
+        return None
+    return asked.error(
+        f"needs the teacher's {' and '.join(_SCALARS[name] for name in lacks)}, which the cache does not store",
+        got=f"the scalars {' '.join(spec.scalars) or 'none'}",
+        do=f"Precompute a cache with {with_scalars(spec, *lacks)}",
+    )
+
+
+_SCALARS = {"gold": "log-probability of the gold id", "entropy": "entropy", "logsumexp": "logsumexp"}
+
+
+def _without_tail(asked: Asked) -> StudentError | None:
+    if asked.spec.is_sampling and asked.settings.get("tail", "bucket") != "bucket":
+        return asked.error(
+            "has no tail where entries are drawn: their weights are the whole distribution's",
+            got=f"tail={asked.settings['tail']} on {asked.spec.keep}",
+            do=f"Leave tail out, or use a cache with {EXACT_POLICIES}",
+        )
+    return None
+
+
+def _other_temperature(asked: Asked) -> StudentError | None:
+    """Draws are made for the declared temperatures, whatever is asked of them."""
+    spec, temperature = asked.spec, asked.temperature
+    known = temperature in spec.temperatures or isinstance(spec.keep, KeepAll)
+    if known or not (asked.loss.softens or spec.is_sampling):
+        return None
+    keep = "--keep threshold:1/32 " if isinstance(spec.keep, Sampled) else ""
+    return StudentError(
+        "the cache cannot serve this temperature",
+        expected="one of " + ", ".join(f"{t:g}" for t in spec.temperatures),
+        got=f"{temperature:g}",
+        do=f"Precompute a cache with {keep}--temperatures 1 {temperature:g}, or with --keep all",
+    )
+
+
+def _served(asked: Asked) -> None:
+    return None
+
+
+def _own_logits(asked: Asked) -> StudentError | None:
+    if not asked.spec.is_sampling or asked.spec.own_logits:
+        return None
+    return asked.error(
+        "is not linear in the teacher's probabilities: drawn entries need their own",
+        expected="--own_logits",
+        got=f"{asked.spec.keep} with weights alone",
+        do=f"Precompute a cache with --own_logits, or with {EXACT_POLICIES}; or use --losses kl=1.0",
+    )
+
+
+def _exact_only(asked: Asked) -> StudentError | None:
+    if not asked.spec.is_sampling:
+        return None
+    return asked.error(
+        "needs exact entries, and this cache draws them",
+        expected=EXACT_POLICIES,
+        got=str(asked.spec.keep),
+        do="Precompute a cache with --keep top_p:0.99,k=64, or use --losses kl=1.0",
+    )
+
+
+def _all_only(asked: Asked) -> StudentError | None:
+    if isinstance(asked.spec.keep, KeepAll):
+        return None
+    return asked.error(
+        "needs every score of a position",
+        expected="--keep all",
+        got=str(asked.spec.keep),
+        do="Precompute a cache with --keep all, or use --losses kl=1.0",
+    )
+
+
+def _no_division(asked: Asked) -> StudentError | None:
+    if not asked.spec.is_sampling:
+        return None
+    return asked.error(
+        "divides a cut distribution by its sum, and this cache holds none",
+        expected="--keep all, top_k or top_p of a softmax teacher",
+        got=f"{asked.spec.keep} of a {asked.spec.score} teacher",
+        do="Use --losses kl=1.0, which needs no division",
+    )
+
+
+def _logits_known(asked: Asked) -> StudentError | None:
+    """A logit is an entry's own log-probability and its position's logsumexp: both that lack are told at once."""
+    spec = asked.spec
+    only_draws = isinstance(spec.keep, Sampled) and not spec.own_logits
+    if spec.score != "softmax" or ("logsumexp" in spec.scalars and not only_draws):
+        return None
+    got = "counts of draws alone" if only_draws else "probabilities alone"
+    flags = with_scalars(spec, "logsumexp") + (" --own_logits" if only_draws else "")
+    return asked.error(
+        f"needs the teacher's logits, and the cache stores {got}",
+        got=f"{spec.keep} with the scalars {' '.join(spec.scalars) or 'none'}",
+        do=f"Precompute a cache with {flags}, or leave {asked.loss.name} out",
+    )
+
+
+def _features(asked: Asked) -> StudentError | None:
+    number, least = len(asked.spec.features), asked.loss.least_features
+    if number >= least:
+        return None
+    if least > 1:
+        return asked.error(
+            f"is a relation between {least} layers",
+            expected=f"a cache with {least} features",
+            got=number,
+            do="Precompute a cache with --features mean:6 mean:-1, or two other layers",
+        )
+    return asked.error(
+        "needs features, and the cache holds none",
+        do="Precompute a cache with --features, for instance --features mean:-1",
+    )
+
+
+def _by_origin(asked: Asked) -> StudentError:
+    return asked.error(
+        "goes one way on texts that the teacher wrote and another on the student's own, and a cache does not say "
+        "who wrote its texts",
+        do="Use --losses skew_kl=1.0 on the teacher's texts, or skew_rkl=1.0 on the student's",
+    )
+
+
+def _every_token(asked: Asked) -> StudentError:
+    return asked.error(
+        "compares every token's states, which are kilobytes a token and in no cache",
+        do="Precompute a cache with pooled layers, --features mean:3 mean:6, and use --losses pkd=1.0",
+    )
+
+
+def _of_linear(asked: Asked, student_vocab: int) -> str:
+    spec = asked.spec
+    has_all = student_vocab >= spec.vocab_size
+    over = "" if has_all else f", over the {student_vocab:,} ids that the student has"
+    if isinstance(spec.keep, KeepAll):
+        return "exact" + over
+    if not spec.is_sampling:
+        return _of_cut(asked, student_vocab)
+    if knows_entropy(spec, asked.temperature, student_has_all=has_all):
+        return "unbiased" + over
+    return f"unbiased{over}; its value is a cross entropy, because the teacher's entropy there is not stored"
+
+
+def _of_cut(asked: Asked, _: int) -> str:
+    if isinstance(asked.spec.keep, KeepAll):
+        return "exact"
+    told = {"ignore": "as if its tail were not", "uniform": "as if its tail were flat"}
+    shape = "by the tail's shape, of which the mass alone is known"
+    return "biased " + told.get(str(asked.settings.get("tail")), shape)
+
+
+def _of_finite(asked: Asked, student_vocab: int) -> str:
+    if not asked.spec.is_sampling:
+        return _of_cut(asked, student_vocab)
+    has_all = student_vocab >= asked.spec.vocab_size
+    return "unbiased" + ("" if has_all else f", over the {student_vocab:,} ids that the student has")
+
+
+def _of_kept(asked: Asked, _: int) -> str:
+    if isinstance(asked.spec.keep, KeepAll):
+        return "exact"
+    return "biased, as if what is not kept were impossible; only to compare with"
+
+
+def _of_logits(asked: Asked, _: int) -> str:
+    if isinstance(asked.spec.keep, KeepAll):
+        return "exact"
+    if asked.spec.is_sampling and not asked.spec.own_logits:
+        return "biased: over the exact entries alone, because drawn ones have no logits of their own"
+    return "biased: over the kept entries alone, each counting the same"
+
+
+def _of_labels(_: Asked, __: int) -> str:
+    return "from the corpus's own labels; what the cache keeps of the teacher has no part in it"
+
+
+def _of_features(_: Asked, __: int) -> str:
+    return "as the cache stores features"
+
+
+def _of_nothing(_: Asked, __: int) -> str:
+    return "impossible"
+
+
+LINEAR = Kind(
+    name="linear in p",
+    served_by="any policy; without bias where entries are drawn",
+    refusal=_served,
+    worth=_of_linear,
+)
+FINITE = Kind(
+    name="not linear, finite at p = 0",
+    served_by="`all`, `top_k`, `top_p`; draws with `--own_logits`, without bias",
+    refusal=_own_logits,
+    worth=_of_finite,
+    own=True,
+)
+EXACT = Kind(name="exact entries", served_by="`all`, `top_k`, `top_p`", refusal=_exact_only, worth=_of_cut)
+WHOLE = Kind(name="every score", served_by="`all`", refusal=_all_only, worth=_of_cut)
+KEPT = Kind(
+    name="kept entries alone",
+    served_by="`all`, `top_k`, `top_p`, to compare with",
+    refusal=_no_division,
+    worth=_of_kept,
+)
+LOGITS = Kind(
+    name="logits of kept entries",
+    served_by="any policy with `--scalars logsumexp`; `sampled` with `--own_logits` too",
+    refusal=_logits_known,
+    worth=_of_logits,
+)
+LABELS = Kind(
+    name="labels",
+    served_by="any cache with labels",
+    refusal=_served,
+    worth=_of_labels,
+    from_entries=False,
+)
+FEATURES = Kind(
+    name="pooled features",
+    served_by="`--features`",
+    refusal=_features,
+    worth=_of_features,
+    from_entries=False,
+)
+ORIGIN = Kind(
+    name="rows by origin",
+    served_by="no cache yet: none says who wrote a text",
+    refusal=_by_origin,
+    worth=_of_nothing,
+)
+EVERY_TOKEN = Kind(
+    name="every token's states",
+    served_by="no cache: they are kilobytes a token",
+    refusal=_every_token,
+    worth=_of_nothing,
+)

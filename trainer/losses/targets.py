@@ -1,0 +1,96 @@
+"""What a teacher and the corpus say of a batch's positions: the values that every loss on the head is a function of.
+
+Softmax teachers are sparse: `[N, V]` is never built for the teacher. What is not kept of it is one *tail bucket*, the
+mass of all other ids together. A sampling policy's entries are weighted without bias, and have no tail. Sigmoid and
+identity teachers have few classes; they are dense `[N, V]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+NO_LABEL = -100
+"""The gold label of a position that has none."""
+
+TINY = 1e-30
+"""Smallest mass that a student's tail is taken to have: its logarithm stays finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseTargets:
+    """What a softmax teacher and the corpus say of N positions, at one temperature."""
+
+    ids: Int64[Tensor, " E"]
+    position: Int64[Tensor, " E"]
+    """Which of the N positions each entry belongs to; ascending."""
+    weights: Float[Tensor, " E"]
+    """At the temperature. Probabilities, which sum to 1 for each position with the tail; or a sampling policy's
+    weights, which do so in expectation."""
+    logprobs: Float[Tensor, " E"]
+    """The entries' own log-probabilities at temperature 1; NaN where the cache does not store a drawn entry's."""
+    logits: Float[Tensor, " E"] | None
+    """The teacher's own logits (temperature 1), NaN as `logprobs`; None where the cache cannot tell them."""
+    tail: Float[Tensor, " N"]
+    """Probability of all ids that are not kept; exactly 0 where every id is, and where entries are drawn."""
+    negentropy: Float[Tensor, " N"]
+    """Sum of p log p over the teacher's outcomes in nats, or its estimate; 0 where it is not known."""
+    gold: Int64[Tensor, " N"]
+    """The corpus's own label, or `NO_LABEL`."""
+    drawn: bool = False
+    """Whether entries are drawn, and weigh without bias."""
+    softened: Float[Tensor, " E"] | None = None
+    """The entries' own log-probabilities at the temperature, where that is not 1 and entries are drawn."""
+    gold_logprobs: Float[Tensor, " N"] | None = None
+    """The teacher's log-probability of the gold id at temperature 1, NaN without one; None where no loss asks."""
+    gold_softened: Float[Tensor, " N"] | None = None
+    """The same at the temperature."""
+    entropy: Float[Tensor, " N"] | None = None
+    """The teacher's entropy over all V ids at temperature 1, in nats; None where no loss asks for it."""
+
+    def chunk(self, first: int, last: int, entries: slice) -> SparseTargets:
+        """Positions `first` to `last`, whose entries are those of the slice."""
+        positions = slice(first, last)
+        return SparseTargets(
+            ids=self.ids[entries],
+            position=self.position[entries] - first,
+            weights=self.weights[entries],
+            logprobs=self.logprobs[entries],
+            logits=_part(self.logits, entries),
+            tail=self.tail[positions],
+            negentropy=self.negentropy[positions],
+            gold=self.gold[positions],
+            drawn=self.drawn,
+            softened=_part(self.softened, entries),
+            gold_logprobs=_part(self.gold_logprobs, positions),
+            gold_softened=_part(self.gold_softened, positions),
+            entropy=_part(self.entropy, positions),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseTargets:
+    """What a sigmoid or identity teacher and the corpus say of N positions."""
+
+    logits: Float[Tensor, "N V"]
+    gold: Float[Tensor, "N V"]
+    """Multi-hot labels or values; 0 where there are none."""
+    labelled: Bool[Tensor, " N"]
+
+    def chunk(self, first: int, last: int) -> DenseTargets:
+        """Positions `first` to `last`."""
+        logits, gold, labelled = (part[first:last] for part in (self.logits, self.gold, self.labelled))
+        return DenseTargets(logits=logits, gold=gold, labelled=labelled)
+
+
+def segment_sum(
+    values: Float[Tensor, " E"], position: Int64[Tensor, " E"], num_positions: int
+) -> Float[Tensor, " N"]:
+    """Sum of the entries of each position."""
+    return values.new_zeros(num_positions).index_add(0, position, values)
+
+
+def _part(values: Tensor | None, part: slice) -> Tensor | None:
+    return None if values is None else values[part]
