@@ -103,6 +103,8 @@ class Kind:
     """What it is worth on a cache that serves it, for a student with so many ids: exact, unbiased or biased."""
     own: bool = False
     """Whether drawn entries' own log-probabilities are needed."""
+    normalises: bool = False
+    """Whether it divides by the entries' own sum, so that any temperature can be asked."""
     from_entries: bool = True
     """Whether what the cache keeps of a position has a part in it."""
 
@@ -125,7 +127,6 @@ class Pooled(NamedTuple):
 SoftmaxTerm = Callable[[Scores, Settings], Float[Tensor, " N"]]
 DenseTerm = Callable[[DenseScores, Settings], Float[Tensor, " N"]]
 PooledTerm = Callable[[Pooled, Settings], Float[Tensor, " B"]]
-Select = Callable[[Any, Settings], Float[Tensor, " N"]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainer.losses import divergences, features, labels, pointwise
+from trainer.losses import decoupled, divergences, features, labels, pointwise, ranking, weighted
 from trainer.losses.loss import Loss
 
-FAMILIES = (divergences, labels, pointwise, features)
+FAMILIES = (divergences, weighted, decoupled, labels, pointwise, ranking, features)
 LOSSES: Mapping[str, Loss] = {loss.name: loss for family in FAMILIES for loss in family.LOSSES}

@@ -40,7 +40,7 @@ class Softmax(NamedTuple):
     gold: Float[Tensor, " N"]
     """0 where there is no label, NaN where it is none of the student's ids."""
     tail: Float[Tensor, " N"]
-    """Of all ids that are not kept together; 0 where there are none, or entries are drawn, which have no tail."""
+    """Of all ids that are not kept together; that of `TINY` where there are none, or entries are drawn."""
     logsumexp: Float[Tensor, " N"]
     """Of the logits divided by T."""
     held: _Held
@@ -171,7 +171,7 @@ class _Softmax(torch.autograd.Function):
         of_gold = torch.where(has_gold, scaled.gather(-1, gold[:, None])[:, 0] - lse, absent)
         kept = (scaled[position, ids] - lse[position]).clamp_min(FLOOR)
         ctx.has_tail = not targets.drawn and len(ids) < probs.numel()
-        q_tail = _outside(probs, position, ids) if ctx.has_tail else torch.ones_like(lse)
+        q_tail = _outside(probs, position, ids) if ctx.has_tail else torch.full_like(lse, TINY)
         ctx.targets, ctx.temperature, ctx.held = targets, temperature, held
         ctx.save_for_backward(q_tail, has_gold, gold)
         return kept, of_gold, q_tail.log(), lse

@@ -90,7 +90,7 @@ def _without_tail(asked: Asked) -> StudentError | None:
 def _other_temperature(asked: Asked) -> StudentError | None:
     """Draws are made for the declared temperatures, whatever is asked of them."""
     spec, temperature = asked.spec, asked.temperature
-    known = temperature in spec.temperatures or isinstance(spec.keep, KeepAll)
+    known = temperature in spec.temperatures or isinstance(spec.keep, KeepAll) or asked.loss.kind.normalises
     if known or not (asked.loss.softens or spec.is_sampling):
         return None
     keep = "--keep threshold:1/32 " if isinstance(spec.keep, Sampled) else ""
@@ -271,6 +271,7 @@ KEPT = Kind(
     served_by="`all`, `top_k`, `top_p`, to compare with",
     refusal=_no_division,
     worth=_of_kept,
+    normalises=True,
 )
 LOGITS = Kind(
     name="logits of kept entries",

@@ -1,0 +1,143 @@
+"""Losses that set the gold id apart from all others: decoupled KD and NKD.
+
+Both are linear in the teacher's p once its probability of the gold id is known: that of a kept entry where everything
+is exact, else the scalar that the cache stores. Of the other ids each is divided by `1 - p_gold`. Where entries are
+drawn that is known no better than `p_gold` is rounded, and is taken to be at least 1/64; where they are exact it is the
+sum of the others, tail included.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from trainer.losses.loss import Loss, Parameter, Settings
+from trainer.losses.scores import FLOOR, Scores
+from trainer.losses.serving import LINEAR
+from trainer.losses.targets import NO_LABEL, TINY
+
+_LEAST_REST = 1 / 64
+
+
+class Apart(NamedTuple):
+    """A teacher's and a student's distributions at the temperature, the gold id apart."""
+
+    p_gold: Float[Tensor, " N"]
+    log_q_gold: Float[Tensor, " N"]
+    log_q_rest: Float[Tensor, " N"]
+    """Of all other ids together."""
+    p_rest: Float[Tensor, " N"]
+    weights: Float[Tensor, " E"]
+    """Of kept entries, given that it is not the gold id; 0 for that."""
+    tail: Float[Tensor, " N"]
+    log_q_tail: Float[Tensor, " N"]
+    """Of what is neither kept nor gold."""
+    has_gold: Bool[Tensor, " N"]
+
+
+def apart(scores: Scores) -> Apart:
+    """The gold id apart from the others."""
+    targets, soft = scores.targets, scores.soft
+    has_gold = targets.gold != NO_LABEL
+    is_gold = targets.ids == targets.gold[targets.position]
+    kept_gold = scores.sum(torch.where(is_gold, scores.weights, 0))
+    is_kept = scores.sum(is_gold.to(kept_gold.dtype)) > 0
+    stored = kept_gold if targets.gold_softened is None else targets.gold_softened.to(kept_gold.dtype).exp()
+    known = stored if targets.drawn else torch.where(is_kept, kept_gold, stored)
+    p_gold = torch.where(has_gold, known.nan_to_num(0.0), 0)
+    others = torch.where(is_gold, 0, scores.weights)
+    tail = torch.where(is_kept, scores.tail, (scores.tail - p_gold).clamp_min(0))
+    rest = (
+        (1 - p_gold).clamp_min(_LEAST_REST) if targets.drawn else (scores.sum(others) + tail).clamp_min(TINY)
+    )
+    q_tail = soft.tail.exp() - torch.where(is_kept | ~has_gold, 0, soft.gold.exp())
+    return Apart(
+        p_gold=p_gold,
+        log_q_gold=soft.gold.clamp_min(FLOOR),
+        log_q_rest=(-torch.expm1(soft.gold.clamp_min(FLOOR))).clamp_min(TINY).log(),
+        p_rest=rest,
+        weights=others / rest[targets.position],
+        tail=tail / rest,
+        log_q_tail=q_tail.clamp_min(TINY).log(),
+        has_gold=has_gold,
+    )
+
+
+def _others(scores: Scores, found: Apart) -> Float[Tensor, " N"]:
+    """`-sum over i != gold of p_i / (1 - p_gold) log(q_i / (1 - q_gold))`."""
+    cross = -scores.sum(found.weights * scores.soft.kept) - found.tail * found.log_q_tail
+    mass = scores.sum(found.weights) + found.tail
+    return cross + mass * found.log_q_rest
+
+
+def _entropy_of_others(scores: Scores, found: Apart) -> Float[Tensor, " N"]:
+    """`sum over i != gold of p log p`, p divided by its sum; from the whole's where entries are drawn."""
+    if not scores.targets.drawn:
+        return scores.sum(torch.xlogy(found.weights, found.weights)) + torch.xlogy(found.tail, found.tail)
+    whole = scores.targets.negentropy.to(found.p_gold.dtype)
+    rest = (whole - torch.xlogy(found.p_gold, found.p_gold)) / found.p_rest - found.p_rest.log()
+    return torch.where(whole == 0, 0, rest)
+
+
+def _dkd(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
+    found = apart(scores)
+    p, rest = found.p_gold, 1 - found.p_gold
+    target = torch.xlogy(p, p) - p * found.log_q_gold + torch.xlogy(rest, rest) - rest * found.log_q_rest
+    other = _entropy_of_others(scores, found) + _others(scores, found)
+    both = float(settings["alpha"]) * target + float(settings["beta"]) * other
+    return torch.where(found.has_gold, both, 0) * scores.temperature**2
+
+
+def _nkd(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
+    """The gold id's part at temperature 1, the others' at the temperature."""
+    found = apart(scores)
+    targets, plain = scores.targets, scores.plain
+    p_gold = found.p_gold if scores.temperature == 1 else _plain_gold(scores)
+    gold = -torch.where(found.has_gold, p_gold * plain.gold.clamp_min(FLOOR), 0)
+    others = float(settings["gamma"]) * _others(scores, found) * scores.temperature**2
+    return torch.where(targets.gold != NO_LABEL, gold + others, 0)
+
+
+def _plain_gold(scores: Scores) -> Float[Tensor, " N"]:
+    """The teacher's probability of the gold id at temperature 1."""
+    targets, dtype = scores.targets, scores.logits.dtype
+    is_gold = targets.ids == targets.gold[targets.position]
+    kept = scores.sum(torch.where(is_gold, targets.logprobs.to(dtype).exp(), 0))
+    if targets.gold_logprobs is None:
+        return kept
+    stored = targets.gold_logprobs.to(dtype).exp().nan_to_num(0.0)
+    is_kept = scores.sum(is_gold.to(dtype)) > 0
+    return stored if targets.drawn else torch.where(is_kept, kept, stored)
+
+
+def _at_least_0(default: float) -> Parameter:
+    return Parameter(default=default, low=0.0)
+
+
+LOSSES = (
+    Loss(
+        name="dkd",
+        formula="alpha KL(gold or not) + beta KL(p / (1 - p_gold) || q / (1 - q_gold)) over the others",
+        paper="arXiv:2203.08679",
+        kind=LINEAR,
+        parameters={"alpha": _at_least_0(1.0), "beta": _at_least_0(8.0)},
+        softmax=_dkd,
+        per="labelled",
+        stores=("gold",),
+        softens=True,
+    ),
+    Loss(
+        name="nkd",
+        formula="-p_gold log q_gold - gamma sum over others of p / (1 - p_gold) log(q / (1 - q_gold))",
+        paper="arXiv:2303.13005",
+        kind=LINEAR,
+        parameters={"gamma": _at_least_0(1.5)},
+        softmax=_nkd,
+        per="labelled",
+        stores=("gold",),
+        softens=True,
+    ),
+)
