@@ -11,12 +11,13 @@ export TOKENIZERS_PARALLELISM ?= false
 # Torch, Beam and transformers are compiled once and not by every process, also where the environment forbids it.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help venv demo engines test models test-engines test-chaos check bench lock clean
+.PHONY: help venv demo engines test models losses test-engines test-chaos check bench lock clean
 
 help:
 	@echo "make demo   the whole path on what the repository ships: corpus, teacher, cache, three students, a table"
 	@echo "make test   the tests; with CI=true every model class of transformers, and coverage. Engines and stores apart"
 	@echo "make models write docs/models.md anew: which model classes work (minutes)"
+	@echo "make losses write docs/losses.md anew from the entries"
 	@echo "make engines       fetch Prism, Flink, MinIO, a GCS emulator and another transformers into .engines (needs go, mvn, java)"
 	@echo "make test-engines  the tests that run on them"
 	@echo "make test-chaos    kill -9 again and again, full disks, two runs at once"
@@ -57,6 +58,9 @@ engines: venv
 
 models: venv
 	$(BIN)/python -m tests.architectures.table
+
+losses: venv
+	$(BIN)/python -m tests.trainer.losses.table
 
 test-engines: venv
 	$(BIN)/python -m pytest tests/engines -n 2 --dist loadfile --no-loadscope-reorder -m engines --durations=0

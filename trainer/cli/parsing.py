@@ -141,8 +141,9 @@ class _Told(NamedTuple):
     def text(self, value: Any) -> Any:
         """As argparse would have it: scalars as text, so that a flag's own type reads them.
 
-        A list where the flag takes one; there `{kl: 1}` is `[kl=1]`, and one text is read as on the command line. A
-        mapping where the flag takes one, as JSON. Nothing where the flag may be nothing.
+        A list where the flag takes one; there `{kl: 1, jsd: {weight: 1, beta: 0.3}}` is `[kl=1, "jsd=1,beta=0.3"]`,
+        and one text is read as on the command line. A mapping where the flag takes one, as JSON. Nothing where the
+        flag may be nothing.
         """
         if value is None:
             if type(None) not in get_args(self.kind):
@@ -162,7 +163,7 @@ class _Told(NamedTuple):
 
     def _items(self, value: Any) -> list[str]:
         if isinstance(value, dict):
-            found = [f"{name}={self._scalar(item)}" for name, item in value.items()]
+            found = [f"{name}={self._value(item)}" for name, item in value.items()]
         elif isinstance(value, list):
             found = [self._scalar(item) for item in value]
         else:
@@ -170,6 +171,13 @@ class _Told(NamedTuple):
         if not found:
             raise self._wrong("at least one value", value)
         return found
+
+    def _value(self, item: Any) -> str:
+        """`{weight: 0.5, beta: 0.3}` is `0.5,beta=0.3`."""
+        if not isinstance(item, dict) or "weight" not in item:
+            return self._scalar(item)
+        others = [f",{name}={self._scalar(value)}" for name, value in item.items() if name != "weight"]
+        return "".join([self._scalar(item["weight"]), *others])
 
     def _scalar(self, value: Any) -> str:
         if value is None or isinstance(value, dict | list):

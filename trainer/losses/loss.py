@@ -120,8 +120,6 @@ class Pooled(NamedTuple):
     """The teacher's."""
     module: nn.Module | None = None
     """What the loss has learned beside the student, where it has something."""
-    output: Float[Tensor, "B V"] | None = None
-    """The teacher's probabilities of a whole text's classes, where a loss asks for them."""
 
 
 SoftmaxTerm = Callable[[Scores, Settings], Float[Tensor, " N"]]
@@ -143,6 +141,9 @@ class Loss:
     sigmoid: DenseTerm | None = None
     identity: DenseTerm | None = None
     pooled: PooledTerm | None = None
+    module: Callable[[list[int], list[int]], nn.Module] | None = None
+    """What is learned beside the student, from the student's and the teacher's widths; it is saved with the
+    projections."""
     per: Per = "positions"
     stores: tuple[str, ...] = ()
     """Scalars that a cache which does not keep all must store: `gold`, `entropy`."""

@@ -108,6 +108,10 @@ def _alpha_beta(log_p: Tensor, log_q: Tensor, numbers: Mapping[str, float]) -> T
     return (of_p + of_q - (a * log_p + b * log_q).exp()) / (a * b)
 
 
+REVERSE_KL = Pointwise(at=lambda p, q, _: q.exp() * (q - p), zero=None, floor=math.log(TINY))
+"""Where p is 0 its logarithm is that of `TINY`: the reverse KL there is infinite."""
+
+
 def _entry(
     name: str, paper: str, formula: str, point: Pointwise, /, *, passes: int = 0, **parameters: Parameter
 ) -> Loss:
@@ -182,6 +186,6 @@ LOSSES = (
         "rkl",
         "arXiv:2306.08543",
         "KL(q || p)",
-        Pointwise(at=lambda p, q, _: q.exp() * (q - p), zero=None, floor=math.log(TINY)),
+        REVERSE_KL,
     ),
 )

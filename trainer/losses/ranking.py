@@ -11,12 +11,11 @@ from torch import Tensor
 from trainer.losses.decoupled import apart
 from trainer.losses.divergences import forward_kl
 from trainer.losses.loss import Loss, Parameter, Settings
-from trainer.losses.pointwise import LOSSES as POINTWISE
+from trainer.losses.pointwise import REVERSE_KL
 from trainer.losses.scores import FLOOR, Scores
 from trainer.losses.serving import EXACT, WHOLE
 from trainer.losses.targets import TINY
 
-_REVERSE = next(loss.softmax for loss in POINTWISE if loss.name == "rkl")
 _BUCKET = {"tail": "bucket"}
 _SMALL = 1e-8
 
@@ -77,7 +76,6 @@ def _pearson(scores: Scores, _: Settings) -> Float[Tensor, " N"]:
 def _adaptive(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     """Forward and reverse KL by how much of the gap |p - q| lies in the teacher's head, the likeliest ids with a mass
     of `mu`, and how much in the rest."""
-    assert _REVERSE is not None
     soft = scores.soft
     p, q = scores.weights, soft.kept.detach().exp()
     padded = scores.padded(p, 0.0)
@@ -90,7 +88,7 @@ def _adaptive(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     tail = torch.where(has_tail, (scores.tail - soft.tail.detach().exp()).abs(), 0)
     rest = torch.where(is_head, 0, gap).sum(-1) + tail
     share = head / (head + rest).clamp_min(TINY)
-    return share * forward_kl(scores, _BUCKET) + (1 - share) * _REVERSE(scores, _BUCKET)
+    return share * forward_kl(scores, _BUCKET) + (1 - share) * REVERSE_KL.softmax(scores, _BUCKET)
 
 
 def _standardised(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:

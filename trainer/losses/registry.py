@@ -4,8 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainer.losses import decoupled, divergences, features, labels, pointwise, ranking, weighted
+from trainer.losses import (
+    contrast,
+    decoupled,
+    divergences,
+    features,
+    impossible,
+    labels,
+    pointwise,
+    ranking,
+    relations,
+    weighted,
+)
 from trainer.losses.loss import Loss
 
-FAMILIES = (divergences, weighted, decoupled, labels, pointwise, ranking, features)
+FAMILIES = (
+    divergences,
+    weighted,
+    decoupled,
+    labels,
+    pointwise,
+    ranking,
+    features,
+    relations,
+    contrast,
+    impossible,
+)
 LOSSES: Mapping[str, Loss] = {loss.name: loss for family in FAMILIES for loss in family.LOSSES}

@@ -17,17 +17,18 @@ from schemas.errors import StudentError
 from schemas.policies import KeepAll, Sampled
 from schemas.spec import Scalar, Spec
 from trainer.losses.loss import Asked, Kind
+from trainer.losses.worth import (
+    of_cut,
+    of_features,
+    of_finite,
+    of_kept,
+    of_labels,
+    of_linear,
+    of_logits,
+    of_nothing,
+)
 
 EXACT_POLICIES = "--keep all, top_p:P,k=K or top_k:K"
-
-
-def knows_entropy(spec: Spec, temperature: float, *, student_has_all: bool = True) -> bool:
-    """Whether the teacher's entropy is known or can be estimated: else the value of `kl` is a cross entropy.
-
-    What is stored is that of all V ids: of no use to a student that lacks some.
-    """
-    stored = temperature == 1 and "entropy" in spec.scalars and student_has_all
-    return not spec.is_sampling or stored or spec.own_logits
 
 
 def refusal(asked: Asked) -> StudentError | None:
@@ -193,115 +194,61 @@ def _by_origin(asked: Asked) -> StudentError:
 def _every_token(asked: Asked) -> StudentError:
     return asked.error(
         "compares every token's states, which are kilobytes a token and in no cache",
-        do="Precompute a cache with pooled layers, --features mean:3 mean:6, and use --losses pkd=1.0",
+        do="Precompute a cache with --features mean:3 mean:6, two pooled layers; and use --losses pkd=1.0",
     )
-
-
-def _of_linear(asked: Asked, student_vocab: int) -> str:
-    spec = asked.spec
-    has_all = student_vocab >= spec.vocab_size
-    over = "" if has_all else f", over the {student_vocab:,} ids that the student has"
-    if isinstance(spec.keep, KeepAll):
-        return "exact" + over
-    if not spec.is_sampling:
-        return _of_cut(asked, student_vocab)
-    if knows_entropy(spec, asked.temperature, student_has_all=has_all):
-        return "unbiased" + over
-    return f"unbiased{over}; its value is a cross entropy, because the teacher's entropy there is not stored"
-
-
-def _of_cut(asked: Asked, _: int) -> str:
-    if isinstance(asked.spec.keep, KeepAll):
-        return "exact"
-    told = {"ignore": "as if its tail were not", "uniform": "as if its tail were flat"}
-    shape = "by the tail's shape, of which the mass alone is known"
-    return "biased " + told.get(str(asked.settings.get("tail")), shape)
-
-
-def _of_finite(asked: Asked, student_vocab: int) -> str:
-    if not asked.spec.is_sampling:
-        return _of_cut(asked, student_vocab)
-    has_all = student_vocab >= asked.spec.vocab_size
-    return "unbiased" + ("" if has_all else f", over the {student_vocab:,} ids that the student has")
-
-
-def _of_kept(asked: Asked, _: int) -> str:
-    if isinstance(asked.spec.keep, KeepAll):
-        return "exact"
-    return "biased, as if what is not kept were impossible; only to compare with"
-
-
-def _of_logits(asked: Asked, _: int) -> str:
-    if isinstance(asked.spec.keep, KeepAll):
-        return "exact"
-    if asked.spec.is_sampling and not asked.spec.own_logits:
-        return "biased: over the exact entries alone, because drawn ones have no logits of their own"
-    return "biased: over the kept entries alone, each counting the same"
-
-
-def _of_labels(_: Asked, __: int) -> str:
-    return "from the corpus's own labels; what the cache keeps of the teacher has no part in it"
-
-
-def _of_features(_: Asked, __: int) -> str:
-    return "as the cache stores features"
-
-
-def _of_nothing(_: Asked, __: int) -> str:
-    return "impossible"
 
 
 LINEAR = Kind(
     name="linear in p",
     served_by="any policy; without bias where entries are drawn",
     refusal=_served,
-    worth=_of_linear,
+    worth=of_linear,
 )
 FINITE = Kind(
     name="not linear, finite at p = 0",
     served_by="`all`, `top_k`, `top_p`; draws with `--own_logits`, without bias",
     refusal=_own_logits,
-    worth=_of_finite,
+    worth=of_finite,
     own=True,
 )
-EXACT = Kind(name="exact entries", served_by="`all`, `top_k`, `top_p`", refusal=_exact_only, worth=_of_cut)
-WHOLE = Kind(name="every score", served_by="`all`", refusal=_all_only, worth=_of_cut)
+EXACT = Kind(name="exact entries", served_by="`all`, `top_k`, `top_p`", refusal=_exact_only, worth=of_cut)
+WHOLE = Kind(name="every score", served_by="`all`", refusal=_all_only, worth=of_cut)
 KEPT = Kind(
     name="kept entries alone",
     served_by="`all`, `top_k`, `top_p`, to compare with",
     refusal=_no_division,
-    worth=_of_kept,
+    worth=of_kept,
     normalises=True,
 )
 LOGITS = Kind(
     name="logits of kept entries",
     served_by="any policy with `--scalars logsumexp`; `sampled` with `--own_logits` too",
     refusal=_logits_known,
-    worth=_of_logits,
+    worth=of_logits,
 )
 LABELS = Kind(
     name="labels",
     served_by="any cache with labels",
     refusal=_served,
-    worth=_of_labels,
+    worth=of_labels,
     from_entries=False,
 )
 FEATURES = Kind(
     name="pooled features",
     served_by="`--features`",
     refusal=_features,
-    worth=_of_features,
+    worth=of_features,
     from_entries=False,
 )
 ORIGIN = Kind(
     name="rows by origin",
     served_by="no cache yet: none says who wrote a text",
     refusal=_by_origin,
-    worth=_of_nothing,
+    worth=of_nothing,
 )
 EVERY_TOKEN = Kind(
     name="every token's states",
     served_by="no cache: they are kilobytes a token",
     refusal=_every_token,
-    worth=_of_nothing,
+    worth=of_nothing,
 )

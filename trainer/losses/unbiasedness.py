@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from schemas.spec import Spec
 from trainer.losses.objective import Objective
-from trainer.losses.serving import knows_entropy
+from trainer.losses.worth import knows_entropy
 
 __all__ = ["bias_lines", "knows_entropy"]
 

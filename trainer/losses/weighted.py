@@ -83,7 +83,7 @@ LOSSES = (
     ),
     Loss(
         name="kl_student_unsure",
-        formula="sum p log(p / q) where H(q) is at least `nats`, else 0",
+        formula="sum p log(p / q) where H(q) >= nats, else 0",
         paper="arXiv:2602.01395",
         kind=LINEAR,
         parameters=_NATS,
@@ -93,7 +93,7 @@ LOSSES = (
     ),
     Loss(
         name="kl_teacher_unsure",
-        formula="sum p log(p / q) where H(p) is at least `nats`, else 0",
+        formula="sum p log(p / q) where H(p) >= nats, else 0",
         paper="arXiv:2602.01395",
         kind=LINEAR,
         parameters=_NATS,

@@ -75,6 +75,9 @@ class Projections(nn.Module):
     def __init__(self, features: Sequence[Feature], student_widths: Sequence[int]) -> None:
         super().__init__()
         self.features = tuple(features)
+        self.widths = list(student_widths)
+        self.heads = nn.ModuleDict()
+        """What single losses learn beside the maps, by loss."""
         self.maps = nn.ModuleDict(
             {
                 feature.column: nn.Linear(width, feature.width)

@@ -63,6 +63,10 @@ class Distiller(nn.Module):
         self.projections = None
         if features:
             self.projections = Projections(features, layer_widths(student, self.layers, self.last_layer))
+            theirs = [feature.width for feature in features]
+            for loss in objective.losses:
+                if loss.module is not None:
+                    self.projections.heads[loss.name] = loss.module(self.projections.widths, theirs)
         weights = torch.tensor([objective.weights[name] for name in objective.head_losses])
         self.head_weights: Tensor
         self.register_buffer("head_weights", weights, persistent=False)
@@ -122,7 +126,9 @@ class Distiller(nn.Module):
         for name in self.objective.feature_losses:
             compute = LOSSES[name].pooled
             assert compute is not None
-            term = compute(pooled, self.objective.settings_of(name)).sum() / totals[divisor(name)]
+            heads = self.projections.heads
+            given = pooled._replace(module=heads[name]) if name in heads else pooled
+            term = compute(given, self.objective.settings_of(name)).sum() / totals[divisor(name)]
             found[name] = (self.objective.weights[name] * term, term)
         return found
 

@@ -259,6 +259,9 @@ def test_yes_and_no_reach_a_setting_from_flags_and_files(tmp_path: Path, name: s
         ("losses: null", "a value, or no such line"),
         ("losses: [null]", "losses"),
         ("losses: {kl: null}", "losses"),
+        ("losses: {kl: 1, jsd: {weight: 0.5, beta: 0.3}}", None),
+        ("losses: {jsd: {beta: 0.3}}", "losses"),
+        ("losses: {jsd: {weight: 1, beta: 2}}", "beta must be between 0 and 1"),
         ("losses: [[kl]]", "losses"),
         ("losses: []", "at least one value"),
         ("temperature: null", "temperature"),
@@ -281,7 +284,7 @@ def test_values_of_a_file(tmp_path: Path, text: str, named: str | None) -> None:
     path.write_text(f"cache: c\nstudent: s.json\noutput_dir: o\nuse_cpu: true\n{text}\n")
     if named is None:
         config, _ = parsed([TrainConfig, StudentArguments], [str(path)])
-        assert config.losses in (["kl=1", "ce=0.5"], ["kl"], ["kl=1.0"])
+        assert config.losses in (["kl=1", "ce=0.5"], ["kl"], ["kl=1.0"], ["kl=1", "jsd=0.5,beta=0.3"])
         return
     with pytest.raises(UsageError, match=named):
         parsed([TrainConfig, StudentArguments], [str(path)])

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+import trainer.losses
 from schemas.cache import Cache
 from schemas.errors import StudentError
 from schemas.policies import Threshold
 from tests.trainer.caches import causal_spec
+from tests.trainer.losses.table import PAGE, page
 from tests.trainer.tiny import VOCAB, llama_config
 from trainer.batches.collate import Collation
 from trainer.losses.loss import Loss, Parameter, Settings
-from trainer.losses.registry import LOSSES
+from trainer.losses.registry import FAMILIES, LOSSES
 from trainer.losses.scores import Scores
 from trainer.losses.serving import EXACT
 from trainer.losses.unbiasedness import bias_lines
@@ -59,3 +64,35 @@ def test_an_entry_is_all_that_a_loss_is(causal_cache: Cache, monkeypatch: pytest
     torch.testing.assert_close(found["loss"], found["kl"] + 0.5 * found["chi_square"])
     found["loss"].backward()
     assert student.lm_head.weight.grad.abs().max() > 0
+
+
+def test_the_page_is_what_the_entries_say() -> None:
+    """`make losses` writes it."""
+    assert PAGE.read_text(encoding="utf-8") == page()
+
+
+def test_every_family_of_the_folder_is_in_the_registry() -> None:
+    """A file with `LOSSES` whose line is forgotten would be no loss at all."""
+    folder = Path(trainer.losses.__file__).parent
+    files = {
+        path.stem
+        for path in folder.glob("*.py")
+        if re.search(r"^LOSSES = \(", path.read_text(), re.MULTILINE)
+    }
+    assert files == {family.__name__.rpartition(".")[2] for family in FAMILIES}
+
+
+def test_names_are_told_apart() -> None:
+    every = [loss.name for family in FAMILIES for loss in family.LOSSES]
+    assert len(every) == len(set(every)) == len(LOSSES)
+    assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in every)
+    assert all(loss.formula for loss in LOSSES.values())
+
+
+def test_nothing_else_names_a_loss() -> None:
+    """Only its own family: no other file of the trainer compares a loss's name."""
+    folder = Path(trainer.losses.__file__).parents[1]
+    names = "|".join(name for name in LOSSES if name not in ("feature", "attention"))
+    for path in folder.rglob("*.py"):
+        if found := re.findall(rf'(?:==|!=| in|case) \(?"({names})"', path.read_text(encoding="utf-8")):
+            raise AssertionError(f"{path}: {found}")

@@ -1,0 +1,83 @@
+"""Contrast and the information bottleneck on pooled states: which teacher's state is an example's own among the
+batch's, and the teacher's state told from a narrow, noisy one of the student's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trainer.losses.features import over_features
+from trainer.losses.loss import Loss, Parameter, Pooled, Settings
+from trainer.losses.serving import FEATURES
+
+_SMALL = 1e-6
+_BOTTLENECK = 64
+_LEAST_LOG_VARIANCE = -10.0
+
+
+def _info_nce(ours: Tensor, theirs: Tensor, settings: Settings) -> Float[Tensor, " B"]:
+    """Cross entropy of which of the batch's teacher's states is the example's own. An example that stands in the batch
+    twice, by its state, is no other's negative."""
+    unit = [F.normalize(states, dim=-1, eps=_SMALL) for states in (ours, theirs)]
+    logits = unit[0] @ unit[1].t() / float(settings["temperature"])
+    same = (theirs[:, None] == theirs[None]).all(-1)
+    same.fill_diagonal_(False)
+    own = torch.arange(len(ours), device=ours.device)
+    return F.cross_entropy(logits.masked_fill(same, -torch.inf), own, reduction="none")
+
+
+class Bottleneck(nn.Module):
+    """For each feature a Gaussian of few dimensions from the student's state, and the teacher's state from a draw."""
+
+    def __init__(self, ours: Sequence[int], theirs: Sequence[int]) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(nn.Linear(width, 2 * _BOTTLENECK) for width in ours)
+        self.outer = nn.ModuleList(nn.Linear(_BOTTLENECK, width) for width in theirs)
+
+    def forward(self, place: int, states: Float[Tensor, "B H"]) -> tuple[Tensor, Tensor]:
+        """What it takes the teacher's state for, and the KL of its Gaussian from the standard one, a dimension."""
+        mean, log_variance = self.inner[place](states).float().chunk(2, -1)
+        log_variance = log_variance.clamp(_LEAST_LOG_VARIANCE, -_LEAST_LOG_VARIANCE)
+        drawn = mean
+        if self.training:
+            drawn = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        told: Tensor = self.outer[place](drawn).float()
+        kl = (mean.square() + log_variance.exp() - 1 - log_variance).mean(-1) / 2
+        return told, kl
+
+
+def _vib(pooled: Pooled, settings: Settings) -> Float[Tensor, " B"]:
+    module = pooled.module
+    assert isinstance(module, Bottleneck)
+    found = []
+    for place, (ours, theirs) in enumerate(zip(pooled.ours, pooled.theirs, strict=True)):
+        told, kl = module(place, ours)
+        found.append((told - theirs).square().mean(-1) + float(settings["beta"]) * kl)
+    return torch.stack(found).mean(0)
+
+
+LOSSES = (
+    Loss(
+        name="info_nce",
+        formula="-log softmax over the batch of cos(h, t_j) / temperature, at the example's own t",
+        paper="arXiv:1910.10699",
+        kind=FEATURES,
+        parameters={"temperature": Parameter(default=0.07, low=0.0, high=100.0, beyond=True)},
+        pooled=over_features(_info_nce),
+        per="examples",
+    ),
+    Loss(
+        name="vib",
+        formula="mean (t - W z)^2 + beta KL(z || N(0, 1)) a dimension, z drawn from a Gaussian of h",
+        paper="arXiv:1612.00410",
+        kind=FEATURES,
+        parameters={"beta": Parameter(default=0.001, low=0.0)},
+        pooled=_vib,
+        module=Bottleneck,
+        per="examples",
+    ),
+)
