@@ -18,8 +18,9 @@ from torch import Tensor
 from schemas.errors import UsageError
 from schemas.spec import Spec
 from schemas.tasks import Score
-from trainer.losses.loss import PER, Asked, Loss, Settings, Value
+from trainer.losses.loss import PER, Asked, Loss, Parameter, Settings, Value
 from trainer.losses.registry import LOSSES
+from trainer.losses.schedules import Schedule
 from trainer.losses.scores import DenseScores, Scores
 from trainer.losses.serving import refusal
 from trainer.losses.targets import DenseTargets, SparseTargets
@@ -33,6 +34,10 @@ class Objective:
     temperature: float = 1.0
     settings: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     """Parameters that are not the loss's default, by loss."""
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    """How weights change in the course of a run, by loss."""
+    adversarial: float = 0.0
+    """How far FGM moves a row's embeddings; 0 is not at all."""
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -46,10 +51,21 @@ class Objective:
             raise ValueError("at least one loss needs a weight above 0")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be above 0, but got {self.temperature}")
+        for name in self.schedules:
+            if not self.weights.get(name):
+                raise ValueError(f"a schedule of {name} has no effect: it is no loss, or its weight is 0")
 
     @classmethod
-    def parse(cls, losses: Sequence[str], temperature: float = 1.0, feature_loss: str = "mse") -> Objective:
-        """From `["kl=1.0", "jsd=0.5,beta=0.3"]`; `feature_loss` is another way to say `feature`'s distance.
+    def parse(
+        cls,
+        losses: Sequence[str],
+        temperature: float = 1.0,
+        feature_loss: str = "mse",
+        schedules: Sequence[str] = (),
+        adversarial: str | None = None,
+    ) -> Objective:
+        """From `["kl=1.0", "jsd=0.5,beta=0.3"]`; `feature_loss` is another way to say `feature`'s distance. Schedules
+        are `["ce=linear:1:0"]`, and what is adversarial is `fgm=1.0`.
 
         Raises:
             UsageError: naming what is wrong.
@@ -63,7 +79,16 @@ class Objective:
             if feature_loss != "mse":
                 distance = LOSSES["feature"].parameters["distance"].read("feature_loss", feature_loss)
                 settings["feature"] = {"distance": distance, **settings.get("feature", {})}
-            return cls(weights=weights, temperature=temperature, settings=settings)
+            planned = dict(_parse_schedule(text) for text in schedules)
+            if len(planned) != len(schedules):
+                raise ValueError(f"a schedule is named twice in {' '.join(schedules)}")
+            return cls(
+                weights=weights,
+                temperature=temperature,
+                settings=settings,
+                schedules=planned,
+                adversarial=_parse_adversarial(adversarial),
+            )
         except ValueError as error:
             raise UsageError("the losses are not as they should be", got=str(error)) from error
 
@@ -108,12 +133,19 @@ class Objective:
     @property
     def told(self) -> dict[str, Value]:
         """Every parameter that was told, but those with a flag of their own: a run's identity."""
-        return {
+        told = {
             f"{name} {key}": value
-            for name, told in self.settings.items()
-            for key, value in told.items()
+            for name, settings in self.settings.items()
+            for key, value in settings.items()
             if (name, key) != ("feature", "distance")
         }
+        told |= {"adversarial fgm": self.adversarial} if self.adversarial else {}
+        return told | {f"{name} schedule": str(schedule) for name, schedule in self.schedules.items()}
+
+    def factor(self, name: str, progress: float | None) -> float:
+        """Of a loss's weight at a share of the steps; 1 outside training."""
+        schedule = self.schedules.get(name)
+        return 1.0 if schedule is None or progress is None else schedule.factor(progress)
 
     def stored(self, spec: Spec) -> frozenset[str]:
         """What the losses need of a position beside its entries, where the cache stores it."""
@@ -139,6 +171,23 @@ class Objective:
 def divisor(name: str) -> int:
     """Which of a batch's counts a logged term is a mean over."""
     return PER.index(LOSSES[name].per) if name in LOSSES else 0
+
+
+def _parse_schedule(text: str) -> tuple[str, Schedule]:
+    name, _, schedule = text.partition("=")
+    try:
+        return name, Schedule.parse(schedule)
+    except ValueError as error:
+        raise ValueError(f"the schedule of {name}: {error}") from error
+
+
+def _parse_adversarial(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    name, _, epsilon = text.partition("=")
+    if name != "fgm":
+        raise ValueError(f"{text!r} is not fgm=EPSILON")
+    return float(Parameter(default=1.0, low=0.0, beyond=True).read("the epsilon of fgm", epsilon or "1"))
 
 
 def _parse(text: str) -> tuple[str, float, dict[str, Value]]:

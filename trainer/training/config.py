@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from schemas.cli.arguments import Repeatable
 from schemas.errors import UsageError
@@ -14,6 +15,7 @@ from trainer.models.shrink import parse_shrink
 from trainer.stream.where import Where
 from trainer.training.adapter_flags import AdapterFlags
 from trainer.training.local_cache import GB_DEFAULT, GB_HELP, HELP, check_flags
+from trainer.training.presets import PRESETS, Preset, preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,27 @@ class TrainConfig(AdapterFlags):
         metadata={"help": "Of kl and its kin, times its square. The cache must have declared it."},
     )
     feature_loss: str = field(default="mse", metadata={"help": "mse or cosine."})
+    loss_schedule: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "NAME=SHAPE ...: a loss's weight times a factor that changes by step. linear:1:0 and cosine:1:0 go "
+            "from one factor to another; hold:0.1:0.8 rises over a tenth of the steps and falls from eight tenths on. "
+            "Evaluations take the weight itself.",
+        },
+    )
+    adversarial: str | None = field(
+        default=None,
+        metadata={
+            "help": "fgm=EPSILON: the losses once more on embeddings that are moved so far where they grow most. Costs "
+            "a forward and two backward passes a step."
+        },
+    )
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": f"A recipe's losses and temperature, in place of these flags: {', '.join(PRESETS)}."
+        },
+    )
     eval_fraction: float = field(
         default=DEFAULT_EVAL_FRACTION,
         metadata={"help": "Share of documents held out, by their hash: the same for every student."},
@@ -89,6 +112,8 @@ class TrainConfig(AdapterFlags):
     local_cache_gb: float = field(default=GB_DEFAULT, metadata={"help": GB_HELP})
 
     def __post_init__(self) -> None:
+        if self.preset is not None:
+            self._take(preset(self.preset))
         if self.lanes is not None and self.lanes < 1:
             raise UsageError("--lanes must be at least 1", got=self.lanes)
         if self.cache_version is not None and len(self.sources) > 1:
@@ -102,6 +127,27 @@ class TrainConfig(AdapterFlags):
         _ = self.objective, self.sources, Where.parse(self.where)
         check_flags(self.local_cache, self.local_cache_gb, self.sources)
         self._check_effects()
+
+    def _take(self, recipe: Preset) -> None:
+        """The recipe's flags for ours, none of which may be told beside it."""
+        usual = {"losses": ["kl=1.0"], "temperature": 1.0, "feature_loss": "mse"}
+        told: dict[str, Any] = {
+            name: value for name in usual if (value := getattr(self, name)) != usual[name]
+        }
+        values = {
+            "losses": list(recipe.losses),
+            "temperature": recipe.temperature,
+            "feature_loss": recipe.feature_loss,
+        }
+        for name, value in told.items():
+            if value != values[name]:
+                raise UsageError(
+                    f"--preset {self.preset} says --{name} already",
+                    got=value,
+                    do=f"Leave --preset out and say what it stands for, changed: {recipe.flags}",
+                )
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def _check_effects(self) -> None:
         self.check_adapters(self.student)
@@ -133,7 +179,9 @@ class TrainConfig(AdapterFlags):
         Raises:
             UsageError: they are not what they should be.
         """
-        return Objective.parse(self.losses, self.temperature, self.feature_loss)
+        return Objective.parse(
+            self.losses, self.temperature, self.feature_loss, self.loss_schedule, self.adversarial
+        )
 
 
 def parse_sources(told: Sequence[str]) -> dict[str, float | None]:

@@ -23,9 +23,13 @@ from trainer.losses.targets import SparseTargets
 from trainer.models.heads import Head, Ran
 from trainer.students.features import Projections, layer_widths, student_layer
 from trainer.tasks.student_task import StudentTask
+from trainer.training.adversarial import steepest, watched_embedding
 
 BEYOND = "beyond_vocab"
 """Logged where the student's vocabulary is smaller: teacher's mass on ids that the student lacks, a position."""
+
+ADVERSARIAL = "adversarial"
+"""Logged with `--adversarial`: the weighted sum of the terms on moved embeddings."""
 
 
 class Distiller(nn.Module):
@@ -68,6 +72,8 @@ class Distiller(nn.Module):
                 if loss.module is not None:
                     self.projections.heads[loss.name] = loss.module(self.projections.widths, theirs)
         weights = torch.tensor([objective.weights[name] for name in objective.head_losses])
+        self.progress: float | None = None
+        """The share of training's steps that are taken, which weights may go by; None outside training."""
         self.head_weights: Tensor
         self.register_buffer("head_weights", weights, persistent=False)
         self._no_split_modules = getattr(student, "_no_split_modules", None)
@@ -78,14 +84,30 @@ class Distiller(nn.Module):
         totals = batch.counts if num_items_in_batch is None else num_items_in_batch
         totals = totals.to(device, non_blocking=True).clamp_min(1)
         counted = float(batch.counts[0] > 0)
-        ran = self.task.run(self.student, batch.model_inputs, self.layers, self.last_layer)
-        parts = self._head_terms(batch, ran, totals)
-        parts |= self._feature_terms(batch, [batch.by_example(states) for states in ran.states], totals)
+        if self.training and self.objective.adversarial:
+            parts = self._adversarial(batch, totals)
+        else:
+            parts = self._parts(batch, totals)
         loss = torch.stack([part for part, _ in parts.values()]).sum() * counted
         terms = {name: term.detach() * counted for name, (_, term) in parts.items()}
         if batch.beyond is not None:
             terms[BEYOND] = batch.beyond / totals[0]
         return {"loss": loss, **terms}
+
+    def _parts(self, batch: Batch, totals: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each term with its weight and without."""
+        ran = self.task.run(self.student, batch.model_inputs, self.layers, self.last_layer)
+        parts = self._head_terms(batch, ran, totals)
+        return parts | self._feature_terms(batch, [batch.by_example(s) for s in ran.states], totals)
+
+    def _adversarial(self, batch: Batch, totals: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """The terms, and their weighted sum once more on embeddings that FGM has moved."""
+        with watched_embedding(self.student) as held:
+            parts = self._parts(batch, totals)
+            loss = torch.stack([part for part, _ in parts.values()]).sum()
+            held.moved = steepest(loss, held, self.objective.adversarial)
+            again = torch.stack([part for part, _ in self._parts(batch, totals).values()]).sum()
+        return {**parts, ADVERSARIAL: (again, again)}
 
     def _head_terms(self, batch: Batch, ran: Ran, totals: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         names = self.objective.head_losses
@@ -93,6 +115,8 @@ class Distiller(nn.Module):
             return {}
         divisors = torch.stack([totals[divisor(name)] for name in names])
         weights = self.head_weights
+        if self.objective.schedules:
+            weights = weights * weights.new_tensor([self._factor(name) for name in names])
         if ran.head_inputs is not None:
             positions = batch.at_positions(ran.head_inputs)
             found = fused_loss(positions, Head.of(self.student), _Terms(self, batch), weights / divisors)
@@ -129,8 +153,11 @@ class Distiller(nn.Module):
             heads = self.projections.heads
             given = pooled._replace(module=heads[name]) if name in heads else pooled
             term = compute(given, self.objective.settings_of(name)).sum() / totals[divisor(name)]
-            found[name] = (self.objective.weights[name] * term, term)
+            found[name] = (self.objective.weights[name] * self._factor(name) * term, term)
         return found
+
+    def _factor(self, name: str) -> float:
+        return self.objective.factor(name, self.progress if self.training else None)
 
     def activation_checkpointing_enable(self, **arguments: Any) -> None:
         """Passed on to the student."""

@@ -120,6 +120,7 @@ class DistillationTrainer(KeepingTrainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """The loss, while each term's part is kept for the next log."""
+        self._distiller.progress = self.state.global_step / max(1, self.state.max_steps)
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )

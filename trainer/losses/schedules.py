@@ -1,0 +1,60 @@
+"""How a loss's weight changes in the course of a run: by a factor, a pure function of the share of steps taken.
+
+* `linear:A:B`, `cosine:A:B`: from A at the first step to B at the last
+* `hold:W:D`: rises from 0 to 1 over the share W of the steps, stays, and from the share D on falls to 0
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Shape = Literal["linear", "cosine", "hold"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A shape and its two numbers."""
+
+    shape: Shape
+    first: float
+    second: float
+
+    def __post_init__(self) -> None:
+        numbers = (self.first, self.second)
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            raise ValueError(f"a schedule's numbers must be finite and not negative, but got {numbers}")
+        if self.shape == "hold" and not self.first <= self.second <= 1:
+            raise ValueError(f"hold:W:D needs W <= D <= 1, shares of the steps, but got {numbers}")
+        if self.shape != "hold" and not any(numbers):
+            raise ValueError("a schedule from 0 to 0 is a loss of weight 0")
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """From `linear:1:0`.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        shape, *numbers = text.split(":")
+        if shape not in get_args(Shape) or len(numbers) != 2:
+            raise ValueError(f"{text!r} is none of linear:A:B, cosine:A:B and hold:W:D")
+        try:
+            first, second = (float(number) for number in numbers)
+        except ValueError as error:
+            raise ValueError(f"{text!r} needs two numbers") from error
+        return cls(shape=shape, first=first, second=second)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return f"{self.shape}:{self.first:g}:{self.second:g}"
+
+    def factor(self, progress: float) -> float:
+        """At a share of the steps, from 0 on and below 1."""
+        if self.shape == "linear":
+            return self.first + (self.second - self.first) * progress
+        if self.shape == "cosine":
+            return self.second + (self.first - self.second) * (1 + math.cos(math.pi * progress)) / 2
+        if progress < self.first:
+            return progress / self.first
+        return 1.0 if progress < self.second else (1 - progress) / (1 - self.second)

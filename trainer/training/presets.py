@@ -1,0 +1,52 @@
+"""Published recipes by name: what each says of the losses. Learning rates, epochs and layers stay the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from schemas.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The flags that a recipe stands for."""
+
+    paper: str
+    losses: tuple[str, ...]
+    temperature: float = 1.0
+    feature_loss: str = "mse"
+
+    @property
+    def flags(self) -> str:
+        """As they would be told."""
+        words = f"--losses {' '.join(self.losses)}"
+        words += f" --temperature {self.temperature:g}" if self.temperature != 1 else ""
+        return words + (f" --feature_loss {self.feature_loss}" if self.feature_loss != "mse" else "")
+
+
+PRESETS: Mapping[str, Preset] = {
+    "hinton": Preset(paper="arXiv:1503.02531", losses=("kl=0.9", "ce=0.1"), temperature=2.0),
+    "distilbert": Preset(
+        paper="arXiv:1910.01108",
+        losses=("kl=5", "ce=2", "feature=1"),
+        temperature=2.0,
+        feature_loss="cosine",
+    ),
+    "pkd": Preset(paper="arXiv:1908.09355", losses=("kl=0.5", "ce=0.5", "pkd=10"), temperature=5.0),
+    "distillm": Preset(paper="arXiv:2402.03898", losses=("skew_rkl=1,alpha=0.1",)),
+    "minillm-offline": Preset(paper="arXiv:2306.08543", losses=("rkl=1", "ce=1")),
+}
+"""`minillm-offline` is MiniLLM's objective on the cache's texts: nothing is drawn from the student. Its reverse KL
+needs exact entries, and is refused where they are drawn."""
+
+
+def preset(name: str) -> Preset:
+    """The recipe of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in PRESETS:
+        raise UsageError("--preset names no recipe", expected=", ".join(PRESETS), got=name)
+    return PRESETS[name]
