@@ -3,7 +3,8 @@
 Ties break by id: of equal logits the lower id comes first, and is kept first. `torch.topk` promises no order among
 equal values, so ties at the cut are found and those positions sorted in full.
 
-Policies that draw ids go by `pipelines/keep/sampler.py`, and have everything from its float64 pass.
+Policies that draw ids have everything from a float64 pass: the default's in `pipelines/keep/threshold.py`, that of all
+others in `pipelines/keep/sampler.py`.
 
 Costs, for N positions of V logits on a CPU: one pass each for the largest of each block, for exp, for its sum and for
 the entropy's dot product; the top-k itself looks only into the k blocks with the largest maxima.
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 
 from pipelines.keep.sampler import Scratch, draw_rare, draw_with_replacement, join, survey
+from pipelines.keep.threshold import keep_threshold
 from schemas.policies import KeepAll, KeepPolicy, Sampled, Threshold, TopP, max_kept, max_sampled
 
 _BLOCK = 64
@@ -66,6 +68,8 @@ def select(
     """
     if isinstance(policy, Threshold | Sampled):
         assert uniforms is not None
+        if isinstance(policy, Threshold) and policy.k == 1 and temperatures == (1.0,):
+            return _select_threshold(logits, labels, policy, uniforms[:, 0])
         return _select_drawn(logits, labels, policy, temperatures, uniforms)
     size = len(logits) if logits.is_cuda else max(1, _CACHED_BYTES // (4 * logits.shape[1]))
     parts = [
@@ -113,6 +117,35 @@ def _select(
         sampled_logprobs=logprobs[:, :0],
         draws=ids[:, :0],
         num_sampled=torch.zeros_like(counts),
+    )
+
+
+def _select_threshold(
+    logits: Float[torch.Tensor, "N V"],
+    labels: Int[torch.Tensor, " N"],
+    policy: Threshold,
+    uniforms: Float64[torch.Tensor, " N"],
+) -> Selected:
+    v = logits.shape[1]
+    found = keep_threshold(
+        logits, uniforms, tau=policy.tau, most_exact=max_kept(policy, v), most_drawn=max_sampled(policy, v)
+    )
+    normaliser = found.logsumexp[:, None]
+    logprobs = (logits.gather(1, found.head) - normaliser).float()
+    gold = (logits.gather(1, labels.clamp(min=0)[:, None]) - normaliser).float()[:, 0]
+    return Selected(
+        ids=found.head,
+        logprobs=logprobs,
+        counts=found.num_exact,
+        logsumexp=normaliser.float(),
+        entropy=found.entropy.float(),
+        kept_mass=_kept_mass(logprobs, found.num_exact),
+        label_logprob=torch.where(labels < 0, torch.nan, gold),
+        top_logprob=logprobs[:, 0],
+        sampled_ids=found.drawn,
+        sampled_logprobs=(logits.gather(1, found.drawn) - normaliser).float(),
+        draws=torch.ones_like(found.drawn),
+        num_sampled=found.num_drawn,
     )
 
 
