@@ -8,6 +8,7 @@ many times fewer documents.
 
     python benchmarks/quality.py                      # everything: 90 runs
     python benchmarks/quality.py --quick              # four minutes: four rows, one epoch
+    python benchmarks/quality.py --of_losses          # one epoch of a dozen other losses than KL: 45 runs
     python benchmarks/quality.py --report             # table, CSV and plot from what has been run so far
 
 Every finished run is a line of `benchmarks/results/quality-demo.jsonl`; started again, what is there is not run again.
@@ -54,6 +55,8 @@ class Row(NamedTuple):
 
     keep: str
     loss: str = "kl"
+    own_logits: bool = False
+    """Whether drawn entries' own log-probabilities are stored: what losses need that are not linear in p."""
 
 
 ROWS = {
@@ -74,6 +77,24 @@ ROWS = {
     "threshold:1/16,k=8": Row("threshold:1/16,k=8"),
 }
 """`ce` and `full` read tokens from a cache, and nothing of what it keeps."""
+
+LOSS_ROWS = {
+    "brier": Row("threshold:1/32", "brier"),
+    "dkd": Row("threshold:1/32", "dkd=0.2"),
+    "nkd": Row("threshold:1/32", "nkd"),
+    "kl_student_unsure": Row("threshold:1/32", "kl_student_unsure"),
+    "kl_entropy": Row("threshold:1/32", "kl_entropy=2"),
+    "jsd": Row("threshold:1/32", "jsd=4", own_logits=True),
+    "tvd": Row("threshold:1/32", "tvd=4", own_logits=True),
+    "hellinger": Row("threshold:1/32", "hellinger=4", own_logits=True),
+    "skew_kl": Row("threshold:1/32", "skew_kl", own_logits=True),
+    "skew_rkl": Row("threshold:1/32", "skew_rkl", own_logits=True),
+    "alpha_beta": Row("threshold:1/32", "alpha_beta", own_logits=True),
+    "rkl, top_p:0.99,k=64": Row("top_p:0.99,k=64", "rkl"),
+}
+"""Other losses than `kl`. Weights bring their gradients near that of `kl`, whose learning rate they take: the second
+derivative of Jensen-Shannon at p = q is a quarter of KL's, and so is Hellinger's."""
+EVERY_ROW = ROWS | LOSS_ROWS
 
 QUICK = ("ce", "full", "top_k:16 renormalised", "threshold:1/16")
 _ENTRIES = (
@@ -140,7 +161,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=list(EVERY_ROW), default=list(ROWS))
+    parser.add_argument(
+        "--of_losses",
+        action="store_true",
+        help="one epoch of ce, full, threshold:1/32 and of a dozen other losses",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--share", type=float, default=0.4, help="of the documents to train on")
@@ -160,6 +186,9 @@ def parse_arguments() -> argparse.Namespace:
         arguments.rows, arguments.epochs, arguments.share = list(QUICK), [1], 0.25
         arguments.results = arguments.folder / "quick.jsonl"
         arguments.results.unlink(missing_ok=True)
+    if arguments.of_losses:
+        arguments.rows, arguments.epochs = ["ce", "full", "threshold:1/32", *LOSS_ROWS], [1]
+        arguments.results = arguments.results or ROOT / "benchmarks/results/quality-losses.jsonl"
     arguments.results = arguments.results or ROOT / "benchmarks/results/quality-demo.jsonl"
     return arguments
 
@@ -207,9 +236,10 @@ class Bench:
         self._teacher = open_trained(str(TEACHER), first)
         self._test = Test(first, self._teacher)
 
-    def cache(self, keep: str) -> Cache:
+    def cache(self, keep: str, *, own_logits: bool = False) -> Cache:
         """A policy's cache, made if it is not there."""
-        path = self._folder / keep.replace("/", "_").replace(":", "-").replace(",", "-")
+        name = keep.replace("/", "_").replace(":", "-").replace(",", "-") + ("-own" if own_logits else "")
+        path = self._folder / name
         try:
             return Cache.open(str(path))
         except CacheError:
@@ -220,6 +250,7 @@ class Bench:
                 teacher=TeacherConfig(path=str(TEACHER), task="causal-lm"),
                 cache=str(path),
                 keep=parse_keep(keep),
+                own_logits=own_logits,
                 max_length=MAX_LENGTH,
                 show_progress=False,
             )
@@ -228,8 +259,8 @@ class Bench:
 
     def run(self, run: Run) -> dict[str, Any]:
         """Trains and measures one student."""
-        row, started = ROWS[run.row], time.monotonic()
-        cache = self.cache(row.keep)
+        row, started = EVERY_ROW[run.row], time.monotonic()
+        cache = self.cache(row.keep, own_logits=row.own_logits)
         student = open_student(self._student, cache, teacher=str(TEACHER), seed=run.seed)
         part = Part(
             cache=cache,
@@ -258,7 +289,8 @@ class Bench:
         settings = self._settings
         size, counts = settings.batch_size, part.counts()
         order = Order(counts=(counts,), batch_size=size, row_groups=10**6, lanes=1, seed=run.seed)
-        collation = Collation(student_vocab=student.vocab_size, pad_id=student.pad_id)
+        stored = frozenset[str]() if loss == "online" else Objective.parse([loss]).stored(part.cache.spec)
+        collation = Collation(student_vocab=student.vocab_size, pad_id=student.pad_id, stored=stored)
         replay = Replay([part], order, collation, Share(batch_size=size))
         steps = order.num_steps * run.epochs
         distiller = self._distiller(student, part.cache, loss)
