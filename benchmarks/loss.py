@@ -6,7 +6,7 @@
 
 Hidden states `[N, H]` and a head `[V, H]` are drawn, and so are the kept entries: what a step costs does not depend on
 their values. References run in the same process, in turns with ours; the figure is the median over turns of the ratio
-of processor times. Memory is what each takes at its peak beside its inputs, in a process of its own.
+of processor times. Memory is what each takes at its peak beside its inputs, in a process of its own, on Linux.
 
     python benchmarks/loss.py                                    # V = 4,096 and 49,152
     python benchmarks/loss.py --vocab 8192 50000 128000 256000 --positions 4096     # gigabytes
@@ -16,7 +16,6 @@ of processor times. Memory is what each takes at its peak beside its inputs, in 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,9 +47,10 @@ def main() -> None:
     if arguments.one is not None:
         name, vocab, drawn = arguments.one
         problem = Problem(int(vocab), arguments, drawn=drawn == "drawn")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
+        before = resident("VmRSS")
         problem.step(name)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        print(resident("VmHWM") - before)
         return
     print(
         f"N = {arguments.positions}, H = {arguments.width}, K = {arguments.kept}, one thread, {arguments.turns} turns"
@@ -81,6 +81,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--losses", nargs="+", default=list(MIXES), help="each a mix of losses, of weight 1")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def resident(name: str) -> int:
+    """KiB, as Linux counts them."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0])
 
 
 def timed(name: str, vocab: int, drawn: str, arguments: argparse.Namespace) -> float:

@@ -15,7 +15,6 @@ from transformers import set_seed
 
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
-from schemas.features import Feature
 from schemas.spec import Spec
 from schemas.tasks import Task
 from trainer.batches.collate import Collation
@@ -80,24 +79,16 @@ class Student:
         """Whether the model can be told which text of a pair a token is of."""
         return takes_token_types(self.model)
 
-    def collation(
-        self,
-        *,
-        temperature: float = 1.0,
-        features: tuple[Feature, ...] = (),
-        stored: frozenset[str] = frozenset(),
-    ) -> Collation:
-        """How a cache's rows become its batches."""
+    def collation(self, **asked: Any) -> Collation:
+        """How a cache's rows become its batches; `temperature`, `features` and `stored` are as `Collation` has them."""
         return Collation(
             student_vocab=self.vocab_size,
             pad_id=self.pad_id,
-            temperature=temperature,
-            features=features,
-            stored=stored,
             pass_token_types=self.takes_token_types,
             embeddings=embedding_rows(self.model),
             token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,
             packing=self.packing,
+            **asked,
         )
 
 
