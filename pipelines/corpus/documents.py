@@ -132,7 +132,34 @@ def record_fields(record: Record, corpus: CorpusConfig, kind: str) -> Mapping[st
     return _parsed(text, corpus)
 
 
+class _RepeatedError(ValueError):
+    """A name stands twice in an object: which, and whether that matters, is looked at then."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise _RepeatedError
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def _parsed(text: str, corpus: CorpusConfig) -> Mapping[str, Any]:
+    try:
+        value = _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        return _parsed_with_names(text, corpus)
+    return value if isinstance(value, dict) else _parsed_with_names(text, corpus)
+
+
+def _parsed_with_names(text: str, corpus: CorpusConfig) -> Mapping[str, Any]:
+    """The same, of what is no object or has a name twice in one.
+
+    Raises:
+        RejectedError: unless the repeated names are none that is read.
+    """
     repeated: list[set[str]] = []
 
     def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from pipelines.corpus.lines import LongLine, Record, decompressed, lines, lines_
 from schemas.errors import CorpusError, UsageError
 
 PIECE_BYTES = 64 * 2**20
+_TEXT_BY_BYTE = 4
+"""Bytes of text in a byte of a compressed file, or of Parquet."""
 _PARQUET_ROWS = 256
 """Rows of a batch: of strings that stand in a dictionary each may be long."""
 _FORMATS = {
@@ -94,6 +96,18 @@ def is_compressed(path: str) -> bool:
 def is_part(piece: Piece) -> bool:
     """Whether a file of lines is read in several pieces."""
     return piece.start > 0 or piece.end - piece.start == PIECE_BYTES
+
+
+def text_bytes(pieces: Iterable[Piece]) -> int:
+    """About how many bytes of text some pieces hold; of whole files, which may be compressed, it is a guess."""
+    return sum(_guessed(piece) if piece.end < 0 else piece.end - piece.start for piece in pieces)
+
+
+def _guessed(piece: Piece) -> int:
+    try:
+        return _TEXT_BY_BYTE * os.path.getsize(piece.path)
+    except (OSError, ValueError):  # on another filesystem
+        return _TEXT_BY_BYTE * PIECE_BYTES
 
 
 def _matched(pattern: str) -> dict[str, int]:

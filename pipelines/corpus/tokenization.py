@@ -7,6 +7,7 @@ of all its texts are counted through.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.tasks.teacher_task import Inputs
 from pipelines.tasks.windows import Tokens, Window
 from schemas.identity import canonical_json, digest, example_id
+from schemas.rows.ragged import Array
 from schemas.spec import Spec
 
 
@@ -80,20 +82,34 @@ class Tokeniser:
         inputs = TEACHER_TASKS[spec.task].inputs(tokenizer, spec)
         return cls(tokenizer=tokenizer, spec=spec, kind=kind, how=how, chat=Chat(tokenizer), inputs=inputs)
 
-    def examples(self, document: Document, known: Sequence[int] = ()) -> Iterator[Example]:
-        """The examples of a document, less the windows in `known`.
+    def batch(
+        self, documents: Sequence[tuple[Document, Sequence[int]]]
+    ) -> Iterator[list[Example] | RejectedError]:
+        """What `examples` gives for each document with its known windows, or why it is rejected; in one call of the
+        tokenizer, which for short texts costs more than what it does."""
+        tokens = self._plain_texts([document for document, _ in documents])
+        for (document, known), own in zip(documents, tokens, strict=True):
+            try:
+                yield list(self.examples(document, known, own))
+            except RejectedError as error:
+                yield error
+
+    def examples(
+        self, document: Document, known: Sequence[int] = (), tokens: Tokens | None = None
+    ) -> Iterator[Example]:
+        """The examples of a document, less the windows in `known`; `tokens` are its text's, where they were made.
 
         Raises:
             RejectedError: nothing of the document can be supervised, or its chat template fails.
         """
-        texts = self.texts(document)
-        found = [(tokens, window) for tokens in texts for window in self.inputs.windows(tokens)]
+        texts = self.texts(document) if tokens is None else [tokens]
+        found = [(text, window) for text in texts for window in self.inputs.windows(text)]
         if not found:
             expected = "a message of the role assistant" if self.kind == "messages" else "two tokens or more"
             raise RejectedError(NOTHING_SUPERVISED, expected=f"{expected} that says something")
-        for index, (tokens, window) in enumerate(found):
+        for index, (text, window) in enumerate(found):
             if index not in known:
-                yield self._example(document, tokens, index, len(found), window)
+                yield self._example(document, text, index, len(found), window)
 
     def texts(self, document: Document) -> list[Tokens]:
         """The tokens of each of a document's texts (a pair is cut to `max_length`, longest first)."""
@@ -102,10 +118,38 @@ class Tokeniser:
             return [self._encoded(part.text, part.spans, add_special_tokens=False) for part in parts]
         if self.kind == "prompt":
             return [self._prompt(document.text, document.pair or "")]
+        return self._split(self._encode([document]))
+
+    def _plain_texts(self, documents: Sequence[Document]) -> list[Tokens] | list[None]:
+        """The tokens of documents that are one text each, or a pair; None of others, which are made one by one."""
+        if self.kind != "text":
+            return [None] * len(documents)
+        return self._split(self._encode(documents))
+
+    def _encode(self, documents: Sequence[Document]) -> Any:
+        """The tokenizer on texts or pairs."""
         options: dict[str, Any] = {"return_special_tokens_mask": True, "verbose": False}
-        if document.pair is not None:
+        pairs = None
+        if documents[0].pair is not None:
+            pairs = [document.pair for document in documents]
             options |= {"truncation": "longest_first", "max_length": self.spec.max_length}
-        return [self._tokens(self.tokenizer(document.text, document.pair, **options))]
+        return self.tokenizer([document.text for document in documents], pairs, **options)
+
+    def _split(self, encoded: Any) -> list[Tokens]:
+        """The tokens of each text: of arrays over all texts, a part each."""
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        ends = list(itertools.accumulate(lengths))
+        ids = _joined(encoded["input_ids"], ends[-1], np.int32)
+        special = _joined(encoded["special_tokens_mask"], ends[-1], np.bool_)
+        supervised = np.ones(ends[-1], np.bool_)
+        types = np.zeros(ends[-1], np.int32)
+        if "token_type_ids" in encoded:
+            types = _joined(encoded["token_type_ids"], ends[-1], np.int32)
+        parts = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+        return [
+            Tokens(ids[part], types[part], special[part], supervised[part], self._words(encoded, index))
+            for index, part in enumerate(parts)
+        ]
 
     def is_cut(self, document: Document, example: Example) -> bool:
         """Whether a pair lost tokens to `max_length`: pairs have one window, the longer text is cut."""
@@ -160,10 +204,17 @@ class Tokeniser:
         ids = np.asarray(encoded["input_ids"], np.int32)
         types = np.asarray(encoded.get("token_type_ids", np.zeros(len(ids))), np.int32)
         special = np.asarray(encoded["special_tokens_mask"], np.bool_)
-        words = None
-        if TEACHER_TASKS[self.spec.task].reads_words(self.spec):
-            words = np.array([-1 if word is None else word for word in encoded.word_ids()], np.int32)
-        return Tokens(ids, types, special, np.ones(len(ids), np.bool_), words)
+        return Tokens(ids, types, special, np.ones(len(ids), np.bool_), self._words(encoded, 0))
+
+    def _words(self, encoded: Any, index: int) -> Array | None:
+        """Of which word each of a text's tokens is, where the task asks for words."""
+        if not TEACHER_TASKS[self.spec.task].reads_words(self.spec):
+            return None
+        return np.array([-1 if word is None else word for word in encoded.word_ids(index)], np.int32)
+
+
+def _joined(lists: Sequence[Sequence[int]], count: int, dtype: Any) -> Array:
+    return np.fromiter(itertools.chain.from_iterable(lists), dtype, count)
 
 
 def overlapping(

@@ -1,14 +1,15 @@
 """What is already there, by document: rows of live shards, of orphans, and what the teacher could not score before.
 
-A run joins tonight's documents with these by document hash. `decide` then says, for one document: what is still to be
-computed, which rows of orphans come in, and which live rows have no document any more. It is a plain function of the
-one group, so that no worker ever holds more than one document's rows.
+A run joins tonight's documents with these by document hash, in buckets: equal ranges of hashes, so many that one is a
+few megabytes, for an element a document would cost an engine more than all else that is done with it. `decide` then
+says, for one document: what is still to be computed, which rows of orphans come in, and which live rows have no
+document any more.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pipelines.corpus.documents import Document
@@ -23,6 +24,13 @@ from schemas.versions.history import as_shard
 from schemas.versions.memory import read_unscored
 
 LIVE, ORPHAN, UNSCORED = "live", "orphan", "unscored"
+BUCKET_BYTES, BUCKET_ROWS = 2**22, 2**15
+"""Of the corpus, and of what is stored, in a bucket: what a worker holds of them at a time."""
+_MOST_BUCKETS = 2**24
+_HELD = 2**15
+"""Windows that are put into buckets at a time."""
+
+Window = tuple[bytes, tuple[Any, ...]]
 
 
 class Stored(NamedTuple):
@@ -56,8 +64,32 @@ class Decision(NamedTuple):
     """The id of a document of which the teacher could not score a window before: its old rows stay."""
 
 
-def decide(found: Sequence[Document], stored: Iterable[Stored]) -> Decision:
+def num_buckets(corpus_bytes: int, rows: int) -> int:
+    """Buckets for a corpus of about so many bytes and a cache of so many rows."""
+    return min(_MOST_BUCKETS, max(1, -(-corpus_bytes // BUCKET_BYTES), -(-rows // BUCKET_ROWS)))
+
+
+def bucket_of(document_hash: bytes, buckets: int) -> int:
+    """Which of equal ranges of hashes a document falls into."""
+    return int.from_bytes(document_hash[:4], "big") * buckets >> 32
+
+
+def in_buckets(
+    source: Any, read: Callable[..., Iterable[Window]], buckets: int, **where: Any
+) -> Iterator[tuple[int, list[Window]]]:
+    """What `read` gives for a source, (document hash, window) each, as lists by bucket."""
+    windows = iter(read(source, **where))
+    while some := list(itertools.islice(windows, _HELD)):
+        held: dict[int, list[Window]] = {}
+        for window in some:
+            held.setdefault(bucket_of(window[0], buckets), []).append(window)
+        yield from held.items()
+
+
+def decide(found: Sequence[Document], stored: Sequence[Stored]) -> Decision:
     """One document: its copies in the corpus, and all that is stored of it."""
+    if not stored:
+        return Decision(_first(found), [], [], [], "new_documents")
     by_kind: dict[str, dict[int, Stored]] = {LIVE: {}, ORPHAN: {}, UNSCORED: {}}
     windows: set[int] = set()
     total = 0
@@ -75,9 +107,13 @@ def decide(found: Sequence[Document], stored: Iterable[Stored]) -> Decision:
     if complete:
         kinds = [(adopted, "adopted_documents"), (unscored, "remembered_documents")]
         outcome = next((name for part, name in kinds if part), "known_documents")
-    first = min(found, key=lambda document: (document.file, document.offset))
+    first = _first(found)
     rejected = first.key if unscored else None
     return Decision(None if complete else first, sorted(windows), adopted, [], outcome, rejected)
+
+
+def _first(found: Sequence[Document]) -> Document:
+    return min(found, key=lambda document: (document.file, document.offset))
 
 
 def live_windows(

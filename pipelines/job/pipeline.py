@@ -5,7 +5,8 @@
 
 Inputs are shuffled, outputs never: a unit's codes become a shard inside the teacher's step. The cache is listed once,
 before the run, and passed in by value: live shards, orphans of crashed runs, and what the teacher could not score.
-Their ids are read here and joined with the corpus by document; no worker ever holds more than one document's.
+Their ids are read here and joined with the corpus by document, in buckets of a few megabytes. Steps that a run cannot
+need are left out: each costs some milliseconds to build and to run, which tells in a run with nothing new.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from pipelines.corpus.files import Piece
 from pipelines.corpus.labels import LabelMap
 from pipelines.corpus.tokenization import Example
 from pipelines.engine.beam_options import DEFAULT_RUNNER
-from pipelines.job.existing_rows import live_windows, orphan_windows, unscored_windows
 from pipelines.job.outcome import RunSummary, finish
 from pipelines.job.preflight import template_variables
+from pipelines.job.read_stored import ReadStored
 from pipelines.job.reuse import adopt, lines_of, rewrite
 from pipelines.job.steps import (
     ADOPTED,
@@ -35,6 +36,7 @@ from pipelines.job.steps import (
     REJECTS,
     SEEN,
     DropKnown,
+    ReadBuckets,
     ReadDocuments,
     Tokenise,
     leaving,
@@ -62,17 +64,19 @@ class Job:
     orphans: Sequence[StoredFile] = ()
     unscored: Sequence[str] = ()
     """Files of the cache's memory."""
+    buckets: int = 1
+    """Ranges of document hashes in which corpus and cache meet."""
 
 
 class Reading(NamedTuple):
     """What is known of a corpus and a cache before the teacher starts."""
 
     examples: beam.PCollection
-    """To be scored."""
-    adopted: beam.PCollection
-    """(orphan, example id) of rows that come in."""
-    leaving: beam.PCollection
-    """(document, (live shard, example id, whether it is pruned)) of rows that leave."""
+    """To be scored, in lists."""
+    adopted: beam.PCollection | None
+    """(orphan, example id) of rows that come in; None where there is no orphan."""
+    leaving: beam.PCollection | None
+    """(document, (live shard, example id, whether it is pruned)) of rows that leave; None where none may."""
     counts: AsDict
     rejects: AsIter
 
@@ -80,15 +84,16 @@ class Reading(NamedTuple):
 def read(pipeline: beam.Pipeline, job: Job) -> Reading:
     """Wires all that is read and joined, for a run and for its plan."""
     config, run = job.config, job.run
+    stored = ReadStored(run, job.live, job.orphans, job.unscored, job.buckets)
+    reader = ReadDocuments(config, run, job.labels, template_variables(config))
     parsed = (
         pipeline
         | "list pieces" >> beam.Create(list(job.pieces))
         | "spread pieces" >> beam.Reshuffle()
-        | "read documents"
-        >> tagged(ReadDocuments(config, run, job.labels, template_variables(config)), REJECTS, SEEN)
+        | "read documents" >> tagged(ReadBuckets(reader, job.buckets), REJECTS, SEEN)
     )
     new = (
-        {"found": parsed.main, "stored": pipeline | ReadStored(job)}
+        {"found": parsed.main, "stored": pipeline | stored}
         | "meet by hash" >> beam.CoGroupByKey()
         | "drop repeats and known" >> tagged(DropKnown(), ADOPTED, MISSING, SEEN)
     )
@@ -97,26 +102,20 @@ def read(pipeline: beam.Pipeline, job: Job) -> Reading:
         | "spread documents" >> beam.Reshuffle()
         | "tokenise" >> tagged(Tokenise(config, run), REJECTS, SEEN)
     )
-    seen = (parsed[SEEN], new[SEEN], examples[SEEN]) | "gather seen" >> beam.Flatten()
-    leaving_rows = (
-        {"missing": new[MISSING], "seen": seen}
-        | "meet by id" >> beam.CoGroupByKey()
-        | "find what leaves" >> beam.FlatMap(leaving, prune=config.prune, replace=config.replace)
-    )
-    counts = AsDict(
-        (
-            parsed[COUNTS],
-            new[COUNTS],
-            examples[COUNTS],
-            leaving_rows | "count what is pruned" >> beam.Map(count_pruned),
+    counted, leaving_rows = [parsed[COUNTS], new[COUNTS], examples[COUNTS]], None
+    if run.may_leave:
+        seen = (parsed[SEEN], new[SEEN], examples[SEEN]) | "gather seen" >> beam.Flatten()
+        leaving_rows = (
+            {"missing": new[MISSING], "seen": seen}
+            | "meet by id" >> beam.CoGroupByKey()
+            | "find what leaves" >> beam.FlatMap(leaving, prune=config.prune, replace=config.replace)
         )
-        | "gather counts" >> beam.Flatten()
-        | "add counts" >> beam.CombinePerKey(sum)
-    )
+        counted.append(leaving_rows | "count what is pruned" >> beam.Map(count_pruned))
+    counts = AsDict(counted | "gather counts" >> beam.Flatten() | "add counts" >> beam.CombinePerKey(sum))
     rejects = AsIter(
         (parsed[REJECTS], examples[REJECTS]) | "gather rejects" >> beam.Flatten() | FewPerReason()
     )
-    return Reading(examples.main, new[ADOPTED], leaving_rows, counts, rejects)
+    return Reading(examples.main, new[ADOPTED] if job.orphans else None, leaving_rows, counts, rejects)
 
 
 def build(pipeline: beam.Pipeline, job: Job) -> None:
@@ -127,26 +126,30 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     gate = AsSingleton(once | "keep the tolerances" >> beam.Map(pass_gate, run, config, counts, rejects))
     scored = (
         examples
-        | "assign units" >> beam.Map(in_unit, gate)
+        | "assign units" >> beam.FlatMap(in_units, gate)
         | "group units" >> beam.GroupByKey()
-        | "unpack units" >> hinted(beam.Map(members), config)
+        | "unpack units" >> hinted(beam.Map(unpacked), config)
         | "ask the teacher"
         >> hinted(RunInference(TeacherHandler(teacher_job(job)).with_no_batching()), config)
     )
-    moved = (
-        adopted
-        | "group by orphan" >> beam.GroupByKey()
-        | "adopt" >> beam.Map(adopt, run, config.row_group_tokens)
-    )
-    rewritten = (
-        {"leaving": leaving_rows, "rejected": scored | "name what was not scored" >> beam.FlatMap(not_scored)}
-        | "meet what was not scored" >> beam.CoGroupByKey()
-        | "spare old rows" >> beam.FlatMap(spared)
-        | "group by shard" >> beam.GroupByKey()
-        | "rewrite" >> beam.Map(rewrite_shard, run, config.row_group_tokens, gate)
-    )
+    lines = [scored]
+    if adopted is not None:
+        lines.append(
+            adopted
+            | "group by orphan" >> beam.GroupByKey()
+            | "adopt" >> beam.Map(adopt, run, config.row_group_tokens)
+        )
+    if leaving_rows is not None:
+        not_there = scored | "name what was not scored" >> beam.FlatMap(not_scored)
+        lines.append(
+            {"leaving": leaving_rows, "rejected": not_there}
+            | "meet what was not scored" >> beam.CoGroupByKey()
+            | "spare old rows" >> beam.FlatMap(spared)
+            | "group by shard" >> beam.GroupByKey()
+            | "rewrite" >> beam.Map(rewrite_shard, run, config.row_group_tokens, gate)
+        )
     _ = (
-        (scored, moved, rewritten)
+        lines
         | "meet lines" >> beam.Flatten()
         | "gather lines" >> beam.combiners.ToList()
         | "commit" >> beam.Map(commit_run, run, counts, rejects)
@@ -177,36 +180,6 @@ def hinted(step: beam.PTransform, config: PrecomputeConfig) -> beam.PTransform:
     run on different machines, and a whole unit would be shuffled once more between them."""
     asked = {"accelerator": config.accelerator, "min_ram": config.min_ram}
     return step.with_resource_hints(**{name: value for name, value in asked.items() if value})
-
-
-class ReadStored(beam.PTransform):  # type: ignore[misc]
-    """(document hash, window) of all that needs no teacher."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__()
-        self._job = job
-
-    def expand(self, pipeline: Any) -> beam.PCollection:
-        run = self._job.run
-        where = {"root": run.root, "header": run.header}
-        live = (
-            pipeline
-            | "list shards" >> beam.Create([tuple(shard) for shard in self._job.live])
-            | "spread shards" >> beam.Reshuffle()
-            | "read live ids" >> beam.FlatMap(live_windows, **where, may_leave=run.may_leave)
-        )
-        orphans = (
-            pipeline
-            | "list orphans" >> beam.Create([tuple(file) for file in self._job.orphans])
-            | "spread orphans" >> beam.Reshuffle()
-            | "check orphans" >> beam.FlatMap(orphan_windows, **where)
-        )
-        unscored = (
-            pipeline
-            | "list unscored" >> beam.Create(list(self._job.unscored))
-            | "read unscored" >> beam.FlatMap(unscored_windows, **where)
-        )
-        return (live, orphans, unscored) | "gather stored" >> beam.Flatten()
 
 
 class FewPerReason(beam.PTransform):  # type: ignore[misc]
@@ -258,6 +231,22 @@ def num_units(weight: int, unit_tokens: int, workers: int) -> int:
 def in_unit(example: tuple[Any, ...], gate: tuple[Any, ...]) -> tuple[int, tuple[Any, ...]]:
     """An example with the number of its unit."""
     return unit_number(example[0], Gate(*gate).num_units), example
+
+
+def in_units(
+    examples: list[tuple[Any, ...]], gate: tuple[Any, ...]
+) -> Iterable[tuple[int, list[tuple[Any, ...]]]]:
+    """A list of examples as one list for each unit that they belong to."""
+    count = Gate(*gate).num_units
+    units: dict[int, list[tuple[Any, ...]]] = {}
+    for example in examples:
+        units.setdefault(unit_number(example[0], count), []).append(example)
+    return units.items()
+
+
+def unpacked(unit: tuple[int, Iterable[list[tuple[Any, ...]]]]) -> list[Example]:
+    """The members of a unit that comes in lists."""
+    return members((unit[0], itertools.chain.from_iterable(unit[1])))
 
 
 def members(unit: tuple[int, Iterable[tuple[Any, ...]]]) -> list[Example]:

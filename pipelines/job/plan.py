@@ -130,25 +130,27 @@ def wire(pipeline: beam.Pipeline, job: Job, sample_tokens: int, target: str) -> 
     """A run up to its units, a sample instead of them, and one file instead of a commit."""
     config, run = job.config, job.run
     reading = read(pipeline, job)
+    examples = reading.examples | "each example" >> beam.FlatMap(tuple)
     once = pipeline | "once" >> beam.Create([None])
-    moves = AsDict(
-        (
-            reading.examples | "count examples" >> beam.Map(lambda _: ("examples", 1)),
-            reading.adopted | "count adopted" >> beam.Map(lambda _: ("adopted_examples", 1)),
-            reading.leaving | "count leaving" >> beam.Map(count_leaving),
-            (
-                reading.adopted | "orphans" >> beam.Keys(),
-                reading.leaving | "their shards" >> beam.Map(lambda row: row[1][0]),
-            )
+    counted, moved = [examples | "count examples" >> beam.Map(lambda _: ("examples", 1))], []
+    if reading.adopted is not None:
+        counted.append(reading.adopted | "count adopted" >> beam.Map(lambda _: ("adopted_examples", 1)))
+        moved.append(reading.adopted | "orphans" >> beam.Keys())
+    if reading.leaving is not None:
+        counted.append(reading.leaving | "count leaving" >> beam.Map(count_leaving))
+        moved.append(reading.leaving | "their shards" >> beam.Map(lambda row: row[1][0]))
+    if moved:
+        counted.append(
+            moved
             | "gather moves" >> beam.Flatten()
             | "each once" >> beam.Distinct()
-            | "count shards" >> beam.Map(lambda _: ("moved_shards", 1)),
+            | "count shards" >> beam.Map(lambda _: ("moved_shards", 1))
         )
-        | "gather what moves" >> beam.Flatten()
-        | "add what moves" >> beam.CombinePerKey(sum)
+    moves = AsDict(
+        counted | "gather what moves" >> beam.Flatten() | "add what moves" >> beam.CombinePerKey(sum)
     )
     measured = (
-        reading.examples
+        examples
         | "take a sample" >> beam.CombineGlobally(SmallestIds(sample_tokens))
         | "cut into units" >> beam.FlatMap(cut, run, config, reading.counts)
         | "ask the teacher"

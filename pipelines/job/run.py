@@ -17,13 +17,14 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 import schemas.errors
 from pipelines.config import PrecomputeConfig
-from pipelines.corpus.files import Piece, find_pieces
+from pipelines.corpus.files import Piece, find_pieces, text_bytes
 from pipelines.corpus.labels import LabelMap
 from pipelines.engine.beam_options import parse_beam_options
 from pipelines.engine.device_assignment import forget_claims
 from pipelines.engine.processes import refuse_workers, with_workers
 from pipelines.fingerprint.agreement import agreed
 from pipelines.fingerprint.fingerprint import make_header, resolve
+from pipelines.job.existing_rows import num_buckets
 from pipelines.job.outcome import RunSummary, put_summary
 from pipelines.job.pipeline import Job, build
 from pipelines.job.preflight import check_teacher, first_records
@@ -33,13 +34,7 @@ from pipelines.teacher.provenance import job_provenance
 from pipelines.tolerances import Run
 from schemas.cache import RUNS_FOLDER
 from schemas.cli.process import refuse_to_go_on
-from schemas.errors import (
-    CacheError,
-    ConflictError,
-    TeachonceError,
-    UsageError,
-    one_line,
-)
+from schemas.errors import CacheError, ConflictError, TeachonceError, UsageError, one_line
 from schemas.shards.seal import Totals
 from schemas.spec import Fingerprint, Header, Spec
 from schemas.storage.storage import Storage
@@ -204,6 +199,7 @@ def _job(
         labels=label_map(header.spec),
         live=() if base is None else base.shards,
         orphans=orphans(storage, base),
+        buckets=num_buckets(text_bytes(pieces), run.live_rows),
         unscored=() if config.retry_rejects else remembered_names(storage, UNSCORED_FOLDER),
     )
 

@@ -1,11 +1,14 @@
 """The steps that read: pieces to documents, documents to what is still to be done, and that to examples.
 
 Each is a thin `DoFn` over a plain function elsewhere; beside its main output it gives counts and rejects. Values
-between steps are tuples of plain types, which Beam encodes without pickling.
+between steps are tuples of plain types, which Beam encodes without pickling, in lists: an engine takes some 10
+microseconds for each element of each step, a fast teacher not more for a short text.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +22,7 @@ from pipelines.corpus.labels import LabelMap
 from pipelines.corpus.lines import Record
 from pipelines.corpus.tokenization import Tokeniser
 from pipelines.fingerprint.fingerprint import corpus_kind, resolve
-from pipelines.job.existing_rows import Stored, decide
+from pipelines.job.existing_rows import Stored, bucket_of, decide
 from pipelines.job.preflight import columns_of
 from pipelines.progress import PROGRESS
 from pipelines.rejects import DAMAGED, Reject, RejectedError
@@ -32,6 +35,10 @@ COUNTS, REJECTS, SEEN, ADOPTED, MISSING = "counts", "rejects", "seen", "adopted"
 MAIN = "main"
 _COUNTS = ("documents", "blank_lines", "duplicates", "forgotten_documents", "unidentified")
 FOUND, REJECTED = "found", "rejected"
+HELD_CHARS = 2**23
+"""Of documents that are held until they are handed on by bucket."""
+LIST_DOCUMENTS, LIST_CHARS = 256, 2**18
+"""Documents that are tokenised together, and their characters: enough to share a call, few enough to be spread."""
 DISTINCT = 2**17
 """Documents of one piece that are known again; then forgotten all, so that they take no more than some 10 MB."""
 
@@ -125,28 +132,97 @@ class ReadDocuments(beam.DoFn):  # type: ignore[misc]
             yield TaggedOutput(SEEN, (key, REJECTED))
 
 
-class DropKnown(beam.DoFn):  # type: ignore[misc]
-    """(hash, documents and what is stored of them) -> one document with the windows that need no teacher."""
+class ReadBuckets(beam.DoFn):  # type: ignore[misc]
+    """The same, but documents as lists by bucket: piece -> (bucket, documents)."""
 
-    def process(self, element: tuple[bytes, dict[str, Iterable[Any]]]) -> Iterator[Any]:
-        found = [Document(*document) for document in element[1]["found"]]
-        decision = decide(found, [Stored(*stored) for stored in element[1]["stored"]])
+    def __init__(self, reader: ReadDocuments, buckets: int) -> None:
+        self._reader, self._buckets = reader, buckets
+
+    def setup(self) -> None:
+        self._reader.setup()
+
+    def process(self, piece: Piece) -> Iterator[Any]:
+        held: dict[int, list[tuple[Any, ...]]] = {}
+        chars = 0
+        for found in self._reader.process(piece):
+            if isinstance(found, TaggedOutput):
+                yield found
+                continue
+            digest, document = found
+            held.setdefault(bucket_of(digest, self._buckets), []).append(document)
+            chars += _chars(document)
+            if chars > HELD_CHARS:
+                yield from held.items()
+                held, chars = {}, 0
+        yield from held.items()
+
+
+class DropKnown(beam.DoFn):  # type: ignore[misc]
+    """(bucket, documents and what is stored of them) -> lists of documents, each with the windows that need no
+    teacher."""
+
+    def process(self, element: tuple[int, dict[str, Iterable[list[Any]]]]) -> Iterator[Any]:
+        found: dict[bytes, list[Document]] = {}
+        stored: dict[bytes, list[Stored]] = {}
+        for part in element[1]["stored"]:
+            for digest, one in part:
+                stored.setdefault(digest, []).append(Stored(*one))
+        for documents in element[1]["found"]:
+            for document in documents:
+                found.setdefault(document[0], []).append(Document(*document))
+        counts: Counter[str] = Counter()
+        yield from in_lists(
+            itertools.chain.from_iterable(
+                self._decided(digest, found.get(digest, []), stored.get(digest, []), counts)
+                for digest in {**found, **stored}
+            )
+        )
+        for count in counts.items():
+            yield TaggedOutput(COUNTS, count)
+
+    def _decided(
+        self, digest: bytes, found: list[Document], stored: list[Stored], counts: Counter[str]
+    ) -> Iterator[Any]:
+        decision = decide(found, stored)
         for one in decision.adopted:
             yield TaggedOutput(ADOPTED, (one.shard, one.example_id))
         for one in (one for one in decision.missing if one.shard):  # where rows may leave tonight
-            key = element[0].hex() if one.document_id is None else one.document_id
+            key = digest.hex() if one.document_id is None else one.document_id
             yield TaggedOutput(MISSING, (key, (one.shard, one.example_id)))
         if decision.outcome is not None:
-            yield TaggedOutput(COUNTS, ("duplicates", len(found) - 1))
-            yield TaggedOutput(COUNTS, (decision.outcome, 1))
+            counts["duplicates"] += len(found) - 1
+            counts[decision.outcome] += 1
         if decision.rejected is not None:
             yield TaggedOutput(SEEN, (decision.rejected, REJECTED))
         if decision.document is not None:
             yield tuple(decision.document), decision.known
 
 
+def in_lists(found: Iterable[Any]) -> Iterator[Any]:
+    """Documents, each with its windows, as lists that are short enough to be spread over workers; what is tagged goes
+    by as it comes."""
+    held: list[Any] = []
+    chars = 0
+    for one in found:
+        if isinstance(one, TaggedOutput):
+            yield one
+            continue
+        held.append(one)
+        chars += _chars(one[0])
+        if len(held) >= LIST_DOCUMENTS or chars > LIST_CHARS:
+            yield held
+            held, chars = [], 0
+    if held:
+        yield held
+
+
+def _chars(document: tuple[Any, ...]) -> int:
+    text, pair = document[2:4]
+    return len(text) + len(pair or "")
+
+
 class Tokenise(beam.DoFn):  # type: ignore[misc]
-    """(document, windows that need no teacher) -> examples; counts and rejects beside."""
+    """Documents, each with the windows that need no teacher -> examples, in lists; counts and rejects beside."""
 
     def __init__(self, config: PrecomputeConfig, run: Run) -> None:
         self._config, self._run = config, run
@@ -162,24 +238,28 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
         )
         self._forgotten = read_forgotten(Storage.at(self._run.root), self._run.forgotten)
 
-    def process(self, element: tuple[tuple[Any, ...], list[int]]) -> Iterator[Any]:
-        document, known = Document(*element[0]), element[1]
+    def process(self, element: list[tuple[tuple[Any, ...], list[int]]]) -> Iterator[Any]:
         assert self._tokeniser is not None
-        try:
-            found = self._tokeniser.examples(document, known)
+        counts = Counter(tokens=0, positions=0)
+        made: list[tuple[Any, ...]] = []
+        documents = [(Document(*document), known) for document, known in element]
+        for (document, _), found in zip(documents, self._tokeniser.batch(documents), strict=True):
+            if isinstance(found, RejectedError):
+                yield from rejected(found.reject(document.file, document.offset, document.key, document.line))
+                if document.key is not None:
+                    yield TaggedOutput(SEEN, (document.key, REJECTED))
+                continue
             examples = [example for example in found if not self._forgotten.has(example.id)]
-        except RejectedError as error:
-            yield from rejected(error.reject(document.file, document.offset, document.key, document.line))
-            if document.key is not None:
-                yield TaggedOutput(SEEN, (document.key, REJECTED))
-            return
-        tokens = sum(example.num_tokens for example in examples)
-        PROGRESS.add(tokens_found=tokens)
-        yield TaggedOutput(COUNTS, ("tokens", tokens))
-        yield TaggedOutput(COUNTS, ("positions", sum(example.num_positions for example in examples)))
-        if any(self._tokeniser.is_cut(document, example) for example in examples):
-            yield TaggedOutput(COUNTS, ("truncated_pairs", 1))
-        yield from (tuple(example) for example in examples)
+            counts["tokens"] += sum(example.num_tokens for example in examples)
+            counts["positions"] += sum(example.num_positions for example in examples)
+            if any(self._tokeniser.is_cut(document, example) for example in examples):
+                counts["truncated_pairs"] += 1
+            made += map(tuple, examples)
+        PROGRESS.add(tokens_found=counts["tokens"])
+        for count in counts.items():
+            yield TaggedOutput(COUNTS, count)
+        if made:
+            yield made
 
 
 def leaving(

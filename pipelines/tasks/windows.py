@@ -56,6 +56,9 @@ def stretches(tokens: Tokens, spec: Spec) -> Iterator[Stretch]:
     length, step = len(tokens.ids) - prefix - suffix, body - spec.stride
     if body < 1 or step < 1:
         raise ValueError(f"max_length leaves {body} tokens, no more than the stride of {spec.stride}")
+    if length <= body:  # most documents are short
+        yield Stretch(np.arange(len(tokens.ids), dtype=np.int32), prefix, is_last=True)
+        return
     for start in range(0, max(1, length - spec.stride), step):
         last = start + body >= length
         index = _around(len(tokens.ids), prefix, suffix, start, min(start + body, length))
@@ -71,7 +74,7 @@ def _around(total: int, prefix: int, suffix: int, start: int, end: int) -> Array
 
 def edges(tokens: Tokens) -> tuple[int, int]:
     """How many special tokens the tokenizer put before and after the text."""
-    inner = np.flatnonzero(~tokens.special)
-    if not inner.size:
+    inner = ~tokens.special
+    if not inner.any():
         return len(tokens.ids), 0
-    return int(inner[0]), int(len(tokens.ids) - 1 - inner[-1])
+    return int(inner.argmax()), int(inner[::-1].argmax())

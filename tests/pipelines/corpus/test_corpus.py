@@ -237,3 +237,15 @@ def test_parquet_gives_the_conversations_of_the_jsonl_without_the_nulls_that_it_
     ]
     found = records(write_parquet(tmp_path / "c.parquet", rows), ("messages",))
     assert [value for _, value in found] == rows
+
+
+def test_how_much_text_a_corpus_holds_is_known_of_plain_files_and_guessed_of_others(tmp_path):
+    plain, packed = tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"
+    plain.write_bytes(b"x" * 1000)
+    packed.write_bytes(b"y" * 10)
+    pieces = find_pieces(CorpusConfig(files=(str(plain),)))
+    assert corpus_module.text_bytes(pieces) == 1000
+    pieces += find_pieces(CorpusConfig(files=(str(packed),)))
+    assert 1010 < corpus_module.text_bytes(pieces) < 1100
+    elsewhere = Piece("gs://bucket/c.jsonl.gz", "jsonl", 0, -1)
+    assert corpus_module.text_bytes([elsewhere]) >= corpus_module.PIECE_BYTES

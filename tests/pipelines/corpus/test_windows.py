@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.corpus.documents import Document
 from pipelines.corpus.tokenization import Tokeniser
+from pipelines.rejects import RejectedError
 from pipelines.tasks.causal_lm import NextTokens
 from pipelines.tasks.windows import Tokens
 from schemas import Spec
@@ -164,3 +165,21 @@ def test_a_pair_is_one_window_cut_longest_first():
     assert example.text_pair == "Two."
     [whole] = maker.examples(document("A", "B"))
     assert np.frombuffer(whole.input_ids, np.int32).tolist() == maker.tokenizer("A", "B")["input_ids"]
+
+
+@pytest.mark.parametrize("bert", [False, True])
+@pytest.mark.parametrize("pair", [None, "Two."])
+def test_documents_that_are_tokenised_together_give_the_same_examples(bert, pair):
+    kind = {"task": "sequence-classification", "has_token_type_ids": bert} if pair else {"stride": 3}
+    maker = tokeniser(bert=bert, **kind)
+    texts = [*TEXT, " ".join(TEXT), "x", "", TEXT[0]]
+    batch = [(document(text, pair), [0] if text == TEXT[1] else []) for text in texts]
+    alone = []
+    for one, known in batch:
+        try:
+            alone.append(list(maker.examples(one, known)))
+        except RejectedError as error:
+            alone.append(str(error))
+    together = [one if isinstance(one, list) else str(one) for one in maker.batch(batch)]
+    assert together == alone
+    assert pair or any(isinstance(one, str) for one in together)

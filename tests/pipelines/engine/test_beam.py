@@ -106,7 +106,7 @@ class Steps(PipelineVisitor):
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory, corpus, teacher):
-    job, options = prepare(config(corpus, teacher, tmp_path_factory.mktemp("graph") / "c"))
+    job, options = prepare(config(corpus, teacher, tmp_path_factory.mktemp("graph") / "c", prune=True))
     pipeline = beam.Pipeline(options=options)
     build(pipeline, job)
     steps = Steps()

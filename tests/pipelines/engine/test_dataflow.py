@@ -90,7 +90,12 @@ def translate(folder, corpus, teacher, extra=None, **changes):
 @pytest.fixture(scope="module")
 def dataflow(tmp_path_factory, corpus, teacher):
     return translate(
-        tmp_path_factory.mktemp("dataflow"), corpus, teacher, accelerator=ACCELERATOR, min_ram="64GB"
+        tmp_path_factory.mktemp("dataflow"),
+        corpus,
+        teacher,
+        accelerator=ACCELERATOR,
+        min_ram="64GB",
+        prune=True,
     )
 
 
