@@ -22,7 +22,7 @@ help:
 	@echo "make test-engines  the tests that run on them"
 	@echo "make test-chaos    kill -9 again and again, full disks, two runs at once"
 	@echo "make check  ruff, mypy, import-linter"
-	@echo "make bench  the benchmarks, as ratios"
+	@echo "make bench  the benchmarks; one table of their ratios, with the aims and what falls short"
 	@echo "make venv   the environment alone; the others make it by themselves"
 	@echo "make lock   compile requirements.lock again from setup.py"
 
@@ -75,12 +75,7 @@ check: venv
 	$(BIN)/lint-imports
 
 bench: venv
-	$(BIN)/python benchmarks/precompute.py
-	$(BIN)/python benchmarks/train.py
-	$(BIN)/python benchmarks/replay.py
-	$(BIN)/python benchmarks/fanout.py
-	$(BIN)/python benchmarks/codec.py
-	$(BIN)/python benchmarks/quality.py --quick
+	$(BIN)/python benchmarks/every.py
 
 lock: venv
 	$(BIN)/uv pip compile --quiet setup.py --all-extras --python-version 3.11 -c constraints.txt \

@@ -29,6 +29,7 @@ import torch
 import transformers
 from answers import Answers, load_or_make
 from entropies import bounds, id_codings
+from ratios import tell
 from shards_of import feature_bytes, quantisation_kl, rows_of, seal, sizes, spec_of, zstd_level
 from speeds import columns_read, decoding, encoding
 
@@ -182,6 +183,7 @@ def levels_and_groups(answers: Answers, keep: str) -> None:
 def speeds(answers: Answers) -> None:
     ours = ("M positions/s", "aim", "less fetch and hash")
     naive = ("naive Parquet", "ratio", "bytes / naive's")
+    ratios: dict[str, tuple[float, float]] = {}
     head("decoding", *ours, *naive, "lists through Python", "ratio (aim: 50)", "Arrow alone")
     for keep in ("threshold:1/16", "top_p:0.99,k=64", "top_k:64"):
         rows = rows_of(answers, spec_of(answers, keep))
@@ -195,12 +197,17 @@ def speeds(answers: Answers) -> None:
             f"{sizes(sealed).entries / found.naive_bytes:.2f} | {found.lists / 1e6:.3f} | "
             f"{found.ours / found.lists:.0f} | {alone / 1e6:.2f} |"
         )
+        ratios[f"decoding / naive Parquet, positions a second, {keep}"] = (found.ours / found.naive, 1.0)
+        ratios[f"decoding / lists through Python, {keep}"] = (found.ours / found.lists, 50)
     print("\n| encoding | k positions/s | aim | encode | ranks, Parquet, hashes |\n|---|---|---|---|---|")
     for keep in ("top_k:64", "top_p:0.99,k=64"):
         spec = spec_of(answers, keep)
         assert not is_sampling(spec.keep)
         made = encoding(answers, spec, rows_of(answers, spec))
         print(f"| {keep} | {made.both / 1e3:.0f} | 300 | {made.encode / 1e3:.0f} | {made.seal / 1e3:.0f} |")
+    print()
+    for name, (ratio, aim) in ratios.items():
+        tell(name, ratio, aim, at_least=True)
 
 
 if __name__ == "__main__":

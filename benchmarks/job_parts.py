@@ -7,24 +7,22 @@ wrapped (`clock.py`), and charged the processor time of their thread, less that 
 has is the *rest*: Beam's own steps, its coders and shuffles (compiled: they cannot be told apart), and threads.
 
 A run of few documents costs a second before the first of them. So each figure is a difference: a run over the whole
-corpus less one over a quarter of it, by the tokens (examples) that are more; medians over `--turns`. Then the same
-corpus again (nothing new), and with 1% new documents, against the first run with its answers at `--speed`.
+corpus less one over a quarter of it, by the tokens (examples) that are more; medians over `--turns`. Selection is
+compared with the head's product, of a head as wide as a real one's, in the same process. Then the same corpus again
+(nothing new), and with 1% new documents: what both would cost beside a first run of 640,000 tokens and a forward of
+100 us a token, as the demo's teacher takes on one core.
 
     python benchmarks/job_parts.py                     # all cases, some minutes
-    python benchmarks/job_parts.py --case 49k          # one
-    python benchmarks/job_parts.py --case real         # the demo's teacher's own forward
+    python benchmarks/job_parts.py --case 49k          # one; `--case real` is the demo's teacher itself
 """
 
 from __future__ import annotations
 
 import argparse
-import cProfile
 import itertools
 import json
-import pstats
 import statistics
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +32,7 @@ import torch
 import transformers
 from clock import Clock
 from precompute import ROOT, paragraphs
+from ratios import tell
 from stored_teacher import make_teacher, with_stored_answers, with_timed_forward
 
 from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
@@ -75,6 +74,10 @@ CASES = {
     "features": Case(classes=45, features=("mean:-1",)),
     "real": Case(real=True),
 }
+_WIDTHS = {4096: 192, 49_152: 576, 128_256: 2048}
+"""Hidden sizes of the demo's teacher, of SmolLM2-135M and of Llama-3.2-1B: what a head of so many ids is given."""
+_FAST_TOKENS, _FAST_US = 640_000, 100.0
+_AIM_US = {"token": 8.0, "example": 100.0}
 _TOKENS = {"4k": 160_000, "49k": 40_000, "128k": 16_000, "real": 30_000}
 _EXAMPLES = 12_000
 
@@ -85,20 +88,15 @@ def main() -> None:
     )
     parser.add_argument("--case", choices=list(CASES), action="append", help="may be given again; all if not")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print one JSON object a case instead of tables")
-    parser.add_argument("--profile", action="store_true", help="one run of the case under cProfile instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     for name in arguments.case or CASES:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(name, Path(folder))
-            if arguments.profile:
-                bench.profile()
-                continue
-            found = bench.measured(arguments.turns)
-        print(json.dumps({"case": name, **found}) if arguments.json else table(name, found), flush=True)
+            found = Bench(name, Path(folder)).measured(arguments.turns)
+        print(table(name, found), flush=True)
+        tell_ratios(name, CASES[name], found)
 
 
 class Bench:
@@ -142,12 +140,14 @@ class Bench:
         try:
             self.run(self.config(self.files[0]))  # imports, and what else is done once a process
             pairs, again, more = [], [], []
+            some = self.config(self.files[0])
+            self.run(some)
             for _ in range(turns):
                 small, large = (self.run(config) for config in map(self.config, self.files[:2]))
                 pairs.append((small, large))
                 config = self.config(self.files[1])
                 self.run(config)
-                again.append(self._plain(config))
+                again.append((self._plain(some), self._plain(config)))
                 grown = replace(config, corpus=CorpusConfig(files=tuple(map(str, self.files[1:]))))
                 more.append(self._plain(grown))
         finally:
@@ -170,9 +170,16 @@ class Bench:
                 - few * sum(s for k, s in slopes.items() if k != "forward") / 1e6
                 for (small, few), _ in pairs
             ),
-            "again_us": 1e6 * statistics.median(again) / per,
-            "more_us": 1e6 * statistics.median(more) / per,
+            "again": self._line(again, pairs),
+            "more_s": statistics.median(new - known for new, (_, known) in zip(more, again, strict=True)),
         }
+
+    @staticmethod
+    def _line(again: list[tuple[float, float]], pairs: list[Any]) -> dict[str, float]:
+        """Seconds of a run with nothing new: those of any, and those for each token or example that is known."""
+        (_, few), (_, many) = pairs[0]
+        slope = statistics.median((large - small) / (many - few) for small, large in again)
+        return {"fixed_s": statistics.median(small for small, _ in again) - few * slope, "us": 1e6 * slope}
 
     def _plain(self, config: PrecomputeConfig) -> float:
         """Processor seconds of a whole run, opening the teacher left out."""
@@ -181,23 +188,11 @@ class Bench:
         precompute(config)
         return time.process_time() - started - self.clock.taken().get(OPENING, 0.0)
 
-    def profile(self) -> None:
-        wrap_all(self.clock, self.case, only_forward=True)
-        self.run(self.config(self.files[0]))
-        profile = cProfile.Profile()
-        threading.setprofile(lambda *_: profile.enable())
-        profile.enable()
-        self.run(self.config(self.files[1]))
-        profile.disable()
-        threading.setprofile(None)
-        for key in ("tottime", "cumtime"):
-            pstats.Stats(profile).sort_stats(key).print_stats(60)
-
 
 OPENING = "open the teacher"
 
 
-def wrap_all(clock: Clock, case: Case, *, only_forward: bool = False) -> None:
+def wrap_all(clock: Clock, case: Case) -> None:
     """Wraps each part where it is looked up, and puts the stored answers in."""
     opened = handler.open_scorer
     answered = with_timed_forward if case.real else with_stored_answers
@@ -208,14 +203,12 @@ def wrap_all(clock: Clock, case: Case, *, only_forward: bool = False) -> None:
             return replace(scorer, teacher=answered(scorer.teacher, clock)), here
 
     clock.replace(handler, "open_scorer", open_scorer)
-    if only_forward:
-        return
     clock.wrap_steps(steps, "read_piece", "read")
     clock.wrap(steps, "read_document", "parse")
     clock.wrap(documents, "document_hash", "hash")
     clock.wrap(tokenization, "example_id", "hash")
     clock.wrap(handler, "unit_name", "hash")
-    clock.wrap_steps(tokenization.Tokeniser, "examples", "windows")
+    clock.wrap_steps(tokenization.Tokeniser, "batch", "windows")
     clock.wrap(transformers.PreTrainedTokenizerFast, "__call__", "tokenise")
     clock.wrap(existing_rows, "decide", "join")
     clock.wrap(steps, "decide", "join")
@@ -259,19 +252,48 @@ def write_corpus(name: str, case: Case, folder: Path) -> list[Path]:
 
 
 def table(name: str, found: dict[str, Any]) -> str:
-    us = found["us"]
+    us, known = found["us"], found["again"]
     own = {part: value for part, value in us.items() if part != "forward"}
     total = sum(own.values())
     lines = [f"\n{name}: us of processor a {found['per']} ({found['count']:,} {found['per']}s a run)"]
     for part, value in sorted(own.items(), key=lambda item: -item[1]):
         lines.append(f"  {part:10} {value:9.2f}  {value / total:5.1%}")
-    lines.append(f"  {'in all':10} {total:9.2f}  beside the forward ({us['forward']:.2f})")
-    lines.append(f"  {'less select':11}{total - us.get('select', 0.0):8.2f}")
-    lines.append(f"  a run's start {found['fixed_s']:.2f} s")
-    lines.append(
-        f"  nothing new {found['again_us']:.2f}, 1% new {found['more_us']:.2f} us of all {found['per']}s"
-    )
+    lines += [
+        f"  {'in all':10} {total:9.2f}  beside the forward ({us['forward']:.2f})",
+        f"  a run's start {found['fixed_s']:.2f} s",
+        f"  nothing new {known['fixed_s']:.2f} s, and {known['us']:.2f} us a {found['per']}",
+        f"  1% new documents {found['more_s']:.2f} s more",
+    ]
     return "\n".join(lines)
+
+
+def tell_ratios(name: str, case: Case, found: dict[str, Any]) -> None:
+    us = found["us"]
+    own = sum(value for part, value in us.items() if part != "forward")
+    chosen = us.get("select", 0.0)
+    tell(f"{name}: us a {case.per} beside forward and selection", own - chosen, _AIM_US[case.per])
+    if case.real:
+        tell(f"{name}: job / forward", (own + us["forward"]) / us["forward"], 1.05)
+        return
+    if case.vocab_size:
+        tell(f"{name}: selection / the head's product", chosen / product_us(case.vocab_size), 0.1)
+        first = found["fixed_s"] + _FAST_TOKENS * (own + _FAST_US) / 1e6
+        again = found["again"]["fixed_s"] + _FAST_TOKENS * found["again"]["us"] / 1e6
+        tell(f"{name}: nothing new / first run of a fast teacher", again / first, 0.02)
+
+
+def product_us(vocab_size: int) -> float:
+    """Microseconds of one core that the head's product takes a position."""
+    width = _WIDTHS[vocab_size]
+    rows = max(1, 2**26 // (4 * vocab_size))
+    hidden, weight = torch.randn(rows, width), torch.randn(vocab_size, width)
+    out = torch.empty(rows, vocab_size)
+    seconds = []
+    for _ in range(5):
+        started = time.thread_time()
+        torch.mm(hidden, weight.t(), out=out)
+        seconds.append(time.thread_time() - started)
+    return 1e6 * statistics.median(seconds) / rows
 
 
 if __name__ == "__main__":

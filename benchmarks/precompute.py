@@ -37,6 +37,7 @@ import transformers
 from apache_beam.io.parquetio import WriteToParquet
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from ratios import tell
 
 from pipelines import CorpusConfig, PrecomputeConfig, RunSummary, TeacherConfig, precompute
 from pipelines.corpus.documents import Source, parse
@@ -73,16 +74,21 @@ def main() -> None:
         grown = replace(config, corpus=CorpusConfig(files=(*config.corpus.files, str(more))))
         new = timed(lambda: precompute(grown))
         print(f"more   {new:8.1f} s   (1% new documents)")
-        print(f"job / bare       {job / bare:.3f}   (aim: at most 1.05)")
-        print(f"padded / tokens  {summary.padded_tokens / summary.totals.tokens:.3f}   (aim: at most 1.05)")
-        print(f"again / first    {again / first:.3f}   (aim: at most 0.05)")
-        print(f"more / first     {new / first:.3f}   (aim: at most 0.03)", flush=True)
+        tell("job / bare forward", job / bare, 1.05)
+        tell("padded / tokens", summary.padded_tokens / summary.totals.tokens, 1.05)
+        tell("second run, nothing new / first", again / first, 0.02)
+        tell("1% new documents / first", new / first, 0.03)
         if not arguments.no_plain:
             part = write_every(arguments.plain_every, Path(folder, "paragraphs.jsonl"))
             plain, plain_load = time_plain(part, config, Path(folder, "plain"))
             every = f", over every {arguments.plain_every}th document" if arguments.plain_every > 1 else ""
             print(f"plain  {plain:8.1f} s   (model load {plain_load:.1f} s left out{every})")
-            print(f"plain / job      {plain * arguments.plain_every / job:.2f}   (aim: at least 2)")
+            tell(
+                "plain RunInference + WriteToParquet / job",
+                plain * arguments.plain_every / job,
+                2,
+                at_least=True,
+            )
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -26,6 +26,7 @@ from pathlib import Path
 import replay_parts
 import replay_peers
 import torch
+from ratios import tell
 
 from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
 from schemas import Cache
@@ -108,19 +109,24 @@ def compare(cache: Cache, arguments: argparse.Namespace) -> None:
         }
         turns = [[work() for work in works.values()] for _ in range(arguments.turns + 1)][1:]
         sizes = {"stream": cache.size_bytes, **{peer.name: peer.size_bytes for peer in peers}}
-        report(list(works), turns, positions, sizes)
+        report(str(cache.spec.keep), list(works), turns, positions, sizes)
         for peer in peers:
             peer.close()
     replay_parts.report_training(cache, order, arguments.batch_size)
 
 
-def report(names: Sequence[str], turns: list[list[float]], positions: int, sizes: dict[str, int]) -> None:
+def report(
+    policy: str, names: Sequence[str], turns: list[list[float]], positions: int, sizes: dict[str, int]
+) -> None:
     print(f"  {'':<12}{'ns a position':>14}{'stream / it':>13}{'B a position':>14}   {len(turns)} turns")
     for place, name in enumerate(names):
         taken = statistics.median(turn[place] for turn in turns) / positions * 1e9
         ratio = statistics.median(turn[0] / turn[place] for turn in turns)
         size = f"{sizes[name] / positions:.1f}" if name in sizes else ""
         print(f"  {name:<12}{taken:>14.0f}{ratio:>13.2f}{size:>14}")
+        if name != "stream":
+            told = "decoding the same rows" if name == "decode" else name
+            tell(f"stream / {told}, {policy}", ratio, 1.3 if name == "decode" else 1.0)
 
 
 def start_peers(
