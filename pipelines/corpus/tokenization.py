@@ -129,6 +129,7 @@ class Tokeniser:
     def _encode(self, documents: Sequence[Document]) -> Any:
         """The tokenizer on texts or pairs."""
         options: dict[str, Any] = {"return_special_tokens_mask": True, "verbose": False}
+        options["return_attention_mask"] = False  # no text is padded
         pairs = None
         if documents[0].pair is not None:
             pairs = [document.pair for document in documents]

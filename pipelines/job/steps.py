@@ -111,6 +111,8 @@ class ReadDocuments(beam.DoFn):  # type: ignore[misc]
             yield TaggedOutput(SEEN, (document.key, FOUND))
 
     def _is_forgotten(self, digest: bytes | None, key: str | None) -> bool:
+        if not self._forgotten.salts:
+            return False
         return any(item and self._forgotten.has(item) for item in (digest, key))
 
     def _rejected(

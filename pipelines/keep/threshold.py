@@ -21,8 +21,8 @@ from jaxtyping import Float, Float64, Int
 _BLOCK = 64
 _TILE_COLUMNS, _TILE_BYTES = 2**14, 2**20
 """Of one float64 array of a tile, on a CPU: small enough for its caches, large enough for what a call costs."""
-_PIECE_BYTES = {"cpu": 2**25, "cuda": 2**27}
-"""Masses that are in memory at a time."""
+_PIECE_BYTES = {"cpu": 2**24, "cuda": 2**27}
+"""Masses that are in memory at a time; on a CPU few enough for malloc to keep the memory."""
 _ROUNDING = 1e-9
 """By which a block's sum may lie below its largest member, times some thousands."""
 

@@ -26,6 +26,9 @@ Batching = Literal["padded batches", "batches of one length", "one text a batch"
 
 _CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
 """Bytes of float32 logits at a time: enough positions for a fast matrix product, few enough for the memory."""
+_SMALL_CHUNK_BYTES, _ENOUGH_POSITIONS = 2**23, 341
+"""On a CPU, of a small vocabulary: what of these is more positions. Selection finds them in the cache, and memory
+beyond what malloc keeps comes as new pages, which cost as much as the product."""
 
 
 class Batch(NamedTuple):
@@ -170,7 +173,11 @@ class Teacher:
 
     @property
     def _chunk_positions(self) -> int:
-        return max(1, _CHUNK_BYTES[self.device.type] // (4 * self.spec.vocab_size))
+        position_bytes = 4 * self.spec.vocab_size
+        most = max(1, _CHUNK_BYTES[self.device.type] // position_bytes)
+        if self.device.type != "cpu":
+            return most
+        return min(most, max(_ENOUGH_POSITIONS, _SMALL_CHUNK_BYTES // position_bytes))
 
     def _selected(self, given: torch.Tensor, batch: Batch) -> Selected:
         """Selects from logits, or from head inputs in chunks, so that `[N, V]` never exists whole."""
