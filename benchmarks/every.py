@@ -28,6 +28,8 @@ BENCHMARKS: dict[str, Sequence[str]] = {
     "job_parts": ("job_parts.py",),
     "train": ("train.py",),
     "replay": ("replay.py",),
+    "fanout": ("fanout.py",),
+    "loss": ("loss.py",),
     "codec": ("codec.py",),
     "quality": ("quality.py", "--quick"),
 }

@@ -1,6 +1,6 @@
 """The default policy, `threshold` at one temperature and `k=1`, in one float64 pass over the logits.
 
-What is kept is what `sampler.py` says, to the last bit of its decisions; here it costs a fifth. No head of the largest
+What is kept is what `sampler.py` says, to the last bit of its decisions; here it costs less. No head of the largest
 logits is made: an id of `p >= tau` stands in a block whose sum reaches `tau`, and few blocks do. The masses of a piece
 stay in memory until its marks are looked up, so none is made twice; each mark is found by bisection, first among the
 blocks and then inside one. Float32 decides nothing: a running sum over a vocabulary must be right to less than the
