@@ -9,6 +9,7 @@ was out of range: what it reads has been hashed, but may have been sealed by any
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import resource
@@ -38,8 +39,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _numba_of(function: Callable[..., Any], *, kept: bool) -> Callable[..., Any]:
-    import numba
-
+    numba = importlib.import_module("numba")  # half a second, for those alone who read entries
     function = inspect.unwrap(function)  # what checks types around it in tests is no machine's business
     may_write = (
         resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY

@@ -66,8 +66,9 @@ def distribution(
         top = segments(np.maximum, logprobs, counts)
         logprobs = logprobs - np.repeat(np.where(whole & np.isfinite(top), top, np.float32(0)), counts)
     probs = np.exp(logprobs)
-    found = np.empty((2, len(counts)), np.float32)
-    (kernels.settle if kernels.IS_COMPILED else settle)(probs, logprobs, counts, whole, found)
+    found = np.empty((2, len(counts)), probs.dtype)
+    is_compiled = kernels.IS_COMPILED and probs.dtype == np.float32
+    (kernels.settle if is_compiled else settle)(probs, logprobs, counts, whole, found)
     return probs, found[0], found[1]
 
 

@@ -20,6 +20,7 @@ from trainer.losses.serving import LINEAR
 from trainer.losses.targets import NO_LABEL, TINY
 
 _LEAST_REST = 1 / 64
+_ON_DRAWS = "but where the teacher gives the gold id more than 63/64, whose other ids count for less than they should"
 
 
 class Apart(NamedTuple):
@@ -123,6 +124,7 @@ LOSSES = (
         formula="alpha KL(gold or not) + beta KL(p / (1 - p_gold) || q / (1 - q_gold)) over the others",
         paper="arXiv:2203.08679",
         kind=LINEAR,
+        on_draws=_ON_DRAWS,
         parameters={"alpha": _at_least_0(1.0), "beta": _at_least_0(8.0)},
         softmax=_dkd,
         per="labelled",
@@ -134,6 +136,7 @@ LOSSES = (
         formula="-p_gold log q_gold - gamma sum over others of p / (1 - p_gold) log(q / (1 - q_gold))",
         paper="arXiv:2303.13005",
         kind=LINEAR,
+        on_draws=_ON_DRAWS,
         parameters={"gamma": _at_least_0(1.5)},
         softmax=_nkd,
         per="labelled",

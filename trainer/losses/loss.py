@@ -152,6 +152,8 @@ class Loss:
     passes: int = 0
     """Passes over `[N, V]` beside the shared softmax and its gradient, for each position."""
     least_features: int = 1
+    on_draws: str = ""
+    """What is to be said of it where entries are drawn, beside what its class says."""
 
     def term(self, score: Score) -> SoftmaxTerm | DenseTerm | None:
         """What it computes from a teacher with such scores; None where it has no meaning."""

@@ -19,4 +19,5 @@ def _line(name: str, objective: Objective, spec: Spec, student_vocab: int) -> st
     asked = objective.asked(name, spec)
     kind = asked.loss.kind
     source = f" from {spec.keep}" if kind.from_entries else ""
-    return f"{name}{source}: {kind.worth(asked, student_vocab)}"
+    caveat = f"; {asked.loss.on_draws}" if spec.is_sampling and asked.loss.on_draws else ""
+    return f"{name}{source}: {kind.worth(asked, student_vocab)}{caveat}"

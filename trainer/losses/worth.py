@@ -8,7 +8,7 @@ from trainer.losses.loss import Asked
 
 
 def knows_entropy(spec: Spec, temperature: float, *, student_has_all: bool = True) -> bool:
-    """Whether the teacher's entropy is known or can be estimated: else the value of `kl` is a cross entropy.
+    """Whether the teacher's entropy is known or can be estimated: else the value of `kl` lacks it, and is a cross entropy.
 
     What is stored is that of all V ids: of no use to a student that lacks some.
     """
@@ -27,7 +27,7 @@ def of_linear(asked: Asked, student_vocab: int) -> str:
         return of_cut(asked, student_vocab)
     if knows_entropy(spec, asked.temperature, student_has_all=has_all):
         return "unbiased" + over
-    return f"unbiased{over}; its value is a cross entropy, because the teacher's entropy there is not stored"
+    return f"unbiased{over}; its value lacks a constant, as the teacher's entropy there is not stored"
 
 
 def of_cut(asked: Asked, _: int) -> str:

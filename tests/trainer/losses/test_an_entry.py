@@ -13,12 +13,13 @@ from transformers import LlamaForCausalLM
 import trainer.losses
 from schemas.cache import Cache
 from schemas.errors import StudentError
-from schemas.policies import Threshold
+from schemas.policies import Threshold, TopK
 from tests.trainer.caches import causal_spec
 from tests.trainer.losses.table import PAGE, page
 from tests.trainer.tiny import VOCAB, llama_config
 from trainer.batches.collate import Collation
 from trainer.losses.loss import Loss, Parameter, Settings
+from trainer.losses.objective import Objective
 from trainer.losses.registry import FAMILIES, LOSSES
 from trainer.losses.scores import Scores
 from trainer.losses.serving import EXACT
@@ -96,3 +97,15 @@ def test_nothing_else_names_a_loss() -> None:
     for path in folder.rglob("*.py"):
         if found := re.findall(rf'(?:==|!=| in|case) \(?"({names})"', path.read_text(encoding="utf-8")):
             raise AssertionError(f"{path}: {found}")
+
+
+@pytest.mark.parametrize("name", ["dkd", "nkd"])
+def test_what_is_biased_for_some_positions_is_said(name: str) -> None:
+    """Of a cache that draws; where all is exact there is nothing to say."""
+    objective = Objective.parse([f"{name}=1"])
+    drawn = causal_spec(keep=Threshold(tau=1 / 32, k=1), temperatures=(1.0,))
+    (line,) = bias_lines(objective, drawn, drawn.vocab_size)
+    assert "63/64" in line
+    exact = causal_spec(keep=TopK(k=8), temperatures=(1.0,))
+    (line,) = bias_lines(objective, exact, exact.vocab_size)
+    assert "63/64" not in line
