@@ -65,13 +65,15 @@ EXPORTED = {
         "StudentArguments",
         "TrainConfig",
         "Trained",
+        "Outcome",
+        "train_students",
         "evaluate",
         "train",
     },
 }
 
 MAY_IMPORT = {
-    "schemas": {"numpy", "pyarrow", "deltalake", "obstore", "jaxtyping", "rich", "schemas"},
+    "schemas": {"numpy", "pyarrow", "deltalake", "obstore", "jaxtyping", "rich", "zstandard", "schemas"},
     "pipelines": {"pipelines", "schemas", "apache_beam", "jinja2", "torch", "transformers", "tokenizers"}
     | {"numpy", "pyarrow", "zstandard", "jaxtyping", "rich", "safetensors", "huggingface_hub"},
     "trainer": {"trainer", "schemas", "torch", "transformers", "tokenizers", "accelerate", "sklearn", "yaml"}

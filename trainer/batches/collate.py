@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from schemas.errors import StudentError
 from schemas.features import Feature
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
+from trainer.batches.embeddings import refuse_beyond
 from trainer.batches.entries import ENTRY_COLUMNS, Entries, can_gather, gather_entries, take_entries
 from trainer.batches.packing import Layout, Packed, Packing, Stacked
 from trainer.batches.pool import Pool
@@ -225,9 +225,9 @@ class Collation:
         Raises:
             StudentError: naming the first example that has such an id.
         """
-        _refuse_beyond(rows, "input_ids", self.embeddings)
+        refuse_beyond(rows, "input_ids", self.embeddings)
         if self.pass_token_types and rows.spec.has_token_type_ids:
-            _refuse_beyond(rows, "token_type_ids", self.token_types)
+            refuse_beyond(rows, "token_type_ids", self.token_types)
 
     def _targets(self, rows: Rows, entries: Entries | None) -> _Targets:
         if rows.spec.score != "softmax":
@@ -267,22 +267,6 @@ class _Targets(NamedTuple):
             "entry_offsets": offsets - offsets[0],
             "beyond": None if self.beyond is None else float(self.beyond[positions].sum()),
         }
-
-
-def _refuse_beyond(rows: Rows, name: str, number: int | None) -> None:
-    column = rows.ragged(name)
-    if number is None or not column.values.size or column.values.max() < number:
-        return
-    place = int((column.values >= number).argmax())
-    row = int(np.searchsorted(column.offsets, place, side="right")) - 1
-    raise StudentError(
-        f"the student has no embedding for the cache's {name}",
-        where=f"example {rows.array('example_id')[row].tobytes().hex()}",
-        expected=f"at most {number - 1}",
-        got=int(column.values[place]),
-        do="Give the student's config a larger "
-        + ("vocab_size" if name == "input_ids" else "type_vocab_size"),
-    )
 
 
 def _values(column: Ragged, first: int, last: int) -> Array:

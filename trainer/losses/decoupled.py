@@ -20,7 +20,9 @@ from trainer.losses.serving import LINEAR
 from trainer.losses.targets import NO_LABEL, TINY
 
 _LEAST_REST = 1 / 64
-_ON_DRAWS = "but where the teacher gives the gold id more than 63/64, whose other ids count for less than they should"
+_ON_DRAWS = (
+    "but where the teacher gives the gold id more than 63/64, whose other ids count for less than they should"
+)
 
 
 class Apart(NamedTuple):

@@ -8,7 +8,7 @@ from trainer.losses.loss import Asked
 
 
 def knows_entropy(spec: Spec, temperature: float, *, student_has_all: bool = True) -> bool:
-    """Whether the teacher's entropy is known or can be estimated: else the value of `kl` lacks it, and is a cross entropy.
+    """Whether the teacher's entropy is known or can be estimated: else `kl`'s value lacks it: a cross entropy.
 
     What is stored is that of all V ids: of no use to a student that lacks some.
     """

@@ -27,6 +27,7 @@ from schemas.errors import UsageError
 from trainer.batches.collate import Batch
 from trainer.checkpoints.keeping import EvaluationStopped, KeepingTrainer
 from trainer.checkpoints.records import Record
+from trainer.checkpoints.shapes import check_same_shape
 from trainer.checkpoints.shards import gathered, load_whole
 from trainer.checkpoints.signals import Signals
 from trainer.losses.objective import divisor
@@ -43,7 +44,6 @@ _SHARDED_OPTIMIZER = "optimizer.bin"
 _STUDENT = "student."
 _PROJECTIONS = "projections."
 _BATCHES_BETWEEN_AGREEMENTS = 16
-_NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
 class DistillationTrainer(KeepingTrainer):
@@ -282,23 +282,6 @@ class DistillationTrainer(KeepingTrainer):
         )
         check_same_shape(student.config, saved.config, checkpoint)
         load_whole(student, saved.state_dict())
-
-
-def check_same_shape(ours: Any, theirs: Any, checkpoint: str) -> None:
-    """Whether a checkpoint's config is the student's.
-
-    Raises:
-        UsageError: naming the first key that differs.
-    """
-    here, there = ours.to_dict(), theirs.to_dict()
-    for name in sorted({*here, *there} - set(_NOT_SHAPE)):
-        if here.get(name) != there.get(name):
-            raise UsageError(
-                f"a run cannot be resumed with another student: {name}",
-                where=checkpoint,
-                expected=there.get(name),
-                got=here.get(name),
-            )
 
 
 def _part(weights: Mapping[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:

@@ -131,16 +131,7 @@ def distil(
     folder = Path(str(arguments.output_dir))
     if arguments.overwrite_output_dir:
         check_replaceable(folder, cache.header.teacher.get("weight_bytes"))
-    alone, packs = _is_alone(arguments), config.batching == "pack"
-    student = open_student(
-        config.student,
-        cache,
-        teacher=config.teacher,
-        seed=arguments.seed,
-        alone=alone,
-        packs=packs,
-        lora=config.adapters,
-    )
+    student = _open_student(config, arguments, cache)
     training, evaluation = make_replays(
         config, arguments, opened, student, None if company is None else company.sides
     )
@@ -176,6 +167,18 @@ def distil(
         return _run(loop, arguments, beginning, signals, total)
     finally:
         training.close()
+
+
+def _open_student(config: TrainConfig, arguments: StudentArguments, cache: Cache) -> Student:
+    return open_student(
+        config.student,
+        cache,
+        teacher=config.teacher,
+        seed=arguments.seed,
+        alone=_is_alone(arguments),
+        packs=config.batching == "pack",
+        lora=config.adapters,
+    )
 
 
 def _run(
