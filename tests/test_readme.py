@@ -11,6 +11,16 @@ from tests.pipelines.helpers import compress, documents, write_jsonl
 
 README = Path(teachonce.__file__).parent / "README.md"
 
+STUDENTS = """
+cache: ./cache
+student: student.json
+losses: {kl: 1.0}
+num_train_epochs: 1
+students:
+  - {output_dir: ./one, learning_rate: 1.0e-4}
+  - {output_dir: ./two, learning_rate: 1.0e-3}
+"""
+
 
 def tour():
     """The commands of the first block in bash."""
@@ -23,6 +33,7 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys):
     teacher = models.causal_teacher(tmp_path / "teacher")
     compress(write_jsonl(tmp_path / "corpus" / "part.jsonl", documents(80)), ".zst")
     shutil.copy(teacher / "config.json", tmp_path / "student.json")
+    (tmp_path / "students.yaml").write_text(STUDENTS)
     monkeypatch.chdir(tmp_path)
     commands = tour()
     assert {words[1] for words in commands} == set(teachonce.VERBS) - {"forget"}
