@@ -32,6 +32,7 @@ _USUAL = (
     "kl from top_k",
     "mse_logits from all",
     "ce: from the corpus",
+    "feature: as the cache",
 )
 """What every run says."""
 

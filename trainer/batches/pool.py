@@ -30,7 +30,8 @@ class Pool:
             id(rows): number for number, rows in enumerate({id(rows): rows for rows, _ in parts}.values())
         }
         self._parts = list({id(rows): rows for rows, _ in parts}.values())
-        self._part = np.repeat([numbers[id(rows)] for rows, _ in parts], [len(chosen) for _, chosen in parts])
+        own = np.array([numbers[id(rows)] for rows, _ in parts], np.int64)
+        self._part = np.repeat(own, [len(chosen) for _, chosen in parts])
         self._row: Array = np.concatenate([np.empty(0, np.int64), *(chosen for _, chosen in parts)])
         self._place = offsets_of(np.array([*map(len, self._parts)], np.int64))[self._part] + self._row
         self._joined: dict[str, ColumnData] = {}

@@ -92,12 +92,12 @@ class Record:
         """
         of_caches = [name for name in _SAME_OF_CACHES if not (allow_new_data and name in _NEW_DATA)]
         pairs: list[tuple[str, Any, Any]] = [("number of caches", len(self.caches), len(checkpoint.caches))]
+        pairs += [(name, getattr(self, name), getattr(checkpoint, name)) for name in _SAME_FIELDS]
         pairs += [
             (name, one.get(name), other.get(name))
             for one, other in zip(self.caches, checkpoint.caches, strict=False)
             for name in of_caches
         ]
-        pairs += [(name, getattr(self, name), getattr(checkpoint, name)) for name in _SAME_FIELDS]
         names = sorted({*self.settings, *checkpoint.settings})
         pairs += [(name, self.settings.get(name), checkpoint.settings.get(name)) for name in names]
         names = sorted({*self.lora, *checkpoint.lora})

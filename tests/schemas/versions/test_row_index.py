@@ -196,7 +196,7 @@ def test_a_commit_leaves_out_a_live_shard_that_counts_what_cannot_be(tmp_path, e
         opened = real(storage, name, size=size)
         first, *others = opened.footer.row_groups
         groups = (replace(first, examples=examples), *others)
-        return opened._replace(footer=replace(opened.footer, row_groups=groups))
+        return replace(opened, footer=replace(opened.footer, row_groups=groups))
 
     monkeypatch.setattr(row_index, "open_footer", changed)
     assert index_after(cache.storage, cache.spec, (), cache.shards, {}) == ()

@@ -18,7 +18,17 @@ from tests.trainer.outputs import logs, weights
 from trainer import StudentArguments
 from trainer.students.compiling import Compiling, blocks
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+"""Both are torch's own, of its compiler."""
+
+
+@pytest.fixture(autouse=True)
+def _own_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process left half written is nobody's."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
 
 
 def test_a_compiled_student_is_the_same_student(causal_cache: Cache, tmp_path: Path) -> None:
