@@ -25,7 +25,7 @@ from trainer.batches.packing import Layout, Packed, Packing, Stacked
 from trainer.batches.pool import Pool
 from trainer.batches.stored import with_stored
 from trainer.batches.targets import dense_targets, gold_ids, sparse_targets
-from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets
+from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from schemas.rows.entries import softened
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from trainer.batches.entries import Entries
-from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets, segment_sum
+from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets, segment_sum
 
 
 def sparse_targets(

@@ -24,7 +24,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Help with defaults where there are any, examples as they are written, and each flag in one spelling."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.default in (None, argparse.SUPPRESS, False) or not action.option_strings
+        told = action.default in (None, argparse.SUPPRESS, False, []) or not action.option_strings
         return action.help if told else f"{action.help} (default: %(default)s)"
 
     def _format_action_invocation(self, action: argparse.Action) -> str:

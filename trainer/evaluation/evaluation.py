@@ -22,7 +22,7 @@ from schemas.rows.rows import Rows
 from trainer.batches.collate import Batch, Collation
 from trainer.batches.pool import Pool
 from trainer.checkpoints.records import Record
-from trainer.losses.unbiasedness import knows_entropy
+from trainer.losses.worth import knows_entropy
 from trainer.metrics.tokens import Metrics
 from trainer.stream.order import by_length
 from trainer.stream.replay import BATCHES_AHEAD, Ahead

@@ -126,6 +126,7 @@ LOSSES = (
         formula="alpha KL(gold or not) + beta KL(p / (1 - p_gold) || q / (1 - q_gold)) over the others",
         paper="arXiv:2203.08679",
         kind=LINEAR,
+        without_entropy="lacks a constant",
         on_draws=_ON_DRAWS,
         parameters={"alpha": _at_least_0(1.0), "beta": _at_least_0(8.0)},
         softmax=_dkd,

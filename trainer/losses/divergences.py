@@ -15,10 +15,10 @@ from torch import Tensor
 from trainer.losses.loss import Loss, Parameter, Settings
 from trainer.losses.scores import DenseScores, Scores
 from trainer.losses.serving import KEPT, LINEAR, LOGITS
-from trainer.losses.targets import NO_LABEL, TINY, DenseTargets, SparseTargets, segment_sum
+from trainer.losses.targets import NO_LABEL, TINY, SparseTargets
 
-__all__ = ["NO_LABEL", "DenseTargets", "SparseTargets", "segment_sum"]
-
+CROSS_ENTROPY = "is a cross entropy"
+"""The value of a forward KL without the teacher's entropy."""
 TAIL = Parameter(default="bucket", choices=("bucket", "ignore", "uniform"))
 """What a cut distribution's tail is taken for: one more outcome; nothing; or spread evenly over the other ids."""
 
@@ -114,6 +114,7 @@ LOSSES = (
         formula="sum p log(p / q)",
         paper="arXiv:1503.02531",
         kind=LINEAR,
+        without_entropy=CROSS_ENTROPY,
         parameters={"tail": TAIL},
         softmax=forward_kl,
         sigmoid=_binary_kl,

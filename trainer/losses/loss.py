@@ -152,6 +152,8 @@ class Loss:
     passes: int = 0
     """Passes over `[N, V]` beside the shared softmax and its gradient, for each position."""
     least_features: int = 1
+    without_entropy: str = ""
+    """What its value is where the teacher's entropy has a part in it and cannot be known."""
     on_draws: str = ""
     """What is to be said of it where entries are drawn, beside what its class says."""
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 from schemas.spec import Spec
 from trainer.losses.objective import Objective
-from trainer.losses.worth import knows_entropy
-
-__all__ = ["bias_lines", "knows_entropy"]
 
 
 def bias_lines(objective: Objective, spec: Spec, student_vocab: int) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainer.losses.divergences import TAIL, forward_kl
+from trainer.losses.divergences import CROSS_ENTROPY, TAIL, forward_kl
 from trainer.losses.loss import Loss, Parameter, Settings
 from trainer.losses.scores import DenseScores, Scores
 from trainer.losses.serving import LINEAR
@@ -66,6 +66,7 @@ LOSSES = (
         formula="sum (p - q)^2",
         paper="Brier (1950)",
         kind=LINEAR,
+        on_draws="without --own_logits its value lacks the teacher's own sum of p^2",
         softmax=_brier,
         sigmoid=_brier_of_classes,
         softens=True,
@@ -76,6 +77,7 @@ LOSSES = (
         formula="w sum p log(p / q), w = H(p) / log V, or 1 - H(p) / log V towards what the teacher is sure of",
         paper="arXiv:2311.13621",
         kind=LINEAR,
+        without_entropy=CROSS_ENTROPY,
         parameters={"towards": Parameter(default="unsure", choices=("unsure", "sure")), "tail": TAIL},
         softmax=_by_entropy,
         stores=("entropy",),
@@ -86,6 +88,7 @@ LOSSES = (
         formula="sum p log(p / q) where H(q) >= nats, else 0",
         paper="arXiv:2602.01395",
         kind=LINEAR,
+        without_entropy=CROSS_ENTROPY,
         parameters=_NATS,
         softmax=_student_unsure,
         softens=True,
@@ -96,6 +99,7 @@ LOSSES = (
         formula="sum p log(p / q) where H(p) >= nats, else 0",
         paper="arXiv:2602.01395",
         kind=LINEAR,
+        without_entropy=CROSS_ENTROPY,
         parameters=_NATS,
         softmax=_teacher_unsure,
         stores=("entropy",),

@@ -25,9 +25,10 @@ def of_linear(asked: Asked, student_vocab: int) -> str:
         return "exact" + over
     if not spec.is_sampling:
         return of_cut(asked, student_vocab)
-    if knows_entropy(spec, asked.temperature, student_has_all=has_all):
+    value = asked.loss.without_entropy
+    if not value or knows_entropy(spec, asked.temperature, student_has_all=has_all):
         return "unbiased" + over
-    return f"unbiased{over}; its value lacks a constant, as the teacher's entropy there is not stored"
+    return f"unbiased{over}; its value {value}, because the teacher's entropy there is not stored"
 
 
 def of_cut(asked: Asked, _: int) -> str:

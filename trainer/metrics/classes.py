@@ -22,14 +22,8 @@ from schemas.errors import StudentError
 from schemas.rows.ragged import Array
 from schemas.spec import Spec
 from trainer.batches.collate import Batch
-from trainer.losses.divergences import (
-    NO_LABEL,
-    DenseTargets,
-    SparseTargets,
-    binary_kl_divergence,
-    cross_entropy,
-    kl_divergence,
-)
+from trainer.losses.divergences import binary_kl_divergence, cross_entropy, kl_divergence
+from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
 from trainer.metrics.tokens import Metrics, first_ids
 
 

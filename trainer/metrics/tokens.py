@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from trainer.batches.collate import Batch
-from trainer.losses.divergences import SparseTargets, cross_entropy, kl_divergence
+from trainer.losses.divergences import cross_entropy, kl_divergence
 from trainer.losses.fused import CHUNK_ELEMENTS, chunks
+from trainer.losses.targets import SparseTargets
 from trainer.models.heads import Head, Run
 
 Metrics = dict[str, Any]

@@ -79,6 +79,19 @@ class StudentArguments(TrainingArguments):  # type: ignore[misc]
         metadata={"help": "Where to report, for instance tensorboard or wandb."},
     )
     logging_steps: float = field(default=20, metadata={"help": "Log every so many steps."})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Epochs in all."})
+    eval_steps: float | None = field(
+        default=None,
+        metadata={"help": "Evaluate every so many steps, or below 1 their share. [--logging_steps]"},
+    )
+    save_steps: float = field(
+        default=500, metadata={"help": "Save every so many steps, or below 1 their share."}
+    )
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of each rank a step."})
+    bf16: bool = field(default=False, metadata={"help": "Mixed precision in bfloat16."})
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "The optimizer's, but of biases and normalisations."}
+    )
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     warmup_steps: float = field(default=0.02, metadata={"help": "Steps of warm-up, or below 1 their share."})

@@ -13,7 +13,7 @@ from schemas.rows.rows import Rows
 from tests.trainer.caches import causal_columns, causal_spec, finished_rows
 from tests.trainer.tiny import VOCAB, random_examples
 from trainer.batches.collate import Collation
-from trainer.losses.divergences import NO_LABEL, DenseTargets, SparseTargets
+from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
 
 
 def some_rows(cache: Cache, number: int = 6) -> Rows:

@@ -14,7 +14,7 @@ from tests.synthetic import SPECS, random_rows
 from trainer.batches.collate import Batch, Collation
 from trainer.batches.entries import can_gather
 from trainer.batches.pool import Pool
-from trainer.losses.divergences import SparseTargets
+from trainer.losses.targets import SparseTargets
 
 pytestmark = pytest.mark.skipif(not kernels.IS_COMPILED, reason="numba is not installed")
 SUMMED = ("weights", "tail", "negentropy")

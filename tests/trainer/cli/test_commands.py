@@ -105,7 +105,7 @@ def test_help_teaches_with_two_examples(capsys: pytest.CaptureFixture[str], verb
     assert text.count(f"teachonce {verb} ") >= 3
     assert "--eval_fraction" in text
     assert "--adam_beta1" not in text
-    assert len(text.splitlines()) < 190
+    assert len(text.splitlines()) < 170
 
 
 def test_help_all_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

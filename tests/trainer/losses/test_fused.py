@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.trainer.losses.test_losses import sparse
-from trainer.losses.divergences import SparseTargets
 from trainer.losses.fused import chunks, fused_loss
 from trainer.losses.objective import position_losses
+from trainer.losses.targets import SparseTargets
 from trainer.models.heads import Head, LogitTransform
 
 N, H, V, K = 11, 5, 23, 4

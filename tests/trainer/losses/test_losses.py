@@ -9,8 +9,6 @@ import torch.nn.functional as F
 
 from trainer.batches.targets import distribution
 from trainer.losses.divergences import (
-    NO_LABEL,
-    SparseTargets,
     binary_kl_divergence,
     cross_entropy,
     kl_divergence,
@@ -19,6 +17,7 @@ from trainer.losses.divergences import (
 )
 from trainer.losses.features import feature_distance
 from trainer.losses.labels import binary_cross_entropy
+from trainer.losses.targets import NO_LABEL, SparseTargets
 
 N, V = 7, 23
 

@@ -23,9 +23,10 @@ from tests.trainer.draws import (
     shaped,
 )
 from trainer.batches.collate import Batch, Collation
-from trainer.losses.divergences import SparseTargets, kl_divergence
+from trainer.losses.divergences import kl_divergence
 from trainer.losses.fused import fused_loss
 from trainer.losses.objective import position_losses
+from trainer.losses.targets import SparseTargets
 from trainer.models.heads import Head, LogitTransform
 
 
