@@ -56,15 +56,16 @@ def apart(scores: Scores) -> Apart:
     rest = (
         (1 - p_gold).clamp_min(_LEAST_REST) if targets.drawn else (scores.sum(others) + tail).clamp_min(TINY)
     )
-    q_tail = soft.tail.exp() - torch.where(is_kept | ~has_gold, 0, soft.gold.exp())
     return Apart(
         p_gold=p_gold,
         log_q_gold=soft.gold.clamp_min(FLOOR),
-        log_q_rest=(-torch.expm1(soft.gold.clamp_min(FLOOR))).clamp_min(TINY).log(),
+        log_q_rest=scores.log_mass_without_gold(without_kept=False),
         p_rest=rest,
         weights=others / rest[targets.position],
         tail=tail / rest,
-        log_q_tail=q_tail.clamp_min(TINY).log(),
+        log_q_tail=torch.zeros_like(tail)
+        if targets.drawn
+        else scores.log_mass_without_gold(without_kept=True),
         has_gold=has_gold,
     )
 
@@ -130,6 +131,7 @@ LOSSES = (
         on_draws=_ON_DRAWS,
         parameters={"alpha": _at_least_0(1.0), "beta": _at_least_0(8.0)},
         softmax=_dkd,
+        passes=2,
         per="labelled",
         stores=("gold",),
         softens=True,
@@ -142,6 +144,7 @@ LOSSES = (
         on_draws=_ON_DRAWS,
         parameters={"gamma": _at_least_0(1.5)},
         softmax=_nkd,
+        passes=2,
         per="labelled",
         stores=("gold",),
         softens=True,

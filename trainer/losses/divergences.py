@@ -41,8 +41,7 @@ def forward_kl(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     found = found - (tail * soft.tail if settings["tail"] == "bucket" else torch.xlogy(tail, tail))
     if settings["tail"] == "uniform":
         others = (scores.logits.shape[-1] - scores.num_kept).clamp_min(1)
-        log_q = scores.log_sum() - scores.sum(soft.kept)
-        found = found + torch.xlogy(tail, tail / others) - tail / others * log_q
+        found = found + torch.xlogy(tail, tail / others) - tail / others * scores.log_sum_outside()
     return found * scores.temperature**2
 
 

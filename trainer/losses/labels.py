@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainer.losses.divergences import mean_squared_error
 from trainer.losses.loss import Loss, Parameter, Settings
-from trainer.losses.scores import DenseScores, Scores
+from trainer.losses.scores import FLOOR, DenseScores, Scores
 from trainer.losses.serving import LABELS
 from trainer.losses.targets import NO_LABEL
 
@@ -40,7 +40,7 @@ def _values(scores: DenseScores, _: Settings) -> Float[Tensor, " N"]:
 
 def _smoothed(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     epsilon, plain = float(settings["epsilon"]), scores.plain
-    mean_log = scores.logits.mean(-1) - plain.logsumexp
+    mean_log = (scores.logits - plain.logsumexp[:, None]).clamp_min(FLOOR).mean(-1)
     return torch.where(_has_gold(scores), -(1 - epsilon) * plain.gold - epsilon * mean_log, 0)
 
 

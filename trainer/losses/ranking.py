@@ -117,6 +117,7 @@ LOSSES = (
         paper="arXiv:2506.12542",
         kind=EXACT,
         softmax=_pld,
+        passes=2,
         per="labelled",
         stores=("gold",),
         softens=True,

@@ -128,9 +128,24 @@ class Scores:
         found: Tensor = _PowerSum.apply(self.logits, self.soft.probs, exponent, self.temperature)  # type: ignore[no-untyped-call]
         return found
 
-    def log_sum(self) -> Float[Tensor, " N"]:
-        """`sum of log q` over all V ids, at the temperature."""
-        return self.logits.sum(-1) / self.temperature - self.soft.logsumexp * self.logits.shape[-1]
+    def log_sum_outside(self) -> Float[Tensor, " N"]:
+        """`sum of log q` over the ids that are not kept, at the temperature; `FLOOR` stands for that of 0."""
+        every = self.dense_log().clamp_min(FLOOR)
+        kept = (self.targets.position, self.targets.ids)
+        return every.index_put(kept, every.new_zeros(len(self.targets.ids))).sum(-1)
+
+    def log_mass_without_gold(self, *, without_kept: bool) -> Float[Tensor, " N"]:
+        """The logarithm of the student's mass on all ids but the gold one, and but the kept ones, summed over them: as
+        `1 - q_gold` it would give a student that is nearly sure a wrong gradient."""
+        gold, width = self.targets.gold, self.logits.shape[-1]
+        rows = ((gold >= 0) & (gold < width)).nonzero()[:, 0]
+        position, ids = rows, gold[rows]
+        if without_kept:
+            position, ids = (
+                torch.cat(pair) for pair in ((position, self.targets.position), (ids, self.targets.ids))
+            )
+        found: Tensor = _LogOutside.apply(self.logits, self.soft.probs, (position, ids), self.temperature)  # type: ignore[no-untyped-call]
+        return found
 
     def kept_logits(self) -> Float[Tensor, " E"]:
         """The student's own logits of the kept entries."""
@@ -204,6 +219,28 @@ def _outside(
     found = probs.sum(-1).clamp_min(TINY)
     probs[position, ids] = kept
     return found
+
+
+class _LogOutside(torch.autograd.Function):
+    """`log of sum of q` over all ids but some, with the gradient `q [not among them] / sum - q`, over T."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, probs: Tensor, excluded: tuple[Tensor, Tensor], temperature: float
+    ) -> Tensor:
+        position, ids = excluded
+        # not in place: another term may have saved these probabilities
+        mass = probs.index_put((position, ids), probs.new_zeros(len(ids))).sum(-1).clamp_min(TINY)
+        ctx.save_for_backward(probs, position, ids, mass)
+        ctx.temperature = temperature
+        return mass.log()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        probs, position, ids, mass = ctx.saved_tensors
+        gradient = probs * (1 / mass - 1)[:, None]
+        gradient[position, ids] = -probs[position, ids]
+        return gradient.mul_((grad / ctx.temperature)[:, None]), None, None, None
 
 
 class _PowerSum(torch.autograd.Function):

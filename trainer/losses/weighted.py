@@ -16,14 +16,13 @@ from trainer.losses.serving import LINEAR
 
 
 def _brier(scores: Scores, _: Settings) -> Float[Tensor, " N"]:
-    """The tail is one more outcome. Of draws without their own probabilities `sum p^2`, a constant, is left out."""
+    """The tail is one more outcome. Of draws `sum p^2`, a constant, is left out."""
     soft, p, q = scores.soft, scores.weights, scores.soft.kept.exp()
     if not scores.targets.drawn:
         at_tail = (scores.tail - soft.tail.exp()).square()
         has_tail = scores.num_kept < scores.logits.shape[-1]
         return (scores.sum((p - q).square()) + torch.where(has_tail, at_tail, 0)) * scores.temperature**2
-    own = torch.where(scores.teacher_log.isnan(), 0, scores.teacher_log.exp())
-    return (scores.power_sum(2.0) + scores.sum(p * (own - 2 * q))) * scores.temperature**2
+    return (scores.power_sum(2.0) - 2 * scores.sum(p * q)) * scores.temperature**2
 
 
 def _brier_of_classes(scores: DenseScores, _: Settings) -> Float[Tensor, " N"]:
@@ -66,7 +65,7 @@ LOSSES = (
         formula="sum (p - q)^2",
         paper="Brier (1950)",
         kind=LINEAR,
-        on_draws="without --own_logits its value lacks the teacher's own sum of p^2",
+        on_draws="its value lacks the teacher's own sum of p^2",
         softmax=_brier,
         sigmoid=_brier_of_classes,
         softens=True,

@@ -241,6 +241,37 @@ def test_masked_positions_zero_probabilities_and_padded_ids_give_no_nan(name: st
 
 @pytest.mark.parametrize("k", [4, V])
 @pytest.mark.parametrize("name", HEAD)
+def test_a_student_that_is_nearly_sure_has_its_gradient_in_float32(name: str, k: int) -> None:
+    """But for the rounding of a probability near 1, which cross entropy's own gradient has too."""
+    teacher, student = logits(0), logits(1)
+    targets = targets_of(teacher, k)
+    student[torch.arange(N), targets.gold] = student.amax(-1) + 12
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        z = student.to(dtype, copy=True).requires_grad_()
+        found_of(name, z, targets).sum().backward()
+        gradients.append(z.grad.double())
+    exact, found = gradients
+    assert (found - exact).abs().max() <= 1e-4 * exact.abs().max() + 5e-7
+
+
+@pytest.mark.parametrize("tail", ["bucket", "ignore", "uniform"])
+@pytest.mark.parametrize("k", [4, V])
+@pytest.mark.parametrize("name", TAILED)
+def test_an_id_that_the_student_rules_out(name: str, k: int, tail: str) -> None:
+    """Its logit is -inf: the loss is finite where the id is not kept, and its gradient a number."""
+    teacher, student = logits(0), logits(1)
+    teacher[:, 2] = -8.0
+    student[:, 2] = -torch.inf
+    targets, z = targets_of(teacher, k), student.requires_grad_()
+    found = found_of(name, z, targets, tail=tail)
+    assert found.isfinite().all(), found
+    found.sum().backward()
+    assert not z.grad.isnan().any()
+
+
+@pytest.mark.parametrize("k", [4, V])
+@pytest.mark.parametrize("name", HEAD)
 def test_the_order_of_entries_does_not_matter(name: str, k: int) -> None:
     targets, student = targets_of(logits(0), k, 2.0), logits(1)
     order = torch.randperm(N * k, generator=torch.Generator().manual_seed(4))
