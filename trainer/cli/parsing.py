@@ -114,6 +114,7 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
         """
         actions = {action.dest: action for action in reversed(self._actions)}
         kinds = {name: kind for each in self.dataclass_types for name, kind in get_type_hints(each).items()}
+        settled = {name for each in self.dataclass_types for name in getattr(each, "SETTLED", ())}
         for key, value in keys.items():
             action = actions.get(key)
             if action is None or key in ("help", "help_all", "students"):
@@ -125,6 +126,7 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
                 kind=kinds.get(key),
                 takes_list=bool(action.nargs == "+"),
                 is_path=isinstance(action, Repeatable),
+                may_be_nothing=type(None) in get_args(kinds.get(key)) and key not in settled,
             ).text(value)
 
 
@@ -137,6 +139,7 @@ class _Told(NamedTuple):
     takes_list: bool
     is_path: bool
     """One text is one item then: a path may hold spaces."""
+    may_be_nothing: bool
 
     def text(self, value: Any) -> Any:
         """As argparse would have it: scalars as text, so that a flag's own type reads them.
@@ -146,7 +149,7 @@ class _Told(NamedTuple):
         flag may be nothing.
         """
         if value is None:
-            if type(None) not in get_args(self.kind):
+            if not self.may_be_nothing:
                 raise self._wrong("a value, or no such line", "nothing")
             return None
         if self.takes_list:

@@ -78,7 +78,11 @@ class Objective:
             settings = {name: told for name, _, told in parsed if told}
             if feature_loss != "mse":
                 distance = LOSSES["feature"].parameters["distance"].read("feature_loss", feature_loss)
+                if settings.get("feature", {}).get("distance", distance) != distance:
+                    raise ValueError("feature's distance is told twice, and not alike: leave one out")
                 settings["feature"] = {"distance": distance, **settings.get("feature", {})}
+            unusual = {name: _unusual(LOSSES[name], told) for name, told in settings.items()}
+            settings = {name: told for name, told in unusual.items() if told}
             planned = dict(_parse_schedule(text) for text in schedules)
             if len(planned) != len(schedules):
                 raise ValueError(f"a schedule is named twice in {' '.join(schedules)}")
@@ -210,6 +214,11 @@ def _parse(text: str) -> tuple[str, float, dict[str, Value]]:
             raise ValueError(f"{key} stands twice in {text!r}")
         told[key] = parameters[key].read(f"{name}'s {key}", value)
     return name, found, told
+
+
+def _unusual(loss: Loss, told: Settings) -> dict[str, Value]:
+    """What is not the loss's default: a run is the same whether or not it says that."""
+    return {key: value for key, value in told.items() if value != loss.defaults[key]}
 
 
 def position_losses(

@@ -79,6 +79,12 @@ _SCALARS = {"gold": "log-probability of the gold id", "entropy": "entropy", "log
 
 
 def _without_tail(asked: Asked) -> StudentError | None:
+    if asked.spec.score != "softmax" and asked.settings.get("tail", "bucket") != "bucket":
+        return asked.error(
+            "has no tail here: the cache keeps every class's score",
+            got=f"tail={asked.settings['tail']}",
+            do="Leave tail out",
+        )
     if asked.spec.is_sampling and asked.settings.get("tail", "bucket") != "bucket":
         return asked.error(
             "has no tail where entries are drawn: their weights are the whole distribution's",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from schemas.cli.arguments import Repeatable
 from schemas.errors import UsageError
@@ -15,12 +15,15 @@ from trainer.models.shrink import parse_shrink
 from trainer.stream.where import Where
 from trainer.training.adapter_flags import AdapterFlags
 from trainer.training.local_cache import GB_DEFAULT, GB_HELP, HELP, check_flags
-from trainer.training.presets import PRESETS, Preset, preset
+from trainer.training.presets import PRESETS, preset
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(AdapterFlags):
     """What to distil, from what, by which losses. Everything about the loop is in `TrainingArguments`."""
+
+    SETTLED: ClassVar = ("losses", "temperature", "feature_loss")
+    """Fields that are None until `__post_init__` has settled them: nobody may say that they are nothing."""
 
     cache: list[str] | str = field(
         metadata={
@@ -38,19 +41,19 @@ class TrainConfig(AdapterFlags):
     teacher: str | None = field(
         default=None, metadata={"help": "The teacher's folder; only for --student shrink:layers=N."}
     )
-    losses: list[str] = field(
-        default_factory=lambda: ["kl=1.0"],
+    losses: list[str] | None = field(
+        default=None,
         metadata={
             "help": "NAME=WEIGHT[,PARAMETER=VALUE...] ...: kl (from the teacher), ce (the corpus's own labels), "
             "jsd=1,beta=0.3, feature (pooled hidden states) and all others of docs/losses.md. Each is logged, also "
-            "with weight 0."
+            "with weight 0. [kl=1.0]"
         },
     )
-    temperature: float = field(
-        default=1.0,
-        metadata={"help": "Of kl and its kin, times its square. The cache must have declared it."},
+    temperature: float | None = field(
+        default=None,
+        metadata={"help": "Of kl and its kin, times its square. The cache must have declared it. [1]"},
     )
-    feature_loss: str = field(default="mse", metadata={"help": "mse or cosine."})
+    feature_loss: str | None = field(default=None, metadata={"help": "mse or cosine. [mse]"})
     loss_schedule: list[str] = field(
         default_factory=list,
         metadata={
@@ -112,8 +115,7 @@ class TrainConfig(AdapterFlags):
     local_cache_gb: float = field(default=GB_DEFAULT, metadata={"help": GB_HELP})
 
     def __post_init__(self) -> None:
-        if self.preset is not None:
-            self._take(preset(self.preset))
+        self._settle()
         if self.lanes is not None and self.lanes < 1:
             raise UsageError("--lanes must be at least 1", got=self.lanes)
         if self.cache_version is not None and len(self.sources) > 1:
@@ -128,26 +130,26 @@ class TrainConfig(AdapterFlags):
         check_flags(self.local_cache, self.local_cache_gb, self.sources)
         self._check_effects()
 
-    def _take(self, recipe: Preset) -> None:
-        """The recipe's flags for ours, none of which may be told beside it."""
-        usual = {"losses": ["kl=1.0"], "temperature": 1.0, "feature_loss": "mse"}
-        told: dict[str, Any] = {
-            name: value for name in usual if (value := getattr(self, name)) != usual[name]
-        }
-        values = {
-            "losses": list(recipe.losses),
-            "temperature": recipe.temperature,
-            "feature_loss": recipe.feature_loss,
-        }
-        for name, value in told.items():
-            if value != values[name]:
+    def _settle(self) -> None:
+        """The recipe's losses, or what is told of them and the rest as usual. What a recipe says is not told beside it.
+
+        Raises:
+            UsageError: there is no such recipe, or a flag stands beside it.
+        """
+        usual: dict[str, Any] = {"losses": ["kl=1.0"], "temperature": 1.0, "feature_loss": "mse"}
+        if self.preset is not None:
+            recipe = preset(self.preset)
+            usual = {name: getattr(recipe, name) for name in usual} | {"losses": list(recipe.losses)}
+        for name, value in usual.items():
+            told = getattr(self, name)
+            if told is None:
+                object.__setattr__(self, name, value)
+            elif self.preset is not None and told != value:
                 raise UsageError(
                     f"--preset {self.preset} says --{name} already",
-                    got=value,
+                    got=told,
                     do=f"Leave --preset out and say what it stands for, changed: {recipe.flags}",
                 )
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
 
     def _check_effects(self) -> None:
         self.check_adapters(self.student)
@@ -179,8 +181,14 @@ class TrainConfig(AdapterFlags):
         Raises:
             UsageError: they are not what they should be.
         """
+        assert self.losses is not None  # `_settle` has seen to it
+        assert self.temperature is not None
         return Objective.parse(
-            self.losses, self.temperature, self.feature_loss, self.loss_schedule, self.adversarial
+            self.losses,
+            self.temperature,
+            self.feature_loss or "mse",
+            self.loss_schedule,
+            self.adversarial,
         )
 
 

@@ -133,7 +133,7 @@ def make_replays(
     """
     features = needed_features(opened.first, config.objective)
     collation = student.collation(
-        temperature=config.temperature,
+        temperature=config.objective.temperature,
         features=features,
         stored=config.objective.stored(opened.first.spec),
     )

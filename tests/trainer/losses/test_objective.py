@@ -98,3 +98,17 @@ def test_a_regression_teacher_has_no_kl() -> None:
     with pytest.raises(StudentError, match="mse_logits"):
         Objective.parse(["kl"]).check(spec)
     Objective.parse(["ce", "mse_logits"]).check(spec)
+
+
+def test_a_default_that_is_told_is_the_same_run() -> None:
+    assert (
+        Objective.parse(["jsd=1,beta=0.5"])
+        == Objective.parse(["jsd=1"])
+        != Objective.parse(["jsd=1,beta=0.4"])
+    )
+
+
+def test_a_distance_that_is_told_twice_is_refused() -> None:
+    assert Objective.parse(["feature=1,distance=cosine"], feature_loss="cosine").feature_loss == "cosine"
+    with pytest.raises(UsageError, match="told twice, and not alike"):
+        Objective.parse(["feature=1,distance=mse"], feature_loss="cosine")

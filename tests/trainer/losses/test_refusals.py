@@ -120,6 +120,10 @@ def test_other_scores(name: str, score: Any) -> None:
     objective = Objective(weights={name: 1.0})
     if name in (SIGMOID if score == "sigmoid" else IDENTITY):
         objective.check(spec)
+        if "tail" in LOSSES[name].parameters:
+            flat = Objective(weights={name: 1.0}, settings={name: {"tail": "uniform"}})
+            with pytest.raises(StudentError, match=f"{name} has no tail here.*Leave tail out"):
+                flat.check(spec)
         return
     with pytest.raises(StudentError, match=rf"{name}[^.]*") as caught:
         objective.check(spec)

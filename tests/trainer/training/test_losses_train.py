@@ -63,3 +63,12 @@ def test_a_cache_that_cannot_serve_is_said_before_any_training(
     with pytest.raises(StudentError, match=r"jsd is not linear.*--own_logits"):
         run(cache=cache, losses=["kl=1", "jsd=1"])
     assert not list(tmp_path.glob("out/checkpoint-*"))
+
+
+def test_a_resume_with_another_distance_is_refused(run: Callable[..., Path]) -> None:
+    """However either is told: a flag and a parameter say the same."""
+    told = {"max_steps": 4, "save_steps": 2, "losses": ["kl=1", "feature=0.1"]}
+    checkpoint = str(run(**told) / "checkpoint-2")
+    told["losses"] = ["kl=1", "feature=0.1,distance=cosine"]
+    with pytest.raises(UsageError, match=r"another feature_loss: .*expected mse, got cosine"):
+        run("again", resume_from_checkpoint=checkpoint, **told)

@@ -39,6 +39,9 @@ def test_a_flag_beside_it_is_refused_with_the_flags() -> None:
         UsageError, match=r"--preset hinton says --temperature already.*--losses kl=0.9 ce=0.1"
     ):
         parsed("--preset", "hinton", "--temperature", "3")
+    for flag, usual in (("--temperature", "1"), ("--losses", "kl=1.0")):
+        with pytest.raises(UsageError, match=f"--preset hinton says {flag} already"):
+            parsed("--preset", "hinton", flag, usual)
     with pytest.raises(UsageError, match="names no recipe: expected hinton, distilbert"):
         parsed("--preset", "hintom")
 
