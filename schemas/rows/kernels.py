@@ -1,6 +1,6 @@
-"""Loops over entries that numpy needs several passes for, compiled by numba: pages to numbers, ranks to ids, entries
-into a batch. Each has a numpy form beside its caller, which tests hold it against, and which serves where numba is not
-installed: a cache can be read without it.
+"""Loops over entries that numpy needs several passes for, compiled by numba: pages to numbers, ranks to ids. Each has a
+numpy form beside its caller, which tests hold it against, and which serves where numba is not installed: a cache can be
+read without it. (Those that make batches: `trainer/batches/kernels.py`.)
 
 What is compiled is kept beside this file, or in the user's cache folder; so the first run ever takes some seconds more.
 None raises, none writes outside of what its arguments' lengths say, and each says in what it returns whether a value
@@ -21,37 +21,39 @@ import numpy as np
 IS_COMPILED = importlib.util.find_spec("numba") is not None
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *, sums_in_any_order: bool = False) -> Callable[..., Any]:
     """The function as machine code, which other threads run beside. Numba is imported, and the function compiled or
-    loaded, when it is called first; where what is kept of it cannot be read or written, it is compiled anew."""
+    loaded, when it is called first; where what is kept of it cannot be read or written, it is compiled anew. Sums in
+    any order are several at once."""
+    options = {"fastmath": {"reassoc"}} if sums_in_any_order else {}
     found: list[Callable[..., Any]] = []
 
     def call(*arguments: Any) -> Any:
         if not found:
-            found.append(_numba_of(function, kept=True))
+            found.append(_numba_of(function, options, kept=True))
         try:
             return found[0](*arguments)
         except Exception:  # noqa: BLE001  (the functions raise none: it is of what is kept)
-            found[0] = _numba_of(function, kept=False)
+            found[0] = _numba_of(function, options, kept=False)
             return found[0](*arguments)
 
     return call
 
 
-def _numba_of(function: Callable[..., Any], *, kept: bool) -> Callable[..., Any]:
+def _numba_of(function: Callable[..., Any], options: dict[str, Any], *, kept: bool) -> Callable[..., Any]:
     numba = importlib.import_module("numba")  # half a second, for those alone who read entries
     function = inspect.unwrap(function)  # what checks types around it in tests is no machine's business
     may_write = (
         resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     )  # a file that is cut is worse
     try:
-        found: Callable[..., Any] = numba.njit(nogil=True, cache=kept and may_write)(function)
+        found: Callable[..., Any] = numba.njit(nogil=True, cache=kept and may_write, **options)(function)
     except RuntimeError:  # no folder can be written
-        found = numba.njit(nogil=True)(function)
+        found = numba.njit(nogil=True, **options)(function)
     return found
 
 
-@_compiled
+@compiled
 def find_starts(levels: Any, count: Any, first: Any, starts: Any) -> int:  # pragma: no cover  (compiled)
     """Where the first `count` levels of a page are 0, each of which begins a list, plus `first`: runs of one value, and
     eights of single bits, lowest first. How many; -1 where levels end too early, or there are more than `starts` holds.
@@ -102,7 +104,7 @@ def find_starts(levels: Any, count: Any, first: Any, starts: Any) -> int:  # pra
     return found
 
 
-@_compiled
+@compiled
 def join_planes(planes: Any, into: Any) -> None:  # pragma: no cover  (compiled)
     """Numbers of 32 bits from their four byte planes, lowest first."""
     size = len(into)
@@ -116,7 +118,7 @@ def join_planes(planes: Any, into: Any) -> None:  # pragma: no cover  (compiled)
         )
 
 
-@_compiled
+@compiled
 def join_two_planes(planes: Any, into: Any) -> bool:  # pragma: no cover  (compiled)
     """Numbers of 16 bits from their lower planes; whether the upper two are zero."""
     first, second, third, fourth = planes[0], planes[1], planes[2], planes[3]
@@ -127,7 +129,7 @@ def join_two_planes(planes: Any, into: Any) -> bool:  # pragma: no cover  (compi
     return bool(above == 0)
 
 
-@_compiled
+@compiled
 def ids_of_ranks(ranks: Any, id_by_rank: Any, ids: Any) -> bool:  # pragma: no cover  (compiled)
     """Looks each rank up; whether all were in range."""
     size = np.uint32(len(id_by_rank))
@@ -141,7 +143,7 @@ def ids_of_ranks(ranks: Any, id_by_rank: Any, ids: Any) -> bool:  # pragma: no c
     return fits
 
 
-@_compiled
+@compiled
 def ids_of_gaps(gaps: Any, counts: Any, id_by_rank: Any, ids: Any) -> bool:  # pragma: no cover  (compiled)
     """Adds the gaps up in each position and looks each sum up; whether all were in range, ascended, and were as many as
     the counts say."""
@@ -163,7 +165,7 @@ def ids_of_gaps(gaps: Any, counts: Any, id_by_rank: Any, ids: Any) -> bool:  # p
     return place == len(gaps)
 
 
-@_compiled
+@compiled
 def take_lists(values: Any, starts: Any, lengths: Any, into: Any) -> None:  # pragma: no cover  (compiled)
     """Copies the values of each list, one after the other."""
     to = 0
@@ -171,108 +173,3 @@ def take_lists(values: Any, starts: Any, lengths: Any, into: Any) -> None:  # pr
         for i in range(starts[j], starts[j] + lengths[j]):
             into[to] = values[i]
             to += 1
-
-
-@_compiled
-def place_lists(values: Any, offsets: Any, begins: Any, into: Any) -> None:  # pragma: no cover  (compiled)
-    """Copies each list to where it begins."""
-    for j in range(len(begins)):
-        shift = begins[j] - offsets[j]
-        for i in range(offsets[j], offsets[j + 1]):
-            into[i + shift] = values[i]
-
-
-@_compiled
-def gather_entries(
-    rows: Any,
-    first_position: Any,
-    first_entry: Any,
-    position_offsets: Any,
-    kept_offsets: Any,
-    drawn_offsets: Any,
-    num_kept: Any,
-    num_drawn: Any,
-    kept_ids: Any,
-    kept_codes: Any,
-    top_codes: Any,
-    drawn_ids: Any,
-    drawn_codes: Any,
-    top_step: Any,
-    step: Any,
-    ids: Any,
-    position: Any,
-    logprobs: Any,
-) -> None:  # pragma: no cover  (compiled)
-    """Writes the entries of some rows of one row group where they stand in a batch, exact ones before drawn ones.
-
-    Row `rows[j]`'s positions are `first_position[j]` and on, its entries at `first_entry[j]` and on. `num_drawn` is
-    empty where the policy draws none, `drawn_codes` where a drawn entry's own log-probability is not stored: NaN.
-    """
-    for j in range(len(rows)):
-        row = rows[j]
-        begin, end = position_offsets[row], position_offsets[row + 1]
-        kept, drawn = kept_offsets[row], np.int64(0)
-        if len(num_drawn):
-            drawn = drawn_offsets[row]
-        to = first_entry[j]
-        at = first_position[j]
-        for n in range(begin, end):
-            top = -(np.float32(top_codes[n]) * top_step)
-            level = np.int32(0)
-            for _ in range(num_kept[n]):
-                ids[to] = kept_ids[kept]
-                position[to] = at
-                level = np.int32(level + np.int32(kept_codes[kept]))
-                logprobs[to] = np.float32(level) * -step + top
-                kept += 1
-                to += 1
-            if len(num_drawn):
-                for _ in range(num_drawn[n]):
-                    ids[to] = drawn_ids[drawn]
-                    position[to] = at
-                    if len(drawn_codes):
-                        logprobs[to] = np.float32(drawn_codes[drawn]) * -step + top
-                    else:
-                        logprobs[to] = np.nan
-                    drawn += 1
-                    to += 1
-            at += 1
-
-
-@_compiled
-def fill_drawn(num_kept: Any, counts: Any, value: Any, into: Any) -> None:  # pragma: no cover  (compiled)
-    """Writes a value at each position's drawn entries, which stand behind its exact ones."""
-    place = 0
-    for n in range(len(counts)):
-        for i in range(place + num_kept[n], place + counts[n]):
-            into[i] = value
-        place += counts[n]
-
-
-@_compiled
-def settle(
-    probs: Any, logprobs: Any, counts: Any, whole: Any, found: Any
-) -> None:  # pragma: no cover  (compiled)
-    """Each position's tail, and below it its negentropy; divides its entries by their sum where that is above 1, or all
-    are kept. Sums are float64. An entry of probability 0 adds nothing."""
-    place = 0
-    for n in range(len(counts)):
-        end = place + counts[n]
-        mass, terms = 0.0, 0.0
-        for i in range(place, end):
-            p = np.float64(probs[i])
-            mass += p
-            if p > 0:
-                terms += p * np.float64(logprobs[i])
-        kept = mass
-        if (mass > 1) or (whole[n] and mass > 0):
-            for i in range(place, end):
-                probs[i] = np.float32(np.float64(probs[i]) / mass)
-            kept = 1.0
-            terms = terms / mass - np.log(mass)
-        rest = 0.0
-        if not whole[n] and kept < 1:
-            rest = 1 - kept
-            terms += rest * np.log(rest)
-        found[0, n], found[1, n] = rest, terms
-        place = end

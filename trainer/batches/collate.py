@@ -100,8 +100,8 @@ class Batch:
         return replace(self, counts=torch.zeros_like(self.counts), beyond=self.beyond and 0.0)
 
 
-TOGETHER = 8
-"""Batches whose targets are made at once."""
+TOGETHER = 2**15
+"""Tokens of the batches whose targets are made at once, or of one that is larger."""
 _COLUMNS = frozenset(
     [
         *("example_id", "input_ids", "token_type_ids", "position_index", "labels", "logits", "num_kept"),
@@ -149,13 +149,19 @@ class Collation:
         return found
 
     def each(self, rows: Pool, cuts: Sequence[Int64[np.ndarray, " _"]]) -> Iterator[Batch]:
-        """The batch of each cut, one after the other, made `TOGETHER` at a time.
+        """The batch of each cut, one after the other, of which those of `TOGETHER` tokens are made at once.
 
         Raises:
             StudentError: an id that the student has no embedding for.
         """
-        for first in range(0, len(cuts), TOGETHER):
-            yield from self.batches(rows, cuts[first : first + TOGETHER])
+        lengths = rows.lengths
+        ends = np.cumsum([lengths[cut].sum() for cut in cuts])
+        first = 0
+        while first < len(cuts):
+            before = ends[first - 1] if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, before + TOGETHER, side="right")))
+            yield from self.batches(rows, cuts[first:last])
+            first = last
 
     def batches(self, rows: Pool, cuts: Sequence[Int64[np.ndarray, " _"]]) -> list[Batch]:
         """One batch of the rows in each cut. What the teacher says is made for all at once, and each batch holds slices
@@ -167,9 +173,11 @@ class Collation:
         chosen, gathers = np.concatenate(cuts), can_gather(rows.spec, self.temperature)
         together = rows.take(chosen, self._columns - ENTRY_COLUMNS if gathers else self._columns)
         self.check(together)
-        entries = gather_entries(*rows.places(chosen), together) if gathers else None
-        targets, features = self._targets(together, entries), self._features(together)
-        edges = offsets_of(np.array([*map(len, cuts)], np.int64))
+        sizes = np.array([*map(len, cuts)], np.int64)
+        edges = offsets_of(sizes)
+        begins = np.repeat(together.position_offsets[edges[:-1]], sizes)
+        entries = gather_entries(rows.places(chosen), together, begins) if gathers else None
+        targets, features = self._targets(together, entries, begins), self._features(together)
         parts = list(itertools.pairwise(edges.tolist()))
         lengths = together.input_ids.lengths
         layouts = Stacked([self._layout(lengths[first:last]) for first, last in parts])
@@ -229,17 +237,17 @@ class Collation:
         if self.pass_token_types and rows.spec.has_token_type_ids:
             refuse_beyond(rows, "token_type_ids", self.token_types)
 
-    def _targets(self, rows: Rows, entries: Entries | None) -> _Targets:
+    def _targets(self, rows: Rows, entries: Entries | None, begins: Array) -> _Targets:
         if rows.spec.score != "softmax":
             dense = dense_targets(rows)
             no_entries = np.zeros(rows.num_positions + 1, np.int64)
             return _Targets(dense, no_entries, None, offsets_of(dense.labelled.numpy()))
-        entries = take_entries(rows, self.temperature) if entries is None else entries
+        entries = take_entries(rows, self.temperature, begins) if entries is None else entries
         gold, student_vocab = gold_ids(rows), self.student_vocab
         targets, offsets, beyond = sparse_targets(
             rows, entries, gold, student_vocab=student_vocab, temperature=self.temperature
         )
-        targets = with_stored(targets, rows, self.temperature, self.stored)
+        targets = with_stored(targets, rows, np.diff(offsets), self.temperature, self.stored)
         return _Targets(targets, offsets, beyond, offsets_of(gold != NO_LABEL))
 
 
@@ -258,7 +266,7 @@ class _Targets(NamedTuple):
         labelled = int(self.labelled[positions.stop] - self.labelled[positions.start])
         if isinstance(self.all, SparseTargets):
             entries = slice(int(offsets[0]), int(offsets[-1]))
-            targets: Any = self.all.chunk(positions.start, positions.stop, entries)
+            targets: Any = self.all.part(positions, entries)
         else:
             targets = self.all.chunk(positions.start, positions.stop)
         return {

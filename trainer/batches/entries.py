@@ -1,12 +1,14 @@
 """Kept entries of a batch's positions, in flat arrays: gathered from the row groups themselves, straight into place.
 
-Compiled loops (`schemas/rows/kernels.py`) decode each entry where it is written. Policies whose weights differ from
+Compiled loops (`trainer/batches/kernels.py`) decode each entry where it is written. Policies whose weights differ from
 draw to draw, and machines without numba, go by numpy, over rows that were taken first; a test says that both are equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,91 +20,90 @@ from schemas.rows.entries import entries_of
 from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
 from schemas.spec import Spec
+from trainer.batches.kernels import gather_drawn, gather_exact
+from trainer.batches.memory import arrays
 
 ENTRY_COLUMNS = frozenset(["kept_ids", "kept_codes", "sampled_ids", "sampled_counts", "sampled_codes"])
 """Columns of one value an entry."""
-_NONE_DRAWN = np.empty(0, np.int64)
+_NONE_DRAWN, _NO_CODES = np.empty(0, np.int32), np.empty(0, np.int16)
+_NOTHING_NATS, _LARGEST_TABLE = 128, 2**15
+"""Below a position's top, where a probability is none in float32; and how many code steps it may be away."""
 
 
 class Entries(NamedTuple):
-    """Kept entries, each position's likeliest first."""
+    """Kept entries of N positions, which stand in several batches; each position's likeliest first."""
 
     ids: Array
     """int64 [E]"""
     counts: Array
     """int64 [N]"""
     position: Array
-    """int64 [E], ascending."""
+    """int64 [E]: which position of its batch, ascending in each."""
     logprobs: Array
     """float32 [E]: each entry's own, at temperature 1; NaN for a drawn one where the cache does not store it."""
     weights: Array | None
-    """float32 [E]: of a sampling policy, at the temperature that was asked for; of others the trainer makes them."""
-
-    @property
-    def mass(self) -> Array:
-        """float32 [E]"""
-        return np.exp(self.logprobs) if self.weights is None else self.weights
+    """float32 [E]: of a sampling policy, at the temperature that was asked for; of others at temperature 1, or None."""
+    sums: Array | None
+    """float32 [2, N]: each position's tail and its negentropy, at temperature 1, where the loops made them."""
 
 
 def can_gather(spec: Spec, temperature: float) -> bool:
     """Whether the compiled loops know all that a policy's entries need."""
     alike = isinstance(spec.keep, Threshold) and len(spec.temperatures) == 1 and temperature == 1
-    return kernels.IS_COMPILED and spec.score == "softmax" and (alike or not spec.is_sampling)
+    is_coarse = _LARGEST_TABLE * spec.code_step_nats > _NOTHING_NATS
+    return kernels.IS_COMPILED and spec.score == "softmax" and is_coarse and (alike or not spec.is_sampling)
 
 
 def gather_entries(
-    parts: Sequence[Rows], part: Int64[np.ndarray, " B"], row: Int64[np.ndarray, " B"], taken: Rows
+    places: Iterable[tuple[Rows, Array, Array]], taken: Rows, begins: Int64[np.ndarray, " B"]
 ) -> Entries:
-    """The entries of B rows, each of which is `row[b]` of `parts[part[b]]`; `taken` are their other columns."""
-    spec, kept, drawn = taken.spec, taken.kept_counts, taken.sampled_counts
-    counts: Array = kept.astype(np.int64) + drawn
-    total = int(counts.sum())
-    ids, position = np.empty(total, np.int64), np.empty(total, np.int64)
-    logprobs = np.empty(total, np.float32)
-    to_position = taken.position_offsets[:-1]
-    to_entry = offsets_of(counts)[to_position]
-    steps = np.float32(spec.top_step_nats), np.float32(spec.code_step_nats)
-    for number in np.unique(part).tolist():
-        own = np.flatnonzero(part == number)
-        kernels.gather_entries(
-            row[own],
-            to_position[own],
-            to_entry[own],
-            *_of_part(parts[number]),
-            *steps,
-            ids,
-            position,
-            logprobs,
-        )
-    weights = None
-    if isinstance(spec.keep, Threshold):
-        weights = np.exp(logprobs)
-        kernels.fill_drawn(kept, counts, np.float32(spec.keep.tau), weights)
-    return Entries(ids, counts, position, logprobs, weights)
-
-
-def _of_part(rows: Rows) -> tuple[Array, ...]:
-    data, spec = rows.data, rows.spec
-    offsets, num_drawn, drawn_ids, drawn_codes = (
-        _NONE_DRAWN,
-        np.empty(0, np.int32),
-        np.empty(0, np.int32),
-        None,
-    )
+    """The entries of B rows, which stand in these `places` of a pool; `taken` are their other columns, and `begins`
+    says which of all N positions is the first of its batch."""
+    spec, firsts = taken.spec, taken.position_offsets[:-1]
+    counts: Array = taken.kept_counts.astype(np.int64)
     if spec.is_sampling:
-        drawn = rows.ragged("sampled_ids")
-        offsets, num_drawn, drawn_ids = drawn.offsets, rows.sampled_counts, drawn.values
-        drawn_codes = rows.ragged("sampled_codes").values if "sampled_codes" in data else None
-    kept = rows.ragged("kept_ids")
-    return (
-        *(rows.position_offsets, kept.offsets, offsets, rows.kept_counts, num_drawn),
-        *(kept.values, rows.ragged("kept_codes").values, rows.ragged("top_codes").values),
-        *(drawn_ids, np.empty(0, np.int16) if drawn_codes is None else drawn_codes),
+        counts += taken.sampled_counts
+    entries = offsets_of(counts)
+    total, number = int(entries[-1]), len(counts)
+    ids, position, logprobs, weights, sums = arrays(
+        [
+            (np.int64, total),
+            (np.int64, total),
+            (np.float32, total),
+            (np.float32, total),
+            (np.float32, 2 * number),
+        ]
     )
+    sums = sums.reshape(2, number)
+    steps = spec.top_step_nats, spec.code_step_nats
+    to = np.stack([firsts, firsts - begins, entries[firsts]])
+    table = _exponentials(spec.code_step_nats)
+    into = (ids, position, logprobs, weights), sums
+    for part, own, rows in places:
+        kept, tops = part.ragged("kept_ids"), part.ragged("top_codes").values
+        numbers = part.kept_counts, part.sampled_counts if spec.is_sampling else _NONE_DRAWN
+        where = rows, to[:, own], part.position_offsets
+        of_exact = kept.values, part.ragged("kept_codes").values, tops
+        gather_exact(
+            *where, kept.offsets, *numbers, *of_exact, np.array([*steps, spec.vocab_size]), table, *into
+        )
+        if isinstance(spec.keep, Threshold):
+            drawn, codes = part.ragged("sampled_ids"), _NO_CODES
+            if "sampled_codes" in part.data:
+                codes = part.ragged("sampled_codes").values
+            of_drawn = drawn.values, codes, tops
+            gather_drawn(*where, drawn.offsets, *numbers, *of_drawn, np.array([*steps, spec.keep.tau]), *into)
+    return Entries(ids, counts, position, logprobs, weights, sums)
 
 
-def take_entries(rows: Rows, temperature: float) -> Entries:
-    """The entries of all positions of some rows, whatever their policy.
+@functools.lru_cache(maxsize=8)
+def _exponentials(step: float) -> Array:
+    """Of 0, 1, 2, ... steps down."""
+    return np.exp(-step * np.arange(math.ceil(_NOTHING_NATS / step) + 1, dtype=np.float64))
+
+
+def take_entries(rows: Rows, temperature: float, begins: Int64[np.ndarray, " B"]) -> Entries:
+    """As `gather_entries`, of rows that were taken with all columns, whatever their policy.
 
     Raises:
         ValueError: entries were drawn for other temperatures than this.
@@ -113,9 +114,9 @@ def take_entries(rows: Rows, temperature: float) -> Entries:
     else:
         found = entries_of(rows, temperature)
         ids, counts, logprobs, weights = found.ids, found.counts, found.logprobs, found.weights
-    position = np.repeat(np.arange(len(counts)), counts)
     if isinstance(rows.spec.keep, Sampled):
         assert weights is not None
-        order = np.lexsort((-weights, position))
+        order = np.lexsort((-weights, np.repeat(np.arange(len(counts)), counts)))
         ids, logprobs, weights = ids[order], logprobs[order], weights[order]
-    return Entries(ids.astype(np.int64), counts, position, logprobs, weights)
+    within = np.arange(len(counts)) - np.repeat(begins, np.diff(rows.position_offsets))
+    return Entries(ids.astype(np.int64), counts, np.repeat(within, counts), logprobs, weights, None)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from schemas.rows import kernels
 from schemas.rows.ragged import Array, Ragged
+from trainer.batches.kernels import place_lists as compiled_place_lists
 
 PackedMask = Literal["own", "boolean", "additive"]
 """The model's own, of positions that begin again (attention with a window keeps it); or `[R, 1, S, S]`: true where a
@@ -117,7 +118,7 @@ class Stacked:
     def filled(self, column: Ragged, padding: int) -> list[Int64[Tensor, "_ _"]]:
         """Each batch's `[R, S]` of a value a token."""
         whole = np.full(self._ends[-1], padding, np.int64)
-        place = kernels.place_lists if kernels.IS_COMPILED else place_lists
+        place = compiled_place_lists if kernels.IS_COMPILED else place_lists
         place(column.values, column.offsets, self._begins, whole)
         parts = zip(itertools.pairwise(self._ends), self.layouts, strict=True)
         flat = torch.from_numpy(whole)

@@ -1,22 +1,26 @@
 """A run's rows, where they were decoded: batches are gathered from the row groups themselves.
 
-Columns of few values are joined once a run, and then taken by index; those of entries, which are most of a row group,
-are copied each in one piece where a batch needs them at all (`trainer/batches/entries.py`). Cost: the row groups of a
-run stay in memory whole, also rows of the other side of the split.
+Lists are copied by a compiled loop to where a batch has them; entries, which are most of a row group, are not copied
+at all where a loop decodes them in their place (`trainer/batches/entries.py`). Other columns, and lists of few values
+where no loop is compiled, are joined once a run and then taken by index. Cost: the row groups of a run stay in memory
+whole, also rows of the other side of the split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
+from schemas.rows import kernels
 from schemas.rows.arrow import ColumnData
 from schemas.rows.ragged import LONG, Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
 from schemas.spec import Spec
+from trainer.batches.kernels import gather_lists
+from trainer.batches.memory import arrays
 
 Chosen = tuple[Rows, Int64[np.ndarray, " _"]]
 """A row group, and which of its rows are meant, in order."""
@@ -36,6 +40,7 @@ class Pool:
         self._place = offsets_of(np.array([*map(len, self._parts)], np.int64))[self._part] + self._row
         self._joined: dict[str, ColumnData] = {}
         self._offsets: dict[str, list[list[int]]] = {}
+        self._spans: dict[str, tuple[Array, Array]] = {}
 
     def __len__(self) -> int:
         return len(self._row)
@@ -45,9 +50,12 @@ class Pool:
         """Of all parts."""
         return self._parts[0].spec
 
-    def places(self, rows: Array) -> tuple[Sequence[Rows], Array, Array]:
-        """The parts, of which of them each of these rows is, and which row of it."""
-        return self._parts, self._part[rows], self._row[rows]
+    def places(self, rows: Array) -> Iterator[tuple[Rows, Array, Array]]:
+        """Each part, which of these rows are of it, and which of its rows they are."""
+        part, row = self._part[rows], self._row[rows]
+        for number in np.flatnonzero(np.bincount(part)).tolist():
+            own = np.flatnonzero(part == number)
+            yield self._parts[number], own, row[own]
 
     @property
     def lengths(self) -> Int64[np.ndarray, " W"]:
@@ -59,15 +67,34 @@ class Pool:
     def take(self, rows: Int64[np.ndarray, " M"], columns: Collection[str] | None = None) -> Rows:
         """As `Rows.take` of these rows one after the other."""
         names = [name for name in self._parts[0].data if columns is None or name in columns]
-        return Rows(spec=self.spec, data={name: self._column(name, rows) for name in names})
+        places = list(self.places(rows))
+        return Rows(spec=self.spec, data={name: self._column(name, rows, places) for name in names})
 
-    def _column(self, name: str, rows: Array) -> ColumnData:
+    def _column(self, name: str, rows: Array, places: Sequence[tuple[Rows, Array, Array]]) -> ColumnData:
+        if kernels.IS_COMPILED and _is_list_of_numbers(self._parts[0].data[name]):
+            return self._gathered(name, rows, places)
         if self._is_long(name):
             return self._pieces(name, rows)
         if name not in self._joined:
             self._joined[name] = Rows.concatenate([part.only((name,)) for part in self._parts]).data[name]
-        column, places = self._joined[name], self._place[rows]
-        return column.take(places) if isinstance(column, Ragged) else column[places]
+        column, at = self._joined[name], self._place[rows]
+        return column.take(at) if isinstance(column, Ragged) else column[at]
+
+    def _gathered(self, name: str, rows: Array, places: Sequence[tuple[Rows, Array, Array]]) -> Ragged:
+        columns = [part.ragged(name) for part in self._parts]
+        if name not in self._spans:
+            starts = np.concatenate([column.offsets[:-1] for column in columns])
+            self._spans[name] = starts, np.concatenate([column.lengths for column in columns])
+        at = self._place[rows]
+        starts, lengths = (each[at] for each in self._spans[name])
+        offsets = offsets_of(lengths)
+        (values,) = arrays([(columns[0].values.dtype, int(offsets[-1]))])
+        for part, own, _ in places:
+            gather_lists(part.ragged(name).values, starts[own], lengths[own], offsets[own], values)
+        valid = None
+        if any(column.valid is not None for column in columns):
+            valid = np.concatenate([column.validity for column in columns])[at]
+        return Ragged(values=values, offsets=offsets, valid=valid)
 
     def _is_long(self, name: str) -> bool:
         columns = [part.data[name] for part in self._parts]
@@ -86,3 +113,7 @@ class Pool:
         return Ragged(
             values=np.concatenate(found), offsets=offsets_of(np.array([*map(len, found)], np.int64))
         )
+
+
+def _is_list_of_numbers(column: ColumnData) -> bool:
+    return isinstance(column, Ragged) and column.values.dtype.kind in "if"

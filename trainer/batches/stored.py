@@ -17,9 +17,10 @@ from trainer.losses.targets import SparseTargets
 
 
 def with_stored(
-    targets: SparseTargets, rows: Rows, temperature: float, names: Collection[str]
+    targets: SparseTargets, rows: Rows, counts: Array, temperature: float, names: Collection[str]
 ) -> SparseTargets:
-    """The targets of some rows' positions with what is asked for: of `gold`, `entropy` and `own`."""
+    """The targets of some rows' positions, of so many entries each, with what is asked for: of `gold`, `entropy` and
+    `own`."""
     found = replace(targets, drawn=rows.spec.is_sampling)
     if "entropy" in names:
         found = replace(found, entropy=torch.from_numpy(rows.entropy()))
@@ -32,7 +33,7 @@ def with_stored(
         found = replace(found, gold_logprobs=tensors[0], gold_softened=tensors[1])
     if "own" in names and temperature != 1:
         shift = rows.logsumexp().astype(np.float64) / temperature - rows.logsumexp(temperature)
-        own = targets.logprobs / temperature + torch.from_numpy(shift)[targets.position]
+        own = targets.logprobs / temperature + torch.from_numpy(np.repeat(shift, counts))
         found = replace(found, softened=own.float())
     return found
 

@@ -16,42 +16,62 @@ from torch import Tensor
 
 from schemas.rows import kernels
 from schemas.rows.entries import softened
-from schemas.rows.ragged import Array
+from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
 from trainer.batches.entries import Entries
-from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets, segment_sum
+from trainer.batches.kernels import settle as compiled_settle
+from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
 
 
 def sparse_targets(
     rows: Rows, entries: Entries, gold: Array, *, student_vocab: int, temperature: float
 ) -> tuple[SparseTargets, Array, Array | None]:
-    """The targets of a softmax teacher, each position's offset in its entries, and its mass beyond the student's V."""
-    counts, position, beyond = entries.counts, entries.position, None
+    """The targets of a softmax teacher, each position's offset in its entries, and its mass beyond the student's V.
+    Their `position` is that of each one's own batch."""
+    own, beyond = entries, None
     fits: Array | EllipsisType = ...
     if student_vocab < rows.spec.vocab_size:
         fits = entries.ids < student_vocab
-        beyond = np.bincount(position[~fits], entries.mass[~fits], len(counts))
-        position = position[fits]
-        counts = np.bincount(position, minlength=len(counts))
-    where, logprobs = torch.from_numpy(position), torch.from_numpy(entries.logprobs[fits])
-    if entries.weights is None:
-        whole = counts == min(student_vocab, rows.spec.vocab_size)
-        found = distribution(_at(rows, entries, temperature)[fits], counts, whole)
-        weights, tail, negentropy = map(torch.from_numpy, found)
+        mass = (
+            np.exp(entries.logprobs)
+            if entries.weights is None or not rows.spec.is_sampling
+            else entries.weights
+        )
+        own, beyond = _within(entries, mass, fits)
+    logprobs = torch.from_numpy(own.logprobs)
+    if rows.spec.is_sampling:
+        tail, negentropy = np.zeros(len(own.counts), np.float32), _negentropy(rows, own, fits, temperature)
+        weights = own.weights
+    elif own.sums is not None and temperature == 1:
+        weights, (tail, negentropy) = own.weights, own.sums
     else:
-        weights, tail = torch.from_numpy(entries.weights[fits]), torch.zeros(len(counts))
-        negentropy = _estimated_negentropy(rows, entries, where, fits, temperature)
+        whole = own.counts == min(student_vocab, rows.spec.vocab_size)
+        weights, tail, negentropy = distribution(_at(rows, entries, temperature)[fits], own.counts, whole)
     targets = SparseTargets(
-        ids=torch.from_numpy(entries.ids[fits]),
-        position=where,
-        weights=weights,
+        ids=torch.from_numpy(own.ids),
+        position=torch.from_numpy(own.position),
+        weights=torch.from_numpy(weights),
         logprobs=logprobs,
-        logits=_logits(rows, logprobs, where),
-        tail=tail,
-        negentropy=negentropy,
+        logits=_logits(rows, logprobs, own.counts),
+        tail=torch.from_numpy(tail),
+        negentropy=torch.from_numpy(negentropy),
         gold=torch.from_numpy(gold),
     )
-    return targets, np.concatenate([[0], np.cumsum(counts)]), beyond
+    return targets, offsets_of(own.counts), beyond
+
+
+def _within(entries: Entries, mass: Array, fits: Array) -> tuple[Entries, Array]:
+    """The entries that fit, and each position's mass of those that do not."""
+    number = len(entries.counts)
+    owner = np.repeat(np.arange(number), entries.counts)
+    return Entries(
+        ids=entries.ids[fits],
+        counts=np.bincount(owner[fits], minlength=number),
+        position=entries.position[fits],
+        logprobs=entries.logprobs[fits],
+        weights=None if entries.weights is None else entries.weights[fits],
+        sums=None,
+    ), np.bincount(owner[~fits], mass[~fits], number)
 
 
 def distribution(
@@ -68,7 +88,7 @@ def distribution(
     probs = np.exp(logprobs)
     found = np.empty((2, len(counts)), probs.dtype)
     is_compiled = kernels.IS_COMPILED and probs.dtype == np.float32
-    (kernels.settle if is_compiled else settle)(probs, logprobs, counts, whole, found)
+    (compiled_settle if is_compiled else settle)(probs, logprobs, counts, whole, found)
     return probs, found[0], found[1]
 
 
@@ -107,17 +127,19 @@ def _log(probs: Array) -> Array:
     return found
 
 
-def _estimated_negentropy(
-    rows: Rows, entries: Entries, position: Tensor, fits: Array | EllipsisType, temperature: float
-) -> Float[Tensor, " N"]:
-    """The teacher's, where the cache stores its entropy; else `sum w log p`, which is unbiased; else 0."""
+def _negentropy(rows: Rows, entries: Entries, fits: Array | EllipsisType, temperature: float) -> Array:
+    """The teacher's, where the cache stores its entropy; else `sum w log p`, which is unbiased; else 0. Float32 [N], of
+    the entries that fit."""
     if temperature == 1 and "entropy" in rows.spec.scalars and fits is ...:
-        return -torch.from_numpy(rows.entropy())
+        return -rows.entropy()
     if not rows.spec.own_logits:
-        return torch.zeros(len(entries.counts))
-    logprobs = softened(rows, entries.logprobs, entries.counts, temperature)
-    terms = torch.from_numpy((entries.weights * logprobs)[fits])
-    return segment_sum(terms, position, len(entries.counts))
+        return np.zeros(len(entries.counts), np.float32)
+    if temperature == 1 and entries.sums is not None:
+        found: Array = entries.sums[1]
+        return found
+    assert entries.weights is not None  # of a sampling policy
+    terms = entries.weights * softened(rows, entries.logprobs, entries.counts, temperature)
+    return segments(np.add, terms, entries.counts)
 
 
 def _at(rows: Rows, entries: Entries, temperature: float) -> Array:
@@ -128,11 +150,11 @@ def _at(rows: Rows, entries: Entries, temperature: float) -> Array:
     return entries.logprobs / np.float32(temperature)
 
 
-def _logits(rows: Rows, logprobs: Tensor, position: Tensor) -> Tensor | None:
+def _logits(rows: Rows, logprobs: Tensor, counts: Array) -> Tensor | None:
     """The teacher's own logits, where the cache stores what they lack."""
     if "logsumexp" not in rows.spec.scalars:
         return None
-    return logprobs + torch.from_numpy(np.ascontiguousarray(rows.logsumexp()))[position]
+    return logprobs + torch.from_numpy(np.repeat(rows.logsumexp(), counts))
 
 
 def gold_ids(rows: Rows) -> Int64[np.ndarray, " N"]:

@@ -7,7 +7,7 @@ identity teachers have few classes; they are dense `[N, V]`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -52,10 +52,14 @@ class SparseTargets:
 
     def chunk(self, first: int, last: int, entries: slice) -> SparseTargets:
         """Positions `first` to `last`, whose entries are those of the slice."""
-        positions = slice(first, last)
+        found = self.part(slice(first, last), entries)
+        return replace(found, position=found.position - first)
+
+    def part(self, positions: slice, entries: slice) -> SparseTargets:
+        """The same of some positions and of their entries, whose `position` is left as it is."""
         return SparseTargets(
             ids=self.ids[entries],
-            position=self.position[entries] - first,
+            position=self.position[entries],
             weights=self.weights[entries],
             logprobs=self.logprobs[entries],
             logits=_part(self.logits, entries),
