@@ -109,7 +109,7 @@ def train_file(path: str, flags: Sequence[str], parser: Callable[[], Parser]) ->
         return stopped.status
     for outcome in outcomes:
         sys.stderr.write(f"{printable(outcome.output_dir)}: {printable(_line(outcome))}\n")
-    return _status([outcome.error for outcome in outcomes if outcome.error is not None], len(outcomes))
+    return _status(outcomes)
 
 
 def _line(outcome: Outcome) -> str:
@@ -119,12 +119,13 @@ def _line(outcome: Outcome) -> str:
     return f"{told}{outcome.trained.steps} steps; the student is in {outcome.trained.output_dir}"
 
 
-def _status(errors: Sequence[Exception], number: int) -> int:
-    """0, if no student failed; 1, if one failed in training; else that of what kept it from starting."""
-    if not errors:
+def _status(outcomes: Sequence[Outcome]) -> int:
+    """0, if every student is trained; 1, if one failed in training; else that of what kept it from starting."""
+    failed = [outcome for outcome in outcomes if outcome.trained is None]
+    if not failed:
         return 0
-    sys.stderr.write(f"teachonce train: {len(errors)} of {number} students failed\n")
-    return min(status_of(error) for error in errors)
+    sys.stderr.write(f"teachonce train: {len(failed)} of {len(outcomes)} students failed\n")
+    return min(status_of(outcome.error or RuntimeError()) for outcome in failed)
 
 
 class _Named(logging.Formatter):

@@ -50,8 +50,8 @@ class Outcome(NamedTuple):
     output_dir: str
     """As it was named."""
     trained: Trained | None
-    error: Exception | None
-    """Why it could not start, or did not come to its end."""
+    error: BaseException | None
+    """Why it could not start, or did not come to its end; None where `trained` is there."""
 
 
 @dataclass(eq=False)
@@ -112,8 +112,7 @@ class _Run:
 
     @property
     def outcome(self) -> Outcome:
-        error = self.error if isinstance(self.error, Exception) else None
-        return Outcome(self.name, self.trained, error)
+        return Outcome(self.name, self.trained, self.error)
 
 
 def train_students(students: Sequence[tuple[TrainConfig, StudentArguments]]) -> list[Outcome]:
@@ -145,19 +144,26 @@ def train_students(students: Sequence[tuple[TrainConfig, StudentArguments]]) -> 
 def _train(runs: Sequence[_Run], signals: Signals) -> None:
     opened = open_caches(runs[0].config, runs[0].arguments.world_size, _before(runs))
     turns, sides = Turns(len(runs)), SharedSides()
-    threads = [
-        threading.Thread(
-            target=run.train,
-            args=(turns.turn(number), sides, opened, signals),
-            name=f"{THREAD}{run.name}",
-        )
-        for number, run in enumerate(runs)
-    ]
     with signals.waiting():
+        threads = [_start(run, turns.turn(number), sides, opened, signals) for number, run in enumerate(runs)]
         for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+            if thread is not None:
+                thread.join()
+
+
+def _start(
+    run: _Run, turn: Turn, sides: SharedSides, opened: Opened, signals: Signals
+) -> threading.Thread | None:
+    """A student's thread. Where the system gives none the student has failed, and its turn goes to the others."""
+    name = f"{THREAD}{run.name}"
+    thread = threading.Thread(target=run.train, args=(turn, sides, opened, signals), name=name)
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError) as error:
+        run.fail(error)
+        turn.leave()
+        return None
+    return thread
 
 
 def _before(runs: Sequence[_Run]) -> Record | None:
@@ -192,6 +198,12 @@ def check_together(students: Sequence[tuple[TrainConfig, StudentArguments]]) -> 
         )
     for number, (own, arguments) in enumerate(students):
         check_settings(own, arguments)
+        if arguments.fsdp:
+            raise UsageError(
+                "--fsdp is for several ranks, and --students trains in one process",
+                got=f"--fsdp of {arguments.output_dir}",
+                do="Leave it out, or train that student by itself under torchrun",
+            )
         _check_folder(number, students)
         _check_reports(arguments)
         ours, theirs = _shared(config, first), _shared(own, arguments)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
@@ -147,7 +148,10 @@ _RANGES: Mapping[str, _Check] = {
 }
 
 _NEEDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
-    "fsdp": ("several ranks, which torchrun starts", lambda told: is_launched()),
+    "fsdp": (
+        "several ranks of one student, which torchrun starts",
+        lambda told: int(os.environ.get("WORLD_SIZE", "1") or 1) > 1,
+    ),
     "fsdp_config": ("--fsdp", lambda told: bool(told["fsdp"])),
     "ddp_backend": ("several ranks, which torchrun starts", lambda told: is_launched()),
     "eval_steps": ("--eval_strategy steps", lambda told: word(told["eval_strategy"]) == "steps"),

@@ -31,17 +31,17 @@ class _State(NamedTuple):
     python: Any
     numpy: Any
     torch: Any
-    cuda: Any
+    device: Any
     accelerate: tuple[dict[str, Any], ...]
 
     @classmethod
     def now(cls) -> _State:
-        has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        device = _device()
         return cls(
             random.getstate(),
             np.random.get_state(),
             torch.get_rng_state(),
-            torch.cuda.get_rng_state() if has_cuda else None,
+            None if device is None else device.get_rng_state(),
             tuple(dict(kind._shared_state) for kind in _ONCE),
         )
 
@@ -49,11 +49,20 @@ class _State(NamedTuple):
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)
+        if self.device is not None:
+            torch.get_device_module().set_rng_state(self.device)
         for kind, values in zip(_ONCE, self.accelerate, strict=True):
             kind._shared_state.clear()
             kind._shared_state.update(values)
+
+
+def _device() -> Any:
+    """Torch's module of the accelerator, whichever it is; None without one, and before it is first used."""
+    if not torch.accelerator.is_available():
+        return None
+    module = torch.get_device_module()
+    is_used = getattr(module, "is_initialized", lambda: True)()
+    return module if is_used else None
 
 
 class Turns:
