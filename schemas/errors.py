@@ -7,6 +7,7 @@
     - FormatError               written by a newer teachonce, or not a cache's spec
     - CorruptionError           bytes that do not match their seal, schema, count or id
       . BrokenShardsError       the same, with every shard that is broken and why
+      . SealedError             what a seal that holds vouches for is wrong: asked for again it is the same
     - MismatchError             the run's fingerprint or spec is not the cache's
     - ConflictError             another run committed in the meantime
   + CorpusError                 about the corpus
@@ -128,6 +129,10 @@ class FormatError(CacheError):
 
 class CorruptionError(CacheError):
     """Bytes, schema, counts or ids are not what the log vouches for."""
+
+
+class SealedError(CorruptionError):
+    """Bytes that are what was sealed, and make no sense."""
 
 
 class BrokenShardsError(CorruptionError):

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pyarrow as pa
 
-from schemas.errors import CacheError, CorruptionError, TeachonceError, one_line
+from schemas.errors import CacheError, CorruptionError, SealedError, TeachonceError, one_line
 
 MAX_JSON_BYTES = 2**28
 """Of one object: the names of half a million shards fit."""
@@ -70,6 +70,21 @@ def told(
         raise CorruptionError(what, where=where, got="something nested without end", do=do) from error
     except (*_FOREIGN, *also) as error:
         raise CorruptionError(what, where=where, got=one_line(error), do=do) from error
+
+
+@contextlib.contextmanager
+def sealed() -> Iterator[None]:
+    """What is found wrong in bytes that a seal vouched for is told as that.
+
+    Raises:
+        SealedError: in place of any other `CorruptionError`.
+    """
+    try:
+        yield
+    except CorruptionError as error:
+        raise SealedError(
+            error.what, where=error.where, expected=error.expected, got=error.got, do=error.do
+        ) from error
 
 
 def parse_json(data: bytes | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import NEWER, REPAIR, CorruptionError, FormatError
-from schemas.limits import told
+from schemas.limits import sealed, told
 from schemas.rows.columns import check_schema, columns, identity_columns
 from schemas.rows.pages import read_lists
 from schemas.rows.ragged import Array
@@ -99,6 +99,12 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
             got=bytes_hash(data),
             do=REPAIR,
         )
+    with sealed():
+        return _opened(data, size, where)
+
+
+def _opened(data: bytes, size: int, where: str) -> OpenFooter:
+    """A footer of the bytes that its seal vouched for."""
     with told("a shard's footer cannot be read", where, REPAIR):
         metadata = parse_metadata(_MAGIC + data)
         stored = metadata.metadata or {}
@@ -137,7 +143,12 @@ def open_shard(storage: Storage, header: Header, shard: Shard) -> OpenFooter:
         CorruptionError: a shard is missing, cut short or not the one that the log means.
     """
     opened = open_footer(storage, shard.name, size=shard.size_bytes)
-    footer = opened.footer
+    with sealed():
+        _check_shard(opened.footer, header, shard, f"{storage.root}/{shard.name}")
+    return opened
+
+
+def _check_shard(footer: ShardFooter, header: Header, shard: Shard, where: str) -> None:
     for what, expected, got in (
         ("unit", parse_name(shard.name)[0], footer.unit),
         ("spec", header.spec.hash, footer.spec_hash),
@@ -145,11 +156,9 @@ def open_shard(storage: Storage, header: Header, shard: Shard) -> OpenFooter:
         ("number of rows", shard.examples, footer.totals.examples),
     ):
         if expected != got:
-            where = f"{storage.root}/{shard.name}"
             raise CorruptionError(
                 f"a shard's {what} is not the cache's", where=where, expected=expected, got=got
             )
-    return opened
 
 
 def _footer_bytes(storage: Storage, name: str, size: int) -> bytes:
@@ -204,15 +213,15 @@ def read_group(
     where = f"{storage.root}/{name}, row group {index}"
     segments = {group.start: fetch_group(storage, name, group, index), group_end(opened): opened.data}
     fetched = Fetched(memoryview(segments[group.start]), group.start, group, spec)
-    with told("a row group cannot be read", where, REPAIR):
+    with sealed(), told("a row group cannot be read", where, REPAIR):
         file = pq.ParquetFile(Segments(segments, opened.size), metadata=opened.metadata)
         check_schema(opened.schema, spec, where)
         check_counts(group, spec, where)
         table = _table(file, index, fetched, where)
         rows = Rows.from_arrow(table, spec, where, opened.ranking(spec, where), checked=checked)
-    counts = (group.examples, group.tokens, group.positions, group.entries)
-    if (found := (len(rows), rows.num_tokens, rows.num_positions, rows.num_entries)) != counts:
-        raise _miscounted(f"{where} (rows, tokens, positions, entries)", counts, found)
+        counts = (group.examples, group.tokens, group.positions, group.entries)
+        if (found := (len(rows), rows.num_tokens, rows.num_positions, rows.num_entries)) != counts:
+            raise _miscounted(f"{where} (rows, tokens, positions, entries)", counts, found)
     return rows
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from schemas.errors import CorruptionError, UsageError, advice, one_line
+from schemas.errors import CorruptionError, SealedError, UsageError, advice, one_line
 from schemas.printable import printable
 
 if TYPE_CHECKING:
@@ -192,16 +192,20 @@ class LocalCopies:
 
 def read_again(storage: Storage, read: Callable[[Storage], T]) -> T:
     """What `read` makes of an object store. Where that is not what was sealed, the store is asked again, and its answer
-    replaces the local copies: a proxy, or a server among many, may have given another's bytes. A folder is read once.
+    replaces the local copies: a proxy, or a server among many, may have given another's bytes. A folder is read
+    once, and so is what the seal vouched for.
 
     Raises:
         CorruptionError: it is not what was sealed at the last try either.
+        SealedError: it is what was sealed, and that makes no sense.
     """
     if storage.is_local:
         return read(storage)
     fresh = storage if storage.copies is None else replace(storage, copies=storage.copies.afresh())
     try:
         return read(storage)
+    except SealedError:
+        raise
     except CorruptionError as error:
         first = error
     found = _tried(fresh, read)
@@ -214,6 +218,8 @@ def _tried(storage: Storage, read: Callable[[Storage], T]) -> T:
     time.sleep(first)
     try:
         return read(storage)
+    except SealedError:
+        raise
     except CorruptionError:
         time.sleep(last)
         return read(storage)

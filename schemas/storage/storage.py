@@ -116,7 +116,7 @@ class Storage:
             else:
                 data = self._range_remote(name, start, end)
         if len(data) != end - start:
-            raise self._other_size(name, end, start + len(data) if data else self.size(name))
+            raise self._other_size(name, end, start + len(data) if data else self.size(name), data)
         return data
 
     def _range_remote(self, name: str, start: int, end: int) -> bytes:
@@ -139,15 +139,13 @@ class Storage:
                 do="Look at what stands between here and the store (a proxy, a page to sign in)",
             ) from None
 
-    def _other_size(self, name: str, expected: int, got: int) -> CorruptionError:
-        return CorruptionError(
-            "a file is shorter than what was written"
-            if got < expected
-            else "the store gives more than was asked for",
-            where=f"{self.root}/{name}",
-            expected=f"{expected} bytes",
-            got=f"{got}",
-        )
+    def _other_size(self, name: str, expected: int, got: int, data: bytes | None = None) -> CorruptionError:
+        what, found = "a file is shorter than what was written", f"{got}"
+        if got >= expected:  # an empty answer does not tell how large the file is
+            more = "the store gives more than was asked for"
+            what, found = (more, found) if data else ("the store gives nothing", f"none, of a file of {got}")
+        where = f"{self.root}/{name}"
+        return CorruptionError(what, where=where, expected=f"{expected} bytes", got=found)
 
     def size(self, name: str) -> int:
         """Bytes of an object.

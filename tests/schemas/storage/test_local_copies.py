@@ -4,14 +4,19 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from schemas import Cache
-from schemas.errors import CorruptionError, UsageError
-from schemas.storage.local_copies import LocalCopies
+from schemas.errors import CorruptionError, SealedError, UsageError
+from schemas.rows.ragged import Ragged
+from schemas.rows.rows import Rows
+from schemas.shards.reader import open_footer, open_shard, read_group
+from schemas.storage.local_copies import LocalCopies, read_again
 from schemas.storage.storage import Storage
 from tests.s3_server import serving
-from tests.synthetic import make_cache, table_of
+from tests.schemas.hostile import stored
+from tests.synthetic import SPECS, header_of, make_cache, random_rows, seal, table_of
 
 ROOT = "s3://bucket/cache"
 
@@ -120,3 +125,40 @@ def test_a_disk_that_refuses_is_one_warning(s3, tmp_path, caplog):
 def test_copies_of_a_folder_have_no_effect(tmp_path):
     with pytest.raises(UsageError, match="no effect"):
         Storage.at(tmp_path, copies(tmp_path))
+
+
+def test_what_was_sealed_wrong_is_asked_for_once(s3, tmp_path):
+    """Its bytes are those that were sealed: the store would give them again."""
+    rows = random_rows(SPECS["top_p"], 6).rows
+    logsumexp = rows.data["logsumexp"]
+    wrong = Ragged(values=np.full_like(logsumexp.values, np.nan), offsets=logsumexp.offsets)
+    sealed = seal(Rows(spec=rows.spec, data={**rows.data, "logsumexp": wrong}))
+    _, shard = stored(tmp_path / "store" / "wrong", rows.spec, sealed.name, bytes(sealed.data))
+    storage = Storage.at("s3://bucket/wrong", copies(tmp_path))
+    opened = read_again(storage, lambda store: open_footer(store, shard.name))
+    s3.asked.clear()
+    with pytest.raises(SealedError, match=f"column logsumexp .*{shard.name}, row group 0"):
+        read_again(storage, lambda store: read_group(store, shard.name, opened, 0, rows.spec))
+    assert len(s3.shards) == 1
+    s3.asked.clear()
+    storage = Storage.at("s3://bucket/wrong")
+    with pytest.raises(SealedError, match="number of rows is not the cache's"):
+        read_again(storage, lambda store: open_shard(store, header_of(rows.spec), shard))
+    assert len(s3.shards) == 1
+
+
+def test_an_answer_that_is_empty(s3):
+    """Is not told as too much, nor as a file that is cut short."""
+    (name, *_) = sorted(path.name for path in (s3.folder / "cache").glob("*.parquet"))
+    size = (s3.folder / "cache" / name).stat().st_size
+    s3.instead = lambda asked, right: right._replace(body=b"")
+    with pytest.raises(
+        CorruptionError, match=f"gives nothing.*expected 90 bytes, got none, of a file of {size}"
+    ):
+        Storage.at(ROOT).read_range(name, 10, 90)
+    s3.instead = lambda asked, right: right._replace(body=right.body + b"x")
+    with pytest.raises(CorruptionError, match=r"other bytes|more than was asked for"):
+        Storage.at(ROOT).read_range(name, 10, 90)
+    s3.instead = lambda asked, right: None
+    with pytest.raises(CorruptionError, match="shorter than what was written"):
+        Storage.at(ROOT).read_range(name, 10, size + 1)
