@@ -103,6 +103,13 @@ class Record:
         names = sorted({*self.lora, *checkpoint.lora})
         pairs += [(f"lora {name}", self.lora.get(name), checkpoint.lora.get(name)) for name in names]
         for name, ours, theirs in pairs:
+            if name == "row_counts" and theirs is None:
+                raise UsageError(
+                    "an earlier teachonce saved this, and did not say which row counts its order of rows was made of",
+                    where=where,
+                    do="Start a new run in another --output_dir, with it as the --student; or let it go on, in an "
+                    "order that may be another, with --allow_new_data",
+                )
             if ours != theirs:
                 raise UsageError(
                     f"a run cannot be resumed with another {name}",

@@ -249,7 +249,8 @@ class DistillationTrainer(KeepingTrainer):
             save_adapter(self.student.adapter, folder)
         self.student.tokenizer.save_pretrained(folder)
         if self._distiller.projections is not None:
-            weights = _part(state_dict, _PROJECTIONS) or self._distiller.projections.state_dict()
+            weights = _part(state_dict, _PROJECTIONS)
+            weights = self._distiller.projections.state_dict() if weights is None else weights
             save_file(
                 {name: weight.contiguous() for name, weight in weights.items()}, folder / PROJECTIONS_NAME
             )

@@ -11,7 +11,7 @@ from schemas.cache import Cache
 from schemas.errors import NoCacheError, StudentError, UsageError
 from tests.trainer.outputs import same
 from trainer import StudentArguments, TrainConfig, train
-from trainer.checkpoints.records import Manifest
+from trainer.checkpoints.records import Manifest, Record
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,22 @@ def test_a_resume_takes_the_version_of_its_checkpoint(run: Callable[..., Path]) 
         run("again", resume_from_checkpoint=str(checkpoint))
     with pytest.raises(UsageError, match="another version"):
         run("again", resume_from_checkpoint=str(checkpoint), cache_version=0)
+
+
+def test_a_checkpoint_of_a_release_without_row_counts(run: Callable[..., Path]) -> None:
+    checkpoint = run(max_steps=2, save_steps=2) / "checkpoint-2"
+    manifest = Manifest.load(checkpoint)
+    assert manifest is not None
+    (cache,) = manifest.record.caches
+    old = {name: value for name, value in cache.items() if name != "row_counts"}
+    replace(manifest, record=replace(manifest.record, caches=[old])).save(checkpoint)
+    told = r"an earlier teachonce saved this.*row counts.*checkpoint-2\. Start a new run.*--student.*--allow_new_data"
+    with pytest.raises(UsageError, match=told):
+        run("again", resume_from_checkpoint=str(checkpoint))
+    again = run("new", resume_from_checkpoint=str(checkpoint), allow_new_data=True, max_steps=3)
+    record = Record.load(again)
+    assert record is not None
+    assert record.caches[0]["row_counts"] == cache["row_counts"], "from now on it is known"
 
 
 @pytest.mark.parametrize("where", ["last", "/nowhere/checkpoint-3"])
