@@ -2,14 +2,19 @@
 
 Transformers would compile the whole of what is trained, for the shape of the first batch; batches here change shape
 with every step. A block (a layer of the transformer) is one graph with the number of rows and tokens left open, and
-all blocks of a kind share what was compiled. The head and its losses stay as they are, in chunks.
+all blocks of a student share what was compiled. The head and its losses stay as they are, in chunks.
+
+Torch counts graphs by the function that is compiled, which is one for all blocks of all students of a process, and goes
+on without compiling beyond eight. So each student has a count of its own, as if it were alone.
 
 Compiling changes how sums are rounded, and no name of a weight: what is saved is the plain student.
 """
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +24,8 @@ from schemas.errors import StudentError, UsageError
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _DEFAULT_BACKEND = "inductor"
+_MOST_GRAPHS = 64
+"""Of a block in one student: some for each of training, evaluation and what a graph breaks into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +40,12 @@ class Compiling:
         """From the flags; a backend or a mode asks for it too. None where nothing does.
 
         Raises:
-            UsageError: there is no such backend or mode.
+            UsageError: there is no such backend or mode, or torch is too old.
         """
         if not (asked or backend or mode):
             return None
+        if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+            raise UsageError("--torch_compile needs a newer torch", expected="2.13", got=torch.__version__)
         found = cls(backend=backend or _DEFAULT_BACKEND, mode=mode)
         known = torch.compiler.list_backends(exclude_tags=())
         if found.backend not in known:
@@ -62,8 +71,12 @@ class Compiling:
                 do="Leave --torch_compile out",
             )
         options: dict[str, Any] = {} if self.mode is None else {"mode": self.mode}
+        options |= {"isolate_recompiles": True, "recompile_limit": _MOST_GRAPHS}
+        called: Any = nn.Module._call_impl
+        run = torch.compile(called, backend=self.backend, dynamic=True, **options)
         for block in found:
-            block.compile(backend=self.backend, dynamic=True, **options)
+            # As `Module.compile` does it, which would compile each block apart.
+            block._compiled_call_impl = partial(run, block)
         return len(found)
 
 

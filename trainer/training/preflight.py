@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -128,17 +129,17 @@ def type_lines(spec: Spec, *, takes_token_types: bool) -> list[str]:
 
 
 @contextmanager
-def told_errors() -> Iterator[None]:
-    """Memory that does not suffice is one line, and so is a compiler that is missing or fails."""
+def told_errors(*, compiles: bool) -> Iterator[None]:
+    """Memory that does not suffice is one line, and so is a compiler that is missing or fails, where one is used."""
     try:
         yield
+    except (ImportError, OSError) as error:
+        if not (compiles and _is_in_compiler(error)):
+            raise
+        raise _uncompiled(error) from error
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if type(error).__module__.startswith(_COMPILERS):  # imported, they would take seconds of every start
-            raise TrainingError(
-                "the student's blocks cannot be compiled",
-                got=one_line(error),
-                do="Leave --torch_compile out, or name another --torch_compile_backend; inductor needs a C++ compiler",
-            ) from error
+            raise _uncompiled(error) from error
         if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
         raise TrainingError(
@@ -146,3 +147,18 @@ def told_errors() -> Iterator[None]:
             got=one_line(error),
             do="Lower --per_device_train_batch_size and raise --gradient_accumulation_steps",
         ) from error
+
+
+def _is_in_compiler(error: BaseException) -> bool:
+    """Whether it came out of torch's compiler: its own kernels are loaded there, and may be another's half of one."""
+    names = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.startswith(_COMPILERS) for name in names)
+
+
+def _uncompiled(error: BaseException) -> TrainingError:
+    return TrainingError(
+        "the student's blocks cannot be compiled",
+        got=one_line(error),
+        do="Leave --torch_compile out, or name another --torch_compile_backend; inductor needs a C++ compiler. What a "
+        "killed process left half compiled goes when TORCHINDUCTOR_CACHE_DIR names an empty folder",
+    )

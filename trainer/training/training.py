@@ -149,10 +149,11 @@ def distil(
         lines += type_lines(cache.spec, takes_token_types=student.takes_token_types)
         lines += adapter_lines(student)
         _log.info("\n".join([*lines, *router_lines(student.model.config)]))
+    distiller = make_distiller(student, cache, config.objective)  # it runs the student, as it is
     if arguments.compiling is not None:
         arguments.compiling.apply(student.model)
     loop = DistillationTrainer(
-        distiller=make_distiller(student, cache, config.objective),
+        distiller=distiller,
         student=student,
         arguments=arguments,
         training=training,
@@ -190,7 +191,7 @@ def _run(
     check_space(folder, parameters, saves_optimizer=arguments.save_strategy != "no")
     if arguments.overwrite_output_dir:
         on_main(arguments, lambda: remove_held(folder))
-    with signals.waiting(), told_errors():
+    with signals.waiting(), told_errors(compiles=arguments.compiling is not None):
         result = loop.run(beginning.checkpoint, beginning.manifest)
     return Trained(str(folder), result.global_step, result.metrics)
 

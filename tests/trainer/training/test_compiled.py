@@ -12,11 +12,14 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from schemas.cache import Cache
-from schemas.errors import StudentError, UsageError
-from tests.trainer.commanding import train
+from schemas.errors import StudentError, TrainingError, UsageError
+from tests.trainer import children
+from tests.trainer.commanding import flags, train
+from tests.trainer.fan import Fan
 from tests.trainer.outputs import logs, weights
 from trainer import StudentArguments
 from trainer.students.compiling import Compiling, blocks
+from trainer.training.preflight import told_errors
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
@@ -41,6 +44,7 @@ def test_a_compiled_student_is_the_same_student(causal_cache: Cache, tmp_path: P
     told["model"] = {"attention_dropout": 0.0}
     assert train(causal_cache, tmp_path, "compiled", "--torch_compile", **told) == 0
     assert 1 <= counters["stats"]["unique_graphs"] <= 12, "batches of all shapes share a few graphs"
+    assert all("ContextVar" in reason for reason in counters["graph_break"]), "of transformers' states alone"
     plain, compiled = (logs(tmp_path / name) for name in ("plain", "compiled"))
     compared = 0
     for ours, theirs in zip(compiled, plain, strict=True):
@@ -54,17 +58,88 @@ def test_a_compiled_student_is_the_same_student(causal_cache: Cache, tmp_path: P
     assert not any(report.values())
 
 
-def test_a_compiler_that_fails_is_one_line(
-    causal_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_a_block_is_one_graph_for_all_shapes(causal_cache: Cache, tmp_path: Path) -> None:
+    """Where no hidden states are asked for: one in training and one in evaluation, and a shape may cost another."""
+    torch.compiler.reset()
+    counters.clear()
+    told: dict[str, Any] = {"losses": "kl=1", "eval_strategy": "steps", "eval_steps": 5, "max_steps": 12}
+    assert train(causal_cache, tmp_path, "out", "--torch_compile_backend", "aot_eager", **told) == 0
+    assert not counters["graph_break"]
+    assert 1 <= counters["stats"]["unique_graphs"] <= 4, "batches of all shapes share a graph"
+
+
+def test_every_student_of_a_process_is_compiled(
+    causal_cache: Cache, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Each of another width, so that none shares a graph: more than torch compiles of one function."""
+    told: dict[str, Any] = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    fan, compiled = Fan(causal_cache, tmp_path), {"torch_compile_backend": "aot_eager", "losses": "kl=1"}
+    students = {
+        name: {"model": {"hidden_size": 32 + 16 * number, "num_hidden_layers": 1}, **compiled}
+        for number, name in enumerate("abcde")
+    }
+    torch.compiler.reset()
+    counters.clear()
+    assert fan.together(students, **told) == 0
+    needed = 2 * len(students)  # of training, and of evaluation
+    assert counters["stats"]["unique_graphs"] >= needed > torch._dynamo.config.recompile_limit
+    assert "recompile_limit" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("losses", ["kl=1", "kl=1 feature=0.1"])
+def test_a_compiler_that_fails_is_one_line(
+    causal_cache: Cache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    losses: str,
+) -> None:
+    """Also where the student's hidden states are looked at first."""
     torch.compiler.reset()
     monkeypatch.setenv("CXX", "/nowhere/c++")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/c++",))
-    assert train(causal_cache, tmp_path, "out", "--torch_compile", max_steps=2) == 1
+    with torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",)}):
+        told: dict[str, Any] = {"max_steps": 2, "losses": losses.split()}
+        assert train(causal_cache, tmp_path, "out", "--torch_compile", **told) == 1
     err = capfd.readouterr().err
     assert "Traceback" not in err
     assert "the student's blocks cannot be compiled" in err.splitlines()[-1]
+
+
+def test_kernels_that_a_killed_process_left_half_written(causal_cache: Cache, tmp_path: Path) -> None:
+    """Loaded by a process that has them from there alone."""
+    told: dict[str, Any] = {"max_steps": 1, "losses": ["kl=1", "feature=0.1"]}
+    argv = flags(causal_cache, tmp_path, "out", "--torch_compile", **told)
+    assert children.run(argv, tmp_path / "log") == 0
+    kernels = [*(tmp_path / "kernels").rglob("*.main.so")]
+    assert kernels
+    for path in kernels:
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data[:50])
+    argv = flags(causal_cache, tmp_path, "again", "--torch_compile", **told)
+    assert children.run(argv, tmp_path / "log") == 1
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said
+    for part in ("the student's blocks cannot be compiled", "TORCHINDUCTOR_CACHE_DIR"):
+        assert part in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", [ImportError, OSError])
+def test_whose_an_error_is(kind: type[Exception]) -> None:
+    """The compiler's, where it came from there and one is used; else it is told as what it is."""
+    told: dict[str, Any] = {"__name__": "torch._inductor.codecache"}
+    exec("def load(kind):\n    raise kind('file too short')", told)
+
+    def elsewhere() -> None:
+        raise kind("no room")
+
+    said = r"cannot be compiled: got file too short.*TORCHINDUCTOR_CACHE_DIR"
+    with pytest.raises(TrainingError, match=said), told_errors(compiles=True):
+        told["load"](kind)
+    for compiles, load in ((False, lambda: told["load"](kind)), (True, elsewhere)):
+        with pytest.raises(kind), told_errors(compiles=compiles):
+            load()
 
 
 @pytest.mark.parametrize(
