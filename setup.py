@@ -35,7 +35,7 @@ setup(
         "gcs": ["apache-beam[gcp]>=2.77"],
         "lora": ["peft>=0.20"],
         "large": ["accelerate>=1.1", "compressed-tensors>=0.12"],
-        "pipelines": ["apache-beam>=2.77", "jinja2>=3.1", *TORCH],
+        "pipelines": ["apache-beam>=2.77", "jinja2>=3.1", "numba>=0.60", *TORCH],
         "s3": ["boto3>=1.35"],
         "tensorboard": ["tensorboard>=2.19"],
         "trainer": ["accelerate>=1.1", "numba>=0.60", "scikit-learn>=1.6", "pyyaml", *TORCH],

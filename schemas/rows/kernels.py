@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,35 +21,38 @@ import numpy as np
 IS_COMPILED = importlib.util.find_spec("numba") is not None
 
 
-def compiled(function: Callable[..., Any], *, sums_in_any_order: bool = False) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *, fastmath: Sequence[str] = ()) -> Callable[..., Any]:
     """The function as machine code, which other threads run beside. Numba is imported, and the function compiled or
-    loaded, when it is called first; where what is kept of it cannot be read or written, it is compiled anew. Sums in
-    any order are several at once."""
-    options = {"fastmath": {"reassoc"}} if sums_in_any_order else {}
+    loaded, when it is called first; where what is kept of it cannot be read or written, it is compiled anew.
+
+    `fastmath` is what of the rules of floats is let go, by LLVM's names: `contract`, a product and a sum are rounded
+    once, together, where the machine can do that; `reassoc`, sums are taken in any order, several at once.
+    """
     found: list[Callable[..., Any]] = []
 
     def call(*arguments: Any) -> Any:
         if not found:
-            found.append(_numba_of(function, options, kept=True))
+            found.append(_numba_of(function, fastmath, kept=True))
         try:
             return found[0](*arguments)
         except Exception:  # noqa: BLE001  (the functions raise none: it is of what is kept)
-            found[0] = _numba_of(function, options, kept=False)
+            found[0] = _numba_of(function, fastmath, kept=False)
             return found[0](*arguments)
 
     return call
 
 
-def _numba_of(function: Callable[..., Any], options: dict[str, Any], *, kept: bool) -> Callable[..., Any]:
+def _numba_of(function: Callable[..., Any], fastmath: Sequence[str], *, kept: bool) -> Callable[..., Any]:
     numba = importlib.import_module("numba")  # half a second, for those alone who read entries
     function = inspect.unwrap(function)  # what checks types around it in tests is no machine's business
     may_write = (
         resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     )  # a file that is cut is worse
+    options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath) or False}
     try:
-        found: Callable[..., Any] = numba.njit(nogil=True, cache=kept and may_write, **options)(function)
+        found: Callable[..., Any] = numba.njit(**options, cache=kept and may_write)(function)
     except RuntimeError:  # no folder can be written
-        found = numba.njit(nogil=True, **options)(function)
+        found = numba.njit(**options)(function)
     return found
 
 

@@ -31,7 +31,7 @@ def gather_lists(
             into[i + shift] = values[i]
 
 
-@functools.partial(compiled, sums_in_any_order=True)
+@functools.partial(compiled, fastmath=("reassoc",))
 def gather_exact(
     rows: Any,
     to: Any,

@@ -7,7 +7,8 @@ import torch
 from pipelines.keep import threshold
 from pipelines.keep.sampler import Scratch, draw_rare, survey
 from pipelines.keep.select import top_k
-from pipelines.keep.threshold import keep_threshold
+from pipelines.keep.threshold import by_loops, by_torch
+from schemas.rows.kernels import IS_COMPILED
 from tests.pipelines.sampling import drawn_by_definition, truth
 
 EDGES = [0.0, 0.5, 1 - 2**-53, 2**-53, 0.123]
@@ -40,17 +41,25 @@ def ids_of(padded, counts):
     return [row[:count].tolist() for row, count in zip(padded, counts.tolist(), strict=True)]
 
 
-def kept(logits, uniforms, tau):
-    v = logits.shape[1]
-    most = min(v, int(np.ceil(1 / tau)))
-    return keep_threshold(logits, uniforms, tau=tau, most_exact=most, most_drawn=min(v, most + 1))
+@pytest.fixture(params=[by_torch, by_loops], ids=lambda form: form.__name__)
+def kept(request):
+    """Each form of the pass."""
+    if request.param is by_loops and not IS_COMPILED:
+        pytest.skip("numba is not installed")
+
+    def keep(logits, uniforms, tau):
+        v = logits.shape[1]
+        most = min(v, int(np.ceil(1 / tau)))
+        return request.param(logits, uniforms, tau=tau, most_exact=most, most_drawn=min(v, most + 1))
+
+    return keep
 
 
 @pytest.mark.parametrize(
     ("v", "tau"), [(5, 0.3), (64, 1 / 64), (577, 1 / 40), (5000, 1 / 16), (4096, 1 / 32)]
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_keeps_and_draws_what_the_sampler_does(kind, v, tau):
+def test_it_keeps_and_draws_what_the_sampler_does(kind, v, tau, kept):
     logits, uniforms = logits_of(kind, 40, v), uniforms_of(40)
     found = kept(logits, uniforms, tau)
     head = top_k(logits, found.head.shape[1])
@@ -65,7 +74,7 @@ def test_it_keeps_and_draws_what_the_sampler_does(kind, v, tau):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_keeps_and_draws_what_the_definition_says(kind):
+def test_it_keeps_and_draws_what_the_definition_says(kind, kept):
     logits, uniforms, tau = logits_of(kind, 12, 1000), uniforms_of(12), 1 / 32
     found = kept(logits, uniforms, tau)
     exact, drawn = ids_of(found.head, found.num_exact), ids_of(found.drawn, found.num_drawn)
@@ -76,7 +85,7 @@ def test_it_keeps_and_draws_what_the_definition_says(kind):
 
 
 @pytest.mark.parametrize("steps", [-3, -1, 0, 1, 3])
-def test_the_cut_is_decided_unrounded(steps):
+def test_the_cut_is_decided_unrounded(steps, kept):
     """Thirty-two equal ids at exactly `tau`, and one whose float32 logit lies a few steps from theirs."""
     logits = torch.full((1, 64 * 70), -1e4)
     logits[0, torch.arange(32) * 64 + 7] = 3.0
@@ -89,7 +98,7 @@ def test_the_cut_is_decided_unrounded(steps):
     assert sorted(ids_of(found.head, found.num_exact)[0]) == np.flatnonzero(known.is_exact).tolist()
 
 
-def test_neither_pieces_nor_tiles_change_anything(monkeypatch):
+def test_neither_pieces_nor_tiles_change_anything(monkeypatch, kept):
     logits, uniforms = torch.cat([logits_of(kind, 9, 5000) for kind in KINDS]), uniforms_of(9 * len(KINDS))
     whole = kept(logits, uniforms, 1 / 32)
     monkeypatch.setattr(threshold, "_PIECE_BYTES", {"cpu": 8 * 5056 * 5})
@@ -102,7 +111,31 @@ def test_neither_pieces_nor_tiles_change_anything(monkeypatch):
             torch.testing.assert_close(one, other, rtol=1e-14, atol=1e-13)
 
 
-def test_what_is_given_is_left_as_it_was():
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_a_position_that_is_not_finite_shows_it_and_the_others_stay(bad, kept):
+    logits, uniforms = logits_of("middling", 12, 700), uniforms_of(12)
+    whole = kept(logits, uniforms, 1 / 32)
+    logits[[3, 7], [0, 699]] = float(bad)
+    found = kept(logits, uniforms, 1 / 32)
+    shown = ~(found.logsumexp.isfinite() & found.entropy.isfinite())
+    assert shown.nonzero()[:, 0].tolist() == [3, 7]
+    assert int(found.head.min()) >= 0
+    assert int(found.head.max()) < 700
+    for one, other in zip(found, whole, strict=True):
+        assert torch.equal(one[~shown], other[~shown])
+
+
+@pytest.mark.skipif(not IS_COMPILED, reason="numba is not installed")
+def test_threads_share_the_loops_and_change_nothing(monkeypatch):
+    logits, uniforms = logits_of("middling", 50, 5000), uniforms_of(50)
+    alone = by_loops(logits, uniforms, tau=1 / 32, most_exact=32, most_drawn=33)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(threshold, "_TILE_BYTES", 8 * 5000 * 4)
+    together = by_loops(logits, uniforms, tau=1 / 32, most_exact=32, most_drawn=33)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_what_is_given_is_left_as_it_was(kept):
     logits = logits_of("middling", 6, 300)
     before = logits.clone()
     kept(logits, uniforms_of(6), 1 / 16)
