@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
-from apache_beam.pvalue import AsDict, AsIter, AsSingleton
+from apache_beam.pvalue import AsDict, AsIter, AsList, AsSingleton
 
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus.files import Piece
@@ -84,12 +84,12 @@ class Reading(NamedTuple):
 def read(pipeline: beam.Pipeline, job: Job) -> Reading:
     """Wires all that is read and joined, for a run and for its plan."""
     config, run = job.config, job.run
-    stored = ReadStored(run, job.live, job.orphans, job.unscored, job.buckets)
+    stored = ReadStored(run, job.live, job.orphans, job.unscored, buckets=job.buckets, spread=Spread(job))
     reader = ReadDocuments(config, run, job.labels, template_variables(config))
     parsed = (
         pipeline
         | "list pieces" >> beam.Create(list(job.pieces))
-        | "spread pieces" >> beam.Reshuffle()
+        | "spread pieces" >> Spread(job)
         | "read documents" >> tagged(ReadBuckets(reader, job.buckets), REJECTS, SEEN)
     )
     new = (
@@ -99,7 +99,7 @@ def read(pipeline: beam.Pipeline, job: Job) -> Reading:
     )
     examples = (
         new.main
-        | "spread documents" >> beam.Reshuffle()
+        | "spread documents" >> Spread(job)
         | "tokenise" >> tagged(Tokenise(config, run), REJECTS, SEEN)
     )
     counted, leaving_rows = [parsed[COUNTS], new[COUNTS], examples[COUNTS]], None
@@ -148,12 +148,8 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
             | "group by shard" >> beam.GroupByKey()
             | "rewrite" >> beam.Map(rewrite_shard, run, config.row_group_tokens, gate)
         )
-    _ = (
-        lines
-        | "meet lines" >> beam.Flatten()
-        | "gather lines" >> beam.combiners.ToList()
-        | "commit" >> beam.Map(commit_run, run, counts, rejects)
-    )
+    finished = AsList(lines | "meet lines" >> beam.Flatten())
+    _ = once | "commit" >> beam.Map(commit_run, run, finished, counts, rejects)
 
 
 def teacher_job(job: Job) -> TeacherJob:
@@ -180,6 +176,17 @@ def hinted(step: beam.PTransform, config: PrecomputeConfig) -> beam.PTransform:
     run on different machines, and a whole unit would be shuffled once more between them."""
     asked = {"accelerator": config.accelerator, "min_ram": config.min_ram}
     return step.with_resource_hints(**{name: value for name, value in asked.items() if value})
+
+
+class Spread(beam.PTransform):  # type: ignore[misc]
+    """Hands elements out to all workers; where there is one, in this process, they stay where they are."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._is_alone = job.config.workers == 1 and job.run.provenance["runner"] == DEFAULT_RUNNER
+
+    def expand(self, elements: beam.PCollection) -> beam.PCollection:
+        return elements if self._is_alone else elements | beam.Reshuffle()
 
 
 class FewPerReason(beam.PTransform):  # type: ignore[misc]
@@ -263,7 +270,7 @@ def rewrite_shard(
 
 
 def commit_run(
-    lines: list[Any], run: Run, counts: dict[str, int], rejects: Iterable[tuple[Any, ...]]
+    _: None, run: Run, lines: list[Any], counts: dict[str, int], rejects: Iterable[tuple[Any, ...]]
 ) -> RunSummary:
     """The pipeline's last step."""
     return finish(run, lines_of(lines), counts, _reject_lines(rejects))

@@ -22,9 +22,13 @@ class ReadStored(beam.PTransform):  # type: ignore[misc]
         live: Sequence[Shard],
         orphans: Sequence[StoredFile],
         unscored: Sequence[str],
+        *,
         buckets: int,
+        spread: beam.PTransform,
     ) -> None:
+        """`spread` hands what is listed out to the workers."""
         super().__init__()
+        self._spread = spread
         self._run, self._live, self._orphans = run, live, orphans
         self._unscored, self._buckets = unscored, buckets
 
@@ -34,14 +38,14 @@ class ReadStored(beam.PTransform):  # type: ignore[misc]
         stored = [
             pipeline
             | "list shards" >> beam.Create([tuple(shard) for shard in self._live])
-            | "spread shards" >> beam.Reshuffle()
+            | "spread shards" >> self._spread
             | "read live ids" >> beam.FlatMap(in_buckets, live_windows, **where, may_leave=run.may_leave)
         ]
         if self._orphans:
             stored.append(
                 pipeline
                 | "list orphans" >> beam.Create([tuple(file) for file in self._orphans])
-                | "spread orphans" >> beam.Reshuffle()
+                | "spread orphans" >> self._spread
                 | "check orphans" >> beam.FlatMap(in_buckets, orphan_windows, **where)
             )
         if self._unscored:

@@ -225,7 +225,7 @@ def test_units_go_to_the_teacher_and_lines_to_the_commit(dataflow):
         "group by shard",
         "rewrite",
     }
-    assert {name.split("/")[0] for name in found} == {"meet lines", "gather lines", "commit", *names}
+    assert {name.split("/")[0] for name in found} == {"meet lines", "commit", *names}
 
 
 def test_what_leaves_the_teacher_is_a_line_however_large_the_shard(
