@@ -20,6 +20,7 @@ DEFAULT_EVAL_FRACTION = 0.05
 """Share of documents held out where nothing else is said: shards and the index count their rows at this one."""
 
 
+_quoted = json.encoder.encode_basestring
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -30,7 +31,7 @@ def canonical_json(value: Any) -> bytes:
 
 def digest(data: bytes | memoryview, person: str) -> bytes:
     """The 16-byte BLAKE2b hash of `data`, in the domain `person` (at most 16 ASCII letters)."""
-    return hashlib.blake2b(data, digest_size=HASH_BYTES, person=person.encode("ascii")).digest()
+    return hashlib.blake2b(data, digest_size=HASH_BYTES, person=person.encode()).digest()
 
 
 def document_hash(
@@ -40,7 +41,17 @@ def document_hash(
 
     `content` is what the teacher is shown, for instance `{"text": "..."}` or `{"messages": [...]}`.
     """
-    return digest(canonical_json([key, content, label]), "document")
+    return digest(_document_json(content, key, label), "document")
+
+
+def _document_json(content: Mapping[str, Any], key: str, label: Any) -> bytes:
+    """`canonical_json` of all three; of texts with a class or without a label put together from its parts, for a short
+    text in a third of the time."""
+    if not (label is None or type(label) is int) or not all(type(text) is str for text in content.values()):
+        return canonical_json([key, content, label])
+    fields = ",".join(f"{_quoted(name)}:{_quoted(content[name])}" for name in sorted(content))
+    text = f"[{_quoted(key)},{{{fields}}},{'null' if label is None else label}]"
+    return text.encode("utf-8", "surrogatepass")
 
 
 def example_id(document: bytes, *, window_index: int, tokenised_how: bytes) -> bytes:

@@ -83,10 +83,16 @@ def lines_between(file: IO[bytes], path: str, limit: int, *, start: int, end: in
         buffered.seek(start - 1)
         offset = _next_line(buffered, start, end)
     while offset < end:
+        part = buffered.readline(_CHUNK_BYTES)
+        if part.endswith(b"\n") and len(part) <= limit:  # nearly every line
+            yield Record(offset, part[:-1])
+            offset += len(part)
+            continue
         held, ended = _Held(limit), False
-        while not ended and (part := buffered.readline(_CHUNK_BYTES)):
+        while part:
             ended = part.endswith(b"\n")
             held.add(part.removesuffix(b"\n"))
+            part = b"" if ended else buffered.readline(_CHUNK_BYTES)
         if not ended and not held.size_bytes:
             raise TruncatedFileError(
                 "a corpus file became shorter while it was read",

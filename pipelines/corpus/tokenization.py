@@ -21,7 +21,7 @@ from pipelines.corpus.labels import Label
 from pipelines.rejects import NOTHING_SUPERVISED, RejectedError
 from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.tasks.teacher_task import Inputs
-from pipelines.tasks.windows import Tokens, Window
+from pipelines.tasks.windows import Tokens, Window, edges_of_texts
 from schemas.identity import canonical_json, digest, example_id
 from schemas.rows.ragged import Array
 from schemas.spec import Spec
@@ -138,19 +138,19 @@ class Tokeniser:
 
     def _split(self, encoded: Any) -> list[Tokens]:
         """The tokens of each text: of arrays over all texts, a part each."""
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        ends = list(itertools.accumulate(lengths))
-        ids = _joined(encoded["input_ids"], ends[-1], np.int32)
-        special = _joined(encoded["special_tokens_mask"], ends[-1], np.bool_)
-        supervised = np.ones(ends[-1], np.bool_)
-        types = np.zeros(ends[-1], np.int32)
+        ends = np.cumsum([len(ids) for ids in encoded["input_ids"]])
+        total = int(ends[-1])
+        ids = _joined(encoded["input_ids"], total, np.int32)
+        special = _joined(encoded["special_tokens_mask"], total, np.bool_)
+        supervised, types = np.ones(total, np.bool_), np.zeros(total, np.int32)
         if "token_type_ids" in encoded:
-            types = _joined(encoded["token_type_ids"], ends[-1], np.int32)
-        parts = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-        return [
-            Tokens(ids[part], types[part], special[part], supervised[part], self._words(encoded, index))
-            for index, part in enumerate(parts)
-        ]
+            types = _joined(encoded["token_type_ids"], total, np.int32)
+        found, start = [], 0
+        for index, (end, edges) in enumerate(zip(ends.tolist(), edges_of_texts(special, ends), strict=True)):
+            part, start = slice(start, end), end
+            words = self._words(encoded, index)
+            found.append(Tokens(ids[part], types[part], special[part], supervised[part], words, edges))
+        return found
 
     def is_cut(self, document: Document, example: Example) -> bool:
         """Whether a pair lost tokens to `max_length`: pairs have one window, the longer text is cut."""

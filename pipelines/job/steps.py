@@ -39,6 +39,8 @@ HELD_CHARS = 2**23
 """Of documents that are held until they are handed on by bucket."""
 LIST_DOCUMENTS, LIST_CHARS = 256, 2**18
 """Documents that are tokenised together, and their characters: enough to share a call, few enough to be spread."""
+_TOLD = 64
+"""Documents that are read between two times that the progress is told."""
 DISTINCT = 2**17
 """Documents of one piece that are known again; then forgotten all, so that they take no more than some 10 MB."""
 
@@ -77,9 +79,11 @@ class ReadDocuments(beam.DoFn):  # type: ignore[misc]
                 counts["blank_lines"] += 1
                 continue
             counts["documents"] += 1
-            PROGRESS.add(documents=1)
+            if counts["documents"] % _TOLD == 0:
+                PROGRESS.add(documents=_TOLD)
             source = Source(piece.path, record.offset, 0 if piece.format == "parquet" else line)
             yield from self._outputs(record, piece.format, source, counts, met)
+        PROGRESS.add(documents=counts["documents"] % _TOLD)
         if is_part(piece):
             counts[f"{LINES}{piece.start}:{piece.path}"] = line
         for item in counts.items():
@@ -242,7 +246,7 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
 
     def process(self, element: list[tuple[tuple[Any, ...], list[int]]]) -> Iterator[Any]:
         assert self._tokeniser is not None
-        counts = Counter(tokens=0, positions=0)
+        counts = dict.fromkeys(("tokens", "positions", "truncated_pairs"), 0)
         made: list[tuple[Any, ...]] = []
         documents = [(Document(*document), known) for document, known in element]
         for (document, _), found in zip(documents, self._tokeniser.batch(documents), strict=True):
@@ -251,12 +255,15 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
                 if document.key is not None:
                     yield TaggedOutput(SEEN, (document.key, REJECTED))
                 continue
-            examples = [example for example in found if not self._forgotten.has(example.id)]
-            counts["tokens"] += sum(example.num_tokens for example in examples)
-            counts["positions"] += sum(example.num_positions for example in examples)
+            examples = found
+            if self._forgotten.salts:
+                examples = [example for example in found if not self._forgotten.has(example.id)]
+            for example in examples:
+                counts["tokens"] += example.num_tokens
+                counts["positions"] += example.num_positions
+                made.append(tuple(example))
             if any(self._tokeniser.is_cut(document, example) for example in examples):
                 counts["truncated_pairs"] += 1
-            made += map(tuple, examples)
         PROGRESS.add(tokens_found=counts["tokens"])
         for count in counts.items():
             yield TaggedOutput(COUNTS, count)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines.corpus.tokenization import Example
 from pipelines.keep.select import Selected
-from pipelines.teacher.batching import positions_of
+from pipelines.teacher.batching import int_lists
 from pipelines.teacher.model import Answer
 from schemas.policies import Sampled
 from schemas.rows.arrow import ColumnData
@@ -35,7 +35,7 @@ class Encoded:
 
 def encode(examples: Sequence[Example], answer: Answer, spec: Spec) -> Encoded:
     """Encodes all examples of a batch; those that are not finite must have been taken out before."""
-    counts = np.array([len(positions_of(example)) for example in examples], np.int64)
+    counts = np.array([example.num_positions for example in examples], np.int64)
     data = example_columns(examples, spec)
     totals = Totals()
     if answer.selected is not None:
@@ -67,28 +67,24 @@ def without(answer: Answer, keep: Array, positions_per_example: Array) -> Answer
 
 def example_columns(examples: Sequence[Example], spec: Spec) -> dict[str, Any]:
     """What is known of examples before the teacher is asked."""
-    ids = [np.frombuffer(example.input_ids, np.int32) for example in examples]
     data: dict[str, Any] = {
         "example_id": _hashes([example.id for example in examples]),
         "document_hash": _hashes([example.document_hash for example in examples]),
         "window_index": np.array([example.window_index for example in examples], np.int32),
         "window_count": np.array([example.window_count for example in examples], np.int32),
-        "input_ids": Ragged.of(ids, np.int32),
-        "position_index": Ragged.of(
-            [None if e.position_index is None else positions_of(e) for e in examples], np.int32
-        ),
+        "input_ids": int_lists([example.input_ids for example in examples]),
+        "position_index": int_lists([example.position_index for example in examples]),
     }
     texts = {"document_id": spec.has_document_id, "text": spec.has_text, "text_pair": spec.has_text_pair}
     for name in (name for name, wanted in texts.items() if wanted):
         data[name] = np.array([getattr(example, name) for example in examples], object)
     if spec.has_token_type_ids:
-        types = [np.frombuffer(example.token_type_ids or b"", np.int32) for example in examples]
-        data["token_type_ids"] = Ragged.of(types, np.int8)
+        types = int_lists([example.token_type_ids or b"" for example in examples])
+        data["token_type_ids"] = replace(types, values=types.values.astype(np.int8))
     for place, column in enumerate(spec.kind.columns):
         data[column.name] = np.array([example.columns[place] for example in examples], np.int32)
     if spec.kind.labels == "position":
-        gold = [np.frombuffer(example.gold_ids or b"", np.int32) for example in examples]
-        data["labels"] = Ragged.of(gold, np.int32)
+        data["labels"] = int_lists([example.gold_ids or b"" for example in examples])
     return data
 
 
@@ -172,9 +168,10 @@ def _unless_nan(gold: Array, counts: Array) -> Ragged:
 
 def _labels(examples: Sequence[Example], spec: Spec) -> Ragged:
     """Classes that the corpus gave; none where the labels are the next tokens, which are not stored again."""
-    if spec.kind.labels == "next_token":
-        return Ragged.of([None] * len(examples), np.int32)
-    return Ragged.of([None if e.label is None else np.array([e.label]) for e in examples], np.int32)
+    labels = [None if spec.kind.labels == "next_token" else example.label for example in examples]
+    valid = np.array([label is not None for label in labels], np.bool_)
+    values = np.array([label for label in labels if label is not None], np.int32)
+    return Ragged(values=values, offsets=offsets_of(valid), valid=None if valid.all() else valid)
 
 
 def _features(answer: Answer, spec: Spec) -> dict[str, ColumnData]:

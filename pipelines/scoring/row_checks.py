@@ -13,7 +13,6 @@ import numpy as np
 
 from pipelines.corpus.tokenization import Example
 from pipelines.scoring.encode import Encoded, encode, example_columns, without
-from pipelines.teacher.batching import positions_of
 from pipelines.teacher.model import Answer
 from pipelines.tolerances import BAD_ANSWER, BAD_INPUT, NO_TOKENS
 from schemas.errors import CorruptionError
@@ -53,7 +52,7 @@ def encode_sound(
 
 def _half(examples: Sequence[Example], answer: Answer, *, first: bool) -> tuple[list[Example], Answer]:
     keep = (np.arange(len(examples)) < len(examples) // 2) == first
-    counts = np.array([len(positions_of(example)) for example in examples])
+    counts = np.array([example.num_positions for example in examples])
     return list(itertools.compress(examples, keep)), without(answer, keep, counts)
 
 

@@ -26,7 +26,7 @@ from pipelines.corpus.tokenization import Example
 from pipelines.progress import PROGRESS
 from pipelines.scoring.encode import Encoded, without
 from pipelines.scoring.row_checks import Reject, askable, encode_sound
-from pipelines.teacher.batching import collate, each_batch, positions_of
+from pipelines.teacher.batching import collate, each_batch
 from pipelines.teacher.budget import Budget
 from pipelines.teacher.model import Answer, Batch, Teacher
 from pipelines.tolerances import NOT_FINITE, TOO_LARGE
@@ -191,7 +191,7 @@ class UnitScorer:
     def _rows_of(self, members: Sequence[Example], answer: Answer) -> tuple[list[Encoded], list[Reject]]:
         keep = answer.finite.numpy()
         if not keep.all():
-            counts = np.array([len(positions_of(example)) for example in members])
+            counts = np.array([example.num_positions for example in members])
             members = list(itertools.compress(members, keep))
             answer = without(answer, keep, counts)
         return encode_sound(members, answer, self.teacher.spec)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import transformers
 
 from pipelines.tasks.teacher_task import (
@@ -14,7 +13,7 @@ from pipelines.tasks.teacher_task import (
     language_body,
     refuse_encoder_decoder,
 )
-from pipelines.tasks.windows import Tokens, Window, edges, stretches
+from pipelines.tasks.windows import Tokens, Window, edges, first, stretches, taken
 from schemas.spec import Spec
 
 
@@ -32,15 +31,16 @@ class NextTokens:
         found = []
         for stretch in stretches(tokens, self.spec):
             index = stretch.tokens if stretch.is_last else stretch.tokens[: len(stretch.tokens) - suffix]
-            targets = np.arange(max(stretch.first_new, 1), len(index), dtype=np.int32)
-            targets = targets[tokens.supervised[index[targets]]]
-            if targets.size:
-                found.append(Window(index, (targets - 1).astype(np.int32)))
+            places = first(len(index) - 1)[max(stretch.first_new - 1, 0) :]
+            if tokens.plain is None:
+                places = places[tokens.supervised[index[places + 1]]]
+            if places.size:
+                found.append(Window(index, places))
         return found
 
     def asked(self, tokens: Tokens, window: Window, example_id: bytes) -> Asked:
         every = len(window.positions) == len(window.tokens) - 1
-        return Asked(tokens.ids[window.tokens], None if every else window.positions)
+        return Asked(taken(tokens.ids, window), None if every else window.positions)
 
 
 TASK = TeacherTask(

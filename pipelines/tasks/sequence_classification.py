@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import transformers
 from torch import Tensor
 
 from pipelines.tasks.teacher_task import Asked, TeacherTask
-from pipelines.tasks.windows import Tokens, Window, stretches
+from pipelines.tasks.windows import Tokens, Window, first, stretches, taken
 from schemas.spec import Spec
 
 
@@ -21,11 +20,11 @@ class WholeTexts:
     spec: Spec
 
     def windows(self, tokens: Tokens) -> list[Window]:
-        position = np.zeros(1, np.int32)
+        position = first(1)
         return [Window(stretch.tokens, position) for stretch in stretches(tokens, self.spec)]
 
     def asked(self, tokens: Tokens, window: Window, example_id: bytes) -> Asked:
-        return Asked(tokens.ids[window.tokens], window.positions)
+        return Asked(taken(tokens.ids, window), window.positions)
 
 
 def _at_positions(output: Any, rows: Tensor, tokens: Tensor) -> Tensor:

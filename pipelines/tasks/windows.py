@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, Int64
 
 from schemas.rows.ragged import Array
 from schemas.spec import Spec
@@ -25,6 +25,8 @@ class Tokens(NamedTuple):
     special: Bool[np.ndarray, " S"]
     supervised: Bool[np.ndarray, " S"]
     words: Int32[np.ndarray, " S"] | None = None
+    plain: tuple[int, int] | None = None
+    """Of a text that is supervised all through: what `edges` gives, where it is known already."""
 
 
 class Window(NamedTuple):
@@ -57,7 +59,7 @@ def stretches(tokens: Tokens, spec: Spec) -> Iterator[Stretch]:
     if body < 1 or step < 1:
         raise ValueError(f"max_length leaves {body} tokens, no more than the stride of {spec.stride}")
     if length <= body:  # most documents are short
-        yield Stretch(np.arange(len(tokens.ids), dtype=np.int32), prefix, is_last=True)
+        yield Stretch(first(len(tokens.ids)), prefix, is_last=True)
         return
     for start in range(0, max(1, length - spec.stride), step):
         last = start + body >= length
@@ -72,8 +74,33 @@ def _around(total: int, prefix: int, suffix: int, start: int, end: int) -> Array
     return index.astype(np.int32)
 
 
+_FIRST = np.arange(2**14, dtype=np.int32)
+_FIRST.setflags(write=False)
+
+
+def first(count: int) -> Int32[np.ndarray, " C"]:
+    """The whole numbers below `count`, not to be written to: of short texts all are parts of one array."""
+    return _FIRST[:count] if count <= len(_FIRST) else np.arange(count, dtype=np.int32)
+
+
+def taken(values: Int32[np.ndarray, " S"], window: Window) -> Int32[np.ndarray, " W"]:
+    """A document's values at the tokens of a window; not to be written to."""
+    return values if len(window.tokens) == len(values) else values[window.tokens]
+
+
+def edges_of_texts(special: Bool[np.ndarray, " S"], ends: Int64[np.ndarray, " T"]) -> list[tuple[int, int]]:
+    """`edges` of each of many texts, which stand one after the other and end at `ends`."""
+    starts = np.concatenate([[0], ends[:-1]])
+    inner = np.concatenate([np.flatnonzero(~special), [len(special)]])
+    head = np.minimum(inner[np.searchsorted(inner, starts)], ends)
+    tail = np.where(head < ends, inner[np.searchsorted(inner[:-1], ends) - 1] + 1, ends)
+    return list(zip((head - starts).tolist(), (ends - tail).tolist(), strict=True))
+
+
 def edges(tokens: Tokens) -> tuple[int, int]:
     """How many special tokens the tokenizer put before and after the text."""
+    if tokens.plain is not None:
+        return tokens.plain
     inner = ~tokens.special
     if not inner.any():
         return len(tokens.ids), 0

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from pipelines.corpus.tokenization import Example
 from pipelines.keep.select import num_uniforms
 from pipelines.keep.uniforms import streams, uniforms
 from pipelines.teacher.model import Batch, Batching
 from schemas.policies import Sampled
-from schemas.rows.ragged import Array
+from schemas.rows.ragged import Array, Ragged, offsets_of, spans
 from schemas.spec import Spec
 
 _PADDING, _BUSY_TOKENS = 0.04, 4096
@@ -75,30 +76,44 @@ def padded_width(longest: int, *, on_device: bool) -> int:
 
 def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: bool = False) -> Batch:
     """Pads examples on the right to one width, and lists their positions, with the random numbers of their draws."""
-    ids = [np.frombuffer(example.input_ids, np.int32) for example in examples]
-    width = padded_width(max(map(len, ids)), on_device=on_device)
-    positions = [positions_of(example) for example in examples]
-    rows = np.repeat(np.arange(len(ids)), [len(part) for part in positions])
-    tokens = np.concatenate(positions).astype(np.int64)
+    ids = int_lists([example.input_ids for example in examples])
+    width = padded_width(int(ids.lengths.max()), on_device=on_device)
+    counts, tokens = positions_of(examples)
+    rows = np.repeat(np.arange(len(examples)), counts)
+    is_token = np.arange(width) < ids.lengths[:, None]
     types = None
     if spec.has_token_type_ids:
-        types = _padded([np.frombuffer(e.token_type_ids or b"", np.int32) for e in examples], width, 0)
+        types = _padded(int_lists([e.token_type_ids or b"" for e in examples]), width, 0)
     return Batch(
         input_ids=_padded(ids, width, pad_id),
-        attention_mask=_padded([np.ones(len(part), np.int32) for part in ids], width, 0),
+        attention_mask=torch.from_numpy(is_token.astype(np.int64)),
         token_type_ids=types,
         position_rows=torch.from_numpy(rows),
         position_tokens=torch.from_numpy(tokens),
-        labels=torch.from_numpy(_labels(examples, ids, positions, spec)),
+        labels=torch.from_numpy(_labels(examples, ids, rows, tokens, spec)),
         uniforms=torch.from_numpy(_uniforms(examples, rows, tokens, spec)),
     )
 
 
-def positions_of(example: Example) -> Array:
-    """Tokens that the example's positions stand on."""
-    if example.position_index is None:
-        return np.arange(example.num_tokens - 1, dtype=np.int32)
-    return np.frombuffer(example.position_index, np.int32)
+def int_lists(parts: Sequence[bytes | None]) -> Ragged:
+    """Lists of int32, one an example, from their bytes; null where there are none."""
+    valid = np.array([part is not None for part in parts], np.bool_)
+    given = [part or b"" for part in parts]
+    lengths = np.array([len(part) for part in given], np.int64) // 4
+    values = np.frombuffer(b"".join(given), np.int32)
+    return Ragged(values=values, offsets=offsets_of(lengths), valid=None if valid.all() else valid)
+
+
+def positions_of(examples: Sequence[Example]) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " N"]]:
+    """How many positions each example has, and the tokens that they stand on."""
+    given = int_lists([example.position_index for example in examples])
+    if given.valid is None:
+        return given.lengths, given.values.astype(np.int64)
+    implied = np.maximum(np.array([example.num_tokens for example in examples]) - 1, 0)
+    counts = np.where(given.valid, given.lengths, implied)
+    tokens = spans(np.zeros_like(counts), counts, offsets_of(counts))
+    tokens[np.repeat(given.valid, counts)] = given.values
+    return counts, tokens
 
 
 def _uniforms(examples: Sequence[Example], rows: Array, tokens: Array, spec: Spec) -> Array:
@@ -112,21 +127,18 @@ def _uniforms(examples: Sequence[Example], rows: Array, tokens: Array, spec: Spe
     return uniforms(ids, rows, tokens, spec.sample_seed)[:, None]
 
 
-def _labels(
-    examples: Sequence[Example], ids: Sequence[Array], positions: Sequence[Array], spec: Spec
-) -> Array:
+def _labels(examples: Sequence[Example], ids: Ragged, rows: Array, tokens: Array, spec: Spec) -> Array:
     """What is right at each position: the next token, the example's own gold id, the document's class, or -1."""
     if spec.kind.labels == "next_token":
-        found = [tokens[places + 1] for tokens, places in zip(ids, positions, strict=True)]
-        return np.concatenate(found).astype(np.int64)
+        following: Array = ids.values[ids.offsets[rows] + tokens + 1]
+        return following.astype(np.int64)
     if spec.kind.labels == "position":
         gold = b"".join(example.gold_ids or b"" for example in examples)
         return np.frombuffer(gold, np.int32).astype(np.int64)
     return np.array([e.label if isinstance(e.label, int) else -1 for e in examples], np.int64)
 
 
-def _padded(rows: Sequence[Array], width: int, fill: int) -> torch.Tensor:
+def _padded(rows: Ragged, width: int, fill: int) -> torch.Tensor:
     out = np.full((len(rows), width), fill, np.int64)
-    for index, row in enumerate(rows):
-        out[index, : len(row)] = row
+    out[np.arange(width) < rows.lengths[:, None]] = rows.values
     return torch.from_numpy(out)

@@ -52,6 +52,15 @@ def test_everything_that_decides_is_in_the_hash():
     assert all(len(value) == 16 for value in variants)
 
 
+@pytest.mark.parametrize("label", [None, 0, -3, 2**70, True, 1.5, [0.0, 1.0]])
+@pytest.mark.parametrize("key", ["", "7", 'a "key"\\'])
+@pytest.mark.parametrize("text", ["", "x", '"\\/\b\f\n\r\t\0\x1f\x7f', "\u2028\u6c34\U0001f600", "\ud800"])
+def test_a_document_is_hashed_by_its_canonical_json(label, key, text):
+    for content in ({"text": text}, {"text_pair": "b", "text": text}, {"messages": [{"content": text}]}):
+        known = digest(canonical_json([key, content, label]), "document")
+        assert document_hash(content, key=key, label=label) == known
+
+
 def test_order_of_keys_and_of_ids_is_nothing():
     assert canonical_json({"a": 1, "b": 2}) == canonical_json({"b": 2, "a": 1})
     ids = [bytes([n]) * 16 for n in range(9)]

@@ -10,7 +10,7 @@ from pipelines.corpus.documents import Document
 from pipelines.corpus.tokenization import Tokeniser
 from pipelines.rejects import RejectedError
 from pipelines.tasks.causal_lm import NextTokens
-from pipelines.tasks.windows import Tokens
+from pipelines.tasks.windows import Tokens, edges, edges_of_texts
 from schemas import Spec
 from schemas.policies import KeepAll
 from tests.pipelines.models import TEXT, byte_tokenizer
@@ -57,6 +57,14 @@ def cases(count):
         stride = dice.randrange(max_length - prefix - suffix)
         if max_length >= 2:
             yield length, prefix, suffix, max_length, stride
+
+
+def test_the_edges_of_many_texts_are_those_of_each():
+    dice = random.Random(0)
+    for _ in range(200):
+        texts = [np.array([dice.random() < 0.5 for _ in range(dice.randrange(6))], bool) for _ in range(5)]
+        known = [edges(tokens_of(len(text))._replace(special=text)) for text in texts]
+        assert edges_of_texts(np.concatenate(texts), np.cumsum([len(text) for text in texts])) == known
 
 
 def test_each_token_with_context_is_a_target_exactly_once():
