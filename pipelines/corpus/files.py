@@ -51,6 +51,8 @@ class Piece(NamedTuple):
     format: str
     start: int
     end: int
+    listed: int = 0
+    """Bytes of a file that is read whole, as its filesystem lists it."""
 
 
 def find_pieces(corpus: CorpusConfig) -> list[Piece]:
@@ -100,14 +102,7 @@ def is_part(piece: Piece) -> bool:
 
 def text_bytes(pieces: Iterable[Piece]) -> int:
     """About how many bytes of text some pieces hold; of whole files, which may be compressed, it is a guess."""
-    return sum(_guessed(piece) if piece.end < 0 else piece.end - piece.start for piece in pieces)
-
-
-def _guessed(piece: Piece) -> int:
-    try:
-        return _TEXT_BY_BYTE * os.path.getsize(piece.path)
-    except (OSError, ValueError):  # on another filesystem
-        return _TEXT_BY_BYTE * PIECE_BYTES
+    return sum(_TEXT_BY_BYTE * p.listed if p.end < 0 else p.end - p.start for p in pieces)
 
 
 def _matched(pattern: str) -> dict[str, int]:
@@ -152,7 +147,7 @@ def _pieces(path: str, size: int, corpus: CorpusConfig) -> Iterator[Piece]:
             do="Rename it, or say --format",
         )
     if kind == "parquet" or name != path:
-        yield Piece(path, kind, 0, -1)
+        yield Piece(path, kind, 0, -1, size)
         return
     for start in range(0, size, PIECE_BYTES):
         yield Piece(path, kind, start, min(start + PIECE_BYTES, size))

@@ -26,6 +26,8 @@ from schemas.versions.memory import read_unscored
 LIVE, ORPHAN, UNSCORED = "live", "orphan", "unscored"
 BUCKET_BYTES, BUCKET_ROWS = 2**22, 2**15
 """Of the corpus, and of what is stored, in a bucket: what a worker holds of them at a time."""
+LEAST_ROW_BYTES = 64
+"""Of a shard that nobody has opened yet: it has no more rows than that gives."""
 _MOST_BUCKETS = 2**24
 _HELD = 2**15
 """Windows that are put into buckets at a time."""

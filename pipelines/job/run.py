@@ -24,7 +24,7 @@ from pipelines.engine.device_assignment import forget_claims
 from pipelines.engine.processes import refuse_workers, with_workers
 from pipelines.fingerprint.agreement import agreed
 from pipelines.fingerprint.fingerprint import make_header, resolve
-from pipelines.job.existing_rows import num_buckets
+from pipelines.job.existing_rows import LEAST_ROW_BYTES, num_buckets
 from pipelines.job.outcome import RunSummary, put_summary
 from pipelines.job.pipeline import Job, build
 from pipelines.job.preflight import check_teacher, first_records
@@ -192,14 +192,17 @@ def _job(
         may_leave=config.prune or config.replace,
         forgotten=remembered_names(storage, FORGOTTEN_FOLDER),
     )
+    unadopted = orphans(storage, base)
     return Job(
         config=config,
         run=run,
         pieces=pieces,
         labels=label_map(header.spec),
         live=() if base is None else base.shards,
-        orphans=orphans(storage, base),
-        buckets=num_buckets(text_bytes(pieces), run.live_rows),
+        orphans=unadopted,
+        buckets=num_buckets(
+            text_bytes(pieces), run.live_rows + sum(file.size_bytes for file in unadopted) // LEAST_ROW_BYTES
+        ),
         unscored=() if config.retry_rejects else remembered_names(storage, UNSCORED_FOLDER),
     )
 

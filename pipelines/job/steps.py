@@ -8,6 +8,7 @@ microseconds for each element of each step, a fast teacher not more for a short 
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -22,7 +23,9 @@ from pipelines.corpus.labels import LabelMap
 from pipelines.corpus.lines import Record
 from pipelines.corpus.tokenization import Tokeniser
 from pipelines.fingerprint.fingerprint import corpus_kind, resolve
+from pipelines.job import lists
 from pipelines.job.existing_rows import Stored, bucket_of, decide
+from pipelines.job.lists import in_lists, size_of
 from pipelines.job.preflight import columns_of
 from pipelines.progress import PROGRESS
 from pipelines.rejects import DAMAGED, Reject, RejectedError
@@ -35,10 +38,6 @@ COUNTS, REJECTS, SEEN, ADOPTED, MISSING = "counts", "rejects", "seen", "adopted"
 MAIN = "main"
 _COUNTS = ("documents", "blank_lines", "duplicates", "forgotten_documents", "unidentified")
 FOUND, REJECTED = "found", "rejected"
-HELD_CHARS = 2**23
-"""Of documents that are held until they are handed on by bucket."""
-LIST_DOCUMENTS, LIST_CHARS = 256, 2**18
-"""Documents that are tokenised together, and their characters: enough to share a call, few enough to be spread."""
 _TOLD = 64
 """Documents that are read between two times that the progress is told."""
 DISTINCT = 2**17
@@ -149,17 +148,17 @@ class ReadBuckets(beam.DoFn):  # type: ignore[misc]
 
     def process(self, piece: Piece) -> Iterator[Any]:
         held: dict[int, list[tuple[Any, ...]]] = {}
-        chars = 0
+        size = 0
         for found in self._reader.process(piece):
             if isinstance(found, TaggedOutput):
                 yield found
                 continue
             digest, document = found
             held.setdefault(bucket_of(digest, self._buckets), []).append(document)
-            chars += _chars(document)
-            if chars > HELD_CHARS:
+            size += size_of(document)
+            if size > lists.HELD_BYTES:
                 yield from held.items()
-                held, chars = {}, 0
+                held, size = {}, 0
         yield from held.items()
 
 
@@ -204,29 +203,6 @@ class DropKnown(beam.DoFn):  # type: ignore[misc]
             yield tuple(decision.document), decision.known
 
 
-def in_lists(found: Iterable[Any]) -> Iterator[Any]:
-    """Documents, each with its windows, as lists that are short enough to be spread over workers; what is tagged goes
-    by as it comes."""
-    held: list[Any] = []
-    chars = 0
-    for one in found:
-        if isinstance(one, TaggedOutput):
-            yield one
-            continue
-        held.append(one)
-        chars += _chars(one[0])
-        if len(held) >= LIST_DOCUMENTS or chars > LIST_CHARS:
-            yield held
-            held, chars = [], 0
-    if held:
-        yield held
-
-
-def _chars(document: tuple[Any, ...]) -> int:
-    text, pair = document[2:4]
-    return len(text) + len(pair or "")
-
-
 class Tokenise(beam.DoFn):  # type: ignore[misc]
     """Documents, each with the windows that need no teacher -> examples, in lists; counts and rejects beside."""
 
@@ -236,6 +212,9 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
         self._forgotten = Forgotten()
 
     def setup(self) -> None:
+        os.environ.setdefault(
+            "TOKENIZERS_PARALLELISM", "false"
+        )  # its threads would be beside all other workers'
         check_versions(self._run.versions)
         teacher = resolve(self._config.teacher)
         header = self._run.header
@@ -248,6 +227,7 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
         assert self._tokeniser is not None
         counts = dict.fromkeys(("tokens", "positions", "truncated_pairs"), 0)
         made: list[tuple[Any, ...]] = []
+        size = 0
         documents = [(Document(*document), known) for document, known in element]
         for (document, _), found in zip(documents, self._tokeniser.batch(documents), strict=True):
             if isinstance(found, RejectedError):
@@ -262,6 +242,10 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
                 counts["tokens"] += example.num_tokens
                 counts["positions"] += example.num_positions
                 made.append(tuple(example))
+                size += size_of(example)
+            if size > lists.EXAMPLES_BYTES:
+                yield made
+                made, size = [], 0
             if any(self._tokeniser.is_cut(document, example) for example in examples):
                 counts["truncated_pairs"] += 1
         PROGRESS.add(tokens_found=counts["tokens"])

@@ -155,7 +155,9 @@ def test_the_format_is_told_by_the_name_or_by_the_flag(tmp_path):
     path = write_jsonl(tmp_path / "c.data.gz", RECORDS)
     with pytest.raises(UsageError, match="--format"):
         find_pieces(CorpusConfig(files=(str(path),)))
-    assert find_pieces(CorpusConfig(files=(str(path),), format="text")) == [Piece(str(path), "text", 0, -1)]
+    assert find_pieces(CorpusConfig(files=(str(path),), format="text")) == [
+        Piece(str(path), "text", 0, -1, path.stat().st_size)
+    ]
 
 
 @pytest.mark.parametrize("pattern", ["nothing/*.jsonl", "nothing.jsonl", "nothing://x/y.jsonl"])
@@ -247,5 +249,10 @@ def test_how_much_text_a_corpus_holds_is_known_of_plain_files_and_guessed_of_oth
     assert corpus_module.text_bytes(pieces) == 1000
     pieces += find_pieces(CorpusConfig(files=(str(packed),)))
     assert 1010 < corpus_module.text_bytes(pieces) < 1100
-    elsewhere = Piece("gs://bucket/c.jsonl.gz", "jsonl", 0, -1)
-    assert corpus_module.text_bytes([elsewhere]) >= corpus_module.PIECE_BYTES
+
+
+def test_the_size_of_a_packed_file_is_the_one_that_its_filesystem_lists(monkeypatch):
+    """No other is known of a file in a store."""
+    monkeypatch.setattr(corpus_module, "_matched", lambda pattern: {pattern: 10**9})
+    pieces = find_pieces(CorpusConfig(files=("gs://bucket/c.jsonl.gz",)))
+    assert 10**9 < corpus_module.text_bytes(pieces) < 10**10
