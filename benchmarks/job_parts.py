@@ -12,6 +12,9 @@ compared with the head's product, of a head as wide as a real one's, in the same
 (nothing new), and with 1% new documents: what both would cost beside a first run of 640,000 tokens and a forward of
 100 us a token, as the demo's teacher takes on one core.
 
+`accelerator` is a teacher whose answers, with what is kept of them, arrive at 50,000 tokens a second and take no core:
+how much of the time from the first batch of a unit to the last of all it was busy, with one core for all else.
+
     python benchmarks/job_parts.py                     # all cases, some minutes
     python benchmarks/job_parts.py --case 49k          # one; `--case real` is the demo's teacher itself
 """
@@ -20,20 +23,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
+import os
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from clock import OWN, Clock
-from precompute import ROOT, paragraphs
+from job_cases import CASES, DEMO, Case, product_us, write_corpus
 from ratios import tell
-from stored_teacher import make_teacher, with_stored_answers, with_timed_forward
+from stored_teacher import Accelerator, make_teacher, with_stored_answers, with_timed_forward
 
 from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
 from pipelines.corpus import documents, tokenization
@@ -45,54 +48,27 @@ from schemas.rows import rows as rows_module
 from schemas.shards import rewrite, seal
 from schemas.storage.storage import Storage
 
-DEMO = str(ROOT / "examples/teacher")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """What is measured: a teacher, a policy, and what a figure is divided by."""
-
-    vocab_size: int | None = None
-    classes: int | None = None
-    keep: str | None = None
-    features: tuple[str, ...] = ()
-    real: bool = False
-
-    @property
-    def per(self) -> str:
-        return "example" if self.classes else "token"
-
-
-CASES = {
-    "4k": Case(vocab_size=4096),
-    "49k": Case(vocab_size=49_152),
-    "128k": Case(vocab_size=128_256),
-    "4k-top_p": Case(vocab_size=4096, keep="top_p:0.99,k=64"),
-    "49k-top_p": Case(vocab_size=49_152, keep="top_p:0.99,k=64"),
-    "128k-top_p": Case(vocab_size=128_256, keep="top_p:0.99,k=64"),
-    "classes": Case(classes=45),
-    "features": Case(classes=45, features=("mean:-1",)),
-    "real": Case(real=True),
-}
-_WIDTHS = {4096: 192, 49_152: 576, 128_256: 2048}
-"""Hidden sizes of the demo's teacher, of SmolLM2-135M and of Llama-3.2-1B: what a head of so many ids is given."""
 _FAST_TOKENS, _FAST_US = 640_000, 100.0
+ACCELERATOR, _PACED_RATE, _PACED_TOKENS = "accelerator", 50_000, 1_000_000
 _AIM_US = {"token": 8.0, "example": 100.0}
-_TOKENS = {"4k": 160_000, "49k": 40_000, "128k": 16_000, "real": 30_000}
-_EXAMPLES = 12_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--case", choices=list(CASES), action="append", help="may be given again; all if not")
+    parser.add_argument(
+        "--case", choices=[*CASES, ACCELERATOR], action="append", help="may be given again; all if not"
+    )
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name in arguments.case or CASES:
+    for name in arguments.case or [*CASES, ACCELERATOR]:
+        if name == ACCELERATOR:
+            tell_busy()
+            continue
         with tempfile.TemporaryDirectory() as folder:
             found = Bench(name, Path(folder)).measured(arguments.turns)
         print(table(name, found), flush=True)
@@ -102,13 +78,13 @@ def main() -> None:
 class Bench:
     """One case with its corpus and its teacher."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, tokens: int | None = None) -> None:
         self.case, self._folder, self._caches = CASES[name], folder, itertools.count()
         self.teacher = DEMO
         if not self.case.real:
             self.teacher = str(folder / "teacher")
             make_teacher(Path(self.teacher), DEMO, vocab_size=self.case.vocab_size, classes=self.case.classes)
-        self.files = write_corpus(name, self.case, folder)
+        self.files = write_corpus(name, self.case, folder, tokens)
         self.clock = Clock()
 
     def config(self, *files: Path) -> PrecomputeConfig:
@@ -229,27 +205,25 @@ def wrap_all(clock: Clock, case: Case) -> None:
     clock.wrap(run, "prepare", "prepare")
 
 
-def write_corpus(name: str, case: Case, folder: Path) -> list[Path]:
-    """A quarter of some paragraphs, all of them, and 1% more: a file each."""
-    texts = paragraphs(str(ROOT / "examples/corpus.jsonl.zst"))
-    if case.classes:
-        every = [text for text in texts if len(text) <= 160]
-        every += [f"{text} {number}" for number in (2, 3) for text in every]
-        size = _EXAMPLES
-    else:
-        every, lengths = [], 0
-        most = _TOKENS.get(name.partition("-")[0], 0) * 3
-        for text in texts:
-            every.append(text)
-            lengths += len(text)
-            if lengths > most:
-                break
-        size = len(every) * 100 // 101
-    parts = (every[: size // 4], every[:size], every[size : size + max(1, size // 100)])
-    files = [folder / f"part{index}.jsonl" for index in range(3)]
-    for file, part in zip(files, parts, strict=True):
-        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in part), encoding="utf-8")
-    return files
+def tell_busy() -> None:
+    """How much of its time a teacher on an accelerator is busy, in units of a quarter of a million tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench("49k", Path(folder), tokens=_PACED_TOKENS)
+        config = replace(bench.config(bench.files[1]), unit_tokens=_PACED_TOKENS // 4)
+        paced, opened, cores = Accelerator(_PACED_RATE), handler.open_scorer, os.sched_getaffinity(0)
+
+        def open_scorer(job: Any) -> Any:
+            scorer, here = opened(job)
+            return replace(scorer, teacher=paced.of(scorer.teacher)), here
+
+        bench.clock.replace(handler, "open_scorer", open_scorer)
+        os.sched_setaffinity(0, {min(cores)})
+        try:
+            precompute(config)
+        finally:
+            os.sched_setaffinity(0, cores)
+            bench.clock.undo()
+    tell("accelerator: busy / from its first batch to its last", paced.share, 0.95, at_least=True)
 
 
 def table(name: str, found: dict[str, Any]) -> str:
@@ -281,20 +255,8 @@ def tell_ratios(name: str, case: Case, found: dict[str, Any]) -> None:
         first = found["fixed_s"] + _FAST_TOKENS * (own + _FAST_US) / 1e6
         again = found["again"]["fixed_s"] + _FAST_TOKENS * found["again"]["us"] / 1e6
         tell(f"{name}: nothing new / first run of a fast teacher", again / first, 0.02)
-
-
-def product_us(vocab_size: int) -> float:
-    """Microseconds of one core that the head's product takes a position."""
-    width = _WIDTHS[vocab_size]
-    rows = max(1, 2**26 // (4 * vocab_size))
-    hidden, weight = torch.randn(rows, width), torch.randn(vocab_size, width)
-    out = torch.empty(rows, vocab_size)
-    seconds = []
-    for _ in range(5):
-        started = time.thread_time()
-        torch.mm(hidden, weight.t(), out=out)
-        seconds.append(time.thread_time() - started)
-    return 1e6 * statistics.median(seconds) / rows
+        more = again + found["more_s"] + _FAST_TOKENS / 100 * (own + _FAST_US) / 1e6
+        tell(f"{name}: 1% new / first run of a fast teacher", more / first, 0.03)
 
 
 if __name__ == "__main__":

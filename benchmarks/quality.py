@@ -32,6 +32,7 @@ import torch
 import transformers
 from quality_parts import HELD_OUT, ROOT, Online, Part, Test, documents_below
 from quality_rows import EVERY_ROW, LOSS_ROWS, QUICK, ROWS
+from ratios import tell
 
 from pipelines import CorpusConfig, PrecomputeConfig, TeacherConfig, precompute
 from schemas import Cache
@@ -108,6 +109,10 @@ def main() -> int:
                 f"loss {line['loss_nats']:.4f}  KL {line['kl_nats']:.4f}  {line['seconds']:.0f} s"
             )
     print(quality_report.text(results))
+    for line in quality_report.read(results):
+        tell(
+            f"{line['row']}, {line['epochs']} epochs, seed {line['seed']}: KL to the teacher", line["kl_nats"]
+        )
     return 0
 
 

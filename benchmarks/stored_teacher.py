@@ -8,6 +8,8 @@ copied out of it, for selection uses logits as working memory; the copy is charg
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,8 @@ import torch
 import transformers
 from clock import Clock
 
-from pipelines.teacher.model import Teacher
+from pipelines.keep.select import Selected, select
+from pipelines.teacher.model import Answer, Batch, Teacher
 
 _POOL_BYTES = 2**26
 WIDTH = 8
@@ -108,6 +111,47 @@ def with_stored_answers(teacher: Teacher, clock: Clock) -> Teacher:
         return SimpleNamespace(logits=logits, hidden_states=[states] * (teacher.num_layers + 2))
 
     return replace(teacher, body=clock.timed(classified, "forward"), takes=classified)
+
+
+class Accelerator:
+    """A teacher that takes no core: its answers, what is kept of them among these, arrive at a given rate."""
+
+    def __init__(self, tokens_per_second: int) -> None:
+        self._rate, self._busy = tokens_per_second, 0.0
+        self._first = self._last = 0.0
+
+    def of(self, teacher: Teacher) -> Any:
+        """The same teacher, asked in this way."""
+        pool, spec = pool_of(teacher.spec.vocab_size), teacher.spec
+        uniforms = torch.linspace(0, 1, len(pool) + 1, dtype=torch.float64)[:-1, None]
+        kept = select(pool, torch.zeros(len(pool), dtype=torch.int64), spec.keep, spec.temperatures, uniforms)
+        return _Paced(teacher, lambda batch: self._answer(batch, kept))
+
+    @property
+    def share(self) -> float:
+        """How much of the time from the first batch to the last one's answer it was busy."""
+        return self._busy / (self._last - self._first)
+
+    def _answer(self, batch: Batch, kept: Selected) -> Answer:
+        started = time.monotonic()
+        self._first = self._first or started
+        places = torch.arange(len(batch.position_rows)) % len(kept.ids)
+        finite = torch.ones(len(batch.input_ids), dtype=torch.bool)
+        answer = Answer(Selected(*(part[places] for part in kept)), None, (), finite)
+        needs = int(batch.attention_mask.sum()) / self._rate
+        time.sleep(max(0.0, started + needs - time.monotonic()))
+        self._busy, self._last = self._busy + needs, time.monotonic()
+        return answer
+
+
+class _Paced:
+    """A teacher but for its answers."""
+
+    def __init__(self, teacher: Teacher, answer: Callable[[Batch], Answer]) -> None:
+        self._teacher, self.answer = teacher, answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._teacher, name)
 
 
 def with_timed_forward(teacher: Teacher, clock: Clock) -> Teacher:
