@@ -66,6 +66,8 @@ class CorpusConfig:
     """`auto` goes by the name: `.jsonl`/`.json`/`.ndjson`, `.txt`, `.parquet`, each also `.gz` or `.zst`."""
     text_field: str = "text"
     text_pair_field: str | None = None
+    words_field: str | None = None
+    """The text as a list of words, whose labels are a list too."""
     messages_field: str | None = None
     prompt_field: str | None = None
     completion_field: str | None = None
@@ -87,8 +89,9 @@ class CorpusConfig:
         _refuse_unless(None not in pair or pair == (None, None), "prompt_field, completion_field", pair)
         alone = self.messages_field is None and self.tools_field != "tools"
         _refuse_unless(not alone, "tools_field (without --messages_field)", self.tools_field)
-        kinds = [f for f in (self.messages_field, self.prompt_field, self.text_pair_field) if f]
-        _refuse_unless(len(kinds) <= 1, "messages_field, prompt_field, text_pair_field", kinds)
+        names = ("messages_field", "prompt_field", "text_pair_field", "words_field")
+        kinds = [value for value in (getattr(self, name) for name in names) if value]
+        _refuse_unless(len(kinds) <= 1, ", ".join(names), kinds)
 
     @property
     def required_fields(self) -> tuple[str, ...]:
@@ -98,6 +101,8 @@ class CorpusConfig:
             content = (self.messages_field,)
         elif self.prompt_field:
             content = (self.prompt_field, self.completion_field)
+        elif self.words_field:
+            content = (self.words_field,)
         return tuple(name for name in (*content, self.label_field, self.id_field) if name)
 
 

@@ -35,7 +35,7 @@ def digest(data: bytes | memoryview, person: str) -> bytes:
 
 
 def document_hash(
-    content: Mapping[str, Any], *, key: str = "", label: int | float | list[float] | None = None
+    content: Mapping[str, Any], *, key: str = "", label: int | float | list[float] | list[int] | None = None
 ) -> bytes:
     """The hash of a document: its key (the `--id_field` value, or empty), its content and its label.
 

@@ -19,9 +19,9 @@ Score = Literal["softmax", "sigmoid", "identity"]
 Places = Literal["before_next_token", "whole_text", "token"]
 """Where positions stand: on tokens that have another behind them (all where a row names none); one on the first token,
 for the whole text; on tokens that each row names."""
-Labels = Literal["next_token", "document", "position"]
+Labels = Literal["next_token", "document", "position", "word"]
 """What is right: the token behind the position, stored nowhere else; the corpus's label, in rows that have one; an id
-of each position, in every row."""
+of each position, in every row; the corpus's label of each word, at its position, in rows that have them."""
 SettingValue = bool | int | float
 
 
@@ -76,6 +76,16 @@ class Task:
     def required_features(self) -> tuple[str, ...]:
         """What a reader must know to read such a cache."""
         return (f"task:{self.name}",) if self.is_declared else ()
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the corpus says what is right."""
+        return self.labels in ("document", "word")
+
+    @property
+    def stores_gold(self) -> bool:
+        """Whether examples carry what is right at each position."""
+        return self.labels in ("position", "word")
 
     @property
     def predicts_tokens(self) -> bool:
@@ -150,6 +160,14 @@ MASKED_LM = Task(
         Setting("whole_word_mask", False, 0, 1, "mask all tokens of a word, or none"),
     ),
 )
-TASKS = {task.name: task for task in (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM)}
+TOKEN_CLASSIFICATION = Task(
+    name="token-classification",
+    places="token",
+    labels="word",
+    scores=("softmax",),
+    has_vocabulary=False,
+    takes_pairs=False,
+)
+TASKS = {task.name: task for task in (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION)}
 DEFAULT = CAUSAL_LM.name
 """Where a verb does not insist on being told."""

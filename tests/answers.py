@@ -115,5 +115,5 @@ def _labels(spec: Spec, counts, rng) -> Ragged:
         return Ragged.of([None] * len(counts), np.int32)
     if spec.task == "masked-lm":
         return Ragged.of([rng.integers(0, spec.vocab_size, n) for n in counts], np.int32)
-    given = [None if rng.random() < 0.3 else rng.integers(0, spec.vocab_size, 1) for _ in counts]
+    given = [None if rng.random() < 0.3 else rng.integers(0, spec.vocab_size, n) for n in counts]
     return Ragged.of(given, np.int32)

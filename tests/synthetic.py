@@ -91,6 +91,18 @@ def masked_spec(**changes) -> Spec:
     return causal_spec(**{"task": MASKED_LM.name, "task_settings": settings} | changes)
 
 
+def words_spec(**changes) -> Spec:
+    """Of words, of which some texts have no labels."""
+    names = ("O", "B-A", "I-A", "B-B", "I-B")
+    fields = {
+        "task": "token-classification",
+        "vocab_size": len(names),
+        "label_names": names,
+        "has_text_pair": False,
+    }
+    return class_spec(**fields | changes)
+
+
 SPECS = {
     "top_p": causal_spec(),
     "top_k": causal_spec(keep=TopK(k=4), temperatures=(1.0,), scalars=(), features=()),
@@ -104,6 +116,7 @@ SPECS = {
     "classes": class_spec(),
     "sigmoid": class_spec(score="sigmoid"),
     "masked": masked_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), scalars=("gold",)),
+    "words": words_spec(),
     "regression": class_spec(score="identity", vocab_size=1, label_names=()),
 }
 
@@ -205,7 +218,7 @@ def _hashes(hashes: list[bytes]) -> np.ndarray:
 def _places(spec: Spec, lengths, rng) -> list:
     if spec.task == "sequence-classification":
         return [np.zeros(1, np.int32)] * len(lengths)
-    if spec.task == "masked-lm":
+    if spec.kind.places == "token":
         masked = [np.flatnonzero(rng.random(length) < 0.3).astype(np.int32) for length in lengths]
         return [one if one.size else np.zeros(1, np.int32) for one in masked]
     return [

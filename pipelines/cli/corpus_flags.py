@@ -16,6 +16,8 @@ def add_corpus_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument("--format", choices=get_args(CorpusFormat), help=formats)
     group.add_argument("--text_field", metavar="NAME", help="field with the text (default: text)")
     group.add_argument("--text_pair_field", metavar="NAME", help="second text, for pair tasks")
+    words = "a list of words instead of a text, for token-classification"
+    group.add_argument("--words_field", metavar="NAME", help=words)
     messages = (
         "list of messages: the chat template applies, to whole messages and what else it reads of a record"
     )
@@ -23,7 +25,10 @@ def add_corpus_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument("--tools_field", metavar="NAME", help="what the chat template reads as tools (tools)")
     group.add_argument("--prompt_field", metavar="NAME", help="prompt; with --completion_field")
     group.add_argument("--completion_field", metavar="NAME", help="completion of the prompt")
-    label = "gold label, by the teacher's names or by number; of several, a list of those, or multi-hot"
+    label = (
+        "gold label, by the teacher's names or by number; of several, a list of those, or multi-hot. Of words a "
+        "list of names, or of {start, end, label}"
+    )
     group.add_argument("--label_field", metavar="NAME", help=label)
     ids = "the user's own id: keeps equal texts apart. Without it equal content is one document"
     group.add_argument("--id_field", metavar="NAME", help=ids)

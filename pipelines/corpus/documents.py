@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pipelines.config import CorpusConfig
-from pipelines.corpus.labels import Label, LabelMap, read_label
+from pipelines.corpus.labels import NAMES, Label, LabelMap, read_label
 from pipelines.corpus.lines import LongLine, Record
 from pipelines.corpus.messages import read_given, read_messages
+from pipelines.corpus.words import read_words, span_labels, word_labels
 from pipelines.rejects import (
     EMPTY,
     FIELD_MISSING,
@@ -55,6 +56,8 @@ class Document(NamedTuple):
     given: str | None = None
     """JSON of what else the chat template is given: tools, documents and other variables that it reads."""
     line: int = 0
+    words: tuple[int, ...] | None = None
+    """First and last character, exclusive, of each word, one after the other, where the corpus says them."""
 
 
 def is_blank(record: Record) -> bool:
@@ -88,12 +91,15 @@ def read_document(
         RejectedError: with the reason.
     """
     fields = record_fields(record, corpus, kind)
-    text, pair, content = _content(fields, corpus)
+    text, pair, content = ("", None, {}) if corpus.words_field else _content(fields, corpus)
     given = read_given(fields, variables, corpus.tools_field) if corpus.messages_field else {}
     if given:
         content["given"] = given
     key = _key(fields, corpus)
-    label, reading = _label(fields, corpus, labels)
+    words = None
+    if corpus.words_field:
+        text, words, content = read_words(_field(fields, corpus.words_field), corpus.words_field)
+    label, reading = _label(fields, corpus, labels, text, words)
     stored = list(label) if isinstance(label, tuple) else label
     digest = document_hash(content, key=key or "", label=stored)
     extra = json.dumps(given, ensure_ascii=False) if given else None
@@ -101,7 +107,8 @@ def read_document(
     if length > corpus.max_document_chars:
         expected = f"at most {corpus.max_document_chars:,} characters"
         raise RejectedError(TOO_LONG, digest, expected=expected, got=f"{length:,}")
-    return Document(digest, key, text, pair, label, source.file, source.offset, extra, source.line), reading
+    told = (source.file, source.offset, extra, source.line, words)
+    return Document(digest, key, text, pair, label, *told), reading
 
 
 def record_id(record: Record, corpus: CorpusConfig) -> str | None:
@@ -235,8 +242,17 @@ def _key(fields: Mapping[str, Any], corpus: CorpusConfig) -> str | None:
 
 
 def _label(
-    fields: Mapping[str, Any], corpus: CorpusConfig, labels: LabelMap | None
+    fields: Mapping[str, Any],
+    corpus: CorpusConfig,
+    labels: LabelMap | None,
+    text: str,
+    words: tuple[int, ...] | None,
 ) -> tuple[Label, str | None]:
     if corpus.label_field is None or labels is None:
         return None, None
+    if labels.by_word:
+        value = _field(fields, corpus.label_field)
+        if words is None:
+            return span_labels(value, labels, corpus.label_field, text), NAMES
+        return word_labels(value, labels, corpus.label_field, len(words) // 2), NAMES
     return read_label(_field(fields, corpus.label_field), labels, corpus.label_field)

@@ -17,7 +17,7 @@ from pipelines.rejects import AMBIGUOUS_LABEL, UNKNOWN_LABEL, RejectedError, kin
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 _WHOLE = re.compile(r"\s*[+-]?[0-9]+(\.0*)?\s*")
 
-Label = int | float | tuple[float, ...] | None
+Label = int | float | tuple[float, ...] | tuple[int, ...] | None
 
 NAMES, NUMBERS, MIXED = "names", "numbers", "names and numbers"
 MULTI_HOT, NO_CLASS, VALUES = "multi-hot", "no class", "values"
@@ -34,6 +34,8 @@ class LabelMap(NamedTuple):
     """Names that several classes have."""
     numbers_mislead: bool = False
     """Whether some class is named by a number that is not its own: then a number may be meant as a name."""
+    by_word: bool = False
+    """Whether the words of a text have labels, and not the text (`words.py`)."""
 
     @classmethod
     def of(cls, names: Sequence[str], num_classes: int, score: str) -> LabelMap:

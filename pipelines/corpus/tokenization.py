@@ -118,26 +118,28 @@ class Tokeniser:
             return [self._encoded(part.text, part.spans, add_special_tokens=False) for part in parts]
         if self.kind == "prompt":
             return [self._prompt(document.text, document.pair or "")]
-        return self._split(self._encode([document]))
+        return self._split([document])
 
     def _plain_texts(self, documents: Sequence[Document]) -> list[Tokens] | list[None]:
         """The tokens of documents that are one text each, or a pair; None of others, which are made one by one."""
         if self.kind != "text":
             return [None] * len(documents)
-        return self._split(self._encode(documents))
+        return self._split(documents)
 
     def _encode(self, documents: Sequence[Document]) -> Any:
         """The tokenizer on texts or pairs."""
         options: dict[str, Any] = {"return_special_tokens_mask": True, "verbose": False}
         options["return_attention_mask"] = False  # no text is padded
+        options["return_offsets_mapping"] = self._reads_characters
         pairs = None
         if documents[0].pair is not None:
             pairs = [document.pair for document in documents]
             options |= {"truncation": "longest_first", "max_length": self.spec.max_length}
         return self.tokenizer([document.text for document in documents], pairs, **options)
 
-    def _split(self, encoded: Any) -> list[Tokens]:
+    def _split(self, documents: Sequence[Document]) -> list[Tokens]:
         """The tokens of each text: of arrays over all texts, a part each."""
+        encoded = self._encode(documents)
         ends = np.cumsum([len(ids) for ids in encoded["input_ids"]])
         total = int(ends[-1])
         ids = _joined(encoded["input_ids"], total, np.int32)
@@ -150,7 +152,13 @@ class Tokeniser:
             part, start = slice(start, end), end
             words = self._words(encoded, index)
             found.append(Tokens(ids[part], types[part], special[part], supervised[part], words, edges))
-        return found
+        if not self._reads_characters:
+            return found
+        offsets = (np.array(each, np.int64).reshape(-1, 2) for each in encoded["offset_mapping"])
+        return [
+            each._replace(characters=own, document_words=document.words, label=document.label)
+            for each, own, document in zip(found, offsets, documents, strict=True)
+        ]
 
     def is_cut(self, document: Document, example: Example) -> bool:
         """Whether a pair lost tokens to `max_length`: pairs have one window, the longer text is cut."""
@@ -158,6 +166,10 @@ class Tokeniser:
             return False
         whole = self.tokenizer(document.text, document.pair, verbose=False)["input_ids"]
         return len(whole) > self.spec.max_length
+
+    @property
+    def _reads_characters(self) -> bool:
+        return TEACHER_TASKS[self.spec.task].reads_characters
 
     @property
     def _by_answer(self) -> bool:
@@ -191,7 +203,7 @@ class Tokeniser:
             input_ids=asked.input_ids.tobytes(),
             token_type_ids=tokens.types[window.tokens].tobytes() if spec.has_token_type_ids else None,
             position_index=None if asked.positions is None else asked.positions.tobytes(),
-            label=document.label,
+            label=None if spec.kind.stores_gold else document.label,
             document_id=document.key if spec.has_document_id else None,
             text=document.text if spec.has_text else None,
             text_pair=document.pair if spec.has_text_pair else None,

@@ -191,8 +191,11 @@ def _refuse_meaningless(config: PrecomputeConfig) -> None:
     """Flags that a task has no use for are refused, not ignored."""
     task, corpus = TASKS[config.teacher.task], config.corpus
     given = [
-        ("--label_field", corpus.label_field, task.labels == "document"),
+        ("--label_field", corpus.label_field, task.reads_labels),
         ("--text_pair_field", corpus.text_pair_field, task.takes_pairs),
+        ("--words_field", corpus.words_field, task.labels == "word"),
+        ("--messages_field", corpus.messages_field, task.labels != "word"),
+        ("--prompt_field", corpus.prompt_field, task.labels != "word"),
     ]
     for flag in (name for name, value, has_meaning in given if value and not has_meaning):
         raise UsageError(f"{flag} has no meaning for {task.name}", do="Leave it out, or say another --task")

@@ -268,9 +268,10 @@ def _told(error: Exception, left: str) -> TeachonceError:
 
 def label_map(spec: Spec) -> LabelMap | None:
     """How labels become classes; None where a task has none of its own."""
-    if spec.kind.labels != "document":
+    if not spec.kind.reads_labels:
         return None
-    return LabelMap.of(spec.label_names, spec.vocab_size, spec.score)
+    found = LabelMap.of(spec.label_names, spec.vocab_size, spec.score)
+    return found._replace(by_word=spec.kind.labels == "word")
 
 
 def _refuse_own_disks(storage: Storage, options: PipelineOptions) -> None:

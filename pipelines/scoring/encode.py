@@ -41,7 +41,7 @@ def encode(examples: Sequence[Example], answer: Answer, spec: Spec) -> Encoded:
     if answer.selected is not None:
         kept, totals = _entries(answer.selected, counts, spec)
         data |= kept
-        if spec.kind.labels != "position":
+        if not spec.kind.stores_gold:
             data["labels"] = _labels(examples, spec)
     else:
         assert answer.logits is not None
@@ -83,8 +83,8 @@ def example_columns(examples: Sequence[Example], spec: Spec) -> dict[str, Any]:
         data["token_type_ids"] = replace(types, values=types.values.astype(np.int8))
     for place, column in enumerate(spec.kind.columns):
         data[column.name] = np.array([example.columns[place] for example in examples], np.int32)
-    if spec.kind.labels == "position":
-        data["labels"] = int_lists([example.gold_ids or b"" for example in examples])
+    if spec.kind.stores_gold:
+        data["labels"] = int_lists([example.gold_ids for example in examples])
     return data
 
 

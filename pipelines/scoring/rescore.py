@@ -267,7 +267,9 @@ def _examples(rows: Rows) -> list[Example]:
                 text_pair=None,
                 file="",
                 offset=0,
-                gold_ids=gold.row(index).tobytes() if spec.kind.labels == "position" else None,
+                gold_ids=gold.row(index).tobytes()
+                if spec.kind.stores_gold and gold.validity[index]
+                else None,
             )
         )
     return found

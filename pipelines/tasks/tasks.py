@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pipelines.tasks import causal_lm, masked_lm, sequence_classification
+from pipelines.tasks import causal_lm, masked_lm, sequence_classification, token_classification
 from pipelines.tasks.teacher_task import TeacherTask
 
 TEACHER_TASKS: dict[str, TeacherTask] = {
     "causal-lm": causal_lm.TASK,
     "sequence-classification": sequence_classification.TASK,
     "masked-lm": masked_lm.TASK,
+    "token-classification": token_classification.TASK,
 }

@@ -59,6 +59,8 @@ class TeacherTask:
     """Raises UsageError where a model's config, a tokenizer or a setting cannot serve the task."""
     reads_words: Callable[[Spec], bool] = lambda spec: False
     """Whether `Tokens.words` is needed."""
+    reads_characters: bool = False
+    """Whether `Tokens.characters`, `document_words` and `label` are needed."""
 
 
 def model_name(config: Any) -> str:

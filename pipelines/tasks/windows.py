@@ -7,7 +7,7 @@ token is ever a position twice.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
@@ -27,6 +27,12 @@ class Tokens(NamedTuple):
     words: Int32[np.ndarray, " S"] | None = None
     plain: tuple[int, int] | None = None
     """Of a text that is supervised all through: what `edges` gives, where it is known already."""
+    characters: Int64[np.ndarray, "S 2"] | None = None
+    """First and last character, exclusive, that each is from, where the task asks for them."""
+    document_words: tuple[int, ...] | None = None
+    """The same of each of the document's words, one after the other, where the corpus says them."""
+    label: Any = None
+    """The document's."""
 
 
 class Window(NamedTuple):

@@ -66,7 +66,7 @@ def _batched(teacher: Teacher, texts: list[Text]) -> Teacher:
     of one length the last token is then the last one.
     """
     config = text_config(teacher.model.config)
-    lacks = teacher.head is None and getattr(config, "pad_token_id", 0) is None
+    lacks = not teacher.spec.kind.predicts_tokens and getattr(config, "pad_token_id", 0) is None
     why = ""
     for batching in get_args(Batching):
         if lacks:
@@ -198,7 +198,7 @@ def _refuse_blind(teacher: Teacher, texts: list[Text]) -> None:
     text = min(texts, key=lambda one: abs(len(one.ids) - SHORT[-1]))
     place = (len(text.ids) - 1) // 2
     other = next((i for one in texts for i in one.ids if i != text.ids[place]), None)
-    if teacher.head is None or len(text.ids) < 2 or other is None:
+    if not teacher.spec.kind.predicts_tokens or len(text.ids) < 2 or other is None:
         return
     put_back(teacher.carried)
     (scores, _), _ = plain(teacher, [*text.ids[:place], other, *text.ids[place + 1 :]])
@@ -241,7 +241,8 @@ def _batch(rows: list[list[int]], teacher: Teacher) -> Batch:
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         mask[row, : len(tokens)] = 1
-    places = [[0] if teacher.head is None else range(max(0, len(r) - POSITIONS), len(r)) for r in rows]
+    by_token = spec.kind.predicts_tokens
+    places = [range(max(0, len(r) - POSITIONS), len(r)) if by_token else [0] for r in rows]
     return Batch(
         input_ids=ids,
         attention_mask=mask,

@@ -132,9 +132,11 @@ def _labels(examples: Sequence[Example], ids: Ragged, rows: Array, tokens: Array
     if spec.kind.labels == "next_token":
         following: Array = ids.values[ids.offsets[rows] + tokens + 1]
         return following.astype(np.int64)
-    if spec.kind.labels == "position":
-        gold = b"".join(example.gold_ids or b"" for example in examples)
-        return np.frombuffer(gold, np.int32).astype(np.int64)
+    if spec.kind.stores_gold:
+        gold = np.full(len(rows), -1, np.int64)
+        known = np.array([example.gold_ids is not None for example in examples])
+        gold[known[rows]] = np.frombuffer(b"".join(example.gold_ids or b"" for example in examples), np.int32)
+        return gold
     return np.array([e.label if isinstance(e.label, int) else -1 for e in examples], np.int64)
 
 

@@ -52,17 +52,18 @@ def plain(teacher: Teacher, ids: list[int]) -> tuple[Said, int]:
     options: dict[str, Any] = {"output_hidden_states": True} if spec.features else {}
     if spec.has_token_type_ids:
         given["token_type_ids"] = torch.zeros_like(given["input_ids"])
+    by_token = spec.kind.predicts_tokens
     if len(ids) > POSITIONS and teacher.head is not None:
         options |= named(model.forward, logits_to_keep=POSITIONS)
     output = model(**accepted(model.forward, **given, **options))
     logits = getattr(output, "logits", None)
-    shape = (1, spec.vocab_size) if teacher.head is None else (1, -1, spec.vocab_size)
+    shape = (1, -1, spec.vocab_size) if by_token else (1, spec.vocab_size)
     if not isinstance(logits, torch.Tensor) or not _fits(logits, shape):
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
         raise TeacherError(
             f"{type(model).__name__} gives no scores as wide as its config says", expected=shape, got=got
         )
-    scores = logits if teacher.head is None else logits[0, -POSITIONS:]
+    scores = logits[0, -POSITIONS:] if by_token else logits
     features, layers = _features(teacher, output, len(ids))
     return (scores.float().to(teacher.device).clone(), features), layers
 

@@ -116,7 +116,7 @@ def check_targets(spec: Spec, data: Data, where: str) -> None:
         CorruptionError: such an id is right at a position.
     """
     places, tokens = data["position_index"], data["input_ids"]
-    if spec.kind.labels == "position":
+    if spec.kind.stores_gold:
         refuse_range("labels", data["labels"].values, 0, spec.vocab_size - 1, where)
     following = spec.kind.labels == "next_token"
     if not following or not tokens.values.size or tokens.values.max() < spec.vocab_size:

@@ -29,7 +29,11 @@ FEATURES = (
 V1 = ("all", "top_k", "top_p", "threshold", "temperatures", "sampled", "classes", "sigmoid", "regression")
 GOLDEN = {
     f"{folder}/{name}": replace(SPECS[name], max_length=12, features=FEATURES if name == "top_p" else ())
-    for folder, names in {"v1": V1, "v1-masked-lm": ("masked",)}.items()
+    for folder, names in {
+        "v1": V1,
+        "v1-masked-lm": ("masked",),
+        "v1-token-classification": ("words",),
+    }.items()
     for name in names
 }
 ROWS, FIRST = 6, 4

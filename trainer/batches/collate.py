@@ -81,8 +81,10 @@ class Batch:
         """The states of each example's tokens, padded on the right to the longest example."""
         return states if self.packed is None else self.packed.apart(states)
 
-    def at_positions(self, states: Float[Tensor, "R S H"]) -> Float[Tensor, "N H"]:
-        """The states of the batch's positions."""
+    def at_positions(self, states: Float[Tensor, "R *S H"]) -> Float[Tensor, "N H"]:
+        """The states of the batch's positions, or of texts as a whole."""
+        if states.ndim == 2:  # one for each row, which has one position
+            return states.index_select(0, self.row)
         return states.flatten(0, 1).index_select(0, self.row * states.shape[1] + self.token)
 
     def to(self, device: torch.device) -> Batch:

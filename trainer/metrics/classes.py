@@ -34,7 +34,7 @@ def class_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torc
     dense: list[tuple[Tensor, DenseTargets]] = []
     for batch in batches:
         on_device = batch.to(device)
-        logits = model(**on_device.model_inputs).logits.float()[on_device.row].cpu()
+        logits = on_device.at_positions(model(**on_device.model_inputs).logits).float().cpu()
         if not bool(torch.isfinite(logits).all()):
             raise StudentError("the student gives logits that are not numbers", where=type(model).__name__)
         if isinstance(batch.targets, SparseTargets):

@@ -83,8 +83,8 @@ class Ran(NamedTuple):
     """Hidden states of the layers that were asked for."""
     head_inputs: Float[Tensor, "B S H"] | None
     """What the head is applied to, at positions, in chunks."""
-    logits: Float[Tensor, "B V"] | None = None
-    """Of students whose head is no linear map over a vocabulary."""
+    logits: Float[Tensor, "B *S V"] | None = None
+    """Of students whose head is no linear map over a vocabulary: of each text, or of each token."""
 
 
 Inputs = Mapping[str, Any]

@@ -62,11 +62,12 @@ def check_packs(task: Task) -> None:
     """Whether a task's students can be packed.
 
     Raises:
-        StudentError: it asks for one answer a row.
+        StudentError: it asks for one answer a row, or for what the trial does not look at.
     """
-    if not task.predicts_tokens:
+    if not task.has_vocabulary:
+        why = "are no language models" if task.predicts_tokens else "give one answer a row"
         raise StudentError(
-            f"--batching pack is not for {task.name}: its students give one answer a row",
+            f"--batching pack is not for {task.name}: its students {why}",
             do="Leave it at bucket",
         )
 

@@ -255,7 +255,7 @@ def _filled(
     """A model from its folder, and what of it is new: only a classifier's head may be."""
     model, missing = open_weights(STUDENT_TASKS[spec.task].auto, source, config, loading)
     new = missing
-    if not spec.kind.has_vocabulary and not _is_trained_classifier(config):
+    if not spec.kind.has_vocabulary and not _is_trained_classifier(config, spec.kind):
         inner = f"{model.base_model_prefix}."
         missing = [name for name in missing if name.startswith(inner) and "pooler" not in name]
     _refuse_missing(model, missing, source)
@@ -279,19 +279,21 @@ def _needed_teacher(teacher: str | None, name: str) -> str:
     return teacher
 
 
-def _is_trained_classifier(config: Any) -> bool:
-    return any("SequenceClassification" in str(name) for name in config.architectures or ())
+def _is_trained_classifier(config: Any, task: Task) -> bool:
+    head = STUDENT_TASKS[task.name].auto.__name__.removeprefix("AutoModelFor")
+    return any(head in str(name) for name in config.architectures or ())
 
 
 def _fit_config(config: Any, spec: Spec, tokenizer: Any) -> None:
     """Gives a classifier the cache's classes; a decoder needs a padding token to find a text's end by."""
     if spec.kind.has_vocabulary:
         return
-    if _is_trained_classifier(config):
+    if _is_trained_classifier(config, spec.kind):
         check_labels(config, spec, "student")
     names = spec.label_names or tuple(f"LABEL_{index}" for index in range(spec.vocab_size))
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
-    config.problem_type = _PROBLEM_TYPES[spec.score]
+    if not spec.kind.predicts_tokens:
+        config.problem_type = _PROBLEM_TYPES[spec.score]
     if getattr(config.get_text_config(), "pad_token_id", None) is None:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id

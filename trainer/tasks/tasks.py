@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from trainer.tasks import causal_lm, masked_lm, sequence_classification
+from trainer.tasks import causal_lm, masked_lm, sequence_classification, token_classification
 from trainer.tasks.student_task import StudentTask
 
 STUDENT_TASKS: dict[str, StudentTask] = {
     "causal-lm": causal_lm.TASK,
     "sequence-classification": sequence_classification.TASK,
     "masked-lm": masked_lm.TASK,
+    "token-classification": token_classification.TASK,
 }

@@ -124,7 +124,7 @@ class Distiller(nn.Module):
             losses = [found.loss, *[found.loss.new_zeros(())] * (len(names) - 1)]
         else:
             assert ran.logits is not None
-            parts = self._losses(ran.logits[batch.row].float(), batch.targets).sum(-1) / divisors
+            parts = self._losses(batch.at_positions(ran.logits).float(), batch.targets).sum(-1) / divisors
             losses = list(parts * weights)
         return {name: (loss, part) for name, loss, part in zip(names, losses, parts, strict=True)}
 

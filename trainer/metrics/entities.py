@@ -1,0 +1,99 @@
+"""A token classifier's words against labels and teacher: by class, and by whole entities where classes are named so.
+
+An entity is what seqeval's default mode makes of it (conlleval's rule): it ends where the type changes or a `B-`, `O`,
+`S-` or an outside tag begins another; an `I-` that nothing goes before begins one. It is right if its type, first and
+last word are. A text's windows are counted apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from schemas.spec import Spec
+from trainer.batches.collate import Batch
+from trainer.losses.targets import NO_LABEL, SparseTargets
+from trainer.metrics.classes import class_metrics
+from trainer.metrics.tokens import Metrics, first_ids
+
+Entity = tuple[str, int, int]
+"""Type, first and last word."""
+
+
+@torch.no_grad()
+def entity_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torch.device) -> Metrics:
+    """What `class_metrics` says of words, and precision, recall and F1 of entities, the student's and the teacher's; of
+    texts that have labels. Without them where no class is named as a part of an entity."""
+    seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def watched() -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            assert isinstance(batch.targets, SparseTargets)
+            on_device = batch.to(device)
+            ours = on_device.at_positions(model(**on_device.model_inputs).logits).argmax(-1).cpu()
+            seen.append((_texts(batch), batch.targets.gold, ours, first_ids(batch.targets)))
+
+    found = class_metrics(model, watched(), spec, device)
+    names = spec.label_names or ()
+    if not any(name[:2] in ("B-", "I-") for name in names):
+        return found
+    counts = torch.zeros(2, 3, dtype=torch.int64)
+    for texts, gold, *guesses in seen:
+        for text in set(texts.tolist()):
+            own = texts == text
+            if (gold[own] == NO_LABEL).any():
+                continue
+            right = set(entities([names[i] for i in gold[own].tolist()]))
+            for row, guess in enumerate(guesses):
+                told = set(entities([names[i] for i in guess[own].tolist()]))
+                counts[row] += torch.tensor([len(right & told), len(told), len(right)])
+    for prefix, row in zip(("", "teacher_"), counts.tolist(), strict=True):
+        found |= {f"{prefix}entity_{name}": value for name, value in _scores(*row).items()}
+    return found
+
+
+def _texts(batch: Batch) -> Tensor:
+    """Which of the batch's examples each position is of."""
+    return batch.row if batch.packed is None else batch.packed.example[batch.row, batch.token]
+
+
+def _scores(right: int, told: int, known: int) -> dict[str, float]:
+    return {
+        "precision": right / told if told else 0.0,
+        "recall": right / known if known else 0.0,
+        "f1": 2 * right / (told + known) if told + known else 0.0,
+    }
+
+
+def entities(tags: Sequence[str]) -> list[Entity]:
+    """The entities in a text's tags (`B-PER`, `I-PER`, `E-PER`, `S-PER`, `O`), in order."""
+    found, begin = list[Entity](), 0
+    before, kind_before = "O", ""
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, kind = tag[:1], tag[2:] or "_"
+        if _ends(before, prefix, kind_before, kind):
+            found.append((kind_before, begin, place - 1))
+        if _begins(before, prefix, kind_before, kind):
+            begin = place
+        before, kind_before = prefix, kind
+    return found
+
+
+def _ends(before: str, prefix: str, kind_before: str, kind: str) -> bool:
+    if before in "ES":
+        return True
+    if before in "BI" and prefix in "BSO":
+        return True
+    return before not in "O." and kind_before != kind
+
+
+def _begins(before: str, prefix: str, kind_before: str, kind: str) -> bool:
+    if prefix in "BS":
+        return True
+    if before in "ESO" and prefix in "EI":
+        return True
+    return prefix not in "O." and kind_before != kind
