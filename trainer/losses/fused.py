@@ -3,6 +3,10 @@
 As in Liger kernels (arXiv:2410.10989), each chunk's gradient is taken while its logits are there, and nothing is
 recomputed in the backward pass, which only scales what was stored. Cost: the gradients of the hidden states
 `[N, H]` and of the head `[V, H]` are held from the forward on, and gradients of gradients are not available.
+
+A gradient that is taken in the forward is taken before a loss scaler has multiplied the loss. So in float16 it is that
+of the loss times a power of two which makes the largest weight about 1: else most of a mean's over thousands of
+positions would be 0.
 """
 
 from __future__ import annotations
@@ -57,6 +61,8 @@ class Chunking(NamedTuple):
     transform: LogitTransform
     chunk_elements: int
     with_gradient: bool
+    scale: Tensor | float = 1.0
+    """Of the gradients that are stored."""
 
 
 def chunks(num_positions: int, vocab_size: int, chunk_elements: int) -> Iterator[tuple[int, int]]:
@@ -75,6 +81,8 @@ class _FusedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         dtype = _compute_dtype(hidden)
         hidden_c, weight_c = hidden.detach().to(dtype), weight.detach().to(dtype)
+        if dtype == torch.float16:
+            chunking = chunking._replace(scale=_half_scale(chunking.weights))
         needed = [chunking.with_gradient and need for need in ctx.needs_input_grad[:3]]
         grads = [_zeros(t, n) for t, n in zip((hidden, weight, bias), needed, strict=True)]
         sums = chunking.weights.new_zeros(len(chunking.weights), dtype=_loss_dtype(dtype))
@@ -90,13 +98,14 @@ class _FusedLoss(torch.autograd.Function):
                         grads[0][first:last] = torch.mm(grad.to(dtype), weight_c)
                     _accumulate(grads[1], grads[2], grad.to(dtype), hidden_c[first:last])
         ctx.save_for_backward(*grads)
+        ctx.scale = chunking.scale
         ctx.mark_non_differentiable(sums)
         return (chunking.weights.to(sums.dtype) * sums).sum(), sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if g is None else (g * grad).to(g.dtype) for g in ctx.saved_tensors), None
+        return *(None if g is None else _times(g, grad / ctx.scale) for g in ctx.saved_tensors), None
 
 
 def _chunk(
@@ -109,8 +118,18 @@ def _chunk(
         if not with_gradient:
             return sums, None
         loss = (chunking.weights.to(sums.dtype) * sums).sum()
-        (grad,) = torch.autograd.grad(loss, products)
+        (grad,) = torch.autograd.grad(loss * chunking.scale, products)
     return sums.detach(), grad
+
+
+def _half_scale(weights: Float[Tensor, " T"]) -> Float[Tensor, ""]:
+    """A power of two: what it multiplies is rounded nowhere but where float16 has no room."""
+    return torch.exp2(-weights.max().clamp_min(torch.finfo(torch.float32).tiny).log2().floor())
+
+
+def _times(gradient: Tensor, factor: Tensor) -> Tensor:
+    """In float32 at least: a loss scaler's factor may be beyond float16."""
+    return (gradient.to(_loss_dtype(gradient.dtype)) * factor).to(gradient.dtype)
 
 
 def _accumulate(of_weight: Tensor | None, of_bias: Tensor | None, grad: Tensor, hidden: Tensor) -> None:

@@ -3,6 +3,9 @@
 Each row's embeddings are moved by `epsilon` along their gradient, by its Euclidean length, and the loss there is added.
 It is a function of the forward alone, so that wrappers such as DDP see one module; it costs a forward and two backward
 passes more, and the memory of both.
+
+Only the gradient's direction counts. So it is taken of the losses' sum over positions in place of their mean: no loss
+scaler has seen it, and in float16 the mean's would be 0 in most places.
 """
 
 from __future__ import annotations
@@ -43,10 +46,10 @@ def watched_embedding(student: Any) -> Iterator[Embedded]:
         handle.remove()
 
 
-def steepest(loss: Float[Tensor, ""], held: Embedded, epsilon: float) -> Float[Tensor, "R S H"]:
-    """How each row's embeddings are moved; not at all where they have no gradient."""
+def steepest(total: Float[Tensor, ""], held: Embedded, epsilon: float) -> Float[Tensor, "R S H"]:
+    """How each row's embeddings are moved so that a sum of losses grows most; not where they have no gradient."""
     assert held.given is not None
-    (gradient,) = torch.autograd.grad(loss, held.given, retain_graph=True)
+    (gradient,) = torch.autograd.grad(total, held.given, retain_graph=True)
     length = gradient.float().flatten(1).norm(dim=1).clamp_min(_SMALL)
     moved: Tensor = epsilon * gradient.float() / length[:, None, None]
     return moved

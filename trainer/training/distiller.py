@@ -105,7 +105,7 @@ class Distiller(nn.Module):
         with watched_embedding(self.student) as held:
             parts = self._parts(batch, totals)
             loss = torch.stack([part for part, _ in parts.values()]).sum()
-            held.moved = steepest(loss, held, self.objective.adversarial)
+            held.moved = steepest(loss * totals[0], held, self.objective.adversarial)
             again = torch.stack([part for part, _ in self._parts(batch, totals).values()]).sum()
         return {**parts, ADVERSARIAL: (again, again)}
 

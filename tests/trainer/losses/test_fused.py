@@ -124,3 +124,20 @@ def test_no_position_is_no_loss() -> None:
     found.loss.backward()
     assert found.loss == 0
     assert not weight.grad.any()
+
+
+def test_in_float16_a_mean_over_many_positions_keeps_its_gradient() -> None:
+    """A loss scaler multiplies what the forward has stored by then."""
+    grads = []
+    for cast in (False, True):
+        generator = torch.Generator().manual_seed(2)
+        hidden, weight = (torch.randn(*shape, generator=generator) for shape in ((N, 16), (V, 16)))
+        hidden.requires_grad_()
+        weight.mul_(0.2).requires_grad_()
+        head = Head(weight=weight, bias=None, transform=LogitTransform())
+        with torch.autocast("cpu", torch.float16, enabled=cast):
+            found = fused_loss(hidden, head, terms_of(targets()), torch.tensor([1.0, 0.5, 0.1]) / 2**20)
+        (found.loss * 2**16).backward()
+        grads.append((hidden.grad, weight.grad))
+    for exact, half in zip(*grads, strict=True):
+        assert (half - exact).norm() < 2e-3 * exact.norm()

@@ -54,6 +54,18 @@ def test_it_is_the_definition(causal_cache: Cache) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_in_float16_a_mean_over_many_positions_has_its_direction(causal_cache: Cache) -> None:
+    """No loss scaler has seen the gradient that FGM goes by."""
+    batch, rises = batch_of(causal_cache), []
+    for cast in (False, True):
+        model = model_of("fgm=0.5", ["kl=1"])
+        with torch.autocast("cpu", torch.float16, enabled=cast):
+            found = model(batch, num_items_in_batch=torch.full((3,), 2**22))
+        rises.append((found[ADVERSARIAL] - found["kl"]).item() * 2**22)
+    assert rises[0] > 0.1
+    assert rises[1] == pytest.approx(rises[0], rel=0.02)
+
+
 def test_frozen_embeddings_are_moved_too(causal_cache: Cache) -> None:
     model = model_of("fgm=0.5", ["kl=1", "jsd=0.5"])
     model.student.get_input_embeddings().weight.requires_grad_(False)  # type: ignore[operator]
