@@ -20,14 +20,20 @@ def with_stored(
     targets: SparseTargets, rows: Rows, counts: Array, temperature: float, names: Collection[str]
 ) -> SparseTargets:
     """The targets of some rows' positions, of so many entries each, with what is asked for: of `gold`, `entropy` and
-    `own`."""
+    `own`.
+
+    Raises:
+        ValueError: what is stored cannot be told at a temperature that the cache does not declare.
+    """
+    if temperature not in (1, *rows.spec.temperatures) and {"gold", "own"} & set(names):
+        raise ValueError(f"the cache declares {rows.spec.temperatures}, but got temperature {temperature}")
     found = replace(targets, drawn=rows.spec.is_sampling)
     if "entropy" in names:
         found = replace(found, entropy=torch.from_numpy(rows.entropy()))
     if "gold" in names:
         plain = _gold_logprobs(rows, len(targets.tail))
         warm = plain
-        if temperature != 1 and temperature in rows.spec.temperatures:
+        if temperature != 1:
             warm = softened(rows, plain, np.ones(len(plain), np.int64), temperature)
         tensors = torch.from_numpy(plain), torch.from_numpy(warm)
         found = replace(found, gold_logprobs=tensors[0], gold_softened=tensors[1])

@@ -17,7 +17,7 @@ from torch import Tensor
 from trainer.losses.loss import Loss, Parameter, Settings
 from trainer.losses.scores import FLOOR, Scores
 from trainer.losses.serving import LINEAR
-from trainer.losses.targets import NO_LABEL, TINY
+from trainer.losses.targets import TINY
 
 _LEAST_REST = 1 / 64
 _ON_DRAWS = (
@@ -44,14 +44,9 @@ class Apart(NamedTuple):
 def apart(scores: Scores) -> Apart:
     """The gold id apart from the others."""
     targets, soft = scores.targets, scores.soft
-    has_gold = targets.gold != NO_LABEL
-    is_gold = targets.ids == targets.gold[targets.position]
-    kept_gold = scores.sum(torch.where(is_gold, scores.weights, 0))
-    is_kept = scores.sum(is_gold.to(kept_gold.dtype)) > 0
-    stored = kept_gold if targets.gold_softened is None else targets.gold_softened.to(kept_gold.dtype).exp()
-    known = stored if targets.drawn else torch.where(is_kept, kept_gold, stored)
-    p_gold = torch.where(has_gold, known.nan_to_num(0.0), 0)
-    others = torch.where(is_gold, 0, scores.weights)
+    known, is_kept = _gold_probability(scores, scores.weights, targets.gold_softened)
+    p_gold = torch.where(scores.has_gold, known, 0)
+    others = torch.where(scores.is_gold, 0, scores.weights)
     tail = torch.where(is_kept, scores.tail, (scores.tail - p_gold).clamp_min(0))
     rest = (
         (1 - p_gold).clamp_min(_LEAST_REST) if targets.drawn else (scores.sum(others) + tail).clamp_min(TINY)
@@ -66,8 +61,20 @@ def apart(scores: Scores) -> Apart:
         log_q_tail=torch.zeros_like(tail)
         if targets.drawn
         else scores.log_mass_without_gold(without_kept=True),
-        has_gold=has_gold,
+        has_gold=scores.has_gold,
     )
+
+
+def _gold_probability(
+    scores: Scores, weights: Float[Tensor, " E"], stored: Float[Tensor, " N"] | None
+) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
+    """The teacher's, and whether it is a kept entry's: from there where entries are exact, else what is stored."""
+    kept = scores.sum(torch.where(scores.is_gold, weights, 0))
+    is_kept = scores.sum(scores.is_gold.to(kept.dtype)) > 0
+    if stored is None:
+        return kept, is_kept
+    known = stored.to(kept.dtype).exp().nan_to_num(0.0)
+    return known if scores.targets.drawn else torch.where(is_kept, kept, known), is_kept
 
 
 def _others(scores: Scores, found: Apart) -> Float[Tensor, " N"]:
@@ -98,27 +105,13 @@ def _dkd(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
 def _nkd(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     """The gold id's part at temperature 1, the others' at the temperature."""
     found = apart(scores)
-    targets, plain = scores.targets, scores.plain
-    p_gold = found.p_gold if scores.temperature == 1 else _plain_gold(scores)
-    gold = -torch.where(found.has_gold, p_gold * plain.gold.clamp_min(FLOOR), 0)
+    targets, p_gold = scores.targets, found.p_gold
+    if scores.temperature != 1:
+        p_plain = targets.logprobs.to(p_gold.dtype).exp()
+        p_gold, _ = _gold_probability(scores, p_plain, targets.gold_logprobs)
+    gold = -p_gold * scores.plain.gold.clamp_min(FLOOR)
     others = float(settings["gamma"]) * _others(scores, found) * scores.temperature**2
-    return torch.where(targets.gold != NO_LABEL, gold + others, 0)
-
-
-def _plain_gold(scores: Scores) -> Float[Tensor, " N"]:
-    """The teacher's probability of the gold id at temperature 1."""
-    targets, dtype = scores.targets, scores.logits.dtype
-    is_gold = targets.ids == targets.gold[targets.position]
-    kept = scores.sum(torch.where(is_gold, targets.logprobs.to(dtype).exp(), 0))
-    if targets.gold_logprobs is None:
-        return kept
-    stored = targets.gold_logprobs.to(dtype).exp().nan_to_num(0.0)
-    is_kept = scores.sum(is_gold.to(dtype)) > 0
-    return stored if targets.drawn else torch.where(is_kept, kept, stored)
-
-
-def _at_least_0(default: float) -> Parameter:
-    return Parameter(default=default, low=0.0)
+    return torch.where(found.has_gold, gold + others, 0)
 
 
 LOSSES = (
@@ -129,7 +122,7 @@ LOSSES = (
         kind=LINEAR,
         without_entropy="lacks a constant",
         on_draws=_ON_DRAWS,
-        parameters={"alpha": _at_least_0(1.0), "beta": _at_least_0(8.0)},
+        parameters={"alpha": Parameter.at_least_0(1.0), "beta": Parameter.at_least_0(8.0)},
         softmax=_dkd,
         passes=2,
         per="labelled",
@@ -138,11 +131,11 @@ LOSSES = (
     ),
     Loss(
         name="nkd",
-        formula="-p_gold log q_gold - gamma sum over others of p / (1 - p_gold) log(q / (1 - q_gold))",
+        formula="-p_gold log q_gold at T = 1, - gamma T^2 sum over others of p / (1 - p_gold) log(q / (1 - q_gold))",
         paper="arXiv:2303.13005",
         kind=LINEAR,
         on_draws=_ON_DRAWS,
-        parameters={"gamma": _at_least_0(1.5)},
+        parameters={"gamma": Parameter.at_least_0(1.5)},
         softmax=_nkd,
         passes=2,
         per="labelled",

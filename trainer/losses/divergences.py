@@ -40,22 +40,14 @@ def forward_kl(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     found = scores.targets.negentropy.to(tail.dtype) - scores.sum(scores.weights * soft.kept)
     found = found - (tail * soft.tail if settings["tail"] == "bucket" else torch.xlogy(tail, tail))
     if settings["tail"] == "uniform":
-        others = (scores.logits.shape[-1] - scores.num_kept).clamp_min(1)
+        others = scores.num_others
         found = found + torch.xlogy(tail, tail / others) - tail / others * scores.log_sum_outside()
     return found * scores.temperature**2
 
 
-def kl_of_kept(
-    logits: Float[Tensor, "N V"], targets: SparseTargets, temperature: float
-) -> Float[Tensor, " N"]:
-    """KL from the kept entries, divided by their sum, to the student's whole softmax, in nats, times T squared.
-
-    What is not kept is taken to be impossible: biased, and only here to be compared with.
-    """
-    return _kept_kl(Scores(logits, targets, temperature), {})
-
-
 def _kept_kl(scores: Scores, _: Settings) -> Float[Tensor, " N"]:
+    """From the kept entries, divided by their sum, to the student's whole softmax: what is not kept is taken to be
+    impossible. Biased, and only here to be compared with."""
     weights = scores.weights / scores.sum(scores.weights).clamp_min(TINY)[scores.targets.position]
     found = scores.sum(torch.xlogy(weights, weights) - weights * scores.soft.kept)
     return found * scores.temperature**2
@@ -66,12 +58,8 @@ def cross_entropy(logits: Float[Tensor, "N V"], gold: Int64[Tensor, " N"]) -> Fl
     return F.cross_entropy(logits, gold, reduction="none", ignore_index=NO_LABEL)
 
 
-def squared_error(logits: Float[Tensor, "N V"], targets: SparseTargets) -> Float[Tensor, " N"]:
-    """Mean over a position's entries whose logit is known of (teacher's - student's) squared (arXiv:2105.08919)."""
-    return _kept_squares(Scores(logits, targets), {})
-
-
 def _kept_squares(scores: Scores, _: Settings) -> Float[Tensor, " N"]:
+    """Over the entries whose logit is known."""
     theirs = scores.targets.logits
     assert theirs is not None  # the class of the loss has seen to it
     known = theirs.isfinite()

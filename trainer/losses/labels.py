@@ -11,7 +11,6 @@ from trainer.losses.divergences import mean_squared_error
 from trainer.losses.loss import Loss, Parameter, Settings
 from trainer.losses.scores import FLOOR, DenseScores, Scores
 from trainer.losses.serving import LABELS
-from trainer.losses.targets import NO_LABEL
 
 
 def binary_cross_entropy(
@@ -20,10 +19,6 @@ def binary_cross_entropy(
     """Mean over classes of the binary cross entropy in nats; 0 where there is no label."""
     each = F.binary_cross_entropy_with_logits(logits, gold, reduction="none").mean(-1)
     return torch.where(labelled, each, 0)
-
-
-def _has_gold(scores: Scores) -> Tensor:
-    return scores.targets.gold != NO_LABEL
 
 
 def _ce(scores: Scores, _: Settings) -> Float[Tensor, " N"]:
@@ -41,7 +36,7 @@ def _values(scores: DenseScores, _: Settings) -> Float[Tensor, " N"]:
 def _smoothed(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     epsilon, plain = float(settings["epsilon"]), scores.plain
     mean_log = (scores.logits - plain.logsumexp[:, None]).clamp_min(FLOOR).mean(-1)
-    return torch.where(_has_gold(scores), -(1 - epsilon) * plain.gold - epsilon * mean_log, 0)
+    return torch.where(scores.has_gold, -(1 - epsilon) * plain.gold - epsilon * mean_log, 0)
 
 
 def _smoothed_binary(scores: DenseScores, settings: Settings) -> Float[Tensor, " N"]:
@@ -55,13 +50,13 @@ def _symmetric(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     log_q = scores.plain.gold
     other = -float(settings["floor"]) * -torch.expm1(log_q)
     return float(settings["alpha"]) * -log_q + float(settings["beta"]) * torch.where(
-        _has_gold(scores), other, 0
+        scores.has_gold, other, 0
     )
 
 
 def _generalised(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     exponent = float(settings["q"])
-    return torch.where(_has_gold(scores), -torch.expm1(exponent * scores.plain.gold) / exponent, 0)
+    return torch.where(scores.has_gold, -torch.expm1(exponent * scores.plain.gold) / exponent, 0)
 
 
 LOSSES = (
@@ -92,8 +87,8 @@ LOSSES = (
         paper="arXiv:1908.06112",
         kind=LABELS,
         parameters={
-            "alpha": Parameter(default=0.1, low=0.0),
-            "beta": Parameter(default=1.0, low=0.0),
+            "alpha": Parameter.at_least_0(0.1),
+            "beta": Parameter.at_least_0(1.0),
             "floor": Parameter(default=-4.0, low=-100.0, high=0.0, beyond=True),
         },
         softmax=_symmetric,
@@ -104,7 +99,7 @@ LOSSES = (
         formula="(1 - q_gold^q) / q",
         paper="arXiv:1805.07836",
         kind=LABELS,
-        parameters={"q": Parameter(default=0.7, low=0.0, high=1.0, beyond=True)},
+        parameters={"q": Parameter.share(0.7)},
         softmax=_generalised,
         per="labelled",
     ),

@@ -43,6 +43,20 @@ class Parameter:
     choices: tuple[str, ...] = ()
     whole: bool = False
 
+    @classmethod
+    def share(cls, default: float) -> Parameter:
+        """Between 0 and 1, which are left out."""
+        return cls.between(default, 1.0)
+
+    @classmethod
+    def between(cls, default: float, high: float) -> Parameter:
+        """Above 0 and below a bound."""
+        return cls(default=default, low=0.0, high=high, beyond=True)
+
+    @classmethod
+    def at_least_0(cls, default: float) -> Parameter:
+        return cls(default=default, low=0.0)
+
     def read(self, name: str, text: str) -> Value:
         """The value that is written so.
 
@@ -150,7 +164,7 @@ class Loss:
     softens: bool = False
     """Whether the losses' temperature has a part in it."""
     passes: int = 0
-    """Passes over `[N, V]` beside the shared softmax and its gradient, for each position."""
+    """Sums over all ids, beside the softmax that terms of one temperature share; at most, over policies."""
     least_features: int = 1
     without_entropy: str = ""
     """What its value is where the teacher's entropy has a part in it and cannot be known."""

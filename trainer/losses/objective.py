@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from schemas.errors import UsageError
+from schemas.policies import KeepAll
 from schemas.spec import Spec
 from schemas.tasks import Score
 from trainer.losses.loss import PER, Asked, Loss, Parameter, Settings, Value
@@ -94,7 +95,11 @@ class Objective:
                 adversarial=_parse_adversarial(adversarial),
             )
         except ValueError as error:
-            raise UsageError("the losses are not as they should be", got=str(error)) from error
+            raise UsageError(
+                "the losses are not as they should be",
+                got=str(error),
+                do="See docs/losses.md for every loss and its parameters, docs/training.md for schedules",
+            ) from error
 
     @property
     def losses(self) -> tuple[Loss, ...]:
@@ -152,8 +157,10 @@ class Objective:
         return 1.0 if schedule is None or progress is None else schedule.factor(progress)
 
     def stored(self, spec: Spec) -> frozenset[str]:
-        """What the losses need of a position beside its entries, where the cache stores it."""
-        wanted = {name for loss in self.losses for name in loss.stores}
+        """What the losses need of a position beside its entries, where the cache stores it; where every score is kept
+        the gold id's is among them."""
+        keeps_all = isinstance(spec.keep, KeepAll)
+        wanted = {name for loss in self.losses for name in loss.stores if not (keeps_all and name == "gold")}
         own = spec.own_logits and any(loss.kind.own for loss in self.losses)
         return frozenset(wanted & set(spec.scalars)) | ({"own"} if own else set())
 

@@ -62,14 +62,12 @@ class Pointwise:
         found = scores.sum(self._f(scores.teacher_log, scores.soft.kept, numbers))
         if not with_tail:
             return found
-        has_tail = scores.num_kept < scores.logits.shape[-1]
         at_tail = self._f(scores.tail.log(), scores.soft.tail, numbers)
-        return found + torch.where(has_tail, at_tail, 0)
+        return found + torch.where(scores.has_tail, at_tail, 0)
 
     def _uniform(self, scores: Scores, numbers: Mapping[str, float]) -> Tensor:
         log_q = scores.dense_log()
-        others = (scores.logits.shape[-1] - scores.num_kept).clamp_min(1)
-        even = (scores.tail / others).log().clamp_min(FLOOR)[:, None].expand_as(log_q)
+        even = (scores.tail / scores.num_others).log().clamp_min(FLOOR)[:, None].expand_as(log_q)
         place = (scores.targets.position, scores.targets.ids)
         return self._f(even.index_put(place, scores.teacher_log), log_q, numbers).sum(-1)
 
@@ -128,21 +126,13 @@ def _entry(
     )
 
 
-def _share(default: float) -> Parameter:
-    return Parameter(default=default, low=0.0, high=1.0, beyond=True)
-
-
-def _power(default: float) -> Parameter:
-    return Parameter(default=default, low=0.0, high=10.0, beyond=True)
-
-
 LOSSES = (
     _entry(
         "jsd",
         "arXiv:2306.13649",
         "beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q",
         Pointwise(at=_jsd, zero=lambda n: (-(1 - n["beta"]) * math.log1p(-n["beta"]), 1.0)),
-        beta=_share(0.5),
+        beta=Parameter.share(0.5),
     ),
     _entry(
         "tvd",
@@ -161,14 +151,14 @@ LOSSES = (
         "arXiv:2402.03898",
         "KL(p || alpha p + (1 - alpha) q)",
         Pointwise(at=_skew_kl, zero=lambda _: (0.0, 1.0)),
-        alpha=_share(0.1),
+        alpha=Parameter.share(0.1),
     ),
     _entry(
         "skew_rkl",
         "arXiv:2402.03898",
         "KL(q || alpha q + (1 - alpha) p)",
         Pointwise(at=_skew_rkl, zero=lambda n: (-math.log(n["alpha"]), 1.0)),
-        alpha=_share(0.1),
+        alpha=Parameter.share(0.1),
     ),
     _entry(
         "alpha_beta",
@@ -179,8 +169,8 @@ LOSSES = (
             zero=lambda n: (1 / (n["alpha"] * (n["alpha"] + n["beta"])), n["alpha"] + n["beta"]),
         ),
         passes=1,
-        alpha=_power(0.2),
-        beta=_power(0.7),
+        alpha=Parameter.between(0.2, 10.0),
+        beta=Parameter.between(0.7, 10.0),
     ),
     _entry(
         "rkl",

@@ -22,11 +22,11 @@ _SMALL = 1e-8
 
 def _pld(scores: Scores, _: Settings) -> Float[Tensor, " N"]:
     """The teacher's ranking, the gold id before all: each choice weighs what the teacher gives it, and is a cross
-    entropy over what is left. Ids that are not kept are left to the end, and never chosen."""
-    targets, soft = scores.targets, scores.soft
-    found = apart(scores)
-    is_gold = (targets.ids == targets.gold[targets.position]) & found.has_gold[targets.position]
-    order = scores.padded(torch.where(is_gold, 2.0, scores.weights), -1.0).argsort(-1, descending=True)
+    entropy over what is left. Ids that are not kept are left to the end, and never chosen; what the teacher gives the
+    same stands as the cache has it, likeliest first before it was rounded."""
+    soft, is_gold, found = scores.soft, scores.is_gold, apart(scores)
+    first = scores.padded(torch.where(is_gold, 2.0, scores.weights), -1.0)
+    order = first.argsort(dim=-1, descending=True, stable=True)
     p = scores.padded(torch.where(is_gold, 0, scores.weights), 0.0).gather(-1, order)
     log_q = scores.padded(torch.where(is_gold, FLOOR, soft.kept), FLOOR).gather(-1, order)
     left = torch.cat([log_q, found.log_q_tail[:, None]], -1).flip(-1).logcumsumexp(-1).flip(-1)[:, :-1]
@@ -49,7 +49,7 @@ def _differences(theirs: Tensor, ours: Tensor, leader: Tensor, is_kept: Tensor, 
     k = min(k, theirs.shape[-1])
     if k < 2:
         return ours.sum(-1) * 0
-    places = leader.detach().topk(k, dim=-1).indices
+    places = leader.detach().argsort(dim=-1, descending=True, stable=True)[:, :k]
     first, second = torch.triu_indices(k, k, 1, device=ours.device)
     parts, valid = [], is_kept.gather(-1, places)[:, second]
     for logits in (theirs, ours):
@@ -63,8 +63,7 @@ def _differences(theirs: Tensor, ours: Tensor, leader: Tensor, is_kept: Tensor, 
 def _pearson(scores: Scores, _: Settings) -> Float[Tensor, " N"]:
     """1 - correlation over all V ids; what is not kept is taken to be flat, in the teacher."""
     width, soft = scores.logits.shape[-1], scores.soft
-    others = (width - scores.num_kept).clamp_min(1)
-    has_tail = scores.num_kept < width
+    others, has_tail = scores.num_others, scores.has_tail
     even = torch.where(has_tail, scores.tail / others, 0)
     p, q = scores.weights, soft.kept.exp()
     products = scores.sum(p * q) + torch.where(has_tail, even * soft.tail.exp(), 0) - 1 / width
@@ -79,13 +78,12 @@ def _adaptive(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     soft = scores.soft
     p, q = scores.weights, soft.kept.detach().exp()
     padded = scores.padded(p, 0.0)
-    ordered, places = padded.sort(-1, descending=True)
+    ordered, places = padded.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     gap = scores.padded((p - q).abs(), 0.0).gather(-1, places)
     is_head = before < float(settings["mu"])
     head = torch.where(is_head, gap, 0).sum(-1)
-    has_tail = scores.num_kept < scores.logits.shape[-1]
-    tail = torch.where(has_tail, (scores.tail - soft.tail.detach().exp()).abs(), 0)
+    tail = torch.where(scores.has_tail, (scores.tail - soft.tail.detach().exp()).abs(), 0)
     rest = torch.where(is_head, 0, gap).sum(-1) + tail
     share = head / (head + rest).clamp_min(TINY)
     return share * forward_kl(scores, _BUCKET) + (1 - share) * REVERSE_KL.softmax(scores, _BUCKET)
@@ -106,10 +104,6 @@ def _standard(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
     return centred / (variance.clamp_min(_SMALL**2).sqrt() + 1e-7)
 
 
-def _warm(default: float) -> Parameter:
-    return Parameter(default=default, low=0.0, high=1e6, beyond=True)
-
-
 LOSSES = (
     Loss(
         name="pld",
@@ -127,7 +121,10 @@ LOSSES = (
         formula="KL of softmax over z_i - z_j of the teacher's k largest, and of the student's k largest",
         paper="arXiv:2406.13555",
         kind=EXACT,
-        parameters={"k": Parameter(default=8.0, low=2.0, high=256.0, whole=True), "temperature": _warm(3.0)},
+        parameters={
+            "k": Parameter(default=8.0, low=2.0, high=256.0, whole=True),
+            "temperature": Parameter.between(3.0, 1e6),
+        },
         softmax=_bild,
     ),
     Loss(
@@ -137,14 +134,14 @@ LOSSES = (
         kind=EXACT,
         softmax=_pearson,
         softens=True,
-        passes=2,
+        passes=1,
     ),
     Loss(
         name="akl",
         formula="g KL(p || q) + (1 - g) KL(q || p), g the share of |p - q| in the head of mass mu",
         paper="arXiv:2404.02657",
         kind=EXACT,
-        parameters={"mu": Parameter(default=0.5, low=0.0, high=1.0, beyond=True)},
+        parameters={"mu": Parameter.share(0.5)},
         softmax=_adaptive,
         softens=True,
     ),
@@ -153,8 +150,8 @@ LOSSES = (
         formula="KL(softmax(s(z_p) / t) || softmax(s(z_q) / t)), s(z) = (z - mean z) / deviation of z",
         paper="arXiv:2403.01427",
         kind=WHOLE,
-        parameters={"temperature": _warm(2.0)},
+        parameters={"temperature": Parameter.between(2.0, 1e6)},
         softmax=_standardised,
-        passes=4,
+        passes=7,
     ),
 )

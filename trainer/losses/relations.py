@@ -142,7 +142,7 @@ LOSSES = (
         "mean (K_h - K_t)^2, K the Gaussian kernel of the batch, by its series up to order",
         "arXiv:1904.01802",
         _correlation,
-        gamma=Parameter(default=0.4, low=0.0, high=100.0, beyond=True),
+        gamma=Parameter.between(0.4, 100.0),
         order=Parameter(default=2.0, low=1.0, high=20.0, whole=True),
     ),
     Loss(

@@ -50,11 +50,12 @@ class Schedule:
         return f"{self.shape}:{self.first:g}:{self.second:g}"
 
     def factor(self, progress: float) -> float:
-        """At a share of the steps, from 0 on and below 1."""
+        """At a share of the steps, from 0 to 1."""
         if self.shape == "linear":
             return self.first + (self.second - self.first) * progress
         if self.shape == "cosine":
             return self.second + (self.first - self.second) * (1 + math.cos(math.pi * progress)) / 2
         if progress < self.first:
             return progress / self.first
-        return 1.0 if progress < self.second else (1 - progress) / (1 - self.second)
+        falls = self.second < 1 and progress >= self.second
+        return (1 - progress) / (1 - self.second) if falls else 1.0

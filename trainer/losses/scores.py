@@ -3,8 +3,8 @@
 One softmax a temperature gives the log-probabilities of the kept entries, of the gold id and of the tail, with one
 analytic gradient: with g the gradients of these and `q = softmax(z)`, `dL/dz = sum of g at its id - q * sum g`, and on
 the tail `q g_tail / q_tail` more. So a term costs a few numbers an entry, and the `[N, V]` work is that of one softmax
-however many terms there are. Sums over all of V beyond that (`power_sum`) each cost a pass, and a loss says that it
-has one.
+a temperature however many terms there are. Sums over all of V beyond that (`power_sum`) each cost a pass, and a loss
+says how many it has.
 
 The tail's mass is summed over the tail itself, not taken as `1 - sum q`: a student that is nearly sure keeps an exact
 gradient. Gradients of gradients are not available.
@@ -16,7 +16,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from trainer.losses.targets import NO_LABEL, TINY, DenseTargets, SparseTargets, segment_sum
@@ -113,6 +113,26 @@ class Scores:
             return self.weights.log().clamp_min(FLOOR)
         found = self.targets.logprobs if self.targets.softened is None else self.targets.softened
         return found.to(self.logits.dtype).clamp_min(FLOOR)
+
+    @property
+    def has_gold(self) -> Bool[Tensor, " N"]:
+        """Whether the corpus labels a position."""
+        return self.targets.gold != NO_LABEL
+
+    @property
+    def is_gold(self) -> Bool[Tensor, " E"]:
+        """Which entries are their position's gold id."""
+        return self.targets.ids == self.targets.gold[self.targets.position]
+
+    @property
+    def num_others(self) -> Int64[Tensor, " N"]:
+        """The student's ids that are not kept, at least 1: a divisor."""
+        return (self.logits.shape[-1] - self.num_kept).clamp_min(1)
+
+    @property
+    def has_tail(self) -> Bool[Tensor, " N"]:
+        """Whether a position lacks some of the student's ids."""
+        return self.num_kept < self.logits.shape[-1]
 
     @property
     def num_kept(self) -> Int64[Tensor, " N"]:

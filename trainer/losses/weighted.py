@@ -20,8 +20,8 @@ def _brier(scores: Scores, _: Settings) -> Float[Tensor, " N"]:
     soft, p, q = scores.soft, scores.weights, scores.soft.kept.exp()
     if not scores.targets.drawn:
         at_tail = (scores.tail - soft.tail.exp()).square()
-        has_tail = scores.num_kept < scores.logits.shape[-1]
-        return (scores.sum((p - q).square()) + torch.where(has_tail, at_tail, 0)) * scores.temperature**2
+        at_tail = torch.where(scores.has_tail, at_tail, 0)
+        return (scores.sum((p - q).square()) + at_tail) * scores.temperature**2
     return (scores.power_sum(2.0) - 2 * scores.sum(p * q)) * scores.temperature**2
 
 
@@ -58,7 +58,7 @@ def _teacher_unsure(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     return _above(teacher_entropy(scores), scores, settings)
 
 
-_NATS = {"nats": Parameter(default=1.0, low=0.0), "tail": TAIL}
+_NATS = {"nats": Parameter.at_least_0(1.0), "tail": TAIL}
 LOSSES = (
     Loss(
         name="brier",

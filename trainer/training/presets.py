@@ -48,5 +48,10 @@ def preset(name: str) -> Preset:
         UsageError: there is none.
     """
     if name not in PRESETS:
-        raise UsageError("--preset names no recipe", expected=", ".join(PRESETS), got=name)
+        raise UsageError(
+            "--preset names no recipe",
+            expected=", ".join(PRESETS),
+            got=name,
+            do="Name one of these, or say its losses with --losses",
+        )
     return PRESETS[name]

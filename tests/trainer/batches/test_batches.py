@@ -149,3 +149,12 @@ def test_moving_reaches_every_tensor_but_the_counts(causal_cache: Cache) -> None
 def test_nonsense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         Collation(**({"student_vocab": 5, "pad_id": 0} | wrong))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stored", ["gold", "own"])
+def test_what_is_stored_is_not_told_at_a_temperature_that_is_not_declared(
+    causal_cache: Cache, stored: str
+) -> None:
+    collation = Collation(student_vocab=VOCAB, pad_id=0, temperature=3.0, stored=frozenset({stored}))
+    with pytest.raises(ValueError, match=r"declares \(1.0, 2.0\), but got temperature 3"):
+        collation.batch(some_rows(causal_cache))

@@ -25,8 +25,7 @@ from tests.trainer.draws import (
 from tests.trainer.tiny import VOCAB, make_llama
 from trainer.batches.collate import Collation
 from trainer.evaluation.evaluation import EvaluateConfig, evaluate
-from trainer.losses.divergences import kl_of_kept, squared_error
-from trainer.losses.objective import Objective
+from trainer.losses.objective import Objective, position_losses
 from trainer.losses.targets import SparseTargets
 from trainer.losses.unbiasedness import bias_lines
 from trainer.metrics.tokens import first_ids
@@ -87,13 +86,14 @@ def test_squared_error_goes_over_the_logits_that_are_known() -> None:
     known = ~targets.logits.isnan()
     assert 0 < known.sum() < len(known)
     z = student[:1].expand(len(targets.tail), -1)
-    squared_error(z, targets).sum().backward()
+    (found,) = position_losses(["mse_logits"], z, targets, temperature=1.0, score="softmax")
+    found.sum().backward()
     assert student.grad is not None
     assert student.grad.isfinite().all()
     n = targets.position[known]
     difference = (z[n, targets.ids[known]] - targets.logits[known]).square()
     means = [difference[n == i].mean() for i in range(len(targets.tail))]
-    torch.testing.assert_close(squared_error(z, targets), torch.stack(means))
+    torch.testing.assert_close(found, torch.stack(means))
 
 
 def test_an_undeclared_temperature_is_refused() -> None:
@@ -134,7 +134,8 @@ def test_kl_of_kept_is_that_of_a_cut_teacher_to_the_whole_student() -> None:
     )
     share = weights / weights.sum()
     dense = (share * (share.log() - student.log_softmax(-1)[0, ids])).sum()
-    torch.testing.assert_close(kl_of_kept(student, targets, 1.0)[0], dense)
+    (found,) = position_losses(["kl_kept"], student, targets, temperature=1.0, score="softmax")
+    torch.testing.assert_close(found[0], dense)
     Objective.parse(["kl_kept"], 3.0).check(causal_spec(TopK(k=4)))
 
 

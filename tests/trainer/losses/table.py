@@ -23,7 +23,8 @@ its name, and once, before the first step, whether it is exact, unbiased or bias
 cannot serve is refused before any training, with what to do.
 
 p is the teacher's distribution, q the student's, both at `--temperature` where the loss softens; sums go over all V.
-Losses that soften are multiplied by the square of the temperature, so that their weights keep their meaning. h is the
+Losses that soften are multiplied by the square of the temperature, so that their weights keep their meaning; of `nkd`
+the part that its formula says. h is the
 student's pooled state, projected to the teacher's width where that is needed, and t the teacher's. `tail` says what a
 cut distribution's rest is taken for: one more outcome (`bucket`), nothing (`ignore`), or spread evenly (`uniform`).
 
@@ -33,9 +34,11 @@ cut distribution's rest is taken for: one more outcome (`bucket`), nothing (`ign
 |---|---|
 """
 COST = """
-**Cost.** All terms share one softmax of a chunk of positions and its gradient, made in the fused pass with the head;
-peak extra memory is that of a chunk. A term costs a few numbers a kept entry, and beside that as many passes over the
-chunk's logits as the column says; `benchmarks/loss.py` measures it.
+**Cost.** All terms at one temperature share one softmax of a chunk of positions and its gradient, made in the fused
+pass with the head; with `--temperature` those at temperature 1 (`ce` and its kin) share a second. Peak extra memory is
+that of a few chunks. A term costs a few numbers a kept entry, and beside that as many sums over all V ids of the chunk,
+with their gradients, as the column `passes` says (`brier` and `alpha_beta` only where entries are drawn);
+`tail=uniform` costs one more. `benchmarks/loss.py` measures it.
 """
 
 

@@ -79,6 +79,18 @@ def test_an_id_that_the_student_rules_out(name: str, k: int, tail: str) -> None:
     assert not z.grad.isnan().any()
 
 
+@pytest.mark.parametrize("name", ["pld", "bild", "akl"])
+def test_what_the_teacher_gives_the_same_ranks_as_the_cache_has_it(name: str) -> None:
+    """Its codes are rounded, and it keeps the likeliest first: the ranking before they were."""
+    width = 64
+    teacher = logits(0, rows=2, width=width).sort(-1, descending=True).values / 1e12
+    targets = targets_of(teacher, width)
+    flat = torch.full_like(targets.weights, 1 / width)
+    equal = replace(targets, weights=flat, logprobs=flat.log())
+    student = logits(1, rows=2, width=width)
+    torch.testing.assert_close(found_of(name, student, equal), found_of(name, student, targets))
+
+
 @pytest.mark.parametrize("width", [1, 2])
 @pytest.mark.parametrize("name", HEAD)
 def test_one_class_one_position(name: str, width: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from schemas.policies import Threshold
 from tests.trainer.draws import SMALL, every_draw, rows_of_draws, sampling_spec, shaped
@@ -17,7 +19,7 @@ from trainer.batches.collate import Collation
 from trainer.losses.fused import fused_loss
 from trainer.losses.objective import Objective, position_losses
 from trainer.losses.registry import LOSSES
-from trainer.losses.serving import LABELS, refusal
+from trainer.losses.serving import LABELS, WHOLE, refusal
 from trainer.losses.targets import DenseTargets, SparseTargets
 from trainer.models.heads import Head, LogitTransform
 
@@ -218,6 +220,51 @@ def test_the_order_of_entries_does_not_matter(name: str, k: int) -> None:
     )
     assert not torch.equal(shuffled.ids, targets.ids)
     torch.testing.assert_close(found_of(name, student, shuffled, 2.0), found_of(name, student, targets, 2.0))
+
+
+class Counted(TorchDispatchMode):
+    """How often each operation has an operand as wide as the vocabulary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+        if any(isinstance(one, Tensor) and one.shape == (N, V) for one in given):
+            self.calls[operation.overloadpacket.__name__] += 1
+        return operation(*given, **(named or {}))
+
+    @property
+    def sums(self) -> int:
+        return sum(self.calls[name] for name in ("sum", "mean", "_log_softmax"))
+
+
+def sums_of(name: str, k: int, *, drawn: bool = False, **settings: Any) -> int:
+    """Beyond what a loss of kept entries and the tail takes."""
+    found = []
+    for each, told in (("rkl", {}), (name, settings)):
+        targets = replace(targets_of(logits(0), k), drawn=drawn and each == name)
+        with Counted() as counted:
+            found_of(each, logits(1).requires_grad_(), targets, **told)
+        assert counted.calls["_softmax"] <= 1
+        found.append(counted.sums)
+    return found[1] - found[0] + (drawn and k < V)  # of draws there is no tail to sum
+
+
+@pytest.mark.parametrize("name", HEAD)
+def test_its_passes_are_the_sums_that_it_takes(name: str) -> None:
+    k = V if LOSSES[name].kind is WHOLE else 4
+    most = [sums_of(name, k), *([sums_of(name, k, drawn=True)] if name in DRAWN else [])]
+    assert max(most) == LOSSES[name].passes
+    if name in TAILED:
+        assert sums_of(name, k, tail="uniform") <= sums_of(name, k) + 1
+
+
+def test_all_terms_take_one_softmax_a_temperature() -> None:
+    targets, student = targets_of(logits(0), V, 2.0), logits(1).requires_grad_()
+    with Counted() as counted:
+        position_losses(HEAD, student, targets, temperature=2.0, score="softmax")
+    assert counted.calls["_softmax"] == 2
 
 
 @pytest.mark.parametrize("k", [4, V])

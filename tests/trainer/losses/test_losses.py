@@ -13,10 +13,10 @@ from trainer.losses.divergences import (
     cross_entropy,
     kl_divergence,
     mean_squared_error,
-    squared_error,
 )
 from trainer.losses.features import feature_distance
 from trainer.losses.labels import binary_cross_entropy
+from trainer.losses.objective import position_losses
 from trainer.losses.targets import NO_LABEL, SparseTargets
 
 N, V = 7, 23
@@ -148,18 +148,13 @@ def test_a_whole_position_needs_no_normaliser() -> None:
     assert not tail.any()
 
 
-def test_squared_error_with_all_entries_is_the_dense_one() -> None:
-    teacher, student = logits(0), logits(1)
-    found = squared_error(student, sparse(teacher, V))
-    torch.testing.assert_close(found.mean(), F.mse_loss(student, teacher))
-
-
 def test_squared_error_is_a_mean_over_kept_entries() -> None:
     teacher, student = logits(0), logits(1)
     targets = sparse(teacher, 3)
     kept = targets.ids.reshape(N, 3)
     dense = (student - teacher).square().gather(-1, kept).mean(-1)
-    torch.testing.assert_close(squared_error(student, targets), dense)
+    (found,) = position_losses(["mse_logits"], student, targets, temperature=1.0, score="softmax")
+    torch.testing.assert_close(found, dense)
 
 
 def test_cross_entropy_leaves_out_what_has_no_label() -> None:

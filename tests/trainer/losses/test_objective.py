@@ -88,6 +88,14 @@ def test_all_that_logits_of_draws_lack_is_said_at_once(
     objective.check(replace(draws, scalars=("gold", "logsumexp"), own_logits=True))
 
 
+def test_where_every_score_is_kept_the_gold_ids_is_among_them() -> None:
+    """So it is known at any temperature; what is stored beside it is that of the declared ones."""
+    objective = Objective.parse(["dkd"], 3.0)
+    objective.check(causal_spec(KeepAll()))
+    assert objective.stored(causal_spec(KeepAll())) == frozenset()
+    assert Objective.parse(["dkd"]).stored(causal_spec()) == {"gold"}
+
+
 def test_features_must_be_in_the_cache() -> None:
     with pytest.raises(StudentError, match="--features"):
         Objective.parse(["feature"]).check(causal_spec(features=()))

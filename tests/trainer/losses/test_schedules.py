@@ -22,17 +22,20 @@ from trainer.training.distiller import Distiller
 @pytest.mark.parametrize(
     ("text", "factors"),
     [
-        ("linear:1:0", [1, 0.75, 0.5, 0.25]),
-        ("linear:0:2", [0, 0.5, 1, 1.5]),
-        ("cosine:1:0", [(1 + math.cos(math.pi * share)) / 2 for share in (0, 0.25, 0.5, 0.75)]),
-        ("hold:0.5:0.5", [0, 0.5, 1, 0.5]),
-        ("hold:0:1", [1, 1, 1, 1]),
-        ("hold:0.25:0.75", [0, 1, 1, 1]),
+        ("linear:1:0", [1, 0.75, 0.5, 0.25, 0]),
+        ("linear:0:2", [0, 0.5, 1, 1.5, 2]),
+        ("cosine:1:0", [(1 + math.cos(math.pi * share)) / 2 for share in (0, 0.25, 0.5, 0.75, 1)]),
+        ("hold:0.5:0.5", [0, 0.5, 1, 0.5, 0]),
+        ("hold:0:1", [1, 1, 1, 1, 1]),
+        ("hold:0.25:0.75", [0, 1, 1, 1, 0]),
+        ("hold:0.5:1", [0, 0.5, 1, 1, 1]),
+        ("hold:1:1", [0, 0.25, 0.5, 0.75, 1]),
+        ("hold:0:0", [1, 0.75, 0.5, 0.25, 0]),
     ],
 )
 def test_factors(text: str, factors: list[float]) -> None:
     schedule = Schedule.parse(text)
-    assert [schedule.factor(share) for share in (0.0, 0.25, 0.5, 0.75)] == pytest.approx(factors)
+    assert [schedule.factor(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(factors)
     assert Schedule.parse(str(schedule)) == schedule
 
 
