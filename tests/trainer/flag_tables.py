@@ -24,6 +24,7 @@ TRAIN: Mapping[str, Case] = {
     "load_in_4bit": Case("true", "true", "--lora r=8 --student base"),
     "temperature": Case("2", "0"),
     "feature_loss": Case("cosine", "cosine", ""),
+    "temperature_schedule": Case("linear:1:0", "linear:1", "--temperature 2"),
     "loss_schedule": Case("kl=linear:1:0", "kl=bent:1:0"),
     "adversarial": Case("fgm=0.5", "fgm=0"),
     "preset": Case("hinton", "hintom"),

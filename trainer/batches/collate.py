@@ -25,6 +25,7 @@ from trainer.batches.packing import Layout, Packed, Packing, Stacked
 from trainer.batches.pool import Pool
 from trainer.batches.stored import with_stored
 from trainer.batches.targets import dense_targets, gold_ids, sparse_targets
+from trainer.losses.schedules import Warmth
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
 
 
@@ -52,6 +53,8 @@ class Batch:
     beyond: float | None
     """Teacher's mass on ids that the student does not have, summed over the positions; None if it has them all.
     A sampling policy's is an estimate, at the losses' temperature."""
+    temperature: float = 1.0
+    """Of the targets: what the losses' is."""
     packed: Packed | None = None
     """What keeps several examples in one row apart; None where each has its own."""
 
@@ -122,6 +125,8 @@ class Collation:
     """V of the student's head. Teacher's entries beyond it go to the tail, or are left out where there is none."""
     pad_id: int
     temperature: float = 1.0
+    warmth: Warmth | None = None
+    """How the temperature changes by step; None where it stays."""
     features: tuple[Feature, ...] = ()
     """Features that the losses need; others are not decoded."""
     stored: frozenset[str] = frozenset()
@@ -139,6 +144,10 @@ class Collation:
             raise ValueError(f"temperature must be above 0, but got {self.temperature}")
         if self.student_vocab < 1 or self.pad_id < 0:
             raise ValueError(f"no vocabulary: size {self.student_vocab}, padding id {self.pad_id}")
+
+    def at(self, step: int) -> Collation:
+        """For the batches of one step."""
+        return self if self.warmth is None else replace(self, temperature=self.warmth.at(step), warmth=None)
 
     def batch(self, rows: Rows) -> Batch:
         """The batch of these rows, in their order.
@@ -191,6 +200,7 @@ class Collation:
                 **own,
                 row=row[begin:end],
                 token=token[begin:end],
+                temperature=self.temperature,
                 features=tuple(feature[first:last] for feature in features),
                 **targets.cut(slice(begin, end), last - first),
             )

@@ -99,6 +99,8 @@ class Asked(NamedTuple):
     settings: Settings
     temperature: float
     spec: Spec
+    warms: bool = False
+    """Whether the temperature changes by step, and so takes values that no cache declares."""
 
     def error(self, said: str, *, expected: str | None = None, got: Any = None, do: str) -> StudentError:
         """What is wrong with it: `said` follows the loss's name."""

@@ -21,7 +21,7 @@ from schemas.spec import Spec
 from schemas.tasks import Score
 from trainer.losses.loss import PER, Asked, Loss, Parameter, Settings, Value
 from trainer.losses.registry import LOSSES
-from trainer.losses.schedules import Schedule
+from trainer.losses.schedules import Schedule, Warmth
 from trainer.losses.scores import DenseScores, Scores
 from trainer.losses.serving import refusal
 from trainer.losses.targets import DenseTargets, SparseTargets
@@ -37,6 +37,8 @@ class Objective:
     """Parameters that are not the loss's default, by loss."""
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     """How weights change in the course of a run, by loss."""
+    temperature_schedule: Schedule | None = None
+    """How the temperature changes in the course of a run, from or to 1."""
     adversarial: float = 0.0
     """How far FGM moves a row's embeddings; 0 is not at all."""
 
@@ -52,6 +54,10 @@ class Objective:
             raise ValueError("at least one loss needs a weight above 0")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be above 0, but got {self.temperature}")
+        if self.temperature_schedule is not None:
+            _ = self.warmth(1)
+            if not self.softens:
+                raise ValueError("a schedule of the temperature has no effect without a loss that softens")
         for name in self.schedules:
             if not self.weights.get(name):
                 raise ValueError(f"a schedule of {name} has no effect: it is no loss, or its weight is 0")
@@ -62,8 +68,10 @@ class Objective:
         losses: Sequence[str],
         temperature: float = 1.0,
         feature_loss: str = "mse",
+        *,
         schedules: Sequence[str] = (),
         adversarial: str | None = None,
+        temperature_schedule: str | None = None,
     ) -> Objective:
         """From `["kl=1.0", "jsd=0.5,beta=0.3"]`; `feature_loss` is another way to say `feature`'s distance. Schedules
         are `["ce=linear:1:0"]`, and what is adversarial is `fgm=1.0`.
@@ -92,6 +100,9 @@ class Objective:
                 temperature=temperature,
                 settings=settings,
                 schedules=planned,
+                temperature_schedule=None
+                if temperature_schedule is None
+                else Schedule.parse(temperature_schedule),
                 adversarial=_parse_adversarial(adversarial),
             )
         except ValueError as error:
@@ -149,12 +160,19 @@ class Objective:
             if (name, key) != ("feature", "distance")
         }
         told |= {"adversarial fgm": self.adversarial} if self.adversarial else {}
+        told |= {"temperature schedule": str(self.temperature_schedule)} if self.temperature_schedule else {}
         return told | {f"{name} schedule": str(schedule) for name, schedule in self.schedules.items()}
 
     def factor(self, name: str, progress: float | None) -> float:
         """Of a loss's weight at a share of the steps; 1 outside training."""
         schedule = self.schedules.get(name)
         return 1.0 if schedule is None or progress is None else schedule.factor(progress)
+
+    def warmth(self, steps: int) -> Warmth | None:
+        """The temperature by step in a run of so many; None where it stays."""
+        if self.temperature_schedule is None:
+            return None
+        return Warmth(temperature=self.temperature, schedule=self.temperature_schedule, steps=steps)
 
     def stored(self, spec: Spec) -> frozenset[str]:
         """What the losses need of a position beside its entries, where the cache stores it; where every score is kept
@@ -166,7 +184,8 @@ class Objective:
 
     def asked(self, name: str, spec: Spec) -> Asked:
         """One of the losses, and the cache that is to serve it."""
-        return Asked(LOSSES[name], self.settings_of(name), self.temperature, spec)
+        warms = self.temperature_schedule is not None
+        return Asked(LOSSES[name], self.settings_of(name), self.temperature, spec, warms)
 
     def check(self, spec: Spec) -> None:
         """Whether a cache of this spec can serve the losses.

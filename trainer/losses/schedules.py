@@ -1,4 +1,5 @@
-"""How a loss's weight changes in the course of a run: by a factor, a pure function of the share of steps taken.
+"""How a loss's weight changes in the course of a run, by a factor that is a pure function of the share of steps taken;
+and how the temperature does, which goes between 1, where that is 0, and its own, where it is 1.
 
 * `linear:A:B`, `cosine:A:B`: from A at the first step to B at the last
 * `hold:W:D`: rises from 0 to 1 over the share W of the steps, stays, and from the share D on falls to 0
@@ -49,6 +50,11 @@ class Schedule:
     def __str__(self) -> str:
         return f"{self.shape}:{self.first:g}:{self.second:g}"
 
+    @property
+    def most(self) -> float:
+        """The largest factor."""
+        return 1.0 if self.shape == "hold" else max(self.first, self.second)
+
     def factor(self, progress: float) -> float:
         """At a share of the steps, from 0 to 1."""
         if self.shape == "linear":
@@ -59,3 +65,26 @@ class Schedule:
             return progress / self.first
         falls = self.second < 1 and progress >= self.second
         return (1 - progress) / (1 - self.second) if falls else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmth:
+    """A temperature that changes in the course of so many steps."""
+
+    temperature: float
+    schedule: Schedule
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.temperature == 1:
+            raise ValueError(f"a schedule goes between 1 and another temperature, but got {self.temperature}")
+        if self.steps < 1:
+            raise ValueError(f"a schedule needs steps, but got {self.steps}")
+        if self.schedule.most > 1:
+            raise ValueError(
+                f"the temperature goes between 1 and its own: factors are at most 1, but got {self.schedule}"
+            )
+
+    def at(self, step: int) -> float:
+        """At a step, the first of which is 0; beyond the last as there."""
+        return 1 + (self.temperature - 1) * self.schedule.factor(min(1.0, step / self.steps))

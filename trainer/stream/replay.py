@@ -11,6 +11,7 @@ so the skipping with which transformers resumes skips integers, and no data.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +91,10 @@ class Share:
         """This rank's batches of one epoch."""
         return (Address(epoch, number) for number in range(self.num_batches(order)))
 
+    def step(self, order: Order, address: Address) -> int:
+        """Which of the run's steps a batch is of, from 0."""
+        return address.epoch * order.num_steps + address.number // self.batches_a_step(order)
+
     def after(self, order: Order, address: Address) -> Address:
         """The batch that this rank takes next."""
         if address.number + 1 < self.num_batches(order):
@@ -130,10 +135,12 @@ def read_batches(
             rows = run.rows
             if whole is None:
                 rows, whole = _any_row(sides, order), np.zeros(1, np.int64)
-            cuts = [(address, cut) for address, cut in cuts if address >= start]
-            batches = collation.each(rows, [cut if len(cut) else whole for _, cut in cuts])
-            for (address, cut), batch in zip(cuts, batches, strict=True):
-                yield address, batch if len(cut) else batch.weightless()
+            left = [(address, cut) for address, cut in cuts if address >= start]
+            for at, some in itertools.groupby(left, lambda cut: collation.at(share.step(order, cut[0]))):
+                cuts = list(some)
+                batches = at.each(rows, [cut if len(cut) else whole for _, cut in cuts])
+                for (address, cut), batch in zip(cuts, batches, strict=True):
+                    yield address, batch if len(cut) else batch.weightless()
     finally:
         runs.close()
 

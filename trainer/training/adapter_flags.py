@@ -19,10 +19,9 @@ class AdapterFlags:
     lora: list[str] | None = field(
         default=None,
         metadata={
-            "help": "NAME=VALUE ...: train LoRA adapters and leave the student's own weights as they are, for a large "
-            "student on one card. r (16), alpha (2 r), dropout (0), targets (all-linear; or names of layers, as "
-            "q_proj,v_proj). What is saved is the adapter, as PEFT saves it; --student is a model folder or hub name. "
-            "Needs teachonce[lora]."
+            "help": "NAME=VALUE ...: train LoRA adapters and leave the student's own weights as they are. r (16), "
+            "alpha (2 r), dropout (0), targets (all-linear; or names of layers, as q_proj,v_proj). Saved as PEFT saves "
+            "it. Needs teachonce[lora]."
         },
     )
     load_in_4bit: bool = field(

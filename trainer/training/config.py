@@ -44,29 +44,33 @@ class TrainConfig(AdapterFlags):
     losses: list[str] | None = field(
         default=None,
         metadata={
-            "help": "NAME=WEIGHT[,PARAMETER=VALUE...] ...: kl (from the teacher), ce (the corpus's own labels), "
-            "jsd=1,beta=0.3, feature (pooled hidden states) and all others of docs/losses.md. Each is logged, also "
-            "with weight 0. [kl=1.0]"
+            "help": "NAME=WEIGHT[,PARAMETER=VALUE...] ... of docs/losses.md: kl (from the teacher), ce (the corpus's "
+            "own labels), jsd=1,beta=0.3, feature (pooled states). [kl=1.0]"
         },
     )
     temperature: float | None = field(
         default=None,
         metadata={"help": "Of kl and its kin, times its square. The cache must have declared it. [1]"},
     )
+    temperature_schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "SHAPE, by which the temperature goes between 1 (factor 0) and --temperature (factor 1). Needs a "
+            "cache with --keep all."
+        },
+    )
     feature_loss: str | None = field(default=None, metadata={"help": "mse or cosine. [mse]"})
     loss_schedule: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "NAME=SHAPE ...: a loss's weight times a factor that changes by step. linear:1:0 and cosine:1:0 go "
-            "from one factor to another; hold:0.1:0.8 rises over a tenth of the steps and falls from eight tenths on. "
-            "Evaluations take the weight itself.",
+            "help": "NAME=SHAPE ...: a loss's weight times a factor by step. linear:1:0 and cosine:1:0 go from one to "
+            "another; hold:0.1:0.8 rises over a tenth of the steps and falls from eight tenths on.",
         },
     )
     adversarial: str | None = field(
         default=None,
         metadata={
-            "help": "fgm=EPSILON: the losses once more on embeddings that are moved so far where they grow most. Costs "
-            "a forward and two backward passes a step."
+            "help": "fgm=EPSILON: the losses once more on embeddings that are moved so far where they grow most."
         },
     )
     preset: str | None = field(
@@ -187,8 +191,9 @@ class TrainConfig(AdapterFlags):
             self.losses,
             self.temperature,
             self.feature_loss or "mse",
-            self.loss_schedule,
-            self.adversarial,
+            schedules=self.loss_schedule,
+            adversarial=self.adversarial,
+            temperature_schedule=self.temperature_schedule,
         )
 
 

@@ -124,16 +124,17 @@ class Distiller(nn.Module):
             losses = [found.loss, *[found.loss.new_zeros(())] * (len(names) - 1)]
         else:
             assert ran.logits is not None
-            parts = self._losses(batch.at_positions(ran.logits).float(), batch.targets).sum(-1) / divisors
+            logits = batch.at_positions(ran.logits).float()
+            parts = self._losses(logits, batch.targets, batch.temperature).sum(-1) / divisors
             losses = list(parts * weights)
         return {name: (loss, part) for name, loss, part in zip(names, losses, parts, strict=True)}
 
-    def _losses(self, logits: Tensor, targets: Any, *, once: bool = False) -> Tensor:
+    def _losses(self, logits: Tensor, targets: Any, temperature: float, *, once: bool = False) -> Tensor:
         return position_losses(
             self.objective.head_losses,
             logits,
             targets,
-            temperature=self.objective.temperature,
+            temperature=temperature,
             score=self.score,
             settings=self.objective.settings,
             once=once,
@@ -183,4 +184,4 @@ class _Terms:
         targets, offsets = self._batch.targets, self._batch.entry_offsets
         assert isinstance(targets, SparseTargets)
         part = targets.chunk(first, last, slice(int(offsets[first]), int(offsets[last])))
-        return self._distiller._losses(logits, part, once=True).sum(-1)
+        return self._distiller._losses(logits, part, self._batch.temperature, once=True).sum(-1)

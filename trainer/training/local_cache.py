@@ -10,8 +10,8 @@ from schemas.storage.local_copies import LocalCopies
 
 GB_DEFAULT = 50.0
 HELP = (
-    "A folder of this machine in which the shards of a cache at s3://, gs:// or az:// are kept as they are read, for "
-    "later epochs and later runs; several may share it."
+    "A folder in which the shards of a cache at s3://, gs:// or az:// are kept as they are read, for later epochs and "
+    "runs; several may share it."
 )
 GB_HELP = "Most that --local_cache holds, in 10^9 bytes; the least recently used goes first."
 

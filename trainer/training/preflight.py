@@ -15,7 +15,7 @@ import torch
 from schemas.errors import StudentError, TeachonceError, TrainingError, UsageError, one_line
 from schemas.spec import Spec
 from trainer.checkpoints.records import Manifest
-from trainer.stream.replay import Replay
+from trainer.stream.order import Order
 from trainer.training.arguments import StudentArguments
 from trainer.training.settings import FOLLOWS_METRICS, word
 
@@ -44,11 +44,11 @@ def on_main(arguments: StudentArguments, function: Callable[[], T]) -> T:
     return found
 
 
-def total_steps(arguments: StudentArguments, training: Replay) -> int:
+def total_steps(arguments: StudentArguments, order: Order) -> int:
     """Optimizer steps in all, as transformers counts them."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    return math.ceil(float(arguments.num_train_epochs) * training.order.num_steps)
+    return math.ceil(float(arguments.num_train_epochs) * order.num_steps)
 
 
 def check_total(manifest: Manifest, total: int) -> None:

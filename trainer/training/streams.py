@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from schemas.cache import Cache
@@ -21,6 +22,7 @@ from trainer.students.students import Student
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
 from trainer.training.local_cache import local_copies
+from trainer.training.preflight import total_steps
 
 
 class Opened(NamedTuple):
@@ -175,6 +177,8 @@ def _replay(
         seed=stream_seed(arguments),
         shuffled=not is_eval,
     )
+    if not is_eval:
+        collation = replace(collation, warmth=config.objective.warmth(total_steps(arguments, order)))
     share = Share(batch_size=size, rank=arguments.process_index, world_size=arguments.world_size)
     pinned = arguments.device.type == "cuda" and arguments.dataloader_pin_memory
     if shared is None:

@@ -135,7 +135,7 @@ def distil(
     training, evaluation = make_replays(
         config, arguments, opened, student, None if company is None else company.sides
     )
-    total = total_steps(arguments, training)
+    total = total_steps(arguments, training.order)
     run = on_main(arguments, lambda: new_run() if before is None else before.run)
     record = make_record(config, arguments, opened, student, run)
     if beginning.manifest is not None:
