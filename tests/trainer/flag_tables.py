@@ -26,6 +26,7 @@ TRAIN: Mapping[str, Case] = {
     "feature_loss": Case("cosine", "cosine", ""),
     "temperature_schedule": Case("linear:1:0", "linear:1", "--temperature 2"),
     "loss_schedule": Case("kl=linear:1:0", "kl=bent:1:0"),
+    "stages": Case("kl=1", "share=2 kl=1", "--stages 'share=0.5 ce=1'"),
     "adversarial": Case("fgm=0.5", "fgm=0"),
     "preset": Case("hinton", "hintom"),
     "eval_fraction": Case("0.3", "1"),

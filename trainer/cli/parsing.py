@@ -17,6 +17,8 @@ from schemas.errors import TeachonceError, UsageError, one_line
 HELP_ALL = "--help_all"
 _MOST_BYTES = 2**24
 """Of a file of flags."""
+_OF_WORDS = ("stages",)
+"""Lists whose items may be mappings."""
 _OFF_IS_NO = ("eval_strategy", "save_strategy", "logging_strategy", "include_num_input_tokens_seen")
 
 
@@ -168,12 +170,29 @@ class _Told(NamedTuple):
         if isinstance(value, dict):
             found = [f"{name}={self._value(item)}" for name, item in value.items()]
         elif isinstance(value, list):
-            found = [self._scalar(item) for item in value]
+            found = [self._words(item) for item in value]
         else:
             found = [self._scalar(value)] if self.is_path else self._scalar(value).split()
         if not found:
             raise self._wrong("at least one value", value)
         return found
+
+    def _words(self, item: Any) -> str:
+        """`{share: 0.3, losses: {pkd: 1}, freeze: [a, b]}` is `share=0.3 losses=pkd=1 freeze=a freeze=b`."""
+        if not isinstance(item, dict) or self.key not in _OF_WORDS:
+            return self._scalar(item)
+        words = []
+        for name, value in item.items():
+            is_text = isinstance(value, str)
+            each = (
+                value.split()
+                if is_text
+                else self._items(value)
+                if isinstance(value, dict | list)
+                else [value]
+            )
+            words += [f"{name}={self._scalar(one)}" for one in each]
+        return " ".join(words)
 
     def _value(self, item: Any) -> str:
         """`{weight: 0.5, beta: 0.3}` is `0.5,beta=0.3`."""

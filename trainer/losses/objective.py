@@ -19,11 +19,13 @@ from schemas.errors import UsageError
 from schemas.policies import KeepAll
 from schemas.spec import Spec
 from schemas.tasks import Score
-from trainer.losses.loss import PER, Asked, Loss, Parameter, Settings, Value
+from trainer.losses.flags import parse_adversarial, parse_losses, parse_schedules, together, with_distance
+from trainer.losses.loss import PER, Asked, Loss, Settings, Value
 from trainer.losses.registry import LOSSES
 from trainer.losses.schedules import Schedule, Warmth
 from trainer.losses.scores import DenseScores, Scores
 from trainer.losses.serving import refusal
+from trainer.losses.stages import Stage, check_shares, parse_stages, stage_at
 from trainer.losses.targets import DenseTargets, SparseTargets
 
 
@@ -37,6 +39,8 @@ class Objective:
     """Parameters that are not the loss's default, by loss."""
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     """How weights change in the course of a run, by loss."""
+    stages: tuple[Stage, ...] = ()
+    """Each with its own weights, in a run that has several; `weights` are the last one's."""
     temperature_schedule: Schedule | None = None
     """How the temperature changes in the course of a run, from or to 1."""
     adversarial: float = 0.0
@@ -54,6 +58,9 @@ class Objective:
             raise ValueError("at least one loss needs a weight above 0")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be above 0, but got {self.temperature}")
+        check_shares(self.stages)
+        if self.stages and (self.schedules or self.stages[-1].weights.items() - self.weights.items()):
+            raise ValueError("weights are the last stage's, and stages have no schedules beside them")
         if self.temperature_schedule is not None:
             _ = self.warmth(1)
             if not self.softens:
@@ -70,40 +77,33 @@ class Objective:
         feature_loss: str = "mse",
         *,
         schedules: Sequence[str] = (),
+        stages: Sequence[str] = (),
         adversarial: str | None = None,
         temperature_schedule: str | None = None,
     ) -> Objective:
         """From `["kl=1.0", "jsd=0.5,beta=0.3"]`; `feature_loss` is another way to say `feature`'s distance. Schedules
-        are `["ce=linear:1:0"]`, and what is adversarial is `fgm=1.0`.
+        are `["ce=linear:1:0"]`, and what is adversarial is `fgm=1.0`. Stages, each a text, stand in place of losses.
 
         Raises:
             UsageError: naming what is wrong.
         """
         try:
-            parsed = [_parse(text) for text in losses]
-            weights = {name: weight for name, weight, _ in parsed}
-            if len(weights) != len(parsed):
-                raise ValueError(f"a loss is named twice in {' '.join(losses)}")
-            settings = {name: told for name, _, told in parsed if told}
-            if feature_loss != "mse":
-                distance = LOSSES["feature"].parameters["distance"].read("feature_loss", feature_loss)
-                if settings.get("feature", {}).get("distance", distance) != distance:
-                    raise ValueError("feature's distance is told twice, and not alike: leave one out")
-                settings["feature"] = {"distance": distance, **settings.get("feature", {})}
-            unusual = {name: _unusual(LOSSES[name], told) for name, told in settings.items()}
-            settings = {name: told for name, told in unusual.items() if told}
-            planned = dict(_parse_schedule(text) for text in schedules)
-            if len(planned) != len(schedules):
-                raise ValueError(f"a schedule is named twice in {' '.join(schedules)}")
+            staged = parse_stages(stages)
+            if staged:
+                names = dict.fromkeys(name for stage in staged for name in stage.weights)
+                weights = {name: staged[-1].weights.get(name, 0.0) for name in names}
+                settings = together(stage.settings for stage in staged)
+            else:
+                weights, settings = parse_losses(losses)
+            warms = None if temperature_schedule is None else Schedule.parse(temperature_schedule)
             return cls(
                 weights=weights,
                 temperature=temperature,
-                settings=settings,
-                schedules=planned,
-                temperature_schedule=None
-                if temperature_schedule is None
-                else Schedule.parse(temperature_schedule),
-                adversarial=_parse_adversarial(adversarial),
+                settings=together([with_distance(settings, feature_loss)]),
+                schedules=parse_schedules(schedules),
+                stages=staged,
+                temperature_schedule=warms,
+                adversarial=parse_adversarial(adversarial),
             )
         except ValueError as error:
             raise UsageError(
@@ -161,12 +161,22 @@ class Objective:
         }
         told |= {"adversarial fgm": self.adversarial} if self.adversarial else {}
         told |= {"temperature schedule": str(self.temperature_schedule)} if self.temperature_schedule else {}
+        told |= {f"stage {number}": str(stage) for number, stage in enumerate(self.stages, 1)}
         return told | {f"{name} schedule": str(schedule) for name, schedule in self.schedules.items()}
 
-    def factor(self, name: str, progress: float | None) -> float:
-        """Of a loss's weight at a share of the steps; 1 outside training."""
+    @property
+    def changes(self) -> bool:
+        """Whether weights go by the step."""
+        return bool(self.schedules or self.stages)
+
+    def weight(self, name: str, progress: float | None) -> float:
+        """Of a loss at a share of the steps; outside training the last stage's, and without a schedule's factor."""
+        if progress is None:
+            return self.weights[name]
+        if self.stages:
+            return self.stages[stage_at(self.stages, progress)].weights.get(name, 0.0)
         schedule = self.schedules.get(name)
-        return 1.0 if schedule is None or progress is None else schedule.factor(progress)
+        return self.weights[name] * (1.0 if schedule is None else schedule.factor(progress))
 
     def warmth(self, steps: int) -> Warmth | None:
         """The temperature by step in a run of so many; None where it stays."""
@@ -201,50 +211,6 @@ class Objective:
 def divisor(name: str) -> int:
     """Which of a batch's counts a logged term is a mean over."""
     return PER.index(LOSSES[name].per) if name in LOSSES else 0
-
-
-def _parse_schedule(text: str) -> tuple[str, Schedule]:
-    name, _, schedule = text.partition("=")
-    try:
-        return name, Schedule.parse(schedule)
-    except ValueError as error:
-        raise ValueError(f"the schedule of {name}: {error}") from error
-
-
-def _parse_adversarial(text: str | None) -> float:
-    if text is None:
-        return 0.0
-    name, _, epsilon = text.partition("=")
-    if name != "fgm":
-        raise ValueError(f"{text!r} is not fgm=EPSILON")
-    return float(Parameter(default=1.0, low=0.0, beyond=True).read("the epsilon of fgm", epsilon or "1"))
-
-
-def _parse(text: str) -> tuple[str, float, dict[str, Value]]:
-    """`NAME=WEIGHT,PARAMETER=VALUE,...`"""
-    head, *rest = text.split(",")
-    name, equals, weight = head.partition("=")
-    if name not in LOSSES:
-        raise ValueError(f"no such loss: {name!r}; there are {', '.join(LOSSES)}")
-    try:
-        found = float(weight) if equals else 1.0
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not NAME=WEIGHT[,PARAMETER=VALUE...]") from error
-    parameters, told = LOSSES[name].parameters, dict[str, Value]()
-    for part in rest:
-        key, _, value = part.partition("=")
-        if key not in parameters:
-            known = ", ".join(parameters) or "none"
-            raise ValueError(f"{name} has no parameter {key!r}; its parameters: {known}")
-        if key in told:
-            raise ValueError(f"{key} stands twice in {text!r}")
-        told[key] = parameters[key].read(f"{name}'s {key}", value)
-    return name, found, told
-
-
-def _unusual(loss: Loss, told: Settings) -> dict[str, Value]:
-    """What is not the loss's default: a run is the same whether or not it says that."""
-    return {key: value for key, value in told.items() if value != loss.defaults[key]}
 
 
 def position_losses(

@@ -35,7 +35,7 @@ class TrainConfig(AdapterFlags):
     student: str = field(
         metadata={
             "help": "A model folder or hub name; a config .json to start from scratch; or shrink:layers=N, the "
-            "teacher's own weights with N of its layers. With --lora, a model folder or hub name."
+            "teacher's own weights with N of its layers."
         }
     )
     teacher: str | None = field(
@@ -65,6 +65,14 @@ class TrainConfig(AdapterFlags):
         metadata={
             "help": "NAME=SHAPE ...: a loss's weight times a factor by step. linear:1:0 and cosine:1:0 go from one to "
             "another; hold:0.1:0.8 rises over a tenth of the steps and falls from eight tenths on.",
+        },
+    )
+    stages: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "In place of --losses, a text a stage: 'share=0.3 pkd=1 freeze=lm_head.*' 'kl=1 "
+            "learning_rate=1e-4'.",
+            "action": Repeatable,
         },
     )
     adversarial: str | None = field(
@@ -140,7 +148,8 @@ class TrainConfig(AdapterFlags):
         Raises:
             UsageError: there is no such recipe, or a flag stands beside it.
         """
-        usual: dict[str, Any] = {"losses": ["kl=1.0"], "temperature": 1.0, "feature_loss": "mse"}
+        losses = [] if self.stages else ["kl=1.0"]
+        usual: dict[str, Any] = {"losses": losses, "temperature": 1.0, "feature_loss": "mse"}
         if self.preset is not None:
             recipe = preset(self.preset)
             usual = {name: getattr(recipe, name) for name in usual} | {"losses": list(recipe.losses)}
@@ -154,6 +163,11 @@ class TrainConfig(AdapterFlags):
                     got=told,
                     do=f"Leave --preset out and say what it stands for, changed: {recipe.flags}",
                 )
+
+        if self.stages and self.losses:
+            raise UsageError(
+                "--stages say the losses already", got=" ".join(self.losses), do="Leave --losses out"
+            )
 
     def _check_effects(self) -> None:
         self.check_adapters(self.student)
@@ -192,6 +206,7 @@ class TrainConfig(AdapterFlags):
             self.temperature,
             self.feature_loss or "mse",
             schedules=self.loss_schedule,
+            stages=self.stages,
             adversarial=self.adversarial,
             temperature_schedule=self.temperature_schedule,
         )

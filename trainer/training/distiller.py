@@ -115,8 +115,8 @@ class Distiller(nn.Module):
             return {}
         divisors = torch.stack([totals[divisor(name)] for name in names])
         weights = self.head_weights
-        if self.objective.schedules:
-            weights = weights * weights.new_tensor([self._factor(name) for name in names])
+        if self.objective.changes:
+            weights = weights.new_tensor([self._weight(name) for name in names])
         if ran.head_inputs is not None:
             positions = batch.at_positions(ran.head_inputs)
             found = fused_loss(positions, Head.of(self.student), _Terms(self, batch), weights / divisors)
@@ -154,11 +154,11 @@ class Distiller(nn.Module):
             heads = self.projections.heads
             given = pooled._replace(module=heads[name]) if name in heads else pooled
             term = compute(given, self.objective.settings_of(name)).sum() / totals[divisor(name)]
-            found[name] = (self.objective.weights[name] * self._factor(name) * term, term)
+            found[name] = (self._weight(name) * term, term)
         return found
 
-    def _factor(self, name: str) -> float:
-        return self.objective.factor(name, self.progress if self.training else None)
+    def _weight(self, name: str) -> float:
+        return self.objective.weight(name, self.progress if self.training else None)
 
     def activation_checkpointing_enable(self, **arguments: Any) -> None:
         """Passed on to the student."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
@@ -27,27 +26,27 @@ from schemas.errors import UsageError
 from trainer.batches.collate import Batch
 from trainer.checkpoints.keeping import EvaluationStopped, KeepingTrainer
 from trainer.checkpoints.records import Record
-from trainer.checkpoints.shapes import check_same_shape
-from trainer.checkpoints.shards import gathered, load_whole
+from trainer.checkpoints.shards import gathered
 from trainer.checkpoints.signals import Signals
 from trainer.losses.objective import divisor
+from trainer.losses.stages import stage_at
 from trainer.stream.replay import Address, Replay, loader
-from trainer.students.adapters import load_adapter, save_adapter
 from trainer.students.students import Student
 from trainer.training.distiller import Distiller
 from trainer.training.sharding import shard_on_cpus
+from trainer.training.staged import frozen_names, staged_scheduler
+from trainer.training.student_files import load_student, save_student
 from trainer.training.turns import Turn
 
-PROJECTIONS_NAME = "projections.safetensors"
 _SHARDED_OPTIMIZER = "optimizer.bin"
 """As FSDP names it."""
-_STUDENT = "student."
-_PROJECTIONS = "projections."
 _BATCHES_BETWEEN_AGREEMENTS = 16
 
 
 class DistillationTrainer(KeepingTrainer):
     """Trains a `Distiller` on a `Replay`."""
+
+    lr_scheduler: Any
 
     def __init__(
         self,
@@ -71,6 +70,8 @@ class DistillationTrainer(KeepingTrainer):
             eval_dataset=evaluation,
         )
         self._distiller, self.student, self._turn = distiller, student, turn
+        self._stages = distiller.objective.stages
+        self._frozen = [frozen_names(stage, student.model) for stage in self._stages] or [[]]
         self._terms: dict[str, Tensor] = {}
         self._terms_since = 0
         self._tokens = torch.zeros(2, dtype=torch.float64)
@@ -131,6 +132,20 @@ class DistillationTrainer(KeepingTrainer):
                 if name != "loss":
                     self._terms[name] = self._terms[name] + part if name in self._terms else part
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *others: Any) -> Tensor:
+        """As transformers does, and what the stage freezes has no gradient then."""
+        loss: Tensor = super().training_step(model, inputs, *others)
+        for name in self._frozen[stage_at(self._stages, self._distiller.progress or 0.0)]:
+            self.student.model.get_parameter(name).grad = None
+        return loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As transformers does, or one for each stage."""
+        if self.lr_scheduler is None and self._stages:
+            found = staged_scheduler(self._stages, optimizer or self.optimizer, self.args, num_training_steps)
+            self.lr_scheduler, self._created_lr_scheduler = found, True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
         """Positions, labelled positions and examples of the accumulated global batch, `[3]`."""
@@ -240,20 +255,8 @@ class DistillationTrainer(KeepingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The student as itself or as its adapter, its tokenizer and the projections."""
         folder = Path(output_dir or self.args.output_dir)
-        if not self.args.should_save:
-            return
-        own = _part(state_dict, _STUDENT)
-        if self.student.adapter is None:
-            self.student.model.save_pretrained(folder, state_dict=own)
-        else:
-            save_adapter(self.student.adapter, folder)
-        self.student.tokenizer.save_pretrained(folder)
-        if self._distiller.projections is not None:
-            weights = _part(state_dict, _PROJECTIONS)
-            weights = self._distiller.projections.state_dict() if weights is None else weights
-            save_file(
-                {name: weight.contiguous() for name, weight in weights.items()}, folder / PROJECTIONS_NAME
-            )
+        if self.args.should_save:
+            save_student(self.student, self._distiller.projections, folder, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Student or adapter, and projections, of a checkpoint, into the modules that are being trained.
@@ -268,25 +271,4 @@ class DistillationTrainer(KeepingTrainer):
                 where=resume_from_checkpoint,
                 do="Resume with --fsdp" if is_sharded else "Resume without --fsdp",
             )
-        if self.student.adapter is not None:
-            load_adapter(self.student.adapter, Path(resume_from_checkpoint))
-        else:
-            self._load_model(resume_from_checkpoint)
-        if self._distiller.projections is not None:
-            weights = load_file(Path(resume_from_checkpoint) / PROJECTIONS_NAME)
-            load_whole(self._distiller.projections, weights)
-
-    def _load_model(self, checkpoint: str) -> None:
-        student = self.student.model
-        saved = type(student).from_pretrained(
-            checkpoint, dtype=student.dtype, trust_remote_code=False, use_safetensors=True
-        )
-        check_same_shape(student.config, saved.config, checkpoint)
-        load_whole(student, saved.state_dict())
-
-
-def _part(weights: Mapping[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
-    """The weights under a prefix, without it; None where none were gathered."""
-    if weights is None:
-        return None
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        load_student(self.student, self._distiller.projections, Path(resume_from_checkpoint))

@@ -33,6 +33,7 @@ from trainer.training.preflight import (
     type_lines,
 )
 from trainer.training.run_identity import make_record, new_run
+from trainer.training.staged import check_stages
 from trainer.training.streams import Opened, make_replays, needed_features, open_caches
 
 _log = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ def distil(
         config, arguments, opened, student, None if company is None else company.sides
     )
     total = total_steps(arguments, training.order)
+    check_stages(config.objective.stages, student.model, arguments, total)
     run = on_main(arguments, lambda: new_run() if before is None else before.run)
     record = make_record(config, arguments, opened, student, run)
     if beginning.manifest is not None:

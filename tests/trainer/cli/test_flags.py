@@ -6,6 +6,7 @@ A flag that is missing here fails the law below: a release of transformers that 
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def words_for(name: str, value: str, beside: str, needed: Mapping[str, str]) -> 
     return [
         *found,
         *usual,
-        *beside.split(),
+        *shlex.split(beside),
         f"--{name}",
         *(value.split() if name in ("losses", "lora") else [value]),
     ]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -53,7 +54,7 @@ def start(
     if accumulate == 1:
         flags["ddp_backend"] = "gloo"
     path = folder / f"{out}.json"
-    path.write_text(json.dumps(flags))
+    path.write_text(json.dumps({name: value for name, value in flags.items() if value is not None}))
     return subprocess.Popen(
         [sys.executable, "-m", "teachonce", "train", str(path)],
         cwd=ROOT,
@@ -145,3 +146,32 @@ def test_a_run_in_shards_is_a_run(causal_cache: Cache, tmp_path: Path) -> None:
     assert [rank.returncode for rank in ranks] == [0, 0], ended
     ours, theirs = (load_file(tmp_path / out / "model.safetensors") for out in ("again", "shards"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("fsdp", [None, True], ids=["DDP", "FSDP2"])
+def test_stages_of_two_ranks_are_those_of_one(causal_cache: Cache, tmp_path: Path, fsdp: bool | None) -> None:
+    """What a stage freezes has a gradient on every rank until each takes it away."""
+    (tmp_path / "student.json").write_text(json.dumps(STUDENT | {"tie_word_embeddings": False}))
+    stages = ["share=0.5 feature=1 freeze=lm_head.* freeze=model.layers.1.* learning_rate=2e-3", "kl=1"]
+    told = {"losses": None, "stages": stages, "num_train_epochs": None, "max_steps": 6, "weight_decay": 0.1}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
+    ranks = [
+        start(
+            tmp_path,
+            causal_cache,
+            "two",
+            1,
+            shared | {"RANK": str(r), "LOCAL_RANK": str(r)},
+            fsdp=fsdp,
+            **told,
+        )
+        for r in range(2)
+    ]
+    alone = start(tmp_path, causal_cache, "one", 2, {}, **told)
+    ended = [run.communicate(timeout=300) for run in (*ranks, alone)]
+    assert [run.returncode for run in (*ranks, alone)] == [0, 0, 0], ended
+    for place in ("checkpoint-3", "."):
+        for name in ("model.safetensors", "projections.safetensors"):
+            ours, theirs = (load_file(tmp_path / out / place / name) for out in ("two", "one"))
+            for key, value in theirs.items():
+                torch.testing.assert_close(ours[key], value, atol=1e-5, rtol=1e-3)
