@@ -1,5 +1,6 @@
-"""Contrast and the information bottleneck on pooled states: which teacher's state is an example's own among the
-batch's, and the teacher's state told from a narrow, noisy one of the student's."""
+"""Contrast, the information bottleneck and an auxiliary head on pooled states: which teacher's state is an example's
+own among the batch's, the teacher's state told from a narrow, noisy one of the student's, and a code of both that the
+student is to tell alone."""
 
 from __future__ import annotations
 
@@ -60,6 +61,40 @@ def _vib(pooled: Pooled, settings: Settings) -> Float[Tensor, " B"]:
     return torch.stack(found).mean(0)
 
 
+class AuxiliaryHead(nn.Module):
+    """For each feature a code, which is a distribution, of the teacher's and the student's state together; the
+    teacher's state told from the code, so that it cannot be empty; and what the student's state alone takes the code
+    for."""
+
+    def __init__(self, ours: Sequence[int], theirs: Sequence[int]) -> None:
+        super().__init__()
+        pairs = list(zip(ours, theirs, strict=True))
+        self.joint = nn.ModuleList(nn.Linear(own + other, _BOTTLENECK) for own, other in pairs)
+        self.alone = nn.ModuleList(nn.Linear(own, _BOTTLENECK) for own in ours)
+        self.outer = nn.ModuleList(nn.Linear(_BOTTLENECK, other) for other in theirs)
+
+    def forward(
+        self, place: int, ours: Float[Tensor, "B H"], theirs: Float[Tensor, "B D"]
+    ) -> tuple[Tensor, Tensor]:
+        """What the code takes the teacher's state for, and the KL of the code to the student's own."""
+        joint, alone, outer = self.joint[place], self.alone[place], self.outer[place]
+        dtype = ours.dtype
+        log_a = joint(torch.cat([theirs.to(dtype), ours.detach()], -1)).float().log_softmax(-1)
+        log_b = alone(ours).float().log_softmax(-1)
+        told: Tensor = outer(log_a.exp().to(dtype)).float()
+        return told, (log_a.exp() * (log_a - log_b)).sum(-1)
+
+
+def _info_head(pooled: Pooled, settings: Settings) -> Float[Tensor, " B"]:
+    module = pooled.module
+    assert isinstance(module, AuxiliaryHead)
+    found = []
+    for place, (ours, theirs) in enumerate(zip(pooled.ours, pooled.theirs, strict=True)):
+        told, kl = module(place, ours, theirs)
+        found.append((told - theirs).square().mean(-1) + float(settings["beta"]) * kl)
+    return torch.stack(found).mean(0)
+
+
 LOSSES = (
     Loss(
         name="info_nce",
@@ -78,6 +113,16 @@ LOSSES = (
         parameters={"beta": Parameter.at_least_0(0.001)},
         pooled=_vib,
         module=Bottleneck,
+        per="examples",
+    ),
+    Loss(
+        name="info_head",
+        formula="mean (t - V a)^2 + beta KL(a || b), codes a = softmax(W [t, h]) and b = softmax(U h)",
+        paper="",
+        kind=FEATURES,
+        parameters={"beta": Parameter.at_least_0(1.0)},
+        pooled=_info_head,
+        module=AuxiliaryHead,
         per="examples",
     ),
 )

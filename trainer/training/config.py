@@ -22,7 +22,7 @@ from trainer.training.presets import PRESETS, preset
 class TrainConfig(AdapterFlags):
     """What to distil, from what, by which losses. Everything about the loop is in `TrainingArguments`."""
 
-    SETTLED: ClassVar = ("losses", "temperature", "feature_loss")
+    SETTLED: ClassVar = ("losses", "temperature", "feature_loss", "stages")
     """Fields that are None until `__post_init__` has settled them: nobody may say that they are nothing."""
 
     cache: list[str] | str = field(
@@ -67,8 +67,8 @@ class TrainConfig(AdapterFlags):
             "another; hold:0.1:0.8 rises over a tenth of the steps and falls from eight tenths on.",
         },
     )
-    stages: list[str] = field(
-        default_factory=list,
+    stages: list[str] | None = field(
+        default=None,
         metadata={
             "help": "In place of --losses, a text a stage: 'share=0.3 pkd=1 freeze=lm_head.*' 'kl=1 "
             "learning_rate=1e-4'.",
@@ -148,11 +148,16 @@ class TrainConfig(AdapterFlags):
         Raises:
             UsageError: there is no such recipe, or a flag stands beside it.
         """
-        losses = [] if self.stages else ["kl=1.0"]
-        usual: dict[str, Any] = {"losses": losses, "temperature": 1.0, "feature_loss": "mse"}
+        usual: dict[str, Any] = {
+            "losses": [] if self.stages else ["kl=1.0"],
+            "temperature": 1.0,
+            "feature_loss": "mse",
+            "stages": [],
+        }
         if self.preset is not None:
             recipe = preset(self.preset)
-            usual = {name: getattr(recipe, name) for name in usual} | {"losses": list(recipe.losses)}
+            usual = {name: getattr(recipe, name) for name in usual}
+            usual |= {"losses": list(recipe.losses), "stages": list(recipe.stages)}
         for name, value in usual.items():
             told = getattr(self, name)
             if told is None:
@@ -163,7 +168,6 @@ class TrainConfig(AdapterFlags):
                     got=told,
                     do=f"Leave --preset out and say what it stands for, changed: {recipe.flags}",
                 )
-
         if self.stages and self.losses:
             raise UsageError(
                 "--stages say the losses already", got=" ".join(self.losses), do="Leave --losses out"
@@ -206,7 +210,7 @@ class TrainConfig(AdapterFlags):
             self.temperature,
             self.feature_loss or "mse",
             schedules=self.loss_schedule,
-            stages=self.stages,
+            stages=self.stages or (),
             adversarial=self.adversarial,
             temperature_schedule=self.temperature_schedule,
         )

@@ -135,6 +135,18 @@ def vib(pooled: Pooled) -> Tensor:
     return torch.stack(found).mean()
 
 
+def info_head(pooled: Pooled) -> Tensor:
+    module: Any = pooled.module
+    found = []
+    for place, (h, t) in enumerate(zip(pooled.ours, pooled.theirs, strict=True)):
+        code = torch.distributions.Categorical(logits=module.joint[place](torch.cat([t.float(), h], -1)))
+        own = torch.distributions.Categorical(logits=module.alone[place](h))
+        told = module.outer[place](code.probs.double())
+        kl = torch.distributions.kl_divergence(code, own)
+        found.append((told.float() - t).square().mean() + kl.mean())
+    return torch.stack(found).mean()
+
+
 TEXTBOOK: Mapping[str, Callable[[Pooled], Tensor]] = {
     "feature": pairwise(lambda h, t: (h - t).square().mean()),
     "feature_relative": pairwise(lambda h, t: (h - t).norm() ** 2 / t.norm() ** 2),
@@ -147,6 +159,7 @@ TEXTBOOK: Mapping[str, Callable[[Pooled], Tensor]] = {
     "flow": flow,
     "info_nce": info_nce,
     "vib": vib,
+    "info_head": info_head,
 }
 
 
@@ -175,7 +188,7 @@ def _double_outer(module: Any) -> Any:
     return copied
 
 
-@pytest.mark.parametrize("name", [name for name in POOLED if name not in ("vib", "info_nce")])
+@pytest.mark.parametrize("name", [name for name in POOLED if name not in (*LEARNED, "info_nce")])
 def test_states_that_are_the_teachers_cost_nothing(name: str) -> None:
     theirs = pooled_of(name).theirs
     found = found_of(name, Pooled(projected=theirs, ours=theirs, theirs=theirs))
@@ -232,6 +245,18 @@ def test_an_example_that_stands_twice_is_no_negative() -> None:
     found = found_of("info_nce", twice)
     torch.testing.assert_close(found[0], found_of("info_nce", pooled)[0])
     torch.testing.assert_close(found[3], found[0])
+
+
+def test_an_auxiliary_heads_target_moves_no_student() -> None:
+    """The student learns to tell the code from its own state, and not to make the code easy."""
+    pooled = pooled_of("info_head")
+    ours = [state.requires_grad_() for state in pooled.ours]
+    module: Any = pooled.module
+    for alone in module.alone:
+        alone.weight.data.zero_()
+    found_of("info_head", pooled).sum().backward()
+    assert not any(state.grad.any() for state in ours)
+    assert all(joint.weight.grad.any() for joint in module.joint)
 
 
 def test_a_bottleneck_draws_in_training_alone() -> None:

@@ -34,7 +34,7 @@ POOLED = {
         "correlation",
         "flow",
     ),
-    *("info_nce", "vib"),
+    *("info_nce", "vib", "info_head"),
 }
 NEVER = {"contrast", "attention", "hidden_states"}
 NEEDS_GOLD = {"dkd", "nkd", "pld"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
@@ -23,13 +24,10 @@ def parsed(*words: str) -> Any:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_its_flags(name: str) -> None:
-    short, long = parsed("--preset", name), parsed(*PRESETS[name].flags.split())
+    short, long = parsed("--preset", name), parsed(*shlex.split(PRESETS[name].flags))
     assert short.objective == long.objective
-    assert (short.losses, short.temperature, short.feature_loss) == (
-        long.losses,
-        long.temperature,
-        long.feature_loss,
-    )
+    for field in ("losses", "stages", "temperature", "feature_loss"):
+        assert getattr(short, field) == getattr(long, field)
     spec = causal_spec(KeepAll(), features=(Feature(pooling="mean", layer=1, width=4),))
     short.objective.check(spec)
 
@@ -44,6 +42,20 @@ def test_a_flag_beside_it_is_refused_with_the_flags() -> None:
             parsed("--preset", "hinton", flag, usual)
     with pytest.raises(UsageError, match="names no recipe: expected hinton, distilbert"):
         parsed("--preset", "hintom")
+
+
+def test_stages_beside_a_recipe_are_refused() -> None:
+    for name in ("hinton", "mobilebert-stages"):
+        with pytest.raises(UsageError, match=f"--preset {name} says --stages already"):
+            parsed("--preset", name, "--stages", "share=0.5 kl=1", "ce=1")
+    with pytest.raises(UsageError, match="--preset mobilebert-stages says --losses already"):
+        parsed("--preset", "mobilebert-stages", "--losses", "kl=1")
+
+
+@pytest.mark.parametrize("name", ["pkd", "distilbert", "info-distil", "mobilebert-stages"])
+def test_recipes_on_pooled_states_need_some(name: str) -> None:
+    with pytest.raises(StudentError, match=r"needs features.*Precompute a cache with --features"):
+        parsed("--preset", name).objective.check(causal_spec(KeepAll(), features=()))
 
 
 def test_reverse_kl_on_the_caches_texts_needs_exact_entries() -> None:
