@@ -21,6 +21,7 @@ from schemas.spec import Spec
 from schemas.tasks import Score
 from trainer.losses.flags import parse_adversarial, parse_losses, parse_schedules, together, with_distance
 from trainer.losses.loss import PER, Asked, Loss, Settings, Value
+from trainer.losses.measures import MEASURES
 from trainer.losses.registry import LOSSES
 from trainer.losses.schedules import Schedule, Warmth
 from trainer.losses.scores import DenseScores, Scores
@@ -221,9 +222,11 @@ def position_losses(
     temperature: float,
     score: Score,
     settings: Mapping[str, Settings] | None = None,
+    measures: Sequence[str] = (),
     once: bool = False,
 ) -> Float[Tensor, "T N"]:
-    """Each named loss at each position, from a student's logits in float32.
+    """Each named loss at each position, from a student's logits in float32; and then, of a softmax teacher, what is
+    measured there beside them.
 
     `once`: a single backward pass follows, and may write over what it needs.
     """
@@ -237,4 +240,5 @@ def position_losses(
         term: Any = LOSSES[name].term(score)
         assert term is not None  # `Objective.check` has seen to it
         found.append(term(scores, {**LOSSES[name].defaults, **(settings or {}).get(name, {})}))
+    found += [MEASURES[name](scores).to(logits.dtype) for name in measures]
     return torch.stack(found)

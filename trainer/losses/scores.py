@@ -53,10 +53,11 @@ class Softmax(NamedTuple):
 
 
 class _Held:
-    """The buffer of probabilities; it becomes the gradient's where nobody else has seen it."""
+    """The buffer of probabilities, which becomes the gradient's where nobody else has seen it; the likeliest ids."""
 
     def __init__(self, *, is_shared: bool) -> None:
         self.probs: Tensor
+        self.best: Tensor
         self.is_shared = is_shared
 
 
@@ -85,6 +86,12 @@ class Scores:
             parts = _Softmax.apply(self.logits, self.targets, temperature, held)  # type: ignore[no-untyped-call]
             found = self._softmax[temperature] = Softmax(*parts, held)
         return found
+
+    @property
+    def best(self) -> Int64[Tensor, " N"]:
+        """The student's likeliest id, of whatever softmax there is."""
+        found = next(iter(self._softmax.values()), None) or self.soft
+        return found.held.best
 
     @property
     def soft(self) -> Softmax:
@@ -199,6 +206,7 @@ class _Softmax(torch.autograd.Function):
         scaled = logits if temperature == 1 else logits / temperature
         top, best = scaled.max(-1, keepdim=True)
         held.probs = probs = scaled.softmax(-1)
+        held.best = best[:, 0]
         lse = (top - probs.gather(-1, best).log())[:, 0]
         has_gold = (targets.gold >= 0) & (targets.gold < probs.shape[-1])
         gold = torch.where(has_gold, targets.gold, 0)

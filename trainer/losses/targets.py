@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -94,6 +95,15 @@ def segment_sum(
 ) -> Float[Tensor, " N"]:
     """Sum of the entries of each position."""
     return values.new_zeros(num_positions).index_add(0, position, values)
+
+
+def first_ids(targets: SparseTargets) -> Int64[Tensor, " N"]:
+    """The teacher's most probable id at each position, int64 [N]; -1 where the student has none of its ids."""
+    ids = torch.full_like(targets.gold, -1)
+    first = torch.ones_like(targets.position, dtype=torch.bool)
+    first[1:] = targets.position[1:] != targets.position[:-1]
+    ids[targets.position[first]] = targets.ids[first]
+    return ids
 
 
 def _part(values: Tensor | None, part: slice) -> Tensor | None:

@@ -23,8 +23,8 @@ from schemas.rows.ragged import Array
 from schemas.spec import Spec
 from trainer.batches.collate import Batch
 from trainer.losses.divergences import binary_kl_divergence, cross_entropy, kl_divergence
-from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
-from trainer.metrics.tokens import Metrics, first_ids
+from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets, first_ids
+from trainer.metrics.tokens import Metrics
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from trainer.batches.collate import Batch
 from trainer.losses.divergences import cross_entropy, kl_divergence
 from trainer.losses.fused import CHUNK_ELEMENTS, chunks
-from trainer.losses.targets import SparseTargets
+from trainer.losses.targets import SparseTargets, first_ids
 from trainer.models.heads import Head, Run
 
 Metrics = dict[str, Any]
@@ -58,12 +58,3 @@ def position_sums(logits: Tensor, targets: SparseTargets) -> Tensor:
         best == targets.gold,
     ]
     return torch.stack([part.double().sum() for part in parts])
-
-
-def first_ids(targets: SparseTargets) -> Tensor:
-    """The teacher's most probable id at each position, int64 [N]; -1 where the student has none of its ids."""
-    ids = torch.full_like(targets.gold, -1)
-    first = torch.ones_like(targets.position, dtype=torch.bool)
-    first[1:] = targets.position[1:] != targets.position[:-1]
-    ids[targets.position[first]] = targets.ids[first]
-    return ids

@@ -51,12 +51,15 @@ class Distiller(nn.Module):
         features: Sequence[Feature] = (),
         teacher_layers: int = 1,
         task: StudentTask,
+        measures: Sequence[str] = (),
     ) -> None:
+        """`measures` of a softmax teacher are logged beside the losses on the head."""
         super().__init__()
         config: Any = student.config
         text_config = config.get_text_config()
         self.student = student
         self.objective, self.score, self.task = objective, score, task
+        self.measures = tuple(measures) if score == "softmax" else ()
         self.layers = [
             student_layer(
                 feature, teacher_layers=teacher_layers, student_layers=text_config.num_hidden_layers
@@ -113,21 +116,23 @@ class Distiller(nn.Module):
         names = self.objective.head_losses
         if not names:
             return {}
-        divisors = torch.stack([totals[divisor(name)] for name in names])
+        logged = (*names, *self.measures)
+        divisors = torch.stack([totals[divisor(name)] for name in logged])
         weights = self.head_weights
         if self.objective.changes:
             weights = weights.new_tensor([self._weight(name) for name in names])
+        weights = torch.cat([weights, weights.new_zeros(len(self.measures))])
         if ran.head_inputs is not None:
             positions = batch.at_positions(ran.head_inputs)
             found = fused_loss(positions, Head.of(self.student), _Terms(self, batch), weights / divisors)
             parts = found.terms / divisors
-            losses = [found.loss, *[found.loss.new_zeros(())] * (len(names) - 1)]
+            losses = [found.loss, *[found.loss.new_zeros(())] * (len(logged) - 1)]
         else:
             assert ran.logits is not None
             logits = batch.at_positions(ran.logits).float()
             parts = self._losses(logits, batch.targets, batch.temperature).sum(-1) / divisors
             losses = list(parts * weights)
-        return {name: (loss, part) for name, loss, part in zip(names, losses, parts, strict=True)}
+        return {name: (loss, part) for name, loss, part in zip(logged, losses, parts, strict=True)}
 
     def _losses(self, logits: Tensor, targets: Any, temperature: float, *, once: bool = False) -> Tensor:
         return position_losses(
@@ -137,6 +142,7 @@ class Distiller(nn.Module):
             temperature=temperature,
             score=self.score,
             settings=self.objective.settings,
+            measures=self.measures,
             once=once,
         )
 

@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 from schemas.cache import Cache
 from schemas.errors import UsageError
+from schemas.spec import Spec
 from trainer.checkpoints.output_folder import check_place, check_replaceable, check_space, locked, remove_held
 from trainer.checkpoints.resuming import Beginning, check_finished, choose
 from trainer.checkpoints.signals import Signals, watched
 from trainer.checkpoints.whole_folders import clear_up
+from trainer.losses.measures import MEASURES
 from trainer.losses.objective import Objective
 from trainer.losses.unbiasedness import bias_lines
+from trainer.losses.worth import knows_entropy
 from trainer.students.students import Student, open_student
 from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.adapter_flags import adapter_lines, saved_parameters
@@ -214,7 +217,15 @@ def make_distiller(student: Student, cache: Cache, objective: Objective) -> Dist
         features=needed_features(cache, objective),
         teacher_layers=teacher_layers(cache),
         task=STUDENT_TASKS[cache.spec.task],
+        measures=measures_of(cache.spec, objective, student.vocab_size),
     )
+
+
+def measures_of(spec: Spec, objective: Objective, student_vocab: int) -> list[str]:
+    """What is logged beside the losses: the teacher's entropy where the cache tells it."""
+    has_all = student_vocab >= spec.vocab_size
+    known = knows_entropy(spec, objective.temperature, student_has_all=has_all)
+    return [name for name in MEASURES if known or name != "teacher_entropy"]
 
 
 def teacher_layers(cache: Cache) -> int:

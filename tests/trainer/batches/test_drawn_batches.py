@@ -26,9 +26,8 @@ from tests.trainer.tiny import VOCAB, make_llama
 from trainer.batches.collate import Collation
 from trainer.evaluation.evaluation import EvaluateConfig, evaluate
 from trainer.losses.objective import Objective, position_losses
-from trainer.losses.targets import SparseTargets
+from trainer.losses.targets import SparseTargets, first_ids
 from trainer.losses.unbiasedness import bias_lines
-from trainer.metrics.tokens import first_ids
 
 
 def test_what_the_student_lacks_is_left_out_and_counted() -> None:

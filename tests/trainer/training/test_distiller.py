@@ -23,6 +23,7 @@ from schemas.features import Feature
 from tests.trainer.tiny import VOCAB, bert_config, llama_config
 from trainer.batches.collate import Batch, Collation
 from trainer.losses.objective import Objective
+from trainer.losses.targets import SparseTargets
 from trainer.students.features import Projections, pooled, student_layer
 from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.distiller import BEYOND, Distiller
@@ -92,6 +93,39 @@ def test_what_is_beyond_the_vocabulary_is_logged(causal_cache: Cache) -> None:
     found = distiller(causal_cache, ["kl=1"], vocab=150)(batch)
     assert found[BEYOND].item() == pytest.approx(batch.beyond / batch.counts[0].item())
     assert 0 < found[BEYOND].item() < 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_agreement_and_the_teachers_entropy_are_logged_beside_the_losses(
+    causal_cache: Cache, teacher_dir: str, temperature: float
+) -> None:
+    """Against the teacher itself in plain transformers; they have no part in the loss, and no gradient."""
+    torch.manual_seed(0)
+    objective = Objective.parse(["kl=1", "ce=0.5"], temperature)
+    teacher, student = (LlamaForCausalLM.from_pretrained(teacher_dir).eval() for _ in range(2))
+    for weight in student.parameters():
+        weight.data += 0.01 * torch.randn_like(weight)
+    told: dict[str, Any] = {"score": "softmax", "task": STUDENT_TASKS["causal-lm"]}
+    plain = Distiller(student, objective, **told)
+    model = Distiller(student, objective, **told, measures=("agreement", "teacher_entropy"))
+    rows = causal_cache.read(causal_cache.row_groups[0]).take(np.arange(8))
+    batch = Collation(student_vocab=VOCAB, pad_id=0, temperature=temperature).batch(rows)
+    targets = batch.targets
+    assert isinstance(targets, SparseTargets)
+    logits = student(**batch.model_inputs).logits[batch.row, batch.token]
+    theirs = teacher(**batch.model_inputs).logits[batch.row, batch.token]
+    p = (theirs / temperature).softmax(-1)
+    tail = p.index_put((targets.position, targets.ids), p.new_zeros(())).sum(-1, keepdim=True)
+    kept = p[targets.position, targets.ids]
+    entropy = (torch.special.entr(kept).sum() + torch.special.entr(tail).sum()) / len(p)
+    agree = (logits.argmax(-1) == theirs.argmax(-1)).float().mean()
+    assert 0.2 < agree < 1
+    found, without = model(batch), plain(batch)
+    torch.testing.assert_close(found["teacher_entropy"], entropy, rtol=0.01, atol=0)
+    torch.testing.assert_close(found["agreement"], agree)
+    assert found.keys() - without.keys() == {"agreement", "teacher_entropy"}
+    assert torch.equal(found["loss"], without["loss"])
+    assert not found["agreement"].requires_grad
 
 
 def test_a_feature_alone_needs_no_head(causal_cache: Cache) -> None:

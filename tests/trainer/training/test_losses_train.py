@@ -37,8 +37,10 @@ def test_a_mix_trains_and_another_parameter_is_another_run(run: Callable[..., Pa
     state = json.loads((folder / "checkpoint-12" / "trainer_state.json").read_text())
     logged = [entry for entry in state["log_history"] if "jsd" in entry]
     assert logged
-    assert all({"jsd", "dkd", "kl_teacher_unsure", "ce", "adversarial"} <= set(entry) for entry in logged)
-    assert any({"eval_jsd", "eval_dkd"} <= set(entry) for entry in state["log_history"])
+    measured = {"agreement", "teacher_entropy", "grad_norm"}
+    terms = {"jsd", "dkd", "kl_teacher_unsure", "ce", "adversarial"}
+    assert all(terms | measured <= set(entry) for entry in logged)
+    assert any({"eval_jsd", "eval_dkd", "eval_agreement"} <= set(entry) for entry in state["log_history"])
     again = {
         **changes,
         "max_steps": 14,
