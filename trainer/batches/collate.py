@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from trainer.batches.packing import Layout, Packed, Packing, Stacked
 from trainer.batches.pool import Pool
 from trainer.batches.stored import with_stored
 from trainer.batches.targets import dense_targets, gold_ids, sparse_targets
+from trainer.batches.tensors import mapped
 from trainer.losses.schedules import Warmth
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
 
@@ -46,6 +47,8 @@ class Batch:
     """Which of the S tokens each position stands on."""
     targets: SparseTargets | DenseTargets
     features: tuple[Float[Tensor, "B _"], ...]
+    example_keys: Int64[Tensor, " B"]
+    """Of each example 64 bits of its id."""
     counts: Int64[Tensor, 3]
     """Positions, labelled positions and examples that count; all 0 in a weightless batch. On the CPU."""
     entry_offsets: Array
@@ -92,12 +95,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; from pinned memory the copies do not wait."""
-        moved: Batch = _map(self, lambda tensor: tensor.to(device, non_blocking=True), but=("counts",))
+        moved: Batch = mapped(self, lambda tensor: tensor.to(device, non_blocking=True), but=("counts",))
         return moved
 
     def pin(self) -> Batch:
         """The same batch in page-locked memory."""
-        pinned: Batch = _map(self, lambda tensor: tensor.pin_memory(), but=("counts",))
+        pinned: Batch = mapped(self, lambda tensor: tensor.pin_memory(), but=("counts",))
         return pinned
 
     def weightless(self) -> Batch:
@@ -189,6 +192,7 @@ class Collation:
         begins = np.repeat(together.position_offsets[edges[:-1]], sizes)
         entries = gather_entries(rows.places(chosen), together, begins) if gathers else None
         targets, features = self._targets(together, entries, begins), self._features(together)
+        keys = example_keys(together)
         parts = list(itertools.pairwise(edges.tolist()))
         lengths = together.input_ids.lengths
         layouts = Stacked([self._layout(lengths[first:last]) for first, last in parts])
@@ -202,6 +206,7 @@ class Collation:
                 token=token[begin:end],
                 temperature=self.temperature,
                 features=tuple(feature[first:last] for feature in features),
+                example_keys=keys[first:last],
                 **targets.cut(slice(begin, end), last - first),
             )
             for own, (first, last), (begin, end) in zip(tokens, parts, positions, strict=True)
@@ -295,13 +300,6 @@ def _values(column: Ragged, first: int, last: int) -> Array:
     return values
 
 
-def _map(value: Any, change: Any, but: tuple[str, ...] = ()) -> Any:
-    """A frozen dataclass with `change` applied to each tensor in it, however deep, except in the fields named."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple):
-        return tuple(_map(item, change) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value) if field.name not in but]
-        return replace(value, **{name: _map(getattr(value, name), change) for name in names})
-    return value
+def example_keys(rows: Rows) -> Int64[Tensor, " B"]:
+    """The first 64 bits of each row's example id."""
+    return torch.from_numpy(rows.array("example_id")[:, :8].copy().view(np.int64)[:, 0])

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer.losses.features import over_features
 from trainer.losses.loss import Loss, Parameter, Pooled, Settings
 from trainer.losses.serving import FEATURES
 
@@ -20,15 +19,29 @@ _BOTTLENECK = 64
 _LEAST_LOG_VARIANCE = -10.0
 
 
-def _info_nce(ours: Tensor, theirs: Tensor, settings: Settings) -> Float[Tensor, " B"]:
-    """Cross entropy of which of the batch's teacher's states is the example's own. An example that stands in the batch
-    twice, by its state, is no other's negative."""
+def _info_nce(pooled: Pooled, settings: Settings) -> Float[Tensor, " B"]:
+    """Cross entropy of which teacher's state is the example's own: among the batch's, and the bank's first `negatives`
+    whose examples are not in the batch, by their ids. An example that stands in the batch twice, by its state, is no
+    other's negative."""
+    number, found = int(float(settings["negatives"])), []
+    for place, (ours, theirs) in enumerate(zip(pooled.projected, pooled.theirs, strict=True)):
+        same = (theirs[:, None] == theirs[None]).all(-1)
+        same.fill_diagonal_(False)
+        logits = _cosines(ours, theirs).masked_fill(same, -torch.inf)
+        if number:
+            assert pooled.bank is not None  # whoever makes the batch's states has it
+            assert pooled.keys is not None
+            others = _cosines(ours, pooled.bank.states[place][:number].to(theirs.dtype))
+            here = torch.isin(pooled.bank.keys[:number], pooled.keys)
+            logits = torch.cat([logits, others.masked_fill(here, -torch.inf)], -1)
+        own = torch.arange(len(ours), device=ours.device)
+        found.append(F.cross_entropy(logits / float(settings["temperature"]), own, reduction="none"))
+    return torch.stack(found).mean(0)
+
+
+def _cosines(ours: Float[Tensor, "B D"], theirs: Float[Tensor, "M D"]) -> Float[Tensor, "B M"]:
     unit = [F.normalize(states, dim=-1, eps=_SMALL) for states in (ours, theirs)]
-    logits = unit[0] @ unit[1].t() / float(settings["temperature"])
-    same = (theirs[:, None] == theirs[None]).all(-1)
-    same.fill_diagonal_(False)
-    own = torch.arange(len(ours), device=ours.device)
-    return F.cross_entropy(logits.masked_fill(same, -torch.inf), own, reduction="none")
+    return unit[0] @ unit[1].t()
 
 
 class Bottleneck(nn.Module):
@@ -98,11 +111,15 @@ def _info_head(pooled: Pooled, settings: Settings) -> Float[Tensor, " B"]:
 LOSSES = (
     Loss(
         name="info_nce",
-        formula="-log softmax over the batch of cos(h, t_j) / temperature, at the example's own t",
+        formula="-log softmax of cos(h, t_j) / temperature at the example's own t, over the batch's t_j and a bank's",
         paper="arXiv:1910.10699",
         kind=FEATURES,
-        parameters={"temperature": Parameter.between(0.07, 100.0)},
-        pooled=over_features(_info_nce),
+        parameters={
+            "temperature": Parameter.between(0.07, 100.0),
+            "negatives": Parameter(default=0.0, low=0.0, high=65536.0, whole=True),
+        },
+        pooled=_info_nce,
+        bank="negatives",
         per="examples",
     ),
     Loss(

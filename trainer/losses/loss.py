@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from schemas.errors import StudentError
@@ -125,6 +126,19 @@ class Kind:
     """Whether what the cache keeps of a position has a part in it."""
 
 
+class Bank(NamedTuple):
+    """M rows of a cache, whose states are no example's of a batch unless their keys are."""
+
+    keys: Int64[Tensor, " M"]
+    """64 bits of each example's id."""
+    states: tuple[Float[Tensor, "M D"], ...]
+    """The teacher's, one for each of the cache's features."""
+
+    def to(self, device: torch.device) -> Bank:
+        """The same on a device."""
+        return Bank(self.keys.to(device), tuple(states.to(device) for states in self.states))
+
+
 class Pooled(NamedTuple):
     """Pooled hidden states of B examples, one pair for each of the cache's features."""
 
@@ -134,6 +148,9 @@ class Pooled(NamedTuple):
     """The student's own."""
     theirs: list[Float[Tensor, "B D"]]
     """The teacher's."""
+    keys: Int64[Tensor, " B"] | None = None
+    """64 bits of each example's id; None where no loss has a bank."""
+    bank: Bank | None = None
     module: nn.Module | None = None
     """What the loss has learned beside the student, where it has something."""
 
@@ -160,6 +177,8 @@ class Loss:
     module: Callable[[list[int], list[int]], nn.Module] | None = None
     """What is learned beside the student, from the student's and the teacher's widths; it is saved with the
     projections."""
+    bank: str = ""
+    """The parameter that says how many rows of the cache it compares with beside the batch's; empty for none."""
     per: Per = "positions"
     stores: tuple[str, ...] = ()
     """Scalars that a cache which does not keep all must store: `gold`, `entropy`."""

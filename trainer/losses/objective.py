@@ -143,6 +143,12 @@ class Objective:
         return any(loss.softens for loss in self.losses)
 
     @property
+    def bank(self) -> int:
+        """How many of the cache's rows losses compare with beside the batch's."""
+        asked = [self.settings_of(loss.name)[loss.bank] for loss in self.losses if loss.bank]
+        return max((int(float(number)) for number in asked), default=0)
+
+    @property
     def feature_loss(self) -> str:
         """The distance of the loss `feature`."""
         return str(self.settings_of("feature")["distance"])

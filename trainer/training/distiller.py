@@ -16,7 +16,7 @@ from schemas.features import Feature
 from schemas.tasks import Score
 from trainer.batches.collate import Batch
 from trainer.losses.fused import fused_loss
-from trainer.losses.loss import Pooled
+from trainer.losses.loss import Bank, Pooled
 from trainer.losses.objective import Objective, divisor, position_losses
 from trainer.losses.registry import LOSSES
 from trainer.losses.targets import SparseTargets
@@ -52,8 +52,10 @@ class Distiller(nn.Module):
         teacher_layers: int = 1,
         task: StudentTask,
         measures: Sequence[str] = (),
+        bank: Bank | None = None,
     ) -> None:
-        """`measures` of a softmax teacher are logged beside the losses on the head."""
+        """`measures` of a softmax teacher are logged beside the losses on the head; `bank` is what contrast has of the
+        cache beside a batch."""
         super().__init__()
         config: Any = student.config
         text_config = config.get_text_config()
@@ -67,6 +69,7 @@ class Distiller(nn.Module):
             for feature in features
         ]
         self.last_layer = text_config.num_hidden_layers
+        self.bank = bank
         self.projections = None
         if features:
             self.projections = Projections(features, layer_widths(student, self.layers, self.last_layer))
@@ -152,7 +155,10 @@ class Distiller(nn.Module):
         if self.projections is None:
             return {}
         own = self.projections.pooled(states, batch.example_mask)
-        pooled = Pooled(self.projections.projected(own), own, list(batch.features))
+        if self.bank is not None:
+            self.bank = self.bank.to(batch.example_keys.device)
+        projected = self.projections.projected(own)
+        pooled = Pooled(projected, own, list(batch.features), batch.example_keys, self.bank)
         found = {}
         for name in self.objective.feature_losses:
             compute = LOSSES[name].pooled

@@ -14,6 +14,7 @@ from trainer.checkpoints.output_folder import check_place, check_replaceable, ch
 from trainer.checkpoints.resuming import Beginning, check_finished, choose
 from trainer.checkpoints.signals import Signals, watched
 from trainer.checkpoints.whole_folders import clear_up
+from trainer.losses.loss import Bank
 from trainer.losses.measures import MEASURES
 from trainer.losses.objective import Objective
 from trainer.losses.unbiasedness import bias_lines
@@ -22,6 +23,7 @@ from trainer.students.students import Student, open_student
 from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.adapter_flags import adapter_lines, saved_parameters
 from trainer.training.arguments import StudentArguments, check_arguments, settle_direction
+from trainer.training.bank import read_bank
 from trainer.training.company import Company
 from trainer.training.config import TrainConfig
 from trainer.training.distiller import Distiller
@@ -37,7 +39,7 @@ from trainer.training.preflight import (
 )
 from trainer.training.run_identity import make_record, new_run
 from trainer.training.staged import check_stages
-from trainer.training.streams import Opened, make_replays, needed_features, open_caches
+from trainer.training.streams import Opened, make_replays, needed_features, open_caches, stream_seed
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +156,9 @@ def distil(
         lines += type_lines(cache.spec, takes_token_types=student.takes_token_types)
         lines += adapter_lines(student)
         _log.info("\n".join([*lines, *router_lines(student.model.config)]))
-    distiller = make_distiller(student, cache, config.objective)  # it runs the student, as it is
+    features, number = needed_features(cache, config.objective), config.objective.bank
+    bank = read_bank(training.sides, features, number, stream_seed(arguments)) if number else None
+    distiller = make_distiller(student, cache, config.objective, bank)  # it runs the student, as it is
     if arguments.compiling is not None:
         arguments.compiling.apply(student.model)
     loop = DistillationTrainer(
@@ -208,7 +212,9 @@ def _is_finished(beginning: Beginning, folder: Path, total: int) -> Trained | No
     return Trained(str(folder), finished.step, {}, was_finished=True)
 
 
-def make_distiller(student: Student, cache: Cache, objective: Objective) -> Distiller:
+def make_distiller(
+    student: Student, cache: Cache, objective: Objective, bank: Bank | None = None
+) -> Distiller:
     """The module that is trained, its projections freshly initialised."""
     return Distiller(
         student.model,
@@ -218,6 +224,7 @@ def make_distiller(student: Student, cache: Cache, objective: Objective) -> Dist
         teacher_layers=teacher_layers(cache),
         task=STUDENT_TASKS[cache.spec.task],
         measures=measures_of(cache.spec, objective, student.vocab_size),
+        bank=bank,
     )
 
 
