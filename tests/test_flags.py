@@ -37,6 +37,8 @@ SHARED = [
     "--cache={new} --no_progress --max_length=64",
     "--corpus={texts} --teacher={masked} --task=masked-lm --cache={new} --no_progress --max_length=64 --views=2 "
     "--mlm_probability=0.3 --mask_replace_prob=0.5 --random_replace_prob=0.5 --whole_word_mask",
+    "--corpus={tagged} --words_field=tokens --label_field=tags --teacher={tokens} --task=token-classification "
+    "--cache={new} --no_progress --max_length=64",
 ]
 GOOD = {
     "precompute": SHARED,
@@ -66,6 +68,7 @@ RUN = {
     "--format": "csv",
     "--text_field": "nothing_here",
     "--text_pair_field": "nothing_here",
+    "--words_field": "nothing_here",
     "--messages_field": "nothing_here",
     "--prompt_field": "nothing_here",
     "--completion_field": "nothing_here",
@@ -108,6 +111,7 @@ RUN = {
     "--random_replace_prob": "nan",
 }
 CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
+CALLS |= {"--words_field": 5}
 CALLS |= dict.fromkeys(
     ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
 )
@@ -158,6 +162,10 @@ def places(tmp_path_factory):
     return {
         "texts": write_jsonl(folder / "texts.jsonl", texts),
         "chats": write_jsonl(folder / "chats.jsonl", [{"messages": said, "tools": []}]),
+        "tagged": write_jsonl(
+            folder / "tagged.jsonl", [{"tokens": ["Ada", "met", "him"], "tags": ["A", "O", "O"]}]
+        ),
+        "tokens": models.token_classifier(folder / "tokens", ("O", "A")),
         "ids": folder / "ids.txt",
         "causal": models.causal_teacher(folder / "causal"),
         "classes": models.classifier(folder / "classes"),

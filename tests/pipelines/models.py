@@ -99,6 +99,26 @@ def classifier(folder: Path, *, num_labels: int = 3, seed: int = 0, **changes: o
     return save(transformers.BertForSequenceClassification(config), tokenizer, folder)
 
 
+def token_classifier(folder: Path, names: tuple[str, ...], kind: str = "bert") -> Path:
+    """Saves a random token classifier and its tokenizer, which splits words into letters and common pairs."""
+    words = byte_tokenizer(bert=kind != "roberta")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if kind == "distilbert":
+        shape = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}
+    config = transformers.AutoConfig.for_model(
+        kind,
+        vocab_size=len(words),
+        max_position_embeddings=512,
+        pad_token_id=0,
+        initializer_range=0.4,
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+        **shape,
+    )
+    return save(transformers.AutoModelForTokenClassification.from_config(config), words, folder)
+
+
 def save(model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -29,18 +29,18 @@ def start(argv: list[str], log: Path, crash_at: int | None = None, file_bytes: i
     return process
 
 
-def finish(process: Any) -> int:
-    """The exit status; negative where a signal ended it."""
-    process.join(_SECONDS)
+def finish(process: Any, seconds: float = _SECONDS) -> int:
+    """The exit status; negative where a signal ended it. What runs longer hangs."""
+    process.join(seconds)
     if process.is_alive():
         process.kill()
         process.join()
-        raise AssertionError(f"still running after {_SECONDS} s")
+        raise AssertionError(f"still running after {seconds} s")
     return int(process.exitcode)
 
 
-def run(argv: list[str], log: Path, **keywords: Any) -> int:
-    return finish(start(argv, log, **keywords))
+def run(argv: list[str], log: Path, *, seconds: float = _SECONDS, **keywords: Any) -> int:
+    return finish(start(argv, log, **keywords), seconds)
 
 
 def instants(log: Path) -> int:

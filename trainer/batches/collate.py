@@ -24,7 +24,7 @@ from trainer.batches.entries import ENTRY_COLUMNS, Entries, can_gather, gather_e
 from trainer.batches.packing import Layout, Packed, Packing, Stacked
 from trainer.batches.pool import Pool
 from trainer.batches.stored import with_stored
-from trainer.batches.targets import dense_targets, gold_ids, sparse_targets
+from trainer.batches.targets import dense_targets, example_keys, gold_ids, sparse_targets
 from trainer.batches.tensors import mapped
 from trainer.losses.schedules import Warmth
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
@@ -298,8 +298,3 @@ def _values(column: Ragged, first: int, last: int) -> Array:
     """The values of some rows of a list column, one row after the other."""
     values: Array = column.values[column.offsets[first] : column.offsets[last]]
     return values
-
-
-def example_keys(rows: Rows) -> Int64[Tensor, " B"]:
-    """The first 64 bits of each row's example id."""
-    return torch.from_numpy(rows.array("example_id")[:, :8].copy().view(np.int64)[:, 0])

@@ -180,3 +180,8 @@ def dense_targets(rows: Rows) -> DenseTargets:
         gold=torch.from_numpy(gold),
         labelled=torch.from_numpy(labelled),
     )
+
+
+def example_keys(rows: Rows) -> Int64[Tensor, " B"]:
+    """The first 64 bits of each row's example id."""
+    return torch.from_numpy(rows.array("example_id")[:, :8].copy().view(np.int64)[:, 0])

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from schemas.spec import Spec
 from trainer.batches.collate import Batch
-from trainer.losses.targets import NO_LABEL, SparseTargets
+from trainer.losses.targets import NO_LABEL, SparseTargets, first_ids
 from trainer.metrics.classes import class_metrics
-from trainer.metrics.tokens import Metrics, first_ids
+from trainer.metrics.tokens import Metrics
 
 Entity = tuple[str, int, int]
 """Type, first and last word."""

@@ -14,7 +14,7 @@ import torch
 
 from schemas.errors import StudentError
 from schemas.features import Feature
-from trainer.batches.collate import example_keys
+from trainer.batches.targets import example_keys
 from trainer.losses.loss import Bank
 from trainer.stream.side import Side
 

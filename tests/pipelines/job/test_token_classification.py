@@ -4,7 +4,6 @@ import itertools
 import json
 
 import pytest
-import torch
 import transformers
 
 from schemas import Cache
@@ -35,26 +34,6 @@ TASK = {"task": "token-classification", "words_field": "tokens", "label_field": 
 KINDS = ("bert", "roberta", "distilbert")
 
 
-def teacher(folder, kind="bert", names=NAMES):
-    """A random token classifier; its tokenizer splits words into letters and common pairs."""
-    words = models.byte_tokenizer(bert=kind != "roberta")
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    if kind == "distilbert":
-        shape = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}
-    config = transformers.AutoConfig.for_model(
-        kind,
-        vocab_size=len(words),
-        max_position_embeddings=512,
-        pad_token_id=0,
-        initializer_range=0.4,
-        id2label=dict(enumerate(names)),
-        label2id={name: number for number, name in enumerate(names)},
-        **shape,
-    )
-    return models.save(AUTO.from_config(config), words, folder)
-
-
 def corpus(path, count=6, **more):
     """Documents of a growing number of words."""
     sizes = itertools.cycle([11, 3, 7])
@@ -78,7 +57,7 @@ def first_tokens(tokenizer, words):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cache_says_what_a_plain_forward_says(tmp_path, kind):
-    made = teacher(tmp_path / "t", kind)
+    made = models.token_classifier(tmp_path / "t", NAMES, kind)
     features = ("mean:-1", "cls:1")
     whole = TASK | {"max_length": 200}
     run(corpus(tmp_path / "c.jsonl"), made, tmp_path / "c", features=features, **whole)
@@ -101,7 +80,7 @@ def test_a_cache_says_what_a_plain_forward_says(tmp_path, kind):
 
 
 def test_windows_share_context_and_no_word_twice(tmp_path):
-    made = teacher(tmp_path / "t")
+    made = models.token_classifier(tmp_path / "t", NAMES)
     run(corpus(tmp_path / "c.jsonl"), made, tmp_path / "c", stride=6, **TASK)
     rows = sorted(read(Cache.open(tmp_path / "c")).values(), key=lambda row: row["window_index"])
     documents = {}
@@ -126,7 +105,7 @@ def spans(words, tags):
 
 
 def test_labelled_spans_say_what_labelled_words_say(tmp_path):
-    made, words = teacher(tmp_path / "t"), [*WORDS[:7], "and", "Bath"]
+    made, words = models.token_classifier(tmp_path / "t", NAMES), [*WORDS[:7], "and", "Bath"]
     tags = [*TAGS[:7], "O", "B-LOC"]
     lines = [
         {"text": " ".join(words), "entities": spans(words, tags)},
@@ -139,7 +118,7 @@ def test_labelled_spans_say_what_labelled_words_say(tmp_path):
 
 
 def test_without_labels_nothing_is_gold(tmp_path):
-    made = teacher(tmp_path / "t")
+    made = models.token_classifier(tmp_path / "t", NAMES)
     run(corpus(tmp_path / "c.jsonl"), made, tmp_path / "c", **{**TASK, "label_field": None})
     rows = list(Cache.open(tmp_path / "c").read_all())
     assert not any(part.ragged("labels").validity.any() for part in rows)
@@ -177,7 +156,7 @@ BAD_SPANS = [
     ("reason", "record"), [(reason, one) for reason, records in BAD.items() for one in records]
 )
 def test_what_is_wrong_is_rejected_with_its_reason(tmp_path, reason, record):
-    made = teacher(tmp_path / "t")
+    made = models.token_classifier(tmp_path / "t", NAMES)
     good = {"tokens": WORDS, "tags": TAGS}
     path = write_jsonl(tmp_path / "c.jsonl", [good, record])
     summary = run(path, made, tmp_path / "c", max_reject_fraction=0.5, **TASK)
@@ -188,7 +167,7 @@ def test_what_is_wrong_is_rejected_with_its_reason(tmp_path, reason, record):
 
 @pytest.mark.parametrize("entities", BAD_SPANS)
 def test_so_are_spans_that_are_none(tmp_path, entities):
-    made = teacher(tmp_path / "t")
+    made = models.token_classifier(tmp_path / "t", NAMES)
     lines = [{"text": "Ada in London", "entities": []}, {"text": "Ada in London", "entities": entities}]
     fields = {**TASK, "words_field": None, "label_field": "entities"}
     summary = run(
@@ -198,7 +177,7 @@ def test_so_are_spans_that_are_none(tmp_path, entities):
 
 
 def test_spans_need_a_class_of_what_is_none(tmp_path):
-    made = teacher(tmp_path / "t", names=("PER", "LOC"))
+    made = models.token_classifier(tmp_path / "t", ("PER", "LOC"))
     lines = [{"text": "Ada in London", "entities": []}]
     fields = {**TASK, "words_field": None, "label_field": "entities"}
     with pytest.raises(TooManyRejectsError):
@@ -206,7 +185,7 @@ def test_spans_need_a_class_of_what_is_none(tmp_path):
 
 
 def test_flags_of_other_tasks_are_refused(tmp_path):
-    made = teacher(tmp_path / "t")
+    made = models.token_classifier(tmp_path / "t", NAMES)
     path = corpus(tmp_path / "c.jsonl")
     with pytest.raises(UsageError, match="--messages_field has no meaning for token-classification"):
         run(path, made, tmp_path / "c", task="token-classification", messages_field="tokens")
@@ -222,7 +201,7 @@ def test_flags_of_other_tasks_are_refused(tmp_path):
 
 def test_the_nightly_laws_and_a_student_from_the_commands(tmp_path):
     """Nothing new, a changed label, a deleted document; train, evaluate, and the student opens as transformers' own."""
-    made = teacher(tmp_path / "t")
+    made = models.token_classifier(tmp_path / "t", NAMES)
     path, cache = tmp_path / "c.jsonl", tmp_path / "cache"
     lines = [{"id": i, "tokens": [*WORDS, str(i)], "tags": [*TAGS, "O"]} for i in range(24)]
     write_jsonl(path, lines)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
 from schemas.rows.rows import Rows
-from trainer.batches.collate import Collation, example_keys
+from trainer.batches.collate import Collation
+from trainer.batches.targets import example_keys
 from trainer.losses.contrast import LOSSES
 from trainer.losses.loss import Bank, Pooled
 from trainer.stream.side import Side
