@@ -13,8 +13,9 @@ LIST_DOCUMENTS, LIST_BYTES = 256, 2**18
 """Documents that are tokenised together, and their bytes: enough to share a call, few enough to be spread."""
 EXAMPLES_BYTES = 2**22
 """Of examples that are handed on together."""
-_OWN_BYTES = 300
-"""Of a document, or of an example, beside its texts and arrays: what Python takes for the rest of it."""
+_OWN_BYTES, _NUMBER_BYTES = 300, 36
+"""Of a document, or of an example, beside its texts and arrays: what Python takes for the rest of it; and for a number
+in a tuple."""
 
 
 def in_lists(found: Iterable[Any]) -> Iterator[Any]:
@@ -37,4 +38,5 @@ def in_lists(found: Iterable[Any]) -> Iterator[Any]:
 
 def size_of(value: tuple[Any, ...]) -> int:
     """About the bytes of a document or an example, its carried fields among them."""
-    return _OWN_BYTES + sum(len(part) for part in value if isinstance(part, str | bytes | tuple))
+    texts = sum(len(part) for part in value if isinstance(part, str | bytes))
+    return _OWN_BYTES + texts + _NUMBER_BYTES * sum(len(part) for part in value if isinstance(part, tuple))

@@ -1,6 +1,7 @@
 """Corpus and cache meet in buckets: however many there are, and however short their lists, a run does the same."""
 
 import itertools
+import sys
 
 import pytest
 from apache_beam.pvalue import TaggedOutput
@@ -77,3 +78,9 @@ def test_examples_that_carry_much_go_on_in_lists_of_so_many_bytes(tmp_path, corp
     monkeypatch.setattr(lists, "EXAMPLES_BYTES", lists.size_of(together[0]))
     assert [len(part) for part in parts()] == [2, 2, 2, 2, 1]
     assert list(itertools.chain.from_iterable(parts())) == together
+
+
+def test_the_words_of_a_document_count_too():
+    plain = Document(*made("a b"))
+    told = plain._replace(words=tuple(range(4_000)))
+    assert lists.size_of(told) - lists.size_of(plain) >= sys.getsizeof(told.words)
