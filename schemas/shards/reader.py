@@ -35,6 +35,7 @@ from schemas.shards.seal import (
     identity_hash,
     parse_name,
 )
+from schemas.shards.size_statistics import check_size_statistics
 from schemas.spec import Header, Spec
 from schemas.storage.storage import Storage
 
@@ -105,7 +106,8 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
 
 def _opened(data: bytes, size: int, where: str) -> OpenFooter:
     """A footer of the bytes that its seal vouched for."""
-    with told("a shard's footer cannot be read", where, REPAIR):
+    with told("a shard's footer cannot be read", where, REPAIR, also=(TypeError, AttributeError)):
+        check_size_statistics(memoryview(data), bytes_hash(data))
         metadata = parse_metadata(_MAGIC + data)
         stored = metadata.metadata or {}
     listed = parse_listed(stored[LISTED_KEY], where) if LISTED_KEY in stored else None

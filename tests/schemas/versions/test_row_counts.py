@@ -27,6 +27,10 @@ from tests.synthetic import SPECS, add, begin, causal_spec, header_of, make_cach
 FRACTIONS = (0.0, 0.3, 1 - 2**-53)
 
 
+WITHOUT_INDEX = ("v1/", "v1-masked-lm/")
+"""Golden caches that were made before there was an index."""
+
+
 def grown(path, nights, shards=1, rows=6):
     """A cache that so many nights added shards to."""
     every = random_rows(causal_spec(), nights * shards * rows).rows
@@ -211,7 +215,7 @@ def test_a_folder_that_takes_no_writes_costs_a_line_of_the_log(tmp_path, monkeyp
     assert not [file for file in index_files(tmp_path / "cache") if len(file.name) == 53]
 
 
-@pytest.mark.parametrize("name", sorted(GOLDEN))
+@pytest.mark.parametrize("name", sorted(name for name in GOLDEN if name.startswith(WITHOUT_INDEX)))
 def test_a_cache_of_an_earlier_release_is_counted_and_its_next_commit_has_an_index(tmp_path, name):
     path = shutil.copytree(ROOT / name, tmp_path / "cache")
     cache = Cache.open(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import pytest
 import torch
 
 from schemas.cache import Cache
@@ -12,6 +13,13 @@ from trainer.batches import memory
 from trainer.batches.collate import Collation
 from trainer.batches.memory import arrays
 from trainer.batches.pool import Pool
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> None:
+    """What other tests left in this thread is none of these tests' business."""
+    memory._own.__dict__.pop("blocks", None)
+
 
 SHAPES = [(np.int64, 1_000), (np.float32, 333), (np.int16, 7)]
 
