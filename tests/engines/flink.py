@@ -41,6 +41,8 @@ _MEMORY = {
 """What Flink's own start script works out, and refuses to guess when it is started without it. One job of ours needs
 more than 64 MB of network buffers on two slots: Flink then fails it with *Insufficient number of network buffers*."""
 
+# Ten attempts, as docs/flink-kubernetes.md has it: until a dead task manager's heartbeat is missed, each connection to
+# it that is refused is one.
 _CONFIG = """\
 jobmanager.rpc.address: localhost
 jobmanager.rpc.port: {rpc}
@@ -55,7 +57,7 @@ heartbeat.interval: 1000
 heartbeat.timeout: 20000
 classloader.resolve-order: parent-first
 restart-strategy.type: fixed-delay
-restart-strategy.fixed-delay.attempts: 3
+restart-strategy.fixed-delay.attempts: 10
 restart-strategy.fixed-delay.delay: 1s
 io.tmp.dirs: {folder}
 """
