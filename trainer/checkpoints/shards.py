@@ -31,7 +31,14 @@ def load_whole(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def gathered(model: nn.Module) -> dict[str, Tensor]:
-    """The whole weights of a model that lies in shards, on rank 0; all ranks must ask for them."""
+    """The whole weights of a model that lies in shards, on rank 0; all ranks must ask for them.
+
+    A weight that has two names is one tensor here too: whoever writes it writes it once.
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     found: dict[str, Any] = get_model_state_dict(model, options=options)
+    first: dict[int, str] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if name in found:
+            found[name] = found[first.setdefault(id(weight), name)]
     return found

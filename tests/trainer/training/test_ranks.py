@@ -117,9 +117,11 @@ def test_a_run_of_two_ranks_goes_on_with_one_and_back(causal_cache: Cache, tmp_p
         torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-3)
 
 
-def test_a_run_in_shards_is_a_run(causal_cache: Cache, tmp_path: Path) -> None:
-    """FSDP2 over gloo, by the flag alone: the losses and weights of one rank; what is saved is the plain student."""
-    (tmp_path / "student.json").write_text(json.dumps(STUDENT | {"tie_word_embeddings": False}))
+@pytest.mark.parametrize("tied", [False, True], ids=["two embeddings", "one embedding"])
+def test_a_run_in_shards_is_a_run(causal_cache: Cache, tmp_path: Path, tied: bool) -> None:
+    """FSDP2 over gloo, by the flag alone: the losses and weights of one rank; what is saved is the plain student.
+    From a checkpoint in shards it goes on, to the last bit."""
+    (tmp_path / "student.json").write_text(json.dumps(STUDENT | {"tie_word_embeddings": tied}))
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
     ranks = [
         start(tmp_path, causal_cache, "shards", 1, shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, fsdp=True)
@@ -133,6 +135,8 @@ def test_a_run_in_shards_is_a_run(causal_cache: Cache, tmp_path: Path) -> None:
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
             torch.testing.assert_close(ours[key], value, atol=1e-5, rtol=1e-3)
+    sizes = [(tmp_path / out / "model.safetensors").stat().st_size for out in ("shards", "one")]
+    assert sizes[0] == sizes[1], "the head of a tied student is not written beside its embedding"
     _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "shards", output_loading_info=True)
     assert not any(report.values())
     assert (tmp_path / "shards" / "checkpoint-3" / "optimizer.bin").exists(), "of FSDP, and not of DDP"
