@@ -160,6 +160,8 @@ MASKED_LM = Task(
         Setting("whole_word_mask", False, 0, 1, "mask all tokens of a word, or none"),
     ),
 )
+OUTSIDE = "O"
+"""The class of words that are part of no entity."""
 TOKEN_CLASSIFICATION = Task(
     name="token-classification",
     places="token",

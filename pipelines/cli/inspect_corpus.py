@@ -48,6 +48,8 @@ class Stretch(NamedTuple):
 
     text: str
     supervised: bool
+    label: str | None = None
+    """The class of the word that begins here, where the corpus says one."""
 
 
 def inspect(argv: Sequence[str]) -> int:
@@ -138,21 +140,27 @@ def look(config: PrecomputeConfig, rows: int) -> Iterator[Shown]:
 
 
 def stretches(example: Example, maker: Tokeniser) -> list[Stretch]:
-    """An example's text in stretches; joined they are all of it. Of a whole text no token is supervised."""
+    """An example's text in stretches; joined they are all of it. Of a whole text no token is supervised; a token with a
+    label of its own is a stretch of its own."""
     ids = np.frombuffer(example.input_ids, np.int32)
-    supervised = np.zeros(len(ids), np.bool_)
+    supervised, places = np.zeros(len(ids), np.bool_), np.empty(0, np.int64)
     if (kind := maker.spec.kind).predicts_tokens:
         places = np.arange(len(ids) - 1)
         if example.position_index is not None:
             places = np.frombuffer(example.position_index, np.int32)
         supervised[places + 1 if kind.implies_places else places] = True
-    ends = [*(np.flatnonzero(np.diff(supervised)) + 1).tolist(), len(ids)]
+    gold: dict[int, str] = {}
+    if example.gold_ids is not None and maker.spec.label_names:
+        told = np.frombuffer(example.gold_ids, np.int32).tolist()
+        gold = {place: maker.spec.label_names[own] for place, own in zip(places.tolist(), told, strict=True)}
+    edges = np.flatnonzero(np.diff(supervised) | (supervised[1:] if gold else False)) + 1
+    ends = [*edges.tolist(), len(ids)]
     found, start, before = [], 0, ""
     for end in ends:
         upto = _decoded(maker.tokenizer, ids[:end])
         # a tokenizer may leave out a text's first blank: what a stretch adds is seen in the whole
         text = upto[len(before) :] if upto.startswith(before) else _decoded(maker.tokenizer, ids[start:end])
-        found.append(Stretch(text, bool(supervised[start])))
+        found.append(Stretch(text, bool(supervised[start]), gold.get(start)))
         start, before = end, upto
     return found
 
@@ -167,7 +175,11 @@ def _print(one: Shown, console: Console) -> None:
     console.print(Text(f"{printable(one.source.file)} {place}", style="bold"))
     if one.reject is not None:
         console.print(Text(printable(f"  rejected: {one.reject}: {one.reject.told()}"), style="red"))
-    if one.document is not None and one.reading is not None:
+    if (
+        one.document is not None
+        and one.reading is not None
+        and not any(stretch.label for _, found in one.examples for stretch in found)
+    ):
         console.print(f"  label {one.document.label}, read as {one.reading}")
     for example, found in one.examples:
         window = f"window {example.window_index + 1} of {example.window_count}"
@@ -190,6 +202,8 @@ def _coloured(found: Sequence[Stretch], *, colours: bool) -> Text:
         if stretch.supervised and not colours:
             lines = f"[[{lines}]]"
         text.append(lines, style="bold green" if stretch.supervised else "dim")
+        if stretch.label is not None:
+            text.append(f"/{printable(stretch.label)}", style="cyan")
     return text
 
 

@@ -76,7 +76,7 @@ def read_label(value: Any, labels: LabelMap, field: str) -> Labelled:
 
 def _class_of(value: Any, labels: LabelMap, field: str) -> int:
     if isinstance(value, str):
-        return _named(value, labels, field)
+        return named(value, labels, field)
     if not _is_whole(value):
         raise _unknown(labels, field, kind_of(value))
     if labels.numbers_mislead:
@@ -91,18 +91,24 @@ def _class_of(value: Any, labels: LabelMap, field: str) -> int:
     return int(value)
 
 
-def _named(value: str, labels: LabelMap, field: str) -> int:
+def named(value: Any, labels: LabelMap, field: str, which: str = "") -> int:
+    """The class of that name; `which` tells which of a record's labels it is.
+
+    Raises:
+        RejectedError: no class has it, or several have.
+    """
+    if not isinstance(value, str):
+        raise _unknown(labels, field, f"{kind_of(value)}{which}")
     if value in labels.ids:
         return labels.ids[value]
     if value in labels.shared:
-        raise RejectedError(
-            AMBIGUOUS_LABEL, field=field, expected="a class's number", got="a name that several classes have"
-        )
+        expected = "a name of one class" if labels.by_word else "a class's number"
+        got = f"a name that several classes have{which}"
+        raise RejectedError(AMBIGUOUS_LABEL, field=field, expected=expected, got=got)
     folded = {name.strip().casefold() for name in (*labels.ids, *labels.shared)}
     near = value.strip().casefold() in folded
-    raise _unknown(
-        labels, field, f"a string that {'but for case or blanks is one' if near else 'names none'}"
-    )
+    told = "but for case or blanks is one" if near else "names none"
+    raise _unknown(labels, field, f"a string that {told}{which}")
 
 
 def _several(value: Any, labels: LabelMap, field: str) -> Labelled:
@@ -169,7 +175,9 @@ def _list_expected(labels: LabelMap) -> str:
 
 
 def _unknown(labels: LabelMap, field: str, got: str) -> RejectedError:
-    expected = f"a class by the teacher's name or by its number, 0 to {labels.num_classes - 1}"
+    expected = "a class by the teacher's name"
+    if not labels.by_word:
+        expected += f" or by its number, 0 to {labels.num_classes - 1}"
     return RejectedError(UNKNOWN_LABEL, field=field, expected=expected, got=got)
 
 

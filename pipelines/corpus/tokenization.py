@@ -105,8 +105,10 @@ class Tokeniser:
         texts = self.texts(document) if tokens is None else [tokens]
         found = [(text, window) for text in texts for window in self.inputs.windows(text)]
         if not found:
-            expected = "a message of the role assistant" if self.kind == "messages" else "two tokens or more"
-            raise RejectedError(NOTHING_SUPERVISED, expected=f"{expected} that says something")
+            expected = "a message of the role assistant that says something"
+            if self.kind != "messages":
+                expected = TEACHER_TASKS[self.spec.task].least
+            raise RejectedError(NOTHING_SUPERVISED, expected=expected)
         for index, (text, window) in enumerate(found):
             if index not in known:
                 yield self._example(document, text, index, len(found), window)
@@ -156,7 +158,9 @@ class Tokeniser:
             return found
         offsets = (np.array(each, np.int64).reshape(-1, 2) for each in encoded["offset_mapping"])
         return [
-            each._replace(characters=own, document_words=document.words, label=document.label)
+            each._replace(
+                characters=own, document_words=document.words, label=document.label, text=document.text
+            )
             for each, own, document in zip(found, offsets, documents, strict=True)
         ]
 

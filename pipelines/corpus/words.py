@@ -9,9 +9,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from pipelines.corpus.labels import LabelMap
+from pipelines.corpus.labels import LabelMap, named
 from pipelines.rejects import (
-    AMBIGUOUS_LABEL,
     BAD_SPANS,
     BAD_WORDS,
     EMPTY,
@@ -20,9 +19,10 @@ from pipelines.rejects import (
     RejectedError,
     kind_of,
 )
+from pipelines.tasks.windows import trimmed
 
-OUTSIDE = "O"
-"""The class of what is no entity."""
+_PREFIXES = "BIELSU"
+"""Of the names of classes: a word begins an entity, is inside, ends it (E or L), or is all of it (S or U)."""
 
 
 def read_words(value: Any, field: str) -> tuple[str, tuple[int, ...], dict[str, Any]]:
@@ -58,64 +58,56 @@ def word_labels(value: Any, labels: LabelMap, field: str, count: int) -> tuple[i
     """
     if not isinstance(value, list) or len(value) != count:
         raise RejectedError(BAD_WORDS, field=field, expected=f"a list of {count} labels", got=kind_of(value))
-    return tuple(_class(name, labels, field) for name in value)
+    return tuple(named(name, labels, field, f", as label {at}") for at, name in enumerate(value, 1))
 
 
 def span_labels(value: Any, labels: LabelMap, field: str, text: str) -> tuple[int, ...]:
-    """Of each span its first and last character, exclusive, and the classes of its first word and of the others, one
-    after the other, in the order of the text.
+    """Of each span its first and last character, exclusive, blanks at its edges left out, and the classes of its first
+    word, of those between, of its last, and of its only one: six numbers, one span after the other, in the order of the
+    text.
 
     Raises:
         RejectedError: one is no span of the text, two overlap, or a name is no class's.
     """
     if not isinstance(value, list):
-        raise RejectedError(
-            BAD_SPANS, field=field, expected="a list of {start, end, label}", got=kind_of(value)
-        )
-    if OUTSIDE not in labels.ids:
-        raise RejectedError(
-            UNKNOWN_LABEL,
-            field=field,
-            expected=f"a teacher that has a class {OUTSIDE}",
-            got="one that has none",
-        )
-    found = sorted(_span(each, labels, field, text) for each in value)
+        expected = "a list of {start, end, label}"
+        raise RejectedError(BAD_SPANS, field=field, expected=expected, got=kind_of(value))
+    found = sorted(_span(each, labels, field, text, f", as span {at}") for at, each in enumerate(value, 1))
     if any(one[1] > other[0] for one, other in itertools.pairwise(found)):
         expected, got = "spans apart from each other", "two that overlap"
         raise RejectedError(BAD_SPANS, field=field, expected=expected, got=got)
     return tuple(number for span in found for number in span)
 
 
-def _span(value: Any, labels: LabelMap, field: str, text: str) -> tuple[int, int, int, int]:
+def _span(value: Any, labels: LabelMap, field: str, text: str, which: str) -> tuple[int, ...]:
     told = value if isinstance(value, dict) else {}
     start, end = told.get("start"), told.get("end")
     if type(start) is not int or type(end) is not int:
         expected = "an object of start, end and label"
-        raise RejectedError(BAD_SPANS, field=field, expected=expected, got=kind_of(value))
+        raise RejectedError(BAD_SPANS, field=field, expected=expected, got=f"{kind_of(value)}{which}")
     if not 0 <= start < end <= len(text):
         expected = f"0 <= start < end <= {len(text)} characters"
-        raise RejectedError(BAD_SPANS, field=field, expected=expected, got=f"{start} to {end}")
-    if not text[start:end].strip():
-        raise RejectedError(BAD_SPANS, field=field, expected="a span of some letters", got="one of blanks")
-    return start, end, *_parts(told.get("label"), labels, field)
+        raise RejectedError(BAD_SPANS, field=field, expected=expected, got=f"{start} to {end}{which}")
+    start, end = trimmed(text, start, end)
+    if start == end:
+        expected, got = "a span of some letters", f"one of blanks{which}"
+        raise RejectedError(BAD_SPANS, field=field, expected=expected, got=got)
+    return start, end, *_parts(told.get("label"), labels, field, which)
 
 
-def _parts(name: Any, labels: LabelMap, field: str) -> tuple[int, int]:
-    """The classes of a span's first word and of its others: `B-` and `I-` of its name, where the teacher has them."""
-    inside = labels.ids.get(f"I-{name}", labels.ids.get(f"B-{name}"))
-    if inside is None:
-        inside = _class(name, labels, field)
-    return labels.ids.get(f"B-{name}", inside), inside
-
-
-def _class(name: Any, labels: LabelMap, field: str) -> int:
-    if isinstance(name, str) and name in labels.ids:
-        return labels.ids[name]
-    if isinstance(name, str) and name in labels.shared:
-        raise RejectedError(
-            AMBIGUOUS_LABEL, field=field, expected="a name of one class", got="one that several classes have"
-        )
-    folded = {known.strip().casefold() for known in labels.ids}
-    near = isinstance(name, str) and name.strip().casefold() in folded
-    got = "a name that but for case or blanks is one" if near else kind_of(name)
-    raise RejectedError(UNKNOWN_LABEL, field=field, expected="a class by the teacher's name", got=got)
+def _parts(name: Any, labels: LabelMap, field: str, which: str) -> tuple[int, int, int, int]:
+    """The classes of a span's first word, of those between, of its last, and of its only one: by the teacher's names
+    with a prefix (B-, I-, and E- or L-, S- or U-, where it has them), else the name itself."""
+    parts = {prefix: f"{prefix}-{name}" for prefix in _PREFIXES} if isinstance(name, str) else {}
+    if shared := [part for part in parts.values() if part in labels.shared]:
+        return (named(shared[0], labels, field, which),) * 4  # which is refused
+    found = {prefix: labels.ids[part] for prefix, part in parts.items() if part in labels.ids}
+    if not found:
+        whole = named(name, labels, field, which)
+        if name[1:2] == "-" and name[:1] in _PREFIXES:
+            expected, got = "what the span is, without a prefix", f"a class of one word{which}"
+            raise RejectedError(UNKNOWN_LABEL, field=field, expected=expected, got=got)
+        return whole, whole, whole, whole
+    inside = next(found[prefix] for prefix in "IBELSU" if prefix in found)
+    begin, last = found.get("B", inside), found.get("E", found.get("L", inside))
+    return begin, inside, last, found.get("S", found.get("U", begin))

@@ -28,9 +28,10 @@ from pipelines.corpus.labels import LabelMap
 from pipelines.corpus.messages import KWARGS
 from pipelines.fingerprint.fingerprint import ResolvedTeacher, resolve
 from pipelines.rejects import AMBIGUOUS_LABEL, RejectedError
+from pipelines.tasks.teacher_task import refuse_no_offsets, tells_words
 from schemas.errors import UsageError
 from schemas.printable import printable
-from schemas.tasks import TASKS
+from schemas.tasks import OUTSIDE, TASKS
 
 _FILES, _RECORDS = 8, 50
 """Pieces that are looked into, spread over all, and records of each."""
@@ -124,7 +125,7 @@ def _column_names(piece: Piece) -> list[str]:
 
 def _check_fields(corpus: CorpusConfig, found: Sequence[First], columns: set[str]) -> None:
     there = sorted({name for first in found for name in first.fields} | columns)
-    flags = ("text", "text_pair", "messages", "prompt", "completion", "label", "id")
+    flags = ("text", "text_pair", "words", "messages", "prompt", "completion", "label", "id")
     named = {f"--{flag}_field": getattr(corpus, f"{flag}_field") for flag in flags}
     for flag, name in named.items():
         if name in corpus.required_fields and name not in there:
@@ -149,7 +150,9 @@ def check_teacher(
     corpus, tokenizer = config.corpus, teacher.tokenizer
     by_answer = config.supervise == "assistant" and TASKS[config.teacher.task].predicts_tokens
     if by_answer and (corpus.messages_field or corpus.prompt_field):
-        _refuse_no_offsets(tokenizer)
+        refuse_no_offsets(tokenizer, otherwise=", or say --supervise all")
+    if TASKS[config.teacher.task].labels == "word" and not corpus.words_field:
+        _check_words(config, tokenizer, labels)
     if corpus.messages_field:
         variables = variables_of(tokenizer, corpus)
         if corpus.tools_field != "tools" and "tools" not in variables:
@@ -168,6 +171,24 @@ def check_teacher(
             )
 
 
+def _check_words(config: PrecomputeConfig, tokenizer: Any, labels: LabelMap | None) -> None:
+    """Where the corpus does not say its words, the tokenizer must; and what no span labels is of a class of its own."""
+    if not tells_words(tokenizer):
+        raise UsageError(
+            "the teacher's tokenizer does not split a text into words",
+            where=config.teacher.path,
+            got=type(tokenizer).__name__,
+            do="Say the words: --words_field, with a list of them",
+        )
+    if config.corpus.label_field and labels is not None and OUTSIDE not in labels.ids:
+        raise UsageError(
+            f"the teacher has no class {OUTSIDE}, which words are of that no span holds",
+            where=config.teacher.path,
+            got=", ".join(printable(name) for name in list(labels.ids)[:_SHOWN]),
+            do="Say a label for each word: --words_field, and --label_field with a list of names",
+        )
+
+
 def _check_labels(corpus: CorpusConfig, labels: LabelMap | None, found: Sequence[First]) -> None:
     if corpus.label_field is None or labels is None or not (labels.shared or labels.numbers_mislead):
         return
@@ -183,18 +204,6 @@ def _check_labels(corpus: CorpusConfig, labels: LabelMap | None, found: Sequence
                     got=error.got,
                     do="Say them so, or mend id2label in the teacher's config.json",
                 ) from None
-
-
-def _refuse_no_offsets(tokenizer: Any) -> None:
-    """Only a tokenizer that tells which characters each token is from can tell which tokens are an answer."""
-    with contextlib.suppress(NotImplementedError, ValueError, TypeError):
-        if "offset_mapping" in tokenizer("a", return_offsets_mapping=True):
-            return
-    raise UsageError(
-        "the teacher's tokenizer does not tell where its tokens stand in the text",
-        got=type(tokenizer).__name__,
-        do="Save a fast tokenizer (tokenizer.json) beside the teacher, or say --supervise all",
-    )
 
 
 def _refuse_no_template(tokenizer: Any) -> None:

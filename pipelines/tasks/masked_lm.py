@@ -24,6 +24,7 @@ from pipelines.tasks.teacher_task import (
     language_body,
     model_name,
     refuse_encoder_decoder,
+    tells_words,
 )
 from pipelines.tasks.windows import Tokens, Window, stretches
 from schemas.errors import UsageError
@@ -124,20 +125,12 @@ def _check(config: Any, tokenizer: Any, settings: Settings) -> None:
             got=f"{shares[0]:g} and {shares[1]:g}",
             do="Lower one of them",
         )
-    if settings["whole_word_mask"] and not _tells_words(tokenizer):
+    if settings["whole_word_mask"] and not tells_words(tokenizer):
         raise UsageError(
             "the teacher's tokenizer does not tell which tokens are one word",
             got=type(tokenizer).__name__,
             do="Save a fast tokenizer that splits text into words (tokenizer.json), or leave --whole_word_mask out",
         )
-
-
-def _tells_words(tokenizer: Any) -> bool:
-    """Whether it finds the four words of a text to be four."""
-    if not getattr(tokenizer, "is_fast", False):
-        return False
-    words = tokenizer("one two three four", verbose=False).word_ids()
-    return len({word for word in words if word is not None}) == 4
 
 
 TASK = TeacherTask(

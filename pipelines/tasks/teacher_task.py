@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -60,7 +61,9 @@ class TeacherTask:
     reads_words: Callable[[Spec], bool] = lambda spec: False
     """Whether `Tokens.words` is needed."""
     reads_characters: bool = False
-    """Whether `Tokens.characters`, `document_words` and `label` are needed."""
+    """Whether `Tokens.characters`, `document_words`, `label` and `text` are needed."""
+    least: str = "two tokens or more"
+    """What a document must have for a position, in words."""
 
 
 def model_name(config: Any) -> str:
@@ -78,6 +81,30 @@ def refuse_encoder_decoder(config: Any, wanted: str) -> None:
         raise UsageError(
             f"{model_name(config)} is an encoder-decoder, and no {wanted}", do="Use another --teacher"
         )
+
+
+def refuse_no_offsets(tokenizer: Any, otherwise: str = "") -> None:
+    """Only a tokenizer that tells which characters each token is from can tell which tokens are a word, or an answer.
+
+    Raises:
+        UsageError: naming its class; `otherwise` is what else can be done.
+    """
+    with contextlib.suppress(NotImplementedError, ValueError, TypeError):
+        if "offset_mapping" in tokenizer("a", return_offsets_mapping=True):
+            return
+    raise UsageError(
+        "the teacher's tokenizer does not tell where its tokens stand in the text",
+        got=type(tokenizer).__name__,
+        do=f"Save a fast tokenizer (tokenizer.json) beside the teacher{otherwise}",
+    )
+
+
+def tells_words(tokenizer: Any) -> bool:
+    """Whether a tokenizer finds the four words of a text to be four."""
+    if not getattr(tokenizer, "is_fast", False):
+        return False
+    words = tokenizer("one two three four", verbose=False).word_ids()
+    return len({word for word in words if word is not None}) == 4
 
 
 def gathered(

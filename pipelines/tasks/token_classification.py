@@ -1,8 +1,8 @@
 """Token classifiers (entities, parts of speech): a position on the first token of each word.
 
 Words are the corpus's own where it says them, else the tokenizer's. A token is of the first word that it shares a
-character with. A span's label is that of each word it shares a character with; the first of these begins it. A word of
-which no token is left (a tokenizer may drop characters) has no position.
+letter with; blanks at its edges count for nothing, and a token of blanks alone is of no word. A span's label is that of
+each word it shares a letter with. A word of which no token is left (a tokenizer may drop characters) has no position.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import transformers
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 from torch import Tensor
 
-from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, gathered, model_name
-from pipelines.tasks.windows import Tokens, Window, stretches
-from schemas.errors import UsageError
+from pipelines.tasks.teacher_task import Asked, TeacherTask, gathered, refuse_no_offsets
+from pipelines.tasks.windows import Tokens, Window, stretches, taken, trimmed
 from schemas.rows.ragged import Array
 from schemas.spec import Spec
+from schemas.tasks import OUTSIDE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,52 +27,55 @@ class Words:
     """Windows whose positions are the words that begin in them."""
 
     spec: Spec
-    outside: int | None
-    """The class of words that no span has."""
 
     def windows(self, tokens: Tokens) -> list[Window]:
-        begins, found = self._begins(tokens), []
+        letters = _letters(tokens)
+        word, found = _words(tokens, letters), list[Window]()
+        begins = np.zeros(len(word), np.bool_)
+        known = np.flatnonzero(word >= 0)
+        begins[known[np.unique(word[known], return_index=True)[1]]] = True
+        gold = None if tokens.label is None else self._gold(tokens, letters, word)
         for stretch in stretches(tokens, self.spec):
             places = np.flatnonzero(begins[stretch.tokens]).astype(np.int32)
             places = places[places >= stretch.first_new]
             if places.size:
-                found.append(Window(stretch.tokens, places))
+                own = None if gold is None else gold[word[stretch.tokens[places]]]
+                found.append(Window(stretch.tokens, places, gold=own))
         return found
 
     def asked(self, tokens: Tokens, window: Window, example_id: bytes) -> Asked:
-        gold = None
-        if tokens.label is not None:
-            gold = self._gold(tokens)[window.tokens[window.positions]].astype(np.int32)
-        return Asked(tokens.ids[window.tokens], window.positions, gold)
+        return Asked(taken(tokens.ids, window), window.positions, window.gold)
 
-    def _begins(self, tokens: Tokens) -> Array:
-        """Which tokens are the first of their word."""
-        word, begins = _words(tokens), np.zeros(len(tokens.ids), np.bool_)
-        known = np.flatnonzero(word >= 0)
-        begins[known[np.unique(word[known], return_index=True)[1]]] = True
-        return begins
-
-    def _gold(self, tokens: Tokens) -> Int64[np.ndarray, " S"]:
-        """The class of each token's word; what stands at tokens of none means nothing."""
-        word = _words(tokens)
+    def _gold(
+        self, tokens: Tokens, letters: Int64[np.ndarray, "S 2"], word: Int64[np.ndarray, " S"]
+    ) -> Int32[np.ndarray, " W"]:
+        """The class of each word."""
         if tokens.document_words is not None:
-            found: Array = np.asarray(tokens.label, np.int64)[word]
-            return found
-        assert self.outside is not None  # without such a class no label was read
-        first, last = _spans(tokens, word)
-        gold = np.full(len(first), self.outside, np.int64)
-        for start, end, begin, inside in np.asarray(tokens.label, np.int64).reshape(-1, 4).tolist():
+            return np.asarray(tokens.label, np.int32)
+        known, size = word >= 0, int(word.max(initial=-1)) + 1
+        first, last = np.full(size, np.iinfo(np.int64).max), np.zeros(size, np.int64)
+        np.minimum.at(first, word[known], letters[known, 0])
+        np.maximum.at(last, word[known], letters[known, 1])
+        gold = np.full(size, self.spec.label_names.index(OUTSIDE), np.int32)
+        for start, end, begin, inside, ending, alone in np.asarray(tokens.label).reshape(-1, 6).tolist():
             own = np.flatnonzero((last > start) & (first < end))
-            gold[own], gold[own[:1]] = inside, begin
-        each: Array = gold[word]
-        return each
+            gold[own], gold[own[:1]], gold[own[-1:]] = inside, begin, ending
+            if len(own) == 1:
+                gold[own] = alone
+        return gold
 
 
-def _words(tokens: Tokens) -> Int64[np.ndarray, " S"]:
-    """Which word each token is of; -1: of none."""
+def _letters(tokens: Tokens) -> Int64[np.ndarray, "S 2"]:
+    """The characters that each token is from, without blanks at their edges."""
     assert tokens.characters is not None
+    found = [trimmed(tokens.text, start, end) for start, end in tokens.characters.tolist()]
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def _words(tokens: Tokens, letters: Int64[np.ndarray, "S 2"]) -> Int64[np.ndarray, " S"]:
+    """Which word each token is of; -1: of none."""
     assert tokens.words is not None
-    begins, ends = tokens.characters.T
+    begins, ends = letters.T
     if tokens.document_words is None:
         word = tokens.words.astype(np.int64)
     else:
@@ -84,38 +87,17 @@ def _words(tokens: Tokens) -> Int64[np.ndarray, " S"]:
     return found
 
 
-def _spans(tokens: Tokens, word: Int64[np.ndarray, " S"]) -> tuple[Array, Array]:
-    """First and last character, exclusive, of each word."""
-    assert tokens.characters is not None
-    known = word >= 0
-    size = int(word.max(initial=-1)) + 1
-    first, last = np.full(size, np.iinfo(np.int64).max), np.zeros(size, np.int64)
-    np.minimum.at(first, word[known], tokens.characters[known, 0])
-    np.maximum.at(last, word[known], tokens.characters[known, 1])
-    return first, last
-
-
-def _check(config: Any, tokenizer: Any, settings: Settings) -> None:
-    if not getattr(tokenizer, "is_fast", False):
-        raise UsageError(
-            "the teacher's tokenizer does not tell where its tokens stand in the text",
-            got=f"{type(tokenizer).__name__} of {model_name(config)}",
-            do="Save a fast tokenizer (tokenizer.json) beside the teacher",
-        )
-
-
 def _at_positions(output: Any, rows: Tensor, tokens: Tensor) -> Tensor:
     return gathered(output.logits, rows, tokens)
 
 
 TASK = TeacherTask(
     auto=transformers.AutoModelForTokenClassification,
-    inputs=lambda tokenizer, spec: Words(
-        spec=spec, outside=spec.label_names.index("O") if "O" in (spec.label_names or ()) else None
-    ),
+    inputs=lambda tokenizer, spec: Words(spec=spec),
     body=lambda model: model,
     at_positions=_at_positions,
-    check=_check,
+    check=lambda config, tokenizer, settings: refuse_no_offsets(tokenizer),
     reads_words=lambda spec: True,
     reads_characters=True,
+    least="a word that the tokenizer keeps",
 )

@@ -33,6 +33,8 @@ class Tokens(NamedTuple):
     """The same of each of the document's words, one after the other, where the corpus says them."""
     label: Any = None
     """The document's."""
+    text: str = ""
+    """The document's, where the task asks for characters."""
 
 
 class Window(NamedTuple):
@@ -42,6 +44,8 @@ class Window(NamedTuple):
     positions: Int32[np.ndarray, " N"]
     columns: tuple[int, ...] = ()
     """Values of the task's own columns."""
+    gold: Int32[np.ndarray, " N"] | None = None
+    """What is right at each position, where the document says it."""
 
 
 class Stretch(NamedTuple):
@@ -87,6 +91,13 @@ _FIRST.setflags(write=False)
 def first(count: int) -> Int32[np.ndarray, " C"]:
     """The whole numbers below `count`, not to be written to: of short texts all are parts of one array."""
     return _FIRST[:count] if count <= len(_FIRST) else np.arange(count, dtype=np.int32)
+
+
+def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """A stretch of a text without the blanks at its edges; empty where it is all blanks."""
+    part = text[start:end]
+    start += len(part) - len(part.lstrip())
+    return start, start + len(part.strip())
 
 
 def taken(values: Int32[np.ndarray, " S"], window: Window) -> Int32[np.ndarray, " W"]:

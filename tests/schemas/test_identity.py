@@ -52,7 +52,7 @@ def test_everything_that_decides_is_in_the_hash():
     assert all(len(value) == 16 for value in variants)
 
 
-@pytest.mark.parametrize("label", [None, 0, -3, 2**70, True, 1.5, [0.0, 1.0]])
+@pytest.mark.parametrize("label", [None, 0, -3, 2**70, True, 1.5, [0.0, 1.0], [0, 3, 1, 2, 2, 1]])
 @pytest.mark.parametrize("key", ["", "7", 'a "key"\\'])
 @pytest.mark.parametrize("text", ["", "x", '"\\/\b\f\n\r\t\0\x1f\x7f', "\u2028\u6c34\U0001f600", "\ud800"])
 def test_a_document_is_hashed_by_its_canonical_json(label, key, text):

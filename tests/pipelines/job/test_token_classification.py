@@ -176,14 +176,6 @@ def test_so_are_spans_that_are_none(tmp_path, entities):
     assert dict(summary.rejects) == {"bad_spans": 1}
 
 
-def test_spans_need_a_class_of_what_is_none(tmp_path):
-    made = models.token_classifier(tmp_path / "t", ("PER", "LOC"))
-    lines = [{"text": "Ada in London", "entities": []}]
-    fields = {**TASK, "words_field": None, "label_field": "entities"}
-    with pytest.raises(TooManyRejectsError):
-        run(write_jsonl(tmp_path / "c.jsonl", lines), made, tmp_path / "c", **fields)
-
-
 def test_flags_of_other_tasks_are_refused(tmp_path):
     made = models.token_classifier(tmp_path / "t", NAMES)
     path = corpus(tmp_path / "c.jsonl")
