@@ -101,13 +101,13 @@ def open_footer(storage: Storage, name: str, *, size: int | None = None) -> Open
             do=REPAIR,
         )
     with sealed():
-        return _opened(data, size, where)
+        return _opened(data, size, where, seal)
 
 
-def _opened(data: bytes, size: int, where: str) -> OpenFooter:
+def _opened(data: bytes, size: int, where: str, seal: str) -> OpenFooter:
     """A footer of the bytes that its seal vouched for."""
     with told("a shard's footer cannot be read", where, REPAIR, also=(TypeError, AttributeError)):
-        check_size_statistics(memoryview(data), bytes_hash(data))
+        check_size_statistics(memoryview(data), seal)
         metadata = parse_metadata(_MAGIC + data)
         stored = metadata.metadata or {}
     listed = parse_listed(stored[LISTED_KEY], where) if LISTED_KEY in stored else None

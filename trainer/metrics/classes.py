@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -27,22 +28,17 @@ from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets, first_
 from trainer.metrics.tokens import Metrics
 
 
-@torch.no_grad()
 def class_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torch.device) -> Metrics:
     """Accuracy, macro F1, ROC AUC, confusion matrix (scikit-learn's), and agreement and KL with the teacher."""
     sparse: list[tuple[Tensor, SparseTargets]] = []
     dense: list[tuple[Tensor, DenseTargets]] = []
-    for batch in batches:
-        on_device = batch.to(device)
-        logits = on_device.at_positions(model(**on_device.model_inputs).logits).float().cpu()
-        if not bool(torch.isfinite(logits).all()):
-            raise StudentError("the student gives logits that are not numbers", where=type(model).__name__)
+    for batch, logits in scored(model, batches, device):
         if isinstance(batch.targets, SparseTargets):
             sparse.append((logits, batch.targets))
         else:
             dense.append((logits, batch.targets))
     if spec.score == "softmax":
-        return _single_label(sparse)
+        return single_label(sparse)
     scores = torch.cat([logits for logits, _ in dense])
     targets = DenseTargets(
         logits=torch.cat([target.logits for _, target in dense]),
@@ -52,7 +48,25 @@ def class_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torc
     return _multi_label(scores, targets) if spec.score == "sigmoid" else _regression(scores, targets)
 
 
-def _single_label(batches: list[tuple[Tensor, SparseTargets]]) -> Metrics:
+def scored(
+    model: Any, batches: Iterable[Batch], device: torch.device
+) -> Iterator[tuple[Batch, Float[Tensor, "N V"]]]:
+    """Each batch with the student's logits at its positions, on the CPU.
+
+    Raises:
+        StudentError: they are not finite.
+    """
+    for batch in batches:
+        on_device = batch.to(device)
+        with torch.no_grad():
+            logits = on_device.at_positions(model(**on_device.model_inputs).logits).float().cpu()
+        if not bool(torch.isfinite(logits).all()):
+            raise StudentError("the student gives logits that are not numbers", where=type(model).__name__)
+        yield batch, logits
+
+
+def single_label(batches: Sequence[tuple[Tensor, SparseTargets]]) -> Metrics:
+    """Of softmax scores, from each batch's logits and targets."""
     scores = torch.cat([logits for logits, _ in batches])
     gold = torch.cat([target.gold for _, target in batches])
     teacher = torch.cat([first_ids(target) for _, target in batches])

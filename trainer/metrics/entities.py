@@ -7,7 +7,7 @@ last word are. A text's windows are counted apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,29 +16,22 @@ from torch import Tensor
 from schemas.spec import Spec
 from trainer.batches.collate import Batch
 from trainer.losses.targets import NO_LABEL, SparseTargets, first_ids
-from trainer.metrics.classes import class_metrics
+from trainer.metrics.classes import scored, single_label
 from trainer.metrics.tokens import Metrics
 
 Entity = tuple[str, int, int]
 """Type, first and last word."""
 
 
-@torch.no_grad()
 def entity_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torch.device) -> Metrics:
     """What `class_metrics` says of words, and precision, recall and F1 of entities, the student's and the teacher's; of
     texts that have labels. Without them where no class is named as a part of an entity."""
-    seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-
-    def watched() -> Iterator[Batch]:
-        for batch in batches:
-            yield batch
-            assert isinstance(batch.targets, SparseTargets)
-            on_device = batch.to(device)
-            ours = on_device.at_positions(model(**on_device.model_inputs).logits).argmax(-1).cpu()
-            seen.append((_texts(batch), batch.targets.gold, ours, first_ids(batch.targets)))
-
-    found = class_metrics(model, watched(), spec, device)
-    names = spec.label_names or ()
+    seen, scores = list[tuple[Tensor, ...]](), list[tuple[Tensor, SparseTargets]]()
+    for batch, logits in scored(model, batches, device):
+        assert isinstance(batch.targets, SparseTargets)
+        scores.append((logits, batch.targets))
+        seen.append((_texts(batch), batch.targets.gold, logits.argmax(-1), first_ids(batch.targets)))
+    found, names = single_label(scores), spec.label_names or ()
     if not any(name[:2] in ("B-", "I-") for name in names):
         return found
     counts = torch.zeros(2, 3, dtype=torch.int64)

@@ -100,6 +100,13 @@ def run_whole(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: i
     return Ran(states, output.logits)
 
 
+def run_own_head(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: int) -> Ran:
+    """A `Run` of a model whose own logits are what is taught, of texts or of tokens."""
+    output = student(**inputs, output_hidden_states=bool(layers))
+    states = [output.hidden_states[-1 if layer == last_layer else layer] for layer in layers]
+    return Ran(states, None, output.logits)
+
+
 @torch.no_grad()
 def check_head(student: nn.Module, run: Run) -> None:
     """Compares body and head, apart, with the model's own forward on one batch of eight tokens.

@@ -6,7 +6,7 @@ from transformers import AutoModelForTokenClassification
 
 from trainer.metrics.entities import entity_metrics
 from trainer.metrics.tokens import Metrics
-from trainer.tasks.sequence_classification import TASK as WHOLE_TEXTS
+from trainer.models.heads import run_own_head
 from trainer.tasks.student_task import Measured, StudentTask
 
 
@@ -16,5 +16,5 @@ def _measure(measured: Measured) -> Metrics:
 
 
 TASK = StudentTask(
-    auto=AutoModelForTokenClassification, run=WHOLE_TEXTS.run, measure=_measure, peft_task="TOKEN_CLS"
+    auto=AutoModelForTokenClassification, run=run_own_head, measure=_measure, peft_task="TOKEN_CLS"
 )
