@@ -24,7 +24,7 @@ _SECONDS = 120.0
 
 def start(argv: list[str], log: Path, crash_at: int | None = None, file_bytes: int | None = None) -> Any:
     """A process that runs the command; `crash_at` kills it at the n-th instant at which something is written."""
-    process = CONTEXT.Process(target=_main, args=(argv, str(log), crash_at, file_bytes))
+    process = CONTEXT.Process(target=_main, args=(argv, str(log), crash_at, file_bytes, dict(os.environ)))
     process.start()
     return process
 
@@ -48,7 +48,10 @@ def instants(log: Path) -> int:
     return int(log.with_suffix(".instants").read_text())
 
 
-def _main(argv: list[str], log: str, crash_at: int | None, file_bytes: int | None) -> None:
+def _main(
+    argv: list[str], log: str, crash_at: int | None, file_bytes: int | None, environ: dict[str, str]
+) -> None:
+    os.environ.update(environ)  # what is forked from has that of its own start
     torch.set_num_threads(1)
     gc.freeze()  # what was imported before the fork is no garbage: nobody need look
     out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)

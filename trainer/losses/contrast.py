@@ -15,14 +15,16 @@ from trainer.losses.loss import Loss, Parameter, Pooled, Settings
 from trainer.losses.serving import FEATURES
 
 _SMALL = 1e-6
+_SAME = 1e-5
+"""By which the cosine of a state and itself may be below 1."""
 _BOTTLENECK = 64
 _LEAST_LOG_VARIANCE = -10.0
 
 
 def _info_nce(pooled: Pooled, settings: Settings) -> Float[Tensor, " B"]:
     """Cross entropy of which teacher's state is the example's own: among the batch's, and the bank's first `negatives`
-    whose examples are not in the batch, by their ids. An example that stands in the batch twice, by its state, is no
-    other's negative."""
+    whose examples are not in the batch, by their ids. What has the example's own state, in the batch or in the bank (a
+    text that the corpus has twice), is none of its negatives."""
     number, found = int(float(settings["negatives"])), []
     for place, (ours, theirs) in enumerate(zip(pooled.projected, pooled.theirs, strict=True)):
         same = (theirs[:, None] == theirs[None]).all(-1)
@@ -31,9 +33,11 @@ def _info_nce(pooled: Pooled, settings: Settings) -> Float[Tensor, " B"]:
         if number:
             assert pooled.bank is not None  # whoever makes the batch's states has it
             assert pooled.keys is not None
-            others = _cosines(ours, pooled.bank.states[place][:number].to(theirs.dtype))
+            held = pooled.bank.states[place][:number].to(theirs.dtype)
+            others = _cosines(ours, held)
             here = torch.isin(pooled.bank.keys[:number], pooled.keys)
-            logits = torch.cat([logits, others.masked_fill(here, -torch.inf)], -1)
+            alike = _cosines(theirs, held) > 1 - _SAME
+            logits = torch.cat([logits, others.masked_fill(here | alike, -torch.inf)], -1)
         own = torch.arange(len(ours), device=ours.device)
         found.append(F.cross_entropy(logits / float(settings["temperature"]), own, reduction="none"))
     return torch.stack(found).mean(0)

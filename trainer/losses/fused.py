@@ -128,12 +128,16 @@ def _half_scale(weights: Float[Tensor, " T"]) -> Float[Tensor, ""]:
 
 
 def _times(gradient: Tensor, factor: Tensor) -> Tensor:
-    """In float32 at least: a loss scaler's factor may be beyond float16."""
-    return (gradient.to(_loss_dtype(gradient.dtype)) * factor).to(gradient.dtype)
+    """A loss scaler's factor may be beyond float16."""
+    if gradient.dtype != torch.float16:
+        return gradient * factor.to(gradient.dtype)
+    return (gradient.float() * factor).half()
 
 
 def _accumulate(of_weight: Tensor | None, of_bias: Tensor | None, grad: Tensor, hidden: Tensor) -> None:
-    """Adds a chunk's part to the gradients of weight and bias."""
+    """Adds a chunk's part to the gradients of weight and bias. Sums over its positions are beyond float16."""
+    if grad.dtype == torch.float16:
+        grad, hidden = grad.float(), hidden.float()
     if of_weight is not None and of_weight.dtype == grad.dtype:
         of_weight.addmm_(grad.t(), hidden)
     elif of_weight is not None:

@@ -90,6 +90,8 @@ class Objective:
         """
         try:
             staged = parse_stages(stages)
+            if staged and losses:
+                raise ValueError("stages say the losses already: leave --losses out")
             if staged:
                 names = dict.fromkeys(name for stage in staged for name in stage.weights)
                 weights = {name: staged[-1].weights.get(name, 0.0) for name in names}

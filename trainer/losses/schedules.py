@@ -14,6 +14,11 @@ from typing import Literal, get_args
 Shape = Literal["linear", "cosine", "hold"]
 
 
+def exactly(number: float) -> str:
+    """A number as short as it can be told and read back: what a run's identity holds."""
+    return short if float(short := f"{number:g}") == number else repr(number)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """A shape and its two numbers."""
@@ -29,7 +34,7 @@ class Schedule:
         if self.shape == "hold" and not self.first <= self.second <= 1:
             raise ValueError(f"hold:W:D needs W <= D <= 1, shares of the steps, but got {numbers}")
         if self.shape != "hold" and not any(numbers):
-            raise ValueError("a schedule from 0 to 0 is a loss of weight 0")
+            raise ValueError("a schedule from 0 to 0 is no schedule")
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
@@ -48,7 +53,7 @@ class Schedule:
         return cls(shape=shape, first=first, second=second)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return f"{self.shape}:{self.first:g}:{self.second:g}"
+        return f"{self.shape}:{exactly(self.first)}:{exactly(self.second)}"
 
     @property
     def most(self) -> float:
@@ -84,6 +89,8 @@ class Warmth:
             raise ValueError(
                 f"the temperature goes between 1 and its own: factors are at most 1, but got {self.schedule}"
             )
+        if self.schedule.shape != "hold" and self.schedule.first == self.schedule.second:
+            raise ValueError(f"a temperature's schedule goes from one to another, but got {self.schedule}")
 
     def at(self, step: int) -> float:
         """At a step, the first of which is 0; beyond the last as there."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from trainer.losses.flags import parse_losses
 from trainer.losses.loss import Value
+from trainer.losses.schedules import exactly
 
 _EDGE = 1e-9
 
@@ -47,9 +48,11 @@ class Stage:
             raise ValueError("a stage freezes a name that is empty")
 
     def __str__(self) -> str:
-        words = [f"share={self.share:g}", *(f"{name}={weight:g}" for name, weight in self.weights.items())]
-        words += [f"freeze={pattern}" for pattern in self.freeze]
-        return " ".join(words + ([f"learning_rate={self.learning_rate:g}"] if self.learning_rate else []))
+        weights = (f"{name}={exactly(weight)}" for name, weight in self.weights.items())
+        words = [f"share={exactly(self.share)}", *weights, *(f"freeze={name}" for name in self.freeze)]
+        return " ".join(
+            words + ([f"learning_rate={exactly(self.learning_rate)}"] if self.learning_rate else [])
+        )
 
 
 def parse_stages(texts: Sequence[str]) -> tuple[Stage, ...]:

@@ -45,7 +45,12 @@ class Compiling:
         if not (asked or backend or mode):
             return None
         if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
-            raise UsageError("--torch_compile needs a newer torch", expected="2.13", got=torch.__version__)
+            raise UsageError(
+                "--torch_compile needs a newer torch",
+                expected="2.13",
+                got=torch.__version__,
+                do="Install it, or leave --torch_compile out",
+            )
         found = cls(backend=backend or _DEFAULT_BACKEND, mode=mode)
         known = torch.compiler.list_backends(exclude_tags=())
         if found.backend not in known:

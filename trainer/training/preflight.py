@@ -15,6 +15,7 @@ import torch
 from schemas.errors import StudentError, TeachonceError, TrainingError, UsageError, one_line
 from schemas.spec import Spec
 from trainer.checkpoints.records import Manifest
+from trainer.losses.objective import Objective
 from trainer.stream.order import Order
 from trainer.training.arguments import StudentArguments
 from trainer.training.settings import FOLLOWS_METRICS, word
@@ -51,20 +52,30 @@ def total_steps(arguments: StudentArguments, order: Order) -> int:
     return math.ceil(float(arguments.num_train_epochs) * order.num_steps)
 
 
-def check_total(manifest: Manifest, total: int) -> None:
+def check_total(manifest: Manifest, total: int, objective: Objective) -> None:
     """Whether steps are left; a run may be made longer, and is told what that means.
 
     Raises:
-        UsageError: the checkpoint lies beyond.
+        UsageError: the checkpoint lies beyond; or stages would be other ones.
     """
     if manifest.step > total:
         raise UsageError(
-            "the checkpoint lies beyond the last step", expected=f"at most {total}", got=manifest.step
+            "the checkpoint lies beyond the last step",
+            expected=f"at most {total}",
+            got=manifest.step,
+            do="Raise --max_steps, or resume from an earlier checkpoint",
+        )
+    if manifest.total != total and objective.stages:
+        raise UsageError(
+            "stages are shares of the run's steps, and a run of another length has others",
+            expected=f"{manifest.total} steps",
+            got=total,
+            do="Resume with as many steps; train on from the student that was saved for more",
         )
     if manifest.total != total:
         _log.warning(
-            "the run was to take %d steps and is now to take %d: from step %d on the learning rate is that of the "
-            "new number, so the weights are not those of a run that had it from the start",
+            "the run was to take %d steps and is now to take %d: from step %d on the learning rate, and all else that "
+            "is scheduled, is that of the new number, so the weights are not those of a run that had it from the start",
             *(manifest.total, total, manifest.step),
         )
 

@@ -91,6 +91,11 @@ def check_settings(config: TrainConfig, arguments: StudentArguments) -> None:
         raise UsageError(
             "--fsdp goes neither with --lora nor with --torch_compile", do="Leave one of them out"
         )
+    if arguments.fsdp and any(stage.freeze for stage in config.objective.stages):
+        raise UsageError(
+            "--fsdp does not go with stages that freeze: torch would not go on from their checkpoints",
+            do="Leave --fsdp out (torchrun alone is DDP), or freeze",
+        )
     settle_direction(arguments, [f"eval_{name}" for name in ("loss", *config.objective.weights)])
 
 
@@ -150,7 +155,7 @@ def distil(
         record.check_resumable(beginning.manifest.record, where, allow_new_data=config.allow_new_data)
         if finished := _is_finished(beginning, folder, total):
             return finished
-        check_total(beginning.manifest, total)
+        check_total(beginning.manifest, total, config.objective)
     if arguments.process_index == 0:
         lines = bias_lines(config.objective, cache.spec, student.vocab_size)
         lines += type_lines(cache.spec, takes_token_types=student.takes_token_types)

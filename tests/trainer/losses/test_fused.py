@@ -141,3 +141,25 @@ def test_in_float16_a_mean_over_many_positions_keeps_its_gradient() -> None:
         grads.append((hidden.grad, weight.grad))
     for exact, half in zip(*grads, strict=True):
         assert (half - exact).norm() < 2e-3 * exact.norm()
+
+
+def test_in_float16_the_heads_gradient_is_summed_over_more_than_float16_has_room_for() -> None:
+    """At a temperature's square, of positions that all pull alike, until the loss divides by their number."""
+    number, whole, grads = 4096, targets().chunk(0, 1, slice(0, K)), []
+
+    def terms(logits: Tensor, first: int, last: int) -> Tensor:
+        every = position_losses(
+            ("kl",), logits[:1].expand(1, -1), whole, temperature=4.0, score="softmax"
+        ).sum(-1)
+        return every * 16 + logits[:, 0].sum() * 16
+
+    for cast in (False, True):
+        hidden = torch.full((number, 16), 2.0)
+        weight = torch.zeros(V, 16, requires_grad=True)
+        head = Head(weight=weight, bias=None, transform=LogitTransform())
+        with torch.autocast("cpu", torch.float16, enabled=cast):
+            found = fused_loss(hidden, head, terms, torch.tensor([1.0]) / number)
+        (found.loss * 2**4).backward()
+        grads.append(weight.grad)
+    assert grads[0].isfinite().all()
+    torch.testing.assert_close(grads[1], grads[0], rtol=2e-3, atol=1e-2)

@@ -47,7 +47,7 @@ def test_factors(text: str, factors: list[float]) -> None:
         ("kl=linear:a:b", "two numbers"),
         ("kl=linear:-1:0", "not negative"),
         ("kl=linear:nan:0", "not negative"),
-        ("kl=linear:0:0", "weight 0"),
+        ("kl=linear:0:0", "from 0 to 0"),
         ("kl=hold:0.9:0.1", "W <= D"),
         ("ce=linear:1:0", "ce has no effect"),
     ],

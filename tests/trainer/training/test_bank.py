@@ -81,6 +81,21 @@ def test_a_batch_knows_its_examples_and_a_bank_leaves_them_out(causal_cache: Cac
             torch.testing.assert_close(found[place], by_hand, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("negatives", [3, 4])
+def test_no_row_of_the_bank_with_the_examples_own_state_is_its_negative(negatives: int) -> None:
+    """A text that the corpus has twice, of which one is in the batch: the others still have it as a negative."""
+    torch.manual_seed(1)
+    ours, theirs, others = torch.randn(4, 32), torch.randn(4, 32), torch.randn(4, 32)
+    others[2] = theirs[1] * 3  # a teacher of the other precision, or that does not normalise
+    pooled = Pooled([ours], [ours], [theirs], torch.arange(4), Bank(torch.arange(10, 14), (others,)))
+    assert INFO_NCE.pooled is not None
+    found = INFO_NCE.pooled(pooled, {**INFO_NCE.defaults, "negatives": float(negatives)})
+    for place in range(4):
+        expected = [one for number, one in enumerate(others[:negatives]) if (place, number) != (1, 2)]
+        alike = [F.cosine_similarity(ours[place], t, dim=0) / 0.07 for t in (*theirs, *expected)]
+        torch.testing.assert_close(found[place], torch.stack(alike).logsumexp(0) - alike[place])
+
+
 def test_a_run_goes_on_with_the_same_bank(run: Callable[..., Path]) -> None:
     told = {"losses": ["kl=1", "info_nce=1,negatives=32"], "max_steps": 6, "save_steps": 3}
     whole = run("whole", **told)

@@ -19,6 +19,7 @@ from trainer.losses.stages import Stage, first_steps, parse_stages, stage_at
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
 from trainer.training.staged import frozen_names, staged_scheduler
+from trainer.training.training import check_settings
 
 FEATURES_FIRST = ["share=0.5 pkd=1 freeze=lm_head.* learning_rate=2e-3", "kl=1 ce=0.5"]
 TOLD: dict[str, Any] = {"stages": FEATURES_FIRST, "losses": None, "max_steps": 10, "save_steps": 1}
@@ -85,6 +86,8 @@ def test_flags_that_say_it_too_are_refused() -> None:
     told: dict[str, Any] = {"cache": "c", "student": "s.json", "stages": FEATURES_FIRST}
     with pytest.raises(UsageError, match="--stages say the losses already: got kl=1"):
         TrainConfig(**told, losses=["kl=1"])
+    with pytest.raises(UsageError, match="stages say the losses already"):
+        Objective.parse(["kl=1"], stages=FEATURES_FIRST)
     with pytest.raises(UsageError, match="stages have no schedules beside them"):
         TrainConfig(**told, loss_schedule=["kl=linear:1:0"])
 
@@ -159,6 +162,8 @@ def test_a_run_goes_on_inside_any_stage_to_the_same_bits(run: Callable[..., Path
     other = [FEATURES_FIRST[0], "kl=1 ce=0.4"]
     with pytest.raises(UsageError, match=r"another (losses|stage 2)"):
         run("other", resume_from_checkpoint=str(whole / "checkpoint-3"), **{**told, "stages": other})
+    with pytest.raises(UsageError, match=r"a run of another length has others: expected 10 steps, got 12\."):
+        run("longer", resume_from_checkpoint=str(whole / "checkpoint-3"), **{**told, "max_steps": 12})
     other = ["share=0.5 pkd=1 freeze=lm_head.* learning_rate=1e-3", FEATURES_FIRST[1]]
     with pytest.raises(UsageError, match="another stage 1"):
         run("other", resume_from_checkpoint=str(whole / "checkpoint-3"), **{**told, "stages": other})
@@ -195,6 +200,14 @@ def test_features_alone_may_be_trained_beside_a_frozen_student(run: Callable[...
     assert all(torch.equal(one[name], five[name]) for name in one)
     maps = [load_file(folder / f"checkpoint-{step}" / "projections.safetensors") for step in (1, 5)]
     assert all(not torch.equal(maps[0][name], maps[1][name]) for name in maps[0])
+
+
+def test_in_shards_nothing_is_frozen(tmp_path: Path) -> None:
+    arguments = StudentArguments(output_dir=str(tmp_path), use_cpu=True)
+    arguments.fsdp = True  # type: ignore[assignment]  # several ranks are not here
+    stages = TrainConfig(cache="c", student="s.json", stages=FEATURES_FIRST)
+    with pytest.raises(UsageError, match="--fsdp does not go with stages that freeze"):
+        check_settings(stages, arguments)
 
 
 def test_a_shared_parameter_is_frozen_by_either_name() -> None:

@@ -15,6 +15,7 @@ from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
 from schemas.policies import KeepAll, KeepPolicy, Threshold, TopK, TopP
 from tests.trainer.caches import causal_columns, causal_spec, finished_rows, write_cache
+from tests.trainer.outputs import logs
 from tests.trainer.tiny import VOCAB, llama_config, random_examples
 from trainer.batches.collate import Collation
 from trainer.losses.objective import Objective
@@ -42,6 +43,7 @@ def every_score(teacher_dir: str, tmp_path_factory: pytest.TempPathFactory) -> C
         ("bent:1:0", 2.0, ["kl"], "bent:1:0"),
         ("linear:2:0", 2.0, ["kl"], "factors are at most 1, but got linear:2:0"),
         ("linear:1:0", 1.0, ["kl"], "between 1 and another temperature, but got 1"),
+        ("linear:1:1", 2.0, ["kl"], "from one to another, but got linear:1:1"),
         ("linear:1:0", 2.0, ["ce"], "no effect without a loss that softens"),
     ],
 )
@@ -126,6 +128,20 @@ def test_a_run_that_goes_on_has_its_temperatures(run: Callable[..., Path], every
         assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     plain = run("plain", **{**told, "temperature_schedule": None})
     assert (plain / "model.safetensors").read_bytes() != (whole / "model.safetensors").read_bytes()
+    (ours,) = [log for log in logs(whole) if "eval_kl" in log][-1:]
+    measured = run(
+        "measured",
+        **{
+            **told,
+            "temperature_schedule": None,
+            "max_steps": 1,
+            "learning_rate": 1e-30,
+            "student": str(whole),
+            "eval_steps": 1,
+        },
+    )
+    (theirs,) = [log for log in logs(measured) if "eval_kl" in log][-1:]
+    assert ours["eval_kl"] == pytest.approx(theirs["eval_kl"], rel=1e-4), "of the whole temperature"
     changed = {
         **told,
         "temperature_schedule": "linear:1:0",
