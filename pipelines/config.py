@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from schemas.features import FeatureDtype
+from schemas.generation import Generation
 from schemas.policies import KeepPolicy
 from schemas.shards.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
 from schemas.spec import Scalar, Supervise
@@ -86,12 +87,17 @@ class CorpusConfig:
         _refuse_unless(self.max_document_chars >= 1, "max_document_chars", self.max_document_chars)
         _refuse_unless(self.max_line_bytes >= 1, "max_line_bytes", self.max_line_bytes)
         pair = (self.prompt_field, self.completion_field)
-        _refuse_unless(None not in pair or pair == (None, None), "prompt_field, completion_field", pair)
+        _refuse_unless(self.prompt_field is not None or pair == (None, None), "completion_field alone", pair)
         alone = self.messages_field is None and self.tools_field != "tools"
         _refuse_unless(not alone, "tools_field (without --messages_field)", self.tools_field)
         names = ("messages_field", "prompt_field", "text_pair_field", "words_field")
         kinds = [value for value in (getattr(self, name) for name in names) if value]
         _refuse_unless(len(kinds) <= 1, ", ".join(names), kinds)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether its documents have answers to what they ask."""
+        return self.prompt_field is None or self.completion_field is not None
 
     @property
     def required_fields(self) -> tuple[str, ...]:
@@ -126,6 +132,8 @@ class PrecomputeConfig:
     own_logits: bool = False
     """On by itself as soon as a temperature other than 1 is declared."""
     sample_seed: int = 0
+    generation: Generation | None = None
+    """How the teacher answers prompts itself; None: the corpus has the answers."""
     score: Score | None = None
     """None: what the teacher's config says (`problem_type`)."""
     max_length: int | None = None
@@ -180,9 +188,26 @@ class PrecomputeConfig:
         _refuse_unless(_matches(_ACCELERATOR, self.accelerator), "accelerator", self.accelerator)
         _refuse_unless(_matches(_RAM, self.min_ram), "min_ram", self.min_ram)
         _refuse_unless(self.workers >= 1, "workers", self.workers)
+        self._check_generation()
         TASKS[self.teacher.task].settled(self.task_settings)
         both = (self.workers, self.teacher.device_map)
         _refuse_unless(self.workers == 1 or self.teacher.device_map is None, "workers, device_map", both)
+
+    def _check_generation(self) -> None:
+        corpus, generation = self.corpus, self.generation
+        answered = corpus.is_answered or generation is not None
+        _refuse_unless(answered, "prompt_field (without completion_field or --generate)", corpus.prompt_field)
+        if generation is None:
+            return
+        _refuse_unless(TASKS[self.teacher.task].is_written, "generate (of this task)", self.teacher.task)
+        asks = bool(corpus.prompt_field or corpus.messages_field)
+        _refuse_unless(asks, "generate (without --prompt_field or --messages_field)", str(generation))
+        _refuse_unless(
+            corpus.completion_field is None, "generate (beside completion_field)", corpus.completion_field
+        )
+        _refuse_unless(self.stride == 0, "stride (a prompt is one window)", self.stride)
+        room = self.max_length is None or generation.max_new_tokens < self.max_length
+        _refuse_unless(room, "max_length (no more than --max_new_tokens)", self.max_length)
 
 
 def _matches(pattern: re.Pattern[str], value: str | None) -> bool:

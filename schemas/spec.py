@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args
 
 from schemas.errors import NEWER, CorruptionError, FormatError, UsageError
 from schemas.features import Feature
+from schemas.generation import FEATURE as GENERATED
+from schemas.generation import Generation
 from schemas.identity import canonical_json, digest
 from schemas.limits import OF_JSON, conform, conform_fields, parse_json, refuse_unless, shown, told
 from schemas.policies import KeepAll, KeepPolicy, Threshold, is_sampling, max_kept, max_sampled, parse_keep
@@ -40,6 +42,7 @@ KNOWN_FEATURES = frozenset(
         *(f"keep:{name}" for name in _KEEPS),
         *(f"score:{score}" for score in get_args(Score)),
         *(name for task in TASKS.values() for name in task.required_features),
+        GENERATED,
     ]
 )
 
@@ -77,6 +80,8 @@ class Spec:
     has_text_pair: bool = False
     task_settings: tuple[tuple[str, SettingValue], ...] = ()
     """What the task leaves to the user, each of its settings in order."""
+    generation: Generation | None = None
+    """How the teacher wrote the cache's texts; None: they are the corpus's."""
     code_step_nats: float = CODE_STEP_NATS
     top_step_nats: float = TOP_STEP_NATS
     scalar_step_nats: float = SCALAR_STEP_NATS
@@ -105,6 +110,8 @@ class Spec:
         for name in ("code_step_nats", "top_step_nats", "scalar_step_nats"):
             refuse_unless(0 < getattr(self, name) <= 1, name, getattr(self, name))
         refuse_unless(-(2**63) <= self.sample_seed < 2**63, "sample_seed", self.sample_seed)
+        writes = self.generation is None or self.kind.is_written
+        refuse_unless(writes, f"generation (of {self.task})", self.generation)
         self._check_scalars()
 
     def _check_scalars(self) -> None:
@@ -154,12 +161,14 @@ class Spec:
     def required_features(self) -> tuple[str, ...]:
         """What a reader must know to read this cache rightly."""
         keep = f"keep:{str(self.keep).partition(':')[0]}"
-        return (keep, f"score:{self.score}", *self.kind.required_features)
+        written = (GENERATED,) if self.generation is not None else ()
+        return (keep, f"score:{self.score}", *self.kind.required_features, *written)
 
     def to_json(self) -> dict[str, Any]:
         values = {**dataclasses.asdict(self), "keep": str(self.keep)}
-        settings = dict(values.pop("task_settings"))
-        return {**values, "task_settings": settings} if settings else values
+        # what came after the first caches stands in none that does without it: they keep their hashes
+        later = {"task_settings": dict(values.pop("task_settings")), "generation": values.pop("generation")}
+        return {**values, **{name: value for name, value in later.items() if value}}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
@@ -170,7 +179,9 @@ class Spec:
         """
         keep = parse_keep(conform(str, value["keep"], "keep"))
         settings = conform(Mapping[str, Any], value.get("task_settings", {}), "task_settings")
-        made = {"keep": keep, "task_settings": tuple(settings.items())}
+        written = value.get("generation")
+        generation = None if written is None else conform(Generation, written, "generation")
+        made = {"keep": keep, "task_settings": tuple(settings.items()), "generation": generation}
         return cls(**conform_fields(cls, {**value, **made}, made=tuple(made)))
 
     @property

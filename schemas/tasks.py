@@ -69,6 +69,8 @@ class Task:
     takes_pairs: bool
     columns: tuple[TaskColumn, ...] = ()
     settings: tuple[Setting, ...] = ()
+    is_written: bool = False
+    """Whether a teacher can write the texts itself."""
     is_declared: bool = True
     """Whether a reader must know the task by name; the first two stand in format 1 itself."""
 
@@ -126,6 +128,7 @@ CAUSAL_LM = Task(
     scores=("softmax",),
     has_vocabulary=True,
     takes_pairs=False,
+    is_written=True,
     is_declared=False,
 )
 SEQUENCE_CLASSIFICATION = Task(

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from schemas import Cache, Feature, Fingerprint, Header, Spec
+from schemas.generation import Generation
 from schemas.identity import unit_name
 from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
 from schemas.rows.codec import quantise
@@ -117,6 +118,15 @@ SPECS = {
     "sigmoid": class_spec(score="sigmoid"),
     "masked": masked_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), scalars=("gold",)),
     "words": words_spec(),
+    "written": causal_spec(
+        keep=Threshold(tau=1 / 8),
+        temperatures=(1.0,),
+        scalars=("gold",),
+        features=(),
+        generation=Generation(
+            method="sample", max_new_tokens=5, temperature=0.5, top_p=0.875, top_k=9, end_ids=(1, 4)
+        ),
+    ),
     "regression": class_spec(score="identity", vocab_size=1, label_names=()),
 }
 

@@ -39,6 +39,8 @@ SHARED = [
     "--mlm_probability=0.3 --mask_replace_prob=0.5 --random_replace_prob=0.5 --whole_word_mask",
     "--corpus={tagged} --words_field=tokens --label_field=tags --teacher={tokens} --task=token-classification "
     "--cache={new} --no_progress --max_length=64",
+    "--corpus={texts} --prompt_field=text --generate=beams:2 --max_new_tokens=4 --teacher={causal} --task=causal-lm "
+    "--cache={new} --no_progress --max_length=64",
 ]
 GOOD = {
     "precompute": SHARED,
@@ -109,9 +111,11 @@ RUN = {
     "--mlm_probability": "1.5",
     "--mask_replace_prob": "0.6",
     "--random_replace_prob": "nan",
+    "--generate": "greedily",
+    "--max_new_tokens": "0",
 }
 CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
-CALLS |= {"--words_field": 5}
+CALLS |= {"--words_field": 5, "--generate": 6, "--max_new_tokens": 6}
 CALLS |= dict.fromkeys(
     ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
 )

@@ -23,7 +23,9 @@ def add_corpus_flags(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument("--messages_field", metavar="NAME", help=messages)
     group.add_argument("--tools_field", metavar="NAME", help="what the chat template reads as tools (tools)")
-    group.add_argument("--prompt_field", metavar="NAME", help="prompt; with --completion_field")
+    group.add_argument(
+        "--prompt_field", metavar="NAME", help="prompt; with --completion_field, or --generate"
+    )
     group.add_argument("--completion_field", metavar="NAME", help="completion of the prompt")
     label = (
         "gold label, by the teacher's names or by number; of several, a list of those, or multi-hot. Of words a "

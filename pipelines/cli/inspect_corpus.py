@@ -14,7 +14,7 @@ from rich.text import Text
 from pipelines.cli.corpus_flags import add_corpus_flags
 from pipelines.cli.logs import quiet, warnings_on_stderr
 from pipelines.cli.precompute import run_config
-from pipelines.cli.task_flags import add_task_flags
+from pipelines.cli.task_flags import add_generation_flags, add_task_flags
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus.documents import Document, Source, is_blank, read_document
 from pipelines.corpus.files import find_pieces, read_piece
@@ -88,6 +88,7 @@ def _parser() -> Parser:
     supervise = "which tokens are positions of instruction data (default: assistant)"
     parser.add_argument("--supervise", choices=get_args(Supervise), help=supervise)
     add_task_flags(parser)
+    add_generation_flags(parser)
     parser.add_argument("--rows", type=positive, default=3, metavar="N", help="records to show (3)")
     parser.add_argument("--json", action="store_true", help="one JSON list instead of text")
     parser.set_defaults(cache="none", report=None, keep=None)
@@ -184,6 +185,8 @@ def _print(one: Shown, console: Console) -> None:
     for example, found in one.examples:
         window = f"window {example.window_index + 1} of {example.window_count}"
         targets = f"{example.num_positions} of {example.num_tokens} tokens supervised"
+        if not example.num_positions:
+            targets = f"{example.num_tokens} tokens, which the teacher answers"
         console.print(
             f"  {window}: {targets}" if example.label is None else f"  {window}: {example.num_tokens} tokens"
         )

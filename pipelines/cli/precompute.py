@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pipelines.cli.corpus_flags import add_corpus_flags
 from pipelines.cli.logs import quiet, warnings_on_stderr
 from pipelines.cli.run_tables import outcome_of, summary_table
-from pipelines.cli.task_flags import add_task_flags, task_settings
+from pipelines.cli.task_flags import add_generation_flags, add_task_flags, generation_of, task_settings
 from pipelines.config import (
     CorpusConfig,
     Device,
@@ -126,6 +126,7 @@ def _config(arguments: argparse.Namespace, beam: Sequence[str]) -> PrecomputeCon
     given["task_settings"] = task_settings(arguments)
     if arguments.supervise is None:
         given["supervise"] = "assistant" if arguments.messages_field or arguments.prompt_field else "all"
+    given["generation"] = generation_of(arguments)
     if arguments.keep is not None:
         given["keep"] = parse_keep(arguments.keep)
     return PrecomputeConfig(
@@ -155,7 +156,9 @@ def run_parser(verb: str, description: str, examples: str) -> Parser:
     parser = Parser(prog=f"teachonce {verb}", description=description, epilog=examples)
     add_corpus_flags(parser.add_argument_group("corpus"))
     _add_teacher_flags(parser.add_argument_group("teacher"))
-    add_task_flags(parser.add_argument_group("task"))
+    task = parser.add_argument_group("task")
+    add_task_flags(task)
+    add_generation_flags(task)
     _add_cache_flags(parser.add_argument_group("cache"))
     _add_run_flags(parser.add_argument_group("run"))
     return parser

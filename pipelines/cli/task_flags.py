@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from schemas.cli.arguments import positive
 from schemas.errors import UsageError
+from schemas.generation import Generation, parse_generation
 from schemas.tasks import TASKS, SettingValue
 
 _BY_NAME = {setting.name: setting for task in TASKS.values() for setting in task.settings}
@@ -21,6 +23,33 @@ def add_task_flags(group: argparse._ActionsContainer) -> None:
             kind, metavar = type(setting.default), "N" if isinstance(setting.default, int) else "P"
             told = f"{told} ({setting.default:g})"
             group.add_argument(f"--{name}", type=kind, metavar=metavar, help=told)
+
+
+_NEW_TOKENS = 256
+
+
+def add_generation_flags(group: argparse._ActionsContainer) -> None:
+    """Whether the teacher writes the texts, and how."""
+    write = (
+        "let the teacher answer each prompt, or the last message: greedy, beams:B or sample[:temperature=T,"
+    )
+    group.add_argument("--generate", metavar="HOW", help=write + "top_p=P,top_k=K] (by --sample_seed)")
+    new = f"tokens of an answer at most, with --generate ({_NEW_TOKENS})"
+    group.add_argument("--max_new_tokens", type=positive, metavar="N", help=new)
+
+
+def generation_of(arguments: argparse.Namespace) -> Generation | None:
+    """How the teacher writes; None where the corpus has the answers.
+
+    Raises:
+        UsageError: a number for nothing.
+        ValueError: there is no such way.
+    """
+    if arguments.generate is not None:
+        return parse_generation(arguments.generate, arguments.max_new_tokens or _NEW_TOKENS)
+    if arguments.max_new_tokens is not None:
+        raise UsageError("--max_new_tokens has no effect without --generate", do="Leave it out")
+    return None
 
 
 def task_settings(arguments: argparse.Namespace) -> dict[str, SettingValue]:

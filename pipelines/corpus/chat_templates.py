@@ -127,14 +127,19 @@ class Chat:
         self._tokenizer = tokenizer
         self._strikes = 0
 
-    def of(self, messages: str, given: str | None, *, supervise: bool) -> list[ChatPart]:
-        """The texts of a conversation, and the answers in them; messages and what else is given as JSON.
+    def of(
+        self, messages: str, given: str | None, *, supervise: bool, prompt: bool = False
+    ) -> list[ChatPart]:
+        """The texts of a conversation, and the answers in them; messages and what else is given as JSON. With `prompt`
+        the one text that asks for an answer to all of them.
 
         Raises:
             RejectedError: the template refuses it, or fails.
             TeacherError: the template has taken too long or too much several times.
         """
-        reply = self.reply(json.loads(messages), json.loads(given or "{}"), supervise=supervise)
+        reply = self.reply(
+            json.loads(messages), json.loads(given or "{}"), supervise=supervise, prompt=prompt
+        )
         if "error" not in reply:
             return [ChatPart(part["text"], _pairs(part["spans"])) for part in reply["parts"]]
         self._strikes += bool(reply.get("limit"))
@@ -148,7 +153,12 @@ class Chat:
         raise RejectedError(CHAT_TEMPLATE, expected=expected, got=f"a template that {reply['error']}")
 
     def reply(
-        self, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any], *, supervise: bool
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        given: Mapping[str, Any],
+        *,
+        supervise: bool,
+        prompt: bool = False,
     ) -> dict[str, Any]:
         """What the process says: `parts`, or `error` and perhaps `limit`."""
         try:
@@ -161,6 +171,7 @@ class Chat:
             messages=list(messages),
             given=dict(given),
             supervise=supervise,
+            prompt=prompt,
         )
 
     def variables(self) -> dict[str, Any]:

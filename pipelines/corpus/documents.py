@@ -195,8 +195,10 @@ def _content(fields: Mapping[str, Any], corpus: CorpusConfig) -> tuple[str, str 
     if corpus.messages_field:
         messages = read_messages(_field(fields, corpus.messages_field), corpus.messages_field)
         return json.dumps(messages, ensure_ascii=False), None, {"messages": messages}
-    if corpus.prompt_field and corpus.completion_field:
+    if corpus.prompt_field:
         prompt = _text(fields, corpus.prompt_field)
+        if corpus.completion_field is None:
+            return prompt, None, {"prompt": prompt}
         completion = _text(fields, corpus.completion_field)
         return prompt, completion, {"prompt": prompt, "completion": completion}
     text = _text(fields, corpus.text_field)

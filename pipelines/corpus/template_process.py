@@ -95,6 +95,12 @@ class Talk:
             return [{"text": whole, "spans": spans}]
         return [self._alone(turn) for turn in turns]
 
+    def asks(self) -> dict[str, Any]:
+        """The text that asks for an answer."""
+        text = self.render(self.messages, prompt=True)
+        self._check(text)
+        return {"text": text, "spans": None}
+
     def _check(self, text: str) -> None:
         """A template that knows no parts prints the list as Python writes it, and nobody sees it."""
         contents = (message.get("content") for message in self.messages)
@@ -152,7 +158,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if "variables" in request:
             return {"variables": sorted(set[str]().union(*map(variables, request["variables"])))}
-        return {"parts": Talk(request).parts(request["supervise"])}
+        talk = Talk(request)
+        return {"parts": [talk.asks()] if request.get("prompt") else talk.parts(request["supervise"])}
     except RefusedError as error:
         return {"error": str(error)}
     except MemoryError:

@@ -8,6 +8,7 @@ of all its texts are counted through.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -78,6 +79,8 @@ class Tokeniser:
         parts = [tokenizer_hash, spec.task, spec.max_length, spec.stride, spec.supervise, kind]
         if spec.task_settings:
             parts += [spec.task_settings, spec.sample_seed]
+        if spec.generation is not None:
+            parts += [str(spec.generation), spec.sample_seed]
         how = digest(canonical_json(parts), "tokenised-how")
         inputs = TEACHER_TASKS[spec.task].inputs(tokenizer, spec)
         return cls(tokenizer=tokenizer, spec=spec, kind=kind, how=how, chat=Chat(tokenizer), inputs=inputs)
@@ -115,12 +118,26 @@ class Tokeniser:
 
     def texts(self, document: Document) -> list[Tokens]:
         """The tokens of each of a document's texts (a pair is cut to `max_length`, longest first)."""
+        if self.spec.generation is not None:
+            return [self._unanswered(document)]
         if self.kind == "messages":
             parts = self.chat.of(document.text, document.given, supervise=self._by_answer)
             return [self._encoded(part.text, part.spans, add_special_tokens=False) for part in parts]
         if self.kind == "prompt":
             return [self._prompt(document.text, document.pair or "")]
         return self._split([document])
+
+    def _unanswered(self, document: Document) -> Tokens:
+        """A prompt, or a conversation up to where the assistant is to speak."""
+        if self.kind == "prompt":
+            return self._encoded(document.text, None)
+        messages = json.loads(document.text)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        if not messages:
+            raise RejectedError(NOTHING_SUPERVISED, expected="a message that asks for an answer")
+        (part,) = self.chat.of(json.dumps(messages), document.given, supervise=False, prompt=True)
+        return self._encoded(part.text, None, add_special_tokens=False)
 
     def _plain_texts(self, documents: Sequence[Document]) -> list[Tokens] | list[None]:
         """The tokens of documents that are one text each, or a pair; None of others, which are made one by one."""

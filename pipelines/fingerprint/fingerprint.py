@@ -26,6 +26,7 @@ from pipelines.fingerprint.teacher_files import (
     sha256,
     weight_files,
 )
+from pipelines.fingerprint.writing import written_by
 from pipelines.teacher import config_shapes
 from schemas.errors import UsageError
 from schemas.features import Feature, Pooling
@@ -173,6 +174,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
             has_text=config.keep_text,
             has_text_pair=config.keep_text and pairs,
             task_settings=settings,
+            generation=written_by(config, teacher.folder, teacher.config, teacher.tokenizer, max_length),
         )
     except ValueError as error:
         raise UsageError("the flags make no spec", got=str(error)) from error

@@ -149,6 +149,7 @@ def check_teacher(
     _check_labels(config.corpus, labels, found)
     corpus, tokenizer = config.corpus, teacher.tokenizer
     by_answer = config.supervise == "assistant" and TASKS[config.teacher.task].predicts_tokens
+    by_answer = by_answer and config.generation is None
     if by_answer and (corpus.messages_field or corpus.prompt_field):
         refuse_no_offsets(tokenizer, otherwise=", or say --supervise all")
     if TASKS[config.teacher.task].labels == "word" and not corpus.words_field:

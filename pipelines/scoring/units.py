@@ -26,8 +26,10 @@ from pipelines.corpus.tokenization import Example
 from pipelines.progress import PROGRESS
 from pipelines.scoring.encode import Encoded, without
 from pipelines.scoring.row_checks import Reject, askable, encode_sound
+from pipelines.scoring.written import Writer
 from pipelines.teacher.batching import collate, each_batch
 from pipelines.teacher.budget import Budget
+from pipelines.teacher.calls import is_out_of_memory
 from pipelines.teacher.model import Answer, Batch, Teacher
 from pipelines.tolerances import NOT_FINITE, TOO_LARGE
 from schemas.rows.rows import Rows
@@ -92,6 +94,9 @@ class UnitScorer:
             if self.deadline is not None and time.time() >= self.deadline:
                 return no_shard(unit, postponed_examples=len(examples))
             fine, rejects = askable(examples, self.header.spec, num_embeddings(self.teacher))
+            if self.header.spec.generation is not None:
+                fine, mute = Writer(self.teacher, self.budget).answered(fine)
+                rejects += mute
             PROGRESS.add(examples=len(rejects), tokens=sum(e.num_tokens for e, _ in rejects))
             encoded = self._encoded(fine, work, rejects)
         work.budget_tokens = self.budget.tokens
@@ -227,19 +232,6 @@ def counts_of(lines: Iterable[ShardLine]) -> dict[str, bytes]:
 def no_shard(unit: str, **work: Any) -> ShardLine:
     """The line about a unit of which nothing was stored."""
     return ShardLine(unit, None, 0, asdict(Totals()), work, [])
-
-
-_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory: on a CPU its allocator raises a plain `RuntimeError`."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _ahead(

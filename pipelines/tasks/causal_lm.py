@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import transformers
 
+from pipelines.rejects import TOO_LONG, RejectedError
 from pipelines.tasks.teacher_task import (
     Asked,
+    Inputs,
     TeacherTask,
     head_inputs,
     language_body,
@@ -43,9 +46,38 @@ class NextTokens:
         return Asked(taken(tokens.ids, window), None if every else window.positions)
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """One window a text, in which nothing is predicted yet: the teacher writes what follows."""
+
+    spec: Spec
+
+    def windows(self, tokens: Tokens) -> list[Window]:
+        """Special tokens behind a text would end it before its answer.
+
+        Raises:
+            RejectedError: the prompt and its answer may be longer than `max_length`.
+        """
+        assert self.spec.generation is not None
+        _, suffix = edges(tokens)
+        size = len(tokens.ids) - suffix
+        most = self.spec.max_length - self.spec.generation.max_new_tokens
+        if size > most:
+            expected = f"a prompt of at most {most} tokens beside its answer"
+            raise RejectedError(TOO_LONG, expected=expected, got=str(size))
+        return [Window(first(size), first(0))] if size else []
+
+    def asked(self, tokens: Tokens, window: Window, example_id: bytes) -> Asked:
+        return Asked(taken(tokens.ids, window), window.positions)
+
+
+def _inputs(tokenizer: Any, spec: Spec) -> Inputs:
+    return NextTokens(spec) if spec.generation is None else Prompts(spec)
+
+
 TASK = TeacherTask(
     auto=transformers.AutoModelForCausalLM,
-    inputs=lambda tokenizer, spec: NextTokens(spec),
+    inputs=_inputs,
     body=language_body,
     at_positions=head_inputs,
     check=lambda config, tokenizer, settings: refuse_encoder_decoder(config, "causal language model"),

@@ -79,3 +79,16 @@ def lacking(error: BaseException) -> str | None:
         if found or name:
             return f"pip install {' '.join(found) or name}"
     return None
+
+
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory: on a CPU its allocator raises a plain `RuntimeError`."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or any(text in str(error) for text in _OUT_OF_MEMORY)

@@ -18,6 +18,7 @@ from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.batch_independence import settled
 from pipelines.teacher.calls import MODEL_ERRORS, told
 from pipelines.teacher.config_shapes import refuse_unfit, text_config
+from pipelines.teacher.generate import refuse_mute
 from pipelines.teacher.heads import Head, compare_with_forward
 from pipelines.teacher.load import load_model, open_tokenizer
 from pipelines.teacher.model import Batch, Batching, Teacher, pick_device
@@ -43,6 +44,8 @@ def open_teacher(config: TeacherConfig, spec: Spec, path: str, device: torch.dev
     tokenizer = open_tokenizer(config, path)
     names = tuple(feature.name for feature in spec.features)
     refuse_unfit(config.task, model.config, tokenizer, names, dict(spec.task_settings))
+    if spec.generation is not None:
+        refuse_mute(model)
     entry, embedded = _embedding(model)
     with told("cannot be asked through its head", model):
         head = Head.of(model) if spec.kind.has_vocabulary else None

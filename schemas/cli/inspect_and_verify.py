@@ -15,6 +15,7 @@ from schemas.cli.cache_report import describe, describe_rows
 from schemas.cli.terminal import print_json, print_lines
 from schemas.cli.vacuum import print_repaired
 from schemas.errors import BrokenShardsError, CacheError, UsageError
+from schemas.generation import Generation
 from schemas.printable import printable
 from schemas.upkeep.repair import repair
 
@@ -141,6 +142,7 @@ def _summary(found: Mapping[str, Any]) -> Table:
         "keep": spec["keep"],
         "temperatures": ", ".join(f"{t:g}" for t in spec["temperatures"]),
         "features": ", ".join(features) or "none",
+        **_written(spec),
         "max length, stride": f"{spec['max_length']:,}, {spec['stride']:,} tokens",
         "examples": found["examples"],
         "tokens": found["tokens"],
@@ -157,6 +159,14 @@ def _summary(found: Mapping[str, Any]) -> Table:
         "format version": found["format_version"],
     }
     return _table(printable(f"{found['path']}, version {found['version']}"), (), lines.items())
+
+
+def _written(spec: Mapping[str, Any]) -> dict[str, str]:
+    """How the teacher wrote the texts, where it did."""
+    if not spec.get("generation"):
+        return {}
+    how = Generation(**spec["generation"])
+    return {"answers": f"written by the teacher: {how}, at most {how.max_new_tokens:,} tokens"}
 
 
 def _columns(found: Mapping[str, Any]) -> Table:

@@ -33,6 +33,7 @@ GOLDEN = {
         "v1": V1,
         "v1-masked-lm": ("masked",),
         "v1-token-classification": ("words",),
+        "v1-generated": ("written",),
     }.items()
     for name in names
 }

@@ -7,10 +7,11 @@ import pytest
 
 from schemas import Feature, Fingerprint, Header, Spec
 from schemas.errors import CorruptionError, FormatError, TeachonceError
+from schemas.generation import parse_generation
 from schemas.identity import canonical_json, digest
 from schemas.policies import Sampled, Threshold, TopK
 from schemas.spec import MAX_VOCAB, differences
-from tests.synthetic import SPECS, causal_spec, header_of
+from tests.synthetic import SPECS, causal_spec, class_spec, header_of
 
 REFUSED = (ValueError, TypeError)
 """`ValueError`; where types are checked, as in tests, a wrong literal is a `TypeError` before that."""
@@ -74,7 +75,7 @@ def test_every_field_is_in_the_hash():
         "has_labels": True, "code_step_nats": 0.125, "has_token_type_ids": True, "has_document_id": True,
         "has_text": True, "has_text_pair": True, "sample_seed": 7, "top_step_nats": 0.5, "scalar_step_nats": 0.5,
     }  # fmt: skip
-    assert set(changes) | {"score", "scalars", "own_logits", "task_settings"} == {
+    assert set(changes) | {"score", "scalars", "own_logits", "task_settings", "generation"} == {
         field.name for field in dataclasses.fields(Spec)
     }
     hashes = {causal_spec(**{field: value}).hash for field, value in changes.items()}
@@ -180,3 +181,53 @@ def test_differences_are_told_field_by_field():
         "fingerprint.dtype: cache float32, run bfloat16",
         "spec.stride: cache 0, run 4",
     ]
+
+
+def test_how_the_teacher_writes_is_in_the_hash_and_comes_back():
+    ways = [
+        "greedy",
+        "beams:2",
+        "beams:3",
+        "sample",
+        "sample:temperature=0.5",
+        "sample:top_p=0.5",
+        "sample:top_k=4",
+    ]
+    found = [parse_generation(way, 8) for way in ways]
+    assert [str(one) for one in found] == ways
+    found += [parse_generation("greedy", 9), dataclasses.replace(found[0], end_ids=(2, 3))]
+    specs = [causal_spec(generation=one) for one in (None, *found)]
+    assert len({spec.hash for spec in specs}) == len(specs)
+    for spec in specs:
+        again = Spec.from_json(json.loads(json.dumps(spec.to_json())))
+        assert (again, again.hash) == (spec, spec.hash)
+    assert ["text:generated" in spec.required_features for spec in specs] == [False] + [True] * len(found)
+    assert "generation" not in specs[0].to_json()
+    with pytest.raises(ValueError, match=r"generation .of sequence-classification"):
+        class_spec(generation=found[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "greedily"},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": True},
+        {"num_beams": 2},
+        {"temperature": 0.5},
+        {"top_k": 1.5},
+        {"method": "sample", "top_p": 0.0},
+        {"method": "sample", "temperature": -1.0},
+        {"method": "beams", "num_beams": 10**6},
+        {"end_ids": [-1]},
+        {"end_ids": "1"},
+        {"more": 1},
+    ],
+)
+def test_a_way_to_write_that_is_none_is_refused(change):
+    body = header_of(causal_spec(generation=parse_generation("greedy", 8))).to_json()
+    body["spec"]["generation"] |= change
+    del body["hash"]
+    body["hash"] = digest(canonical_json(body), "header").hex()
+    with pytest.raises(FormatError):
+        Header.from_bytes(json.dumps(body).encode(), "here")

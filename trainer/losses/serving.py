@@ -199,9 +199,8 @@ def _features(asked: Asked) -> StudentError | None:
 
 def _by_origin(asked: Asked) -> StudentError:
     return asked.error(
-        "goes one way on texts that the teacher wrote and another on the student's own, and a cache does not say "
-        "who wrote its texts",
-        do="Use --losses skew_kl=1.0 on the teacher's texts, or skew_rkl=1.0 on the student's",
+        "goes one way on texts that the teacher wrote and another on the student's own, which no cache holds",
+        do="Use --losses skew_kl=1.0 on a cache that was made with --generate",
     )
 
 
@@ -256,7 +255,7 @@ FEATURES = Kind(
 )
 ORIGIN = Kind(
     name="rows by origin",
-    served_by="no cache yet: none says who wrote a text",
+    served_by="no cache: none holds the student's own texts",
     refusal=_by_origin,
     worth=of_nothing,
 )

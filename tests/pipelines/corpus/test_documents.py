@@ -179,7 +179,7 @@ def test_a_broken_record_still_tells_its_id_if_it_has_one(raw, expected):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("files", ()), ("max_document_chars", 0), ("prompt_field", "p"), ("completion_field", "c")],
+    [("files", ()), ("max_document_chars", 0), ("completion_field", "c")],
 )
 def test_a_corpus_that_makes_no_sense_is_refused_with_its_value(field, value):
     with pytest.raises(ValueError, match=re.escape(repr(value))):

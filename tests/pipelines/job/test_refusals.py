@@ -7,7 +7,7 @@ from pipelines.config import CorpusConfig
 from pipelines.corpus.documents import Source, parse
 from pipelines.corpus.lines import Record
 from pipelines.fingerprint.fingerprint import make_header, resolve
-from pipelines.scoring.units import is_out_of_memory
+from pipelines.teacher.calls import is_out_of_memory
 from schemas.errors import UsageError
 from tests.pipelines.helpers import config
 

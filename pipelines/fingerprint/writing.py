@@ -1,0 +1,45 @@
+"""How a teacher that writes begins and ends: what the spec says of its texts beside what the user asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from pipelines.config import PrecomputeConfig
+from schemas.errors import UsageError
+from schemas.generation import Generation
+
+
+def written_by(
+    config: PrecomputeConfig, folder: str, model_config: Any, tokenizer: Any, max_length: int
+) -> Generation | None:
+    """How the teacher writes, with the tokens that end its texts; None where the corpus has the texts.
+
+    Raises:
+        UsageError: no prompt would have room beside its answer.
+    """
+    if config.generation is None:
+        return None
+    if max_length <= config.generation.max_new_tokens:
+        raise UsageError(
+            "--max_length leaves no room for a prompt beside its answer",
+            expected=f"more than the {config.generation.max_new_tokens} of --max_new_tokens",
+            got=max_length,
+            do="Lower --max_new_tokens",
+        )
+    return replace(config.generation, end_ids=end_ids(folder, model_config, tokenizer))
+
+
+def end_ids(folder: str, model_config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a text, ascending: as the teacher's generation_config.json says, else its config, else the
+    tokenizer."""
+    found = None
+    if (Path(folder) / "generation_config.json").is_file():
+        found = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+    for other in (getattr(model_config.get_text_config(), "eos_token_id", None), tokenizer.eos_token_id):
+        found = other if found is None else found
+    ids = found if isinstance(found, list | tuple) else [] if found is None else [found]
+    return tuple(sorted({int(one) for one in ids}))
