@@ -195,9 +195,12 @@ def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: fl
     moved = {name: moves.get(name, 0) for name in ("adopted_examples", "replaced_examples", "moved_shards")}
     expected = None
     if measured is not None and measured.tokens:
+        tokens = counts["tokens"]
+        if run.header.spec.generation is not None:  # counted are the prompts'
+            tokens = round(measured.tokens * moves["examples"] / measured.examples)
         expected = expect(
             measured,
-            tokens=counts["tokens"],
+            tokens=tokens,
             examples=moves["examples"],
             num_units=gate.num_units,
             workers=job.config.workers,

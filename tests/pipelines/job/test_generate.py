@@ -233,7 +233,11 @@ def test_from_the_commands_to_a_student(tmp_path, teacher):
     status, said = teachonce_main("inspect", *told, "--rows", "1")
     assert status == 0, said
     assert "13 tokens, which the teacher answers" in said
-    cache = tmp_path / "c"
+    cache, begun = tmp_path / "c", ("--task", "causal-lm", "--cache", tmp_path / "c")
+    status, planned = teachonce_main(
+        "plan", *told, *begun, "--json", "--sample_tokens", "100", "--no_progress"
+    )
+    assert status == 0, planned
     status, said = teachonce_main(
         "precompute", *told, "--task", "causal-lm", "--cache", cache, "--no_progress"
     )
@@ -242,6 +246,11 @@ def test_from_the_commands_to_a_student(tmp_path, teacher):
         status, said = teachonce_main(*verb)
         assert status == 0, said
     assert "sample:top_p=0.9" in said
+    expected, tokens = json.loads(planned)["expected"], Cache.open(cache).record.totals.tokens
+    assert expected["size_bytes"] == pytest.approx(Cache.open(cache).size_bytes, rel=0.35)
+    assert tokens > json.loads(planned)["tokens"], (
+        "a plan counts the prompts' tokens, and reckons with the answers'"
+    )
     student = ("--student", teacher, "--output_dir", tmp_path / "s", "--max_steps", "2", "--use_cpu")
     status, said = teachonce_main("train", "--cache", cache, *student, "--losses", "kl=1", "ce=0.1")
     assert status == 0, said
