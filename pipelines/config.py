@@ -69,6 +69,8 @@ class CorpusConfig:
     text_pair_field: str | None = None
     words_field: str | None = None
     """The text as a list of words, whose labels are a list too."""
+    passages_field: str | None = None
+    """The texts that are scored beside the text, each alone."""
     messages_field: str | None = None
     prompt_field: str | None = None
     completion_field: str | None = None
@@ -90,7 +92,7 @@ class CorpusConfig:
         _refuse_unless(self.prompt_field is not None or pair == (None, None), "completion_field alone", pair)
         alone = self.messages_field is None and self.tools_field != "tools"
         _refuse_unless(not alone, "tools_field (without --messages_field)", self.tools_field)
-        names = ("messages_field", "prompt_field", "text_pair_field", "words_field")
+        names = ("messages_field", "prompt_field", "text_pair_field", "words_field", "passages_field")
         kinds = [value for value in (getattr(self, name) for name in names) if value]
         _refuse_unless(len(kinds) <= 1, ", ".join(names), kinds)
 
@@ -102,7 +104,7 @@ class CorpusConfig:
     @property
     def required_fields(self) -> tuple[str, ...]:
         """The fields that every document must have."""
-        content: tuple[str | None, ...] = (self.text_field, self.text_pair_field)
+        content: tuple[str | None, ...] = (self.text_field, self.text_pair_field, self.passages_field)
         if self.messages_field:
             content = (self.messages_field,)
         elif self.prompt_field:

@@ -14,6 +14,7 @@ FIELD_MISSING, NOT_A_STRING, EMPTY = "field_missing", "not_a_string", "empty"
 BAD_MESSAGES, BAD_FIELD = "bad_messages", "bad_field"
 UNKNOWN_LABEL, AMBIGUOUS_LABEL = "unknown_label", "ambiguous_label"
 BAD_WORDS, BAD_SPANS = "bad_words", "bad_spans"
+BAD_PASSAGES = "bad_passages"
 TOO_LONG = "too_long"
 NOTHING_SUPERVISED, CHAT_TEMPLATE = "nothing_supervised", "chat_template"
 

@@ -16,13 +16,16 @@ import numpy.typing as npt
 from schemas.limits import refuse_unless
 
 Score = Literal["softmax", "sigmoid", "identity"]
-Places = Literal["before_next_token", "whole_text", "token"]
+Places = Literal["before_next_token", "whole_text", "token", "text"]
 """Where positions stand: on tokens that have another behind them (all where a row names none); one on the first token,
-for the whole text; on tokens that each row names."""
-Labels = Literal["next_token", "document", "position", "word"]
+for the whole text; on tokens that each row names; on the first token of each of the texts that a row holds."""
+Labels = Literal["next_token", "document", "position", "word", "text"]
 """What is right: the token behind the position, stored nowhere else; the corpus's label, in rows that have one; an id
-of each position, in every row; the corpus's label of each word, at its position, in rows that have them."""
+of each position, in every row; the corpus's label of each word, at its position, in rows that have them; its number of
+each text, likewise."""
 SettingValue = bool | int | float
+MAX_ROW_TOKENS = 2**30
+"""Of several texts in one row: its lists have offsets of 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Task:
     @property
     def reads_labels(self) -> bool:
         """Whether the corpus says what is right."""
-        return self.labels in ("document", "word")
+        return self.labels in ("document", "word", "text")
 
     @property
     def stores_gold(self) -> bool:
@@ -92,12 +95,21 @@ class Task:
     @property
     def predicts_tokens(self) -> bool:
         """Whether positions are tokens of the text, which may then be supervised or not."""
-        return self.places != "whole_text"
+        return self.places not in ("whole_text", "text")
+
+    @property
+    def holds_texts(self) -> bool:
+        """Whether a row is several texts, one after the other, each asked for alone; `max_length` is of one."""
+        return self.places == "text"
 
     @property
     def implies_places(self) -> bool:
         """Whether a row need not name its positions: null means every token but the last."""
         return self.places == "before_next_token"
+
+    def most_tokens(self, max_length: int) -> int:
+        """Tokens of a row at most, where a text has at most so many."""
+        return MAX_ROW_TOKENS if self.holds_texts else max_length
 
     def num_places(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """How many tokens of an example, from its first on, may hold a position; from how many it has."""
@@ -105,7 +117,12 @@ class Task:
 
     def position_bounds(self, examples: int, tokens: int) -> tuple[int, int]:
         """The fewest and the most positions of so many examples with so many tokens in all."""
-        most = {"before_next_token": tokens - examples, "whole_text": examples, "token": tokens}
+        most = {
+            "before_next_token": tokens - examples,
+            "whole_text": examples,
+            "token": tokens,
+            "text": tokens,
+        }
         return 0 if self.implies_places else examples, most[self.places]
 
     def settled(self, given: Mapping[str, SettingValue]) -> tuple[tuple[str, SettingValue], ...]:
@@ -173,6 +190,15 @@ TOKEN_CLASSIFICATION = Task(
     has_vocabulary=False,
     takes_pairs=False,
 )
-TASKS = {task.name: task for task in (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION)}
+PAIR_SCORE = Task(
+    name="pair-score",
+    places="text",
+    labels="text",
+    scores=("identity",),
+    has_vocabulary=False,
+    takes_pairs=False,
+)
+_ALL = (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, PAIR_SCORE)
+TASKS = {task.name: task for task in _ALL}
 DEFAULT = CAUSAL_LM.name
 """Where a verb does not insist on being told."""

@@ -127,6 +127,7 @@ SPECS = {
             method="sample", max_new_tokens=5, temperature=0.5, top_p=0.875, top_k=9, end_ids=(1, 4)
         ),
     ),
+    "pairs": class_spec(task="pair-score", score="identity", vocab_size=1, label_names=(), scalars=()),
     "regression": class_spec(score="identity", vocab_size=1, label_names=()),
 }
 
@@ -228,6 +229,9 @@ def _hashes(hashes: list[bytes]) -> np.ndarray:
 def _places(spec: Spec, lengths, rng) -> list:
     if spec.task == "sequence-classification":
         return [np.zeros(1, np.int32)] * len(lengths)
+    if spec.kind.holds_texts:
+        marked = [np.flatnonzero(rng.random(length) < 0.3).astype(np.int32) for length in lengths]
+        return [np.union1d(one, np.zeros(1, np.int32)) for one in marked]
     if spec.kind.places == "token":
         masked = [np.flatnonzero(rng.random(length) < 0.3).astype(np.int32) for length in lengths]
         return [one if one.size else np.zeros(1, np.int32) for one in masked]

@@ -41,6 +41,7 @@ SHARED = [
     "--cache={new} --no_progress --max_length=64",
     "--corpus={texts} --prompt_field=text --generate=beams:2 --max_new_tokens=4 --teacher={causal} --task=causal-lm "
     "--cache={new} --no_progress --max_length=64",
+    "--corpus={texts} --passages_field=text --teacher={pairs} --task=pair-score --cache={new} --no_progress --max_length=64",
 ]
 GOOD = {
     "precompute": SHARED,
@@ -72,6 +73,7 @@ RUN = {
     "--text_pair_field": "nothing_here",
     "--words_field": "nothing_here",
     "--messages_field": "nothing_here",
+    "--passages_field": "nothing_here",
     "--prompt_field": "nothing_here",
     "--completion_field": "nothing_here",
     "--label_field": "nothing_here",
@@ -115,7 +117,7 @@ RUN = {
     "--max_new_tokens": "0",
 }
 CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
-CALLS |= {"--words_field": 5, "--generate": 6, "--max_new_tokens": 6}
+CALLS |= {"--words_field": 5, "--generate": 6, "--max_new_tokens": 6, "--passages_field": 7}
 CALLS |= dict.fromkeys(
     ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
 )
@@ -173,6 +175,7 @@ def places(tmp_path_factory):
         "ids": folder / "ids.txt",
         "causal": models.causal_teacher(folder / "causal"),
         "classes": models.classifier(folder / "classes"),
+        "pairs": models.classifier(folder / "pairs", num_labels=1),
         "masked": masked_teacher(folder / "masked"),
         "report": folder / "report.json",
     }

@@ -18,6 +18,8 @@ def add_corpus_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument("--text_pair_field", metavar="NAME", help="second text, for pair tasks")
     words = "a list of words instead of a text, for token-classification"
     group.add_argument("--words_field", metavar="NAME", help=words)
+    passages = "a list of texts that are scored beside the text, for pair-score"
+    group.add_argument("--passages_field", metavar="NAME", help=passages)
     messages = (
         "list of messages: the chat template applies, to whole messages and what else it reads of a record"
     )
@@ -29,7 +31,7 @@ def add_corpus_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument("--completion_field", metavar="NAME", help="completion of the prompt")
     label = (
         "gold label, by the teacher's names or by number; of several, a list of those, or multi-hot. Of words a "
-        "list of names, or of {start, end, label}"
+        "list of names, or of {start, end, label}; of passages a list of numbers"
     )
     group.add_argument("--label_field", metavar="NAME", help=label)
     ids = "the user's own id: keeps equal texts apart. Without it equal content is one document"

@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pipelines.config import CorpusConfig
-from pipelines.corpus.labels import NAMES, Label, LabelMap, read_label
+from pipelines.corpus.labels import NAMES, VALUES, Label, LabelMap, read_label
 from pipelines.corpus.lines import LongLine, Record
 from pipelines.corpus.messages import read_given, read_messages
+from pipelines.corpus.passages import read_passages, relevances
 from pipelines.corpus.words import read_words, span_labels, word_labels
 from pipelines.rejects import (
     EMPTY,
@@ -41,7 +42,8 @@ class Source(NamedTuple):
 
 
 class Document(NamedTuple):
-    """One checked record. `text` is the text, the messages as JSON, or the prompt; `pair` a second text or completion.
+    """One checked record. `text` is the text, the messages as JSON, or the prompt; `pair` a second text, the
+    completion, or the passages as JSON.
 
     All members are of plain types, so that Beam shuffles documents without pickling.
     """
@@ -99,7 +101,10 @@ def read_document(
     words = None
     if corpus.words_field:
         text, words, content = read_words(_field(fields, corpus.words_field), corpus.words_field)
-    label, reading = _label(fields, corpus, labels, text, words)
+    parts = None if words is None else len(words) // 2
+    if corpus.passages_field:
+        parts = len(content["passages"])
+    label, reading = _label(fields, corpus, labels, text, parts)
     stored = list(label) if isinstance(label, tuple) else label
     digest = document_hash(content, key=key or "", label=stored)
     extra = json.dumps(given, ensure_ascii=False) if given else None
@@ -202,6 +207,9 @@ def _content(fields: Mapping[str, Any], corpus: CorpusConfig) -> tuple[str, str 
         completion = _text(fields, corpus.completion_field)
         return prompt, completion, {"prompt": prompt, "completion": completion}
     text = _text(fields, corpus.text_field)
+    if corpus.passages_field:
+        passages = read_passages(_field(fields, corpus.passages_field), corpus.passages_field)
+        return text, json.dumps(passages, ensure_ascii=False), {"text": text, "passages": passages}
     if corpus.text_pair_field is None:
         return text, None, {"text": text}
     pair = _text(fields, corpus.text_pair_field)
@@ -248,13 +256,16 @@ def _label(
     corpus: CorpusConfig,
     labels: LabelMap | None,
     text: str,
-    words: tuple[int, ...] | None,
+    parts: int | None,
 ) -> tuple[Label, str | None]:
     if corpus.label_field is None or labels is None:
         return None, None
+    if corpus.passages_field:
+        value = _field(fields, corpus.label_field)
+        return relevances(value, corpus.label_field, parts or 0), VALUES
     if labels.by_word:
         value = _field(fields, corpus.label_field)
-        if words is None:
+        if parts is None:
             return span_labels(value, labels, corpus.label_field, text), NAMES
-        return word_labels(value, labels, corpus.label_field, len(words) // 2), NAMES
+        return word_labels(value, labels, corpus.label_field, parts), NAMES
     return read_label(_field(fields, corpus.label_field), labels, corpus.label_field)

@@ -67,7 +67,7 @@ class Tokeniser:
     """A `PreTrainedTokenizerBase`."""
     spec: Spec
     kind: str
-    """`text`, `messages` or `prompt`."""
+    """`text`, `messages`, `prompt` or `passages`."""
     how: bytes
     """Hash of all that decides tokenisation; part of every example's id."""
     chat: Chat
@@ -125,6 +125,8 @@ class Tokeniser:
             return [self._encoded(part.text, part.spans, add_special_tokens=False) for part in parts]
         if self.kind == "prompt":
             return [self._prompt(document.text, document.pair or "")]
+        if self.kind == "passages":
+            return [self._pairs(document)]
         return self._split([document])
 
     def _unanswered(self, document: Document) -> Tokens:
@@ -181,12 +183,31 @@ class Tokeniser:
             for each, own, document in zip(found, offsets, documents, strict=True)
         ]
 
+    def _pairs(self, document: Document) -> Tokens:
+        """The tokens of all of a query's pairs, one after the other; the first of each is supervised."""
+        pairs = [document._replace(pair=passage) for passage in json.loads(document.pair or "[]")]
+        texts = self._split(pairs)
+        ids, types, special, supervised = (
+            np.concatenate([getattr(text, name) for text in texts])
+            for name in ("ids", "types", "special", "supervised")
+        )
+        supervised[:] = False
+        supervised[np.cumsum([0, *(len(text.ids) for text in texts[:-1])])] = True
+        return Tokens(ids, types, special, supervised)
+
     def is_cut(self, document: Document, example: Example) -> bool:
         """Whether a pair lost tokens to `max_length`: pairs have one window, the longer text is cut."""
+        if self.kind == "passages":
+            begins = np.append(np.frombuffer(example.position_index or b"", np.int32), example.num_tokens)
+            full = np.diff(begins) >= self.spec.max_length
+            passages = itertools.compress(json.loads(document.pair or "[]"), full)
+            return any(self._exceeds(document.text, passage) for passage in passages)
         if self.kind != "text" or document.pair is None or example.num_tokens < self.spec.max_length:
             return False
-        whole = self.tokenizer(document.text, document.pair, verbose=False)["input_ids"]
-        return len(whole) > self.spec.max_length
+        return self._exceeds(document.text, document.pair)
+
+    def _exceeds(self, text: str, pair: str) -> bool:
+        return len(self.tokenizer(text, pair, verbose=False)["input_ids"]) > self.spec.max_length
 
     @property
     def _reads_characters(self) -> bool:

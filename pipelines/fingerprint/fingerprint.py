@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
+from pipelines.fingerprint.meaning import refuse_meaningless
 from pipelines.fingerprint.teacher_files import (
     config_text,
     hash_tokenizer,
@@ -148,9 +149,9 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     score, corpus, task = score_of(config, teacher.config), config.corpus, TASKS[config.teacher.task]
     vocab_size = config_shapes.scored_width(task, teacher.config)
     keep, settings = config.keep or default_keep(task.has_vocabulary), task.settled(config.task_settings)
-    pairs = corpus.text_pair_field is not None
+    pairs = corpus.text_pair_field is not None or corpus.passages_field is not None
     max_length = config.max_length or _longest(teacher)
-    _refuse_meaningless(config)
+    refuse_meaningless(config)
     config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, config.features, dict(settings))
     _refuse_cramped(max_length, config, teacher.tokenizer)
     try:
@@ -189,25 +190,12 @@ def _scalars(config: PrecomputeConfig, keep: KeepPolicy) -> tuple[Scalar, ...]:
     return tuple(name for name in get_args(Scalar) if name in wanted)
 
 
-def _refuse_meaningless(config: PrecomputeConfig) -> None:
-    """Flags that a task has no use for are refused, not ignored."""
-    task, corpus = TASKS[config.teacher.task], config.corpus
-    given = [
-        ("--label_field", corpus.label_field, task.reads_labels),
-        ("--text_pair_field", corpus.text_pair_field, task.takes_pairs),
-        ("--words_field", corpus.words_field, task.labels == "word"),
-        ("--messages_field", corpus.messages_field, task.labels != "word"),
-        ("--prompt_field", corpus.prompt_field, task.labels != "word"),
-    ]
-    for flag in (name for name, value, has_meaning in given if value and not has_meaning):
-        raise UsageError(f"{flag} has no meaning for {task.name}", do="Leave it out, or say another --task")
-
-
 def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any) -> None:
     """A window must have room for a token of its own beside its special tokens and those of the window before."""
     special = 0
     if corpus_kind(config.corpus) != "messages":
-        special = tokenizer.num_special_tokens_to_add(pair=config.corpus.text_pair_field is not None)
+        pair = bool(config.corpus.text_pair_field or config.corpus.passages_field)
+        special = tokenizer.num_special_tokens_to_add(pair=pair)
     if max_length - special - config.stride < 1:
         raise UsageError(
             "--max_length leaves no room for text",
@@ -260,9 +248,11 @@ def parse_feature(text: str, config: PrecomputeConfig, model_config: Any) -> Fea
 
 
 def corpus_kind(corpus: CorpusConfig) -> str:
-    """How documents become tokens: `messages`, `prompt` or `text`."""
+    """How documents become tokens: `messages`, `prompt`, `passages` or `text`."""
     if corpus.messages_field:
         return "messages"
+    if corpus.passages_field:
+        return "passages"
     return "prompt" if corpus.prompt_field else "text"
 
 

@@ -27,7 +27,7 @@ from pipelines.progress import PROGRESS
 from pipelines.scoring.encode import Encoded, without
 from pipelines.scoring.row_checks import Reject, askable, encode_sound
 from pipelines.scoring.written import Writer
-from pipelines.teacher.batching import collate, each_batch
+from pipelines.teacher.batching import collate, cost_of, each_batch
 from pipelines.teacher.budget import Budget
 from pipelines.teacher.calls import is_out_of_memory
 from pipelines.teacher.model import Answer, Batch, Teacher
@@ -117,7 +117,7 @@ class UnitScorer:
         if self.teacher.device.index is not None:
             torch.cuda.set_device(self.teacher.device)  # each thread has a device of its own
         plan = each_batch(
-            [example.num_tokens for example in examples],
+            [cost_of(example, self.header.spec) for example in examples],
             lambda: self.budget.tokens,
             on_device=self._on_device,
             batching=self.teacher.batching,

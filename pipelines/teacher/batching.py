@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -77,22 +78,36 @@ def padded_width(longest: int, *, on_device: bool) -> int:
 def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: bool = False) -> Batch:
     """Pads examples on the right to one width, and lists their positions, with the random numbers of their draws."""
     ids = int_lists([example.input_ids for example in examples])
-    width = padded_width(int(ids.lengths.max()), on_device=on_device)
     counts, tokens = positions_of(examples)
     rows = np.repeat(np.arange(len(examples)), counts)
+    types = int_lists([e.token_type_ids or b"" for e in examples]) if spec.has_token_type_ids else None
+    labels, uniforms_ = _labels(examples, ids, rows, tokens, spec), _uniforms(examples, rows, tokens, spec)
+    owners = None
+    if spec.kind.holds_texts:
+        ends = np.append(ids.offsets[rows] + tokens, ids.offsets[-1])
+        ids = replace(ids, offsets=ends)
+        types = None if types is None else replace(types, offsets=ends)
+        owners, rows, tokens = torch.from_numpy(rows), np.arange(len(rows)), np.zeros_like(tokens)
+    width = padded_width(int(ids.lengths.max()), on_device=on_device)
     is_token = np.arange(width) < ids.lengths[:, None]
-    types = None
-    if spec.has_token_type_ids:
-        types = _padded(int_lists([e.token_type_ids or b"" for e in examples]), width, 0)
     return Batch(
         input_ids=_padded(ids, width, pad_id),
         attention_mask=torch.from_numpy(is_token.astype(np.int64)),
-        token_type_ids=types,
+        token_type_ids=None if types is None else _padded(types, width, 0),
         position_rows=torch.from_numpy(rows),
         position_tokens=torch.from_numpy(tokens),
-        labels=torch.from_numpy(_labels(examples, ids, rows, tokens, spec)),
-        uniforms=torch.from_numpy(_uniforms(examples, rows, tokens, spec)),
+        labels=torch.from_numpy(labels),
+        uniforms=torch.from_numpy(uniforms_),
+        owners=owners,
     )
+
+
+def cost_of(example: Example, spec: Spec) -> int:
+    """Tokens of an example as a batch has them: of several texts in it, each padded to the longest."""
+    if not spec.kind.holds_texts:
+        return example.num_tokens
+    begins = np.append(np.frombuffer(example.position_index or b"", np.int32), example.num_tokens)
+    return int(np.diff(begins).max()) * example.num_positions
 
 
 def int_lists(parts: Sequence[bytes | None]) -> Ragged:
@@ -137,6 +152,8 @@ def _labels(examples: Sequence[Example], ids: Ragged, rows: Array, tokens: Array
         known = np.array([example.gold_ids is not None for example in examples])
         gold[known[rows]] = np.frombuffer(b"".join(example.gold_ids or b"" for example in examples), np.int32)
         return gold
+    if spec.score != "softmax":
+        return np.full(len(rows), -1, np.int64)
     return np.array([e.label if isinstance(e.label, int) else -1 for e in examples], np.int64)
 
 

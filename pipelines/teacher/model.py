@@ -43,6 +43,8 @@ class Batch(NamedTuple):
     """Gold class of each position; -1 for none."""
     uniforms: Float64[torch.Tensor, "N U"]
     """Random numbers that decide what is drawn; U is 0 for policies that draw nothing."""
+    owners: Int[torch.Tensor, " B"] | None = None
+    """Which example each row is of, ascending, where examples hold several texts; None: each its own."""
 
     def rows(self) -> "Iterator[Batch]":
         """Each row as a batch of its own, without padding."""
@@ -68,7 +70,7 @@ class Answer(NamedTuple):
     """For sigmoid and identity scores."""
     features: tuple[Float[torch.Tensor, "B D"], ...]
     """One a declared feature."""
-    finite: Bool[torch.Tensor, " B"]
+    finite: Bool[torch.Tensor, " E"]
     """Whether all that was said about an example is finite."""
 
 
@@ -122,6 +124,9 @@ class Teacher:
         else:
             fine = given.isfinite().all(1)
         bad[batch.position_rows.to(self.device)[~fine]] = True
+        if batch.owners is not None:
+            owners = batch.owners.to(self.device)
+            bad = torch.zeros(int(owners[-1]) + 1, device=self.device).index_add(0, owners, bad.float()) > 0
         return Answer(
             selected=None if selected is None else Selected(*(part.cpu() for part in selected)),
             logits=None if selected is not None else given.float().cpu(),

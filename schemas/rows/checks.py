@@ -19,7 +19,7 @@ from schemas.policies import KeepAll, Sampled
 from schemas.rows.codec import LEVEL_MAX, decode_logprobs, decode_scalars
 from schemas.rows.columns import CODES
 from schemas.rows.layout import expected_lengths, refuse_range
-from schemas.rows.ragged import Array, offsets_of
+from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.spec import MAX_VOCAB, Spec
 
 MAX_ROW_VALUES = 2**30
@@ -74,7 +74,8 @@ def check_examples(spec: Spec, data: Data, where: str) -> None:
         CorruptionError: naming the first column that does not fit.
     """
     tokens = data["input_ids"]
-    refuse_range("input_ids (tokens of an example)", tokens.lengths, 1, spec.max_length, where)
+    longest = spec.kind.most_tokens(spec.max_length)
+    refuse_range("input_ids (tokens of an example)", tokens.lengths, 1, longest, where)
     refuse_range("input_ids", tokens.values, 0, MAX_VOCAB - 1, where)
     index, count = data["window_index"], data["window_count"]
     refuse_range("window_index", index, 0, 2**31 - 1, where)
@@ -98,15 +99,26 @@ def _check_places(spec: Spec, data: Data, where: str) -> None:
     if values.size and (outside.any() or values.min() < 0):
         raise CorruptionError("column position_index points outside its example", where=where, do=REPAIR)
     if not spec.kind.implies_places:
-        most = MAX_ROW_VALUES if spec.kind.predicts_tokens else 1
+        most = 1 if spec.kind.places == "whole_text" else MAX_ROW_VALUES
         refuse_range("position_index (positions of a text)", lengths, 1, most, where)
-    if not spec.kind.predicts_tokens:
+    if spec.kind.places == "whole_text":
         refuse_range("position_index (of a text)", values, 0, 0, where)
         return
     goes_back = np.diff(values, prepend=np.int32(-1)) <= 0
     goes_back[places.offsets[:-1][lengths > 0]] = False
     if goes_back.any():
         raise CorruptionError("column position_index does not ascend", where=where, do=REPAIR)
+    if spec.kind.holds_texts:
+        refuse_range("position_index (of a row's first text)", values[places.offsets[:-1]], 0, 0, where)
+        sizes = np.diff(text_offsets(places, tokens))
+        refuse_range("input_ids (tokens of a text)", sizes, 1, spec.max_length, where)
+
+
+def text_offsets(places: Ragged, tokens: Ragged) -> Array:
+    """Where each text begins among all rows' tokens, and the last one's end; a position begins a text."""
+    begins = np.repeat(tokens.offsets[:-1], places.lengths) + places.values
+    found: Array = np.concatenate([begins, tokens.offsets[-1:]]).astype(np.int64)
+    return found
 
 
 def check_targets(spec: Spec, data: Data, where: str) -> None:

@@ -34,6 +34,7 @@ GOLDEN = {
         "v1-masked-lm": ("masked",),
         "v1-token-classification": ("words",),
         "v1-generated": ("written",),
+        "v1-pair-score": ("pairs",),
     }.items()
     for name in names
 }

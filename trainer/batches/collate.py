@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from trainer.batches.entries import ENTRY_COLUMNS, Entries, can_gather, gather_e
 from trainer.batches.packing import Layout, Packed, Packing, Stacked
 from trainer.batches.pool import Pool
 from trainer.batches.stored import with_stored
-from trainer.batches.targets import dense_targets, example_keys, gold_ids, sparse_targets
+from trainer.batches.targets import BatchTargets, dense_targets, example_keys, gold_ids, sparse_targets
 from trainer.batches.tensors import mapped
+from trainer.batches.texts import Texts
 from trainer.losses.schedules import Warmth
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
 
@@ -64,7 +65,7 @@ class Batch:
     @property
     def num_rows(self) -> int:
         """Examples: a cache's rows."""
-        return len(self.example_mask)
+        return len(self.example_keys)
 
     @property
     def num_tokens(self) -> int:
@@ -194,11 +195,11 @@ class Collation:
         targets, features = self._targets(together, entries, begins), self._features(together)
         keys = example_keys(together)
         parts = list(itertools.pairwise(edges.tolist()))
-        lengths = together.input_ids.lengths
-        layouts = Stacked([self._layout(lengths[first:last]) for first, last in parts])
-        tokens = self._tokens(together, layouts)
+        texts = Texts.of(together, edges)
+        layouts = Stacked([self._layout(lengths) for lengths in texts.lengths])
+        tokens = self._tokens(together, texts.offsets, layouts)
         positions = itertools.pairwise(together.position_offsets[edges].tolist())
-        row, token = layouts.positions(together.position_offsets, together.position_index())
+        row, token = layouts.positions(texts.positions, texts.places)
         return [
             Batch(
                 **own,
@@ -225,13 +226,13 @@ class Collation:
     def _features(self, rows: Rows) -> list[Tensor]:
         return [torch.from_numpy(rows.feature(feature).copy()) for feature in self.features]
 
-    def _tokens(self, rows: Rows, layouts: Stacked) -> list[dict[str, Any]]:
-        """What the student reads of each batch."""
-        ids, packing = rows.input_ids, self.packing
+    def _tokens(self, rows: Rows, offsets: Array, layouts: Stacked) -> list[dict[str, Any]]:
+        """What the student reads of each batch; `offsets` are those of its texts."""
+        ids, packing = replace(rows.input_ids, offsets=offsets), self.packing
         nothing: list[Any] = [None] * len(layouts.layouts)
         types, packed = nothing, nothing
         if self.pass_token_types and rows.spec.has_token_type_ids:
-            types = layouts.filled(rows.ragged("token_type_ids"), 0)
+            types = layouts.filled(replace(rows.ragged("token_type_ids"), offsets=offsets), 0)
         if packing is not None:
             own = [_values(ids, first, last) for first, last in layouts.rows]
             packed = [packing.packed(*one) for one in zip(layouts.layouts, own, strict=True)]
@@ -254,44 +255,18 @@ class Collation:
         if self.pass_token_types and rows.spec.has_token_type_ids:
             refuse_beyond(rows, "token_type_ids", self.token_types)
 
-    def _targets(self, rows: Rows, entries: Entries | None, begins: Array) -> _Targets:
+    def _targets(self, rows: Rows, entries: Entries | None, begins: Array) -> BatchTargets:
         if rows.spec.score != "softmax":
             dense = dense_targets(rows)
             no_entries = np.zeros(rows.num_positions + 1, np.int64)
-            return _Targets(dense, no_entries, None, offsets_of(dense.labelled.numpy()))
+            return BatchTargets(dense, no_entries, None, offsets_of(dense.labelled.numpy()))
         entries = take_entries(rows, self.temperature, begins) if entries is None else entries
         gold, student_vocab = gold_ids(rows), self.student_vocab
         targets, offsets, beyond = sparse_targets(
             rows, entries, gold, student_vocab=student_vocab, temperature=self.temperature
         )
         targets = with_stored(targets, rows, np.diff(offsets), self.temperature, self.stored)
-        return _Targets(targets, offsets, beyond, offsets_of(gold != NO_LABEL))
-
-
-class _Targets(NamedTuple):
-    """What the teacher says of several batches' positions."""
-
-    all: SparseTargets | DenseTargets
-    entry_offsets: Array
-    beyond: Array | None
-    labelled: Array
-    """How many of the positions before each have a label, `[N + 1]`."""
-
-    def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
-        """The fields of the batch that holds these positions."""
-        offsets = self.entry_offsets[positions.start : positions.stop + 1]
-        labelled = int(self.labelled[positions.stop] - self.labelled[positions.start])
-        if isinstance(self.all, SparseTargets):
-            entries = slice(int(offsets[0]), int(offsets[-1]))
-            targets: Any = self.all.part(positions, entries)
-        else:
-            targets = self.all.chunk(positions.start, positions.stop)
-        return {
-            "targets": targets,
-            "counts": torch.tensor([positions.stop - positions.start, labelled, num_rows]),
-            "entry_offsets": offsets - offsets[0],
-            "beyond": None if self.beyond is None else float(self.beyond[positions].sum()),
-        }
+        return BatchTargets(targets, offsets, beyond, offsets_of(gold != NO_LABEL))
 
 
 def _values(column: Ragged, first: int, last: int) -> Array:

@@ -8,6 +8,7 @@ lacks are then left out, and their share of the gradient with them.
 from __future__ import annotations
 
 from types import EllipsisType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,32 @@ from schemas.rows.rows import Rows
 from trainer.batches.entries import Entries
 from trainer.batches.kernels import settle as compiled_settle
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
+
+
+class BatchTargets(NamedTuple):
+    """What the teacher says of several batches' positions."""
+
+    all: SparseTargets | DenseTargets
+    entry_offsets: Array
+    beyond: Array | None
+    labelled: Array
+    """How many of the positions before each have a label, `[N + 1]`."""
+
+    def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
+        """The fields of the batch that holds these positions."""
+        offsets = self.entry_offsets[positions.start : positions.stop + 1]
+        labelled = int(self.labelled[positions.stop] - self.labelled[positions.start])
+        if isinstance(self.all, SparseTargets):
+            entries = slice(int(offsets[0]), int(offsets[-1]))
+            targets: Any = self.all.part(positions, entries)
+        else:
+            targets = self.all.chunk(positions.start, positions.stop)
+        return {
+            "targets": targets,
+            "counts": torch.tensor([positions.stop - positions.start, labelled, num_rows]),
+            "entry_offsets": offsets - offsets[0],
+            "beyond": None if self.beyond is None else float(self.beyond[positions].sum()),
+        }
 
 
 def sparse_targets(
@@ -179,6 +206,7 @@ def dense_targets(rows: Rows) -> DenseTargets:
         logits=torch.from_numpy(rows.ragged("logits").values.reshape(shape).copy()),
         gold=torch.from_numpy(gold),
         labelled=torch.from_numpy(labelled),
+        row=torch.from_numpy(np.repeat(np.arange(len(rows)), np.diff(offsets))),
     )
 
 

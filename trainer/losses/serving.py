@@ -197,6 +197,16 @@ def _features(asked: Asked) -> StudentError | None:
     )
 
 
+def _lists_only(asked: Asked) -> StudentError | None:
+    if asked.spec.kind.holds_texts:
+        return None
+    return asked.error(
+        "compares the scores of a list, and this cache's rows are single texts",
+        got=asked.spec.task,
+        do="Use a cache of --task pair-score, or --losses mse_logits=1.0",
+    )
+
+
 def _by_origin(asked: Asked) -> StudentError:
     return asked.error(
         "goes one way on texts that the teacher wrote and another on the student's own, which no cache holds",
@@ -244,6 +254,13 @@ LABELS = Kind(
     served_by="any cache with labels",
     refusal=_served,
     worth=of_labels,
+    from_entries=False,
+)
+LISTS = Kind(
+    name="lists of texts",
+    served_by="caches whose rows hold a list each: `pair-score`",
+    refusal=_lists_only,
+    worth=of_cut,
     from_entries=False,
 )
 FEATURES = Kind(

@@ -7,6 +7,8 @@ identity teachers have few classes; they are dense `[N, V]`.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -83,11 +85,25 @@ class DenseTargets:
     gold: Float[Tensor, "N V"]
     """Multi-hot labels or values; 0 where there are none."""
     labelled: Bool[Tensor, " N"]
+    row: Int64[Tensor, " N"]
+    """Which example each is of, ascending from 0."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[DenseTargets]) -> DenseTargets:
+        """The positions of several, one after the other; their examples are counted on."""
+        ends = itertools.accumulate((int(part.row[-1:].sum()) + 1 for part in parts), initial=0)
+        return cls(
+            logits=torch.cat([part.logits for part in parts]),
+            gold=torch.cat([part.gold for part in parts]),
+            labelled=torch.cat([part.labelled for part in parts]),
+            row=torch.cat([part.row + end for part, end in zip(parts, ends, strict=False)]),
+        )
 
     def chunk(self, first: int, last: int) -> DenseTargets:
         """Positions `first` to `last`."""
-        logits, gold, labelled = (part[first:last] for part in (self.logits, self.gold, self.labelled))
-        return DenseTargets(logits=logits, gold=gold, labelled=labelled)
+        parts = (part[first:last] for part in (self.logits, self.gold, self.labelled, self.row))
+        logits, gold, labelled, row = parts
+        return DenseTargets(logits=logits, gold=gold, labelled=labelled, row=row - row[:1])
 
 
 def segment_sum(

@@ -40,12 +40,8 @@ def class_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torc
     if spec.score == "softmax":
         return single_label(sparse)
     scores = torch.cat([logits for logits, _ in dense])
-    targets = DenseTargets(
-        logits=torch.cat([target.logits for _, target in dense]),
-        gold=torch.cat([target.gold for _, target in dense]),
-        labelled=torch.cat([target.labelled for _, target in dense]),
-    )
-    return _multi_label(scores, targets) if spec.score == "sigmoid" else _regression(scores, targets)
+    targets = DenseTargets.joined([target for _, target in dense])
+    return _multi_label(scores, targets) if spec.score == "sigmoid" else regression(scores, targets)
 
 
 def scored(
@@ -123,7 +119,8 @@ def _multi_label(scores: Tensor, targets: DenseTargets) -> Metrics:
     }
 
 
-def _regression(scores: Tensor, targets: DenseTargets) -> Metrics:
+def regression(scores: Tensor, targets: DenseTargets) -> Metrics:
+    """Of identity scores `[N, V]`: squared errors with the teacher and the labels."""
     ours, theirs, known = scores.numpy(), targets.logits.numpy(), targets.labelled.numpy()
     found: Metrics = {
         "positions": len(ours),

@@ -163,7 +163,10 @@ def test_of_a_multi_label_teacher_it_is_the_sum_over_two_outcomes(name: str, tem
     teacher, student = logits(0), logits(1)
     dense = binary(name)(teacher, student, torch.zeros(N).long(), temperature, LOSSES[name].defaults)
     targets = DenseTargets(
-        logits=teacher, gold=torch.zeros_like(teacher), labelled=torch.ones(N, dtype=torch.bool)
+        logits=teacher,
+        gold=torch.zeros_like(teacher),
+        labelled=torch.ones(N, dtype=torch.bool),
+        row=torch.arange(N),
     )
     found = found_of(name, student, targets, temperature, "sigmoid")
     torch.testing.assert_close(found, dense, atol=1e-6, rtol=1e-6)
