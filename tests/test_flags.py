@@ -41,7 +41,8 @@ SHARED = [
     "--cache={new} --no_progress --max_length=64",
     "--corpus={texts} --prompt_field=text --generate=beams:2 --max_new_tokens=4 --teacher={causal} --task=causal-lm "
     "--cache={new} --no_progress --max_length=64",
-    "--corpus={texts} --passages_field=text --teacher={pairs} --task=pair-score --cache={new} --no_progress --max_length=64",
+    "--corpus={texts} --passages_field=text --teacher={pairs} --task=pair-score --cache={new} --no_progress "
+    "--max_length=64",
 ]
 GOOD = {
     "precompute": SHARED,
