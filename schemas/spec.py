@@ -51,7 +51,7 @@ class Spec:
     task: str
     score: Score
     vocab_size: int
-    """V: width of the teacher's head, padding rows included."""
+    """V: width of the teacher's head, padding rows included; 0 where nothing is scored."""
     keep: KeepPolicy
     max_length: int
     """Tokens of an example at most, special tokens included."""
@@ -86,7 +86,8 @@ class Spec:
         refuse_unless(self.score in self.kind.scores, f"score of {self.task}", self.score)
         settled = self.kind.settled(dict(self.task_settings))
         refuse_unless(settled == self.task_settings, "task_settings (all, in order)", self.task_settings)
-        refuse_unless(1 <= self.vocab_size <= MAX_VOCAB, "vocab_size", self.vocab_size)
+        least, most = (1, MAX_VOCAB) if self.kind.has_positions else (0, 0)
+        refuse_unless(least <= self.vocab_size <= most, "vocab_size", self.vocab_size)
         fits = 2 <= self.max_length <= MAX_LENGTH
         refuse_unless(fits, "max_length (2 tokens at least)", self.max_length)
         refuse_unless(0 <= self.stride < self.max_length, "stride", self.stride)
@@ -106,6 +107,10 @@ class Spec:
             refuse_unless(0 < getattr(self, name) <= 1, name, getattr(self, name))
         refuse_unless(-(2**63) <= self.sample_seed < 2**63, "sample_seed", self.sample_seed)
         self._check_scalars()
+        if not self.kind.has_positions:
+            refuse_unless(bool(self.features), f"features of {self.task} (one at least)", self.features)
+            plain = (self.temperatures, self.scalars) == ((1.0,), ())
+            refuse_unless(plain, f"temperatures, scalars of {self.task}", (self.temperatures, self.scalars))
 
     def _check_scalars(self) -> None:
         """What is stored beside the entries must serve every declared temperature."""

@@ -13,16 +13,27 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
+from schemas.features import MAX_WIDTH
 from schemas.limits import refuse_unless
 
-Score = Literal["softmax", "sigmoid", "identity"]
-Places = Literal["before_next_token", "whole_text", "token"]
+Score = Literal["softmax", "sigmoid", "identity", "none"]
+"""What a position's scores are; `none` where there is no position to have any."""
+Places = Literal["before_next_token", "whole_text", "token", "none"]
 """Where positions stand: on tokens that have another behind them (all where a row names none); one on the first token,
-for the whole text; on tokens that each row names."""
-Labels = Literal["next_token", "document", "position", "word"]
+for the whole text; on tokens that each row names; nowhere, where a text has features alone."""
+Labels = Literal["next_token", "document", "position", "word", "none"]
 """What is right: the token behind the position, stored nowhere else; the corpus's label, in rows that have one; an id
-of each position, in every row; the corpus's label of each word, at its position, in rows that have them."""
-SettingValue = bool | int | float
+of each position, in every row; the corpus's label of each word, at its position, in rows that have them; nothing."""
+SettingValue = bool | int | float | str
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written down: half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -32,8 +43,11 @@ class Setting:
     name: str
     default: SettingValue
     low: int | float
+    """Of a text, its least characters."""
     high: int | float
     help: str
+    by_teacher: bool = False
+    """Whether the teacher's folder may say another default."""
 
     def check(self, value: SettingValue) -> None:
         """Refuses what this setting cannot be.
@@ -41,8 +55,12 @@ class Setting:
         Raises:
             ValueError: naming the setting and what it got.
         """
-        fits = type(value) is type(self.default) and self.low <= value <= self.high
-        refuse_unless(fits, f"{self.name} ({self.low:g} to {self.high:g})", value)
+        if isinstance(value, str):
+            fits = isinstance(self.default, str) and self.low <= len(value) <= self.high and is_unicode(value)
+            refuse_unless(fits, f"{self.name} (a text of at most {self.high:g} characters)", value)
+        else:
+            fits = type(value) is type(self.default) and self.low <= value <= self.high
+            refuse_unless(fits, f"{self.name} ({self.low:g} to {self.high:g})", value)
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,17 @@ class Task:
     @property
     def predicts_tokens(self) -> bool:
         """Whether positions are tokens of the text, which may then be supervised or not."""
-        return self.places != "whole_text"
+        return self.places not in ("whole_text", "none")
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether a teacher scores anything; else a row holds what its text is, and a cache needs a feature."""
+        return self.places != "none"
+
+    @property
+    def takes_conversations(self) -> bool:
+        """Whether a document may be messages, or a prompt with its completion."""
+        return self.has_positions and self.labels != "word"
 
     @property
     def implies_places(self) -> bool:
@@ -103,8 +131,8 @@ class Task:
 
     def position_bounds(self, examples: int, tokens: int) -> tuple[int, int]:
         """The fewest and the most positions of so many examples with so many tokens in all."""
-        most = {"before_next_token": tokens - examples, "whole_text": examples, "token": tokens}
-        return 0 if self.implies_places else examples, most[self.places]
+        most = {"before_next_token": tokens - examples, "whole_text": examples, "token": tokens, "none": 0}
+        return min(0 if self.implies_places else examples, most[self.places]), most[self.places]
 
     def settled(self, given: Mapping[str, SettingValue]) -> tuple[tuple[str, SettingValue], ...]:
         """Every setting's value, in order: as given, else its default.
@@ -170,6 +198,23 @@ TOKEN_CLASSIFICATION = Task(
     has_vocabulary=False,
     takes_pairs=False,
 )
-TASKS = {task.name: task for task in (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION)}
+MAX_PROMPT_CHARS = 10_000
+FEATURE_EXTRACTION = Task(
+    name="feature-extraction",
+    places="none",
+    labels="none",
+    scores=("none",),
+    has_vocabulary=False,
+    takes_pairs=False,
+    settings=(
+        Setting("prompt", "", 0, MAX_PROMPT_CHARS, "text put before each text", by_teacher=True),
+        Setting("normalize", False, 0, 1, "features have length 1", by_teacher=True),
+        Setting("truncate_dim", 0, 0, MAX_WIDTH, "only so many of a feature's first numbers; 0: all"),
+    ),
+)
+TASKS = {
+    task.name: task
+    for task in (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, FEATURE_EXTRACTION)
+}
 DEFAULT = CAUSAL_LM.name
 """Where a verb does not insist on being told."""

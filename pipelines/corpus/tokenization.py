@@ -137,7 +137,8 @@ class Tokeniser:
         if documents[0].pair is not None:
             pairs = [document.pair for document in documents]
             options |= {"truncation": "longest_first", "max_length": self.spec.max_length}
-        return self.tokenizer([document.text for document in documents], pairs, **options)
+        prefix = self._prefix
+        return self.tokenizer([prefix + document.text for document in documents], pairs, **options)
 
     def _split(self, documents: Sequence[Document]) -> list[Tokens]:
         """The tokens of each text: of arrays over all texts, a part each."""
@@ -165,11 +166,17 @@ class Tokeniser:
         ]
 
     def is_cut(self, document: Document, example: Example) -> bool:
-        """Whether a pair lost tokens to `max_length`: pairs have one window, the longer text is cut."""
-        if self.kind != "text" or document.pair is None or example.num_tokens < self.spec.max_length:
+        """Whether a document lost tokens to `max_length`: pairs have one window, the longer text is cut; and so has
+        what has features alone."""
+        cuts = document.pair is not None or not self.spec.kind.has_positions
+        if self.kind != "text" or not cuts or example.num_tokens < self.spec.max_length:
             return False
-        whole = self.tokenizer(document.text, document.pair, verbose=False)["input_ids"]
+        whole = self.tokenizer(self._prefix + document.text, document.pair, verbose=False)["input_ids"]
         return len(whole) > self.spec.max_length
+
+    @property
+    def _prefix(self) -> str:
+        return TEACHER_TASKS[self.spec.task].prefix(self.spec)
 
     @property
     def _reads_characters(self) -> bool:

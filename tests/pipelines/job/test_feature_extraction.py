@@ -1,0 +1,173 @@
+"""Embeddings alone: a cache says what plain transformers, pooled by hand, and sentence-transformers say of a text."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from schemas import Cache
+from schemas.errors import UsageError
+from schemas.policies import KeepAll
+from tests.pipelines import models
+from tests.pipelines.helpers import documents, read, run, write_jsonl
+
+TASK = {"task": "feature-extraction", "keep": None, "max_length": None, "keep_text": True}
+POOLED = {"mean": lambda h: h.mean(0), "cls": lambda h: h[0], "last": lambda h: h[-1]}
+KINDS = {"bert": "mean", "roberta": "cls", "mpnet": "mean", "llama": "last"}
+
+
+@torch.inference_mode()
+def by_hand(folder, texts, pooling, *, prompt="", longest=1024, normalize=False, cut=None):
+    """One text at a time, without padding, in float32."""
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text in texts:
+        given = tokenizer(prompt + text, truncation=True, max_length=longest, return_tensors="pt")
+        states = model(**given).last_hidden_state[0]
+        one = POOLED[pooling](states)[:cut]
+        found.append((one / one.norm() if normalize else one).numpy())
+    return np.stack(found)
+
+
+def embeddings(cache):
+    """Texts, and what the cache holds of each."""
+    rows = list(read(cache).values())
+    assert all(len(row["positions"]) == 0 and "logits" not in row and "labels" not in row for row in rows)
+    name = Cache.open(cache).spec.features[0].name
+    return [row["text"] for row in rows], np.stack([row[name] for row in rows])
+
+
+def close(found, truth):
+    """Within half of an int8 step, and rounding."""
+    bound = np.abs(truth).max(1, keepdims=True) * (0.5 / 127 + 1e-5) + 5e-5
+    assert (np.abs(found - truth) <= bound).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_says_what_a_plain_forward_pooled_by_hand_says(tmp_path, kind):
+    made, pooling = models.encoder(tmp_path / "t", kind), KINDS[kind]
+    path = write_jsonl(tmp_path / "c.jsonl", documents(12))
+    run(path, made, tmp_path / "c", features=(f"{pooling}:-1", "mean:1"), **TASK | {"max_length": 24})
+    texts, found = embeddings(tmp_path / "c")
+    close(found, by_hand(made, texts, pooling, longest=24))
+    opened = Cache.open(tmp_path / "c")
+    assert (opened.spec.score, opened.spec.keep, opened.spec.vocab_size) == ("none", KeepAll(), 0)
+    assert (len(texts), opened.totals.positions, opened.totals.entries) == (12, 0, 0)
+    assert "task:feature-extraction" in opened.header.to_json()["required_features"]
+
+
+SETTINGS = {
+    "as the folder says": ({}, {"prompt": "query: ", "normalize": True}),
+    "without a prompt": ({"prompt": ""}, {"normalize": True}),
+    "another prompt": (
+        {"prompt": "Instruct: find\nQuery: "},
+        {"prompt": "Instruct: find\nQuery: ", "normalize": True},
+    ),
+    "not normalised": ({"normalize": False}, {"prompt": "query: "}),
+    "cut": ({"truncate_dim": 8}, {"prompt": "query: ", "normalize": True, "cut": 8}),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_folder_of_sentence_transformers_is_taken_as_itself(tmp_path, name):
+    given, told = SETTINGS[name]
+    made = models.embedder(tmp_path / "t", prompt="query: ")
+    path = write_jsonl(tmp_path / "c.jsonl", documents(8))
+    summary = run(path, made, tmp_path / "c", task_settings=given, feature_dtype="float32", **TASK)
+    texts, found = embeddings(tmp_path / "c")
+    truth = by_hand(made, texts, "mean", longest=24, **told)
+    assert np.abs(found - truth).max() < 5e-5
+    assert summary.truncated_pairs > 0
+
+
+def test_sentence_transformers_says_the_same(tmp_path):
+    library = pytest.importorskip("sentence_transformers", reason="pip install sentence-transformers")
+    for kind, pooling in (("bert", "mean"), ("roberta", "cls"), ("llama", "last")):
+        made = models.embedder(tmp_path / kind, kind, pooling=pooling, prompt="query: ")
+        path, cache = write_jsonl(tmp_path / f"{kind}.jsonl", documents(8)), tmp_path / f"c-{kind}"
+        run(path, made, cache, feature_dtype="float32", **TASK)
+        texts, found = embeddings(cache)
+        truth = library.SentenceTransformer(str(made), device="cpu").encode(texts)
+        assert np.abs(found - truth).max() < 5e-5
+
+
+def spoil(folder, name, **changes):
+    """Another module, or setting, than is known."""
+    path = folder / name
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    if isinstance(told, list):
+        told.append(
+            {"idx": 9, "name": "9", "path": "9_X", "type": f"sentence_transformers.models.{changes['type']}"}
+        )
+    else:
+        told |= changes
+    path.write_text(json.dumps(told))
+
+
+POOLING = "1_Pooling/config.json"
+SPOILT = [
+    ("modules.json", {"type": "CNN"}, "CNN"),
+    ("modules.json", {"type": "Dense"}, "Normalize in 2_Normalize, Dense"),
+    (POOLING, {"pooling_mode_max_tokens": True}, "max"),
+    (POOLING, {"pooling_mode": "weightedmean"}, "weightedmean"),
+    (POOLING, {"include_prompt": False}, "prompt"),
+    ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "told"), SPOILT)
+def test_what_a_folder_does_beyond_that_is_refused_by_name(tmp_path, name, changes, told):
+    made = models.embedder(tmp_path / "t", prompt="query: ")
+    spoil(made, name, **changes)
+    with pytest.raises(UsageError, match=told):
+        run(write_jsonl(tmp_path / "c.jsonl", documents(2)), made, tmp_path / "c", **TASK)
+    (made / name).write_text("{")
+    with pytest.raises(UsageError, match=r"\.json"):
+        run(write_jsonl(tmp_path / "c.jsonl", documents(2)), made, tmp_path / "c", **TASK)
+
+
+def test_so_is_a_linear_map_of_a_teacher(tmp_path):
+    made = models.embedder(tmp_path / "t")
+    modules = json.loads((made / "modules.json").read_text())
+    modules.insert(
+        2, {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    )
+    (made / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UsageError, match="2_Dense"):
+        run(write_jsonl(tmp_path / "c.jsonl", documents(2)), made, tmp_path / "c", **TASK)
+
+
+REFUSED = [
+    ({"keep": KeepAll()}, "--keep has no meaning for feature-extraction"),
+    ({"scalars": ()}, None),
+    ({"scalars": ("entropy",)}, "--scalars has no meaning"),
+    ({"temperatures": (1.0, 2.0)}, "--temperatures has no meaning"),
+    ({"own_logits": True}, "--own_logits has no meaning"),
+    ({"score": "softmax"}, "--score has no meaning"),
+    ({"stride": 4}, "--stride has no meaning"),
+    ({"label_field": "text"}, "--label_field has no meaning"),
+    ({"messages_field": "text"}, "--messages_field has no meaning"),
+    ({"text_pair_field": "text"}, "--text_pair_field has no meaning"),
+    ({"task_settings": {"truncate_dim": 33}}, "--truncate_dim"),
+    ({"features": ("mean:1",)}, "as the first of --features"),
+    ({"features": ("max:-1",)}, "--features names no feature"),
+]
+
+
+def test_flags_that_make_no_sense_are_refused(tmp_path):
+    made, path = models.embedder(tmp_path / "t"), write_jsonl(tmp_path / "c.jsonl", documents(2))
+    for changes, told in REFUSED:
+        if told is None:
+            continue
+        with pytest.raises(UsageError, match=told):
+            run(path, made, tmp_path / "c", **TASK | changes)
+    for changes, told in (({}, "needs an embedding"), ({"features": ("mean:-1",)}, None)):
+        plain = models.encoder(tmp_path / "p")
+        if told is None:
+            run(path, plain, tmp_path / "c", **TASK | changes)
+            continue
+        with pytest.raises(UsageError, match=told):
+            run(path, plain, tmp_path / "c", **TASK | changes)
