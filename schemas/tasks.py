@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
-from schemas.features import MAX_WIDTH
 from schemas.limits import refuse_unless
 
 Score = Literal["softmax", "sigmoid", "identity", "none"]
@@ -198,7 +197,7 @@ TOKEN_CLASSIFICATION = Task(
     has_vocabulary=False,
     takes_pairs=False,
 )
-MAX_PROMPT_CHARS = 10_000
+MAX_PROMPT_CHARS, MAX_DIM = 10_000, 2**24
 FEATURE_EXTRACTION = Task(
     name="feature-extraction",
     places="none",
@@ -209,7 +208,7 @@ FEATURE_EXTRACTION = Task(
     settings=(
         Setting("prompt", "", 0, MAX_PROMPT_CHARS, "text put before each text", by_teacher=True),
         Setting("normalize", False, 0, 1, "features have length 1", by_teacher=True),
-        Setting("truncate_dim", 0, 0, MAX_WIDTH, "only so many of a feature's first numbers; 0: all"),
+        Setting("truncate_dim", 0, 0, MAX_DIM, "only so many of a feature's first numbers; 0: all"),
     ),
 )
 TASKS = {

@@ -37,6 +37,8 @@ SHARED = [
     "--cache={new} --no_progress --max_length=64",
     "--corpus={texts} --teacher={masked} --task=masked-lm --cache={new} --no_progress --max_length=64 --views=2 "
     "--mlm_probability=0.3 --mask_replace_prob=0.5 --random_replace_prob=0.5 --whole_word_mask",
+    "--corpus={texts} --teacher={encoder} --task=feature-extraction --features cls:-1 --cache={new} --no_progress "
+    "--max_length=64 --prompt=query: --normalize --truncate_dim=8",
     "--corpus={tagged} --words_field=tokens --label_field=tags --teacher={tokens} --task=token-classification "
     "--cache={new} --no_progress --max_length=64",
 ]
@@ -105,13 +107,15 @@ RUN = {
     "--max_drift_kl": "nan",
     "--workers": "0",
     "--report": "nothing-here/report.json",
+    "--prompt": "x" * 10_001,
+    "--truncate_dim": "33",
     "--views": "0",
     "--mlm_probability": "1.5",
     "--mask_replace_prob": "0.6",
     "--random_replace_prob": "nan",
 }
 CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
-CALLS |= {"--words_field": 5}
+CALLS |= {"--words_field": 6} | dict.fromkeys(("--prompt", "--truncate_dim"), 5)
 CALLS |= dict.fromkeys(
     ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
 )

@@ -26,7 +26,8 @@ def agreed(
     except NoCacheError:
         refuse_whole(asked.spec.keep, asked.spec.vocab_size)
         return asked, asked.fingerprint
-    if config.keep is None and existing.spec.keep == former_default(asked.spec.vocab_size):
+    former = former_default(asked.spec.vocab_size)
+    if config.keep is None and asked.spec.keep != former == existing.spec.keep:
         asked = make_header(replace(config, keep=existing.spec.keep), teacher)
     shown, told = reconciled(storage, existing, asked.fingerprint, teacher)
     if lines := [*differences(existing, replace(asked, fingerprint=shown)), *told]:

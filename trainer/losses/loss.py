@@ -199,7 +199,7 @@ class Loss:
             "sigmoid": self.sigmoid,
             "identity": self.identity,
         }
-        return found[score]
+        return found.get(score)
 
     @property
     def defaults(self) -> dict[str, Value]:

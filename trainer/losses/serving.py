@@ -45,6 +45,13 @@ def refusal(asked: Asked) -> StudentError | None:
 
 
 def _meaningless(asked: Asked) -> StudentError:
+    if asked.spec.score == "none":
+        return asked.error(
+            "has no meaning where a cache holds embeddings alone, without scores",
+            expected="losses on features: feature, pkd, similarity, rkd_distance, rkd_angle, cka, info_nce and the "
+            "others of docs/losses.md that are served by --features",
+            do="Use --losses feature=1.0,distance=cosine similarity=1.0",
+        )
     if asked.spec.score == "identity":
         return StudentError(
             f"a regression teacher gives values, not a distribution: {asked.loss.name} has no meaning",

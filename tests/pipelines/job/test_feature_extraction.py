@@ -3,14 +3,19 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
 
+from pipelines.scoring import rescore
+from pipelines.teacher.model import Answer
 from schemas import Cache
 from schemas.errors import UsageError
 from schemas.policies import KeepAll
+from schemas.rows.rows import Rows
 from tests.pipelines import models
+from tests.pipelines.families import teachonce_main
 from tests.pipelines.helpers import documents, read, run, write_jsonl
 
 TASK = {"task": "feature-extraction", "keep": None, "max_length": None, "keep_text": True}
@@ -171,3 +176,62 @@ def test_flags_that_make_no_sense_are_refused(tmp_path):
             continue
         with pytest.raises(UsageError, match=told):
             run(path, plain, tmp_path / "c", **TASK | changes)
+
+
+def told(path, made, cache, *more):
+    given = ("--corpus", path, "--teacher", made, "--task", "feature-extraction", "--cache", cache)
+    return ("precompute", *given, "--no_progress", "--id_field", "id", *more)
+
+
+def lines(count):
+    return [{"id": str(i), **one} for i, one in enumerate(documents(count))]
+
+
+def test_the_nightly_laws_and_every_verb(tmp_path):
+    """Nothing new, an edited document, a deleted one; and what a cache is asked for."""
+    made = models.embedder(tmp_path / "t", prompt="query: ")
+    path, cache, corpus = tmp_path / "c.jsonl", tmp_path / "cache", lines(24)
+    write_jsonl(path, corpus)
+    for _ in range(2):
+        status, said = teachonce_main(*told(path, made, cache))
+        assert status == 0, said
+        assert (Cache.open(cache).version, len(read(cache))) == (0, 24)
+    before = read(cache)
+    corpus[0]["text"] = "an edited text"
+    write_jsonl(path, [*corpus[:-1], {"id": "a", "text": "  "}])
+    fraction = ("--max_reject_fraction", "0.1")
+    assert teachonce_main(*told(path, made, cache, "--replace", "--prune", *fraction))[0] == 0
+    after = read(cache)
+    assert (len(after), len(before.keys() - after.keys()), len(after.keys() - before.keys())) == (23, 2, 1)
+    for verb in (
+        ("inspect", cache, "--rows", "2"),
+        ("verify", cache),
+        ("verify", cache, "--teacher", made),
+        ("compact", cache, "--no_progress"),
+        ("export", cache, "--out", tmp_path / "plain"),
+        ("plan", *told(path, made, tmp_path / "other", *fraction)[1:]),
+    ):
+        status, said = teachonce_main(*verb)
+        assert status == 0, (verb, said)
+    assert read(cache).keys() == after.keys()
+    exported = pq.read_table(tmp_path / "plain")
+    assert "logits" not in exported.column_names
+    assert len(exported["feature_mean_2"][0].as_py()) == 32
+    status, said = teachonce_main(
+        "thin", cache, "--out", tmp_path / "thin", "--keep", "top_k:2", "--no_progress"
+    )
+    assert status != 0, said
+    status, said = teachonce_main(*told(path, made, cache, "--prompt", "other: "))
+    assert status == 1, said
+    assert "task_settings" in said
+
+
+def test_another_teacher_is_seen(tmp_path):
+    """Each fault of a teacher that is run again is a distance above the bound."""
+    made = models.embedder(tmp_path / "t")
+    run(write_jsonl(tmp_path / "c.jsonl", documents(6)), made, tmp_path / "c", **TASK)
+    rows = Rows.concatenate(list(Cache.open(tmp_path / "c").read_all()))
+    own = torch.from_numpy(rows.feature(rows.spec.features[0]))
+    for fresh, distance in ((own, 0), (-own, 2), (torch.zeros_like(own), 1)):
+        answer = Answer(None, None, (fresh,), torch.ones(6, dtype=torch.bool))
+        np.testing.assert_allclose(rescore._angles(rows, answer), distance, atol=1e-6)
