@@ -38,7 +38,7 @@ SHARED = [
     "--corpus={texts} --teacher={masked} --task=masked-lm --cache={new} --no_progress --max_length=64 --views=2 "
     "--mlm_probability=0.3 --mask_replace_prob=0.5 --random_replace_prob=0.5 --whole_word_mask",
     "--corpus={texts} --teacher={encoder} --task=feature-extraction --features cls:-1 --cache={new} --no_progress "
-    "--max_length=64 --prompt=query: --normalize --truncate_dim=8",
+    "--max_length=64 --prompt=query: --normalize --no-normalize --truncate_dim=8",
     "--corpus={tagged} --words_field=tokens --label_field=tags --teacher={tokens} --task=token-classification "
     "--cache={new} --no_progress --max_length=64",
 ]
@@ -174,6 +174,7 @@ def places(tmp_path_factory):
         "causal": models.causal_teacher(folder / "causal"),
         "classes": models.classifier(folder / "classes"),
         "masked": masked_teacher(folder / "masked"),
+        "encoder": models.encoder(folder / "encoder"),
         "report": folder / "report.json",
     }
 

@@ -16,7 +16,7 @@ from typing import get_args
 from schemas.errors import StudentError
 from schemas.policies import KeepAll, Sampled
 from schemas.spec import Scalar, Spec
-from trainer.losses.loss import Asked, Kind
+from trainer.losses.loss import Asked, Kind, cuts_of
 from trainer.losses.worth import (
     of_cut,
     of_features,
@@ -190,7 +190,7 @@ def _logits_known(asked: Asked) -> StudentError | None:
 def _features(asked: Asked) -> StudentError | None:
     number, least = len(asked.spec.features), asked.loss.least_features
     if number >= least:
-        return None
+        return _cut(asked)
     if least > 1:
         return asked.error(
             f"is a relation between {least} layers",
@@ -202,6 +202,26 @@ def _features(asked: Asked) -> StudentError | None:
         "needs features, and the cache holds none",
         do="Precompute a cache with --features, for instance --features mean:-1",
     )
+
+
+def _cut(asked: Asked) -> StudentError | None:
+    """Only an embedding is cut, and only below its width."""
+    cuts, spec = cuts_of(asked.settings), asked.spec
+    if cuts and spec.kind.has_positions:
+        return asked.error(
+            "cuts embeddings, and this cache holds none",
+            expected="a cache of the task feature-extraction",
+            got=spec.task,
+            do="Leave cuts out",
+        )
+    if cuts and cuts[-1] >= (width := spec.features[0].width):
+        return asked.error(
+            "cuts the embedding where it has ended",
+            expected=f"cuts below {width}",
+            got=cuts[-1],
+            do="Lower cuts",
+        )
+    return None
 
 
 def _by_origin(asked: Asked) -> StudentError:

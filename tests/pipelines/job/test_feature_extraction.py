@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import transformers
 
 from pipelines.scoring import rescore
 from pipelines.teacher.model import Answer
@@ -17,24 +16,10 @@ from schemas.rows.rows import Rows
 from tests.pipelines import models
 from tests.pipelines.families import teachonce_main
 from tests.pipelines.helpers import documents, read, run, write_jsonl
+from tests.pipelines.oracle import by_hand
 
 TASK = {"task": "feature-extraction", "keep": None, "max_length": None, "keep_text": True}
-POOLED = {"mean": lambda h: h.mean(0), "cls": lambda h: h[0], "last": lambda h: h[-1]}
 KINDS = {"bert": "mean", "roberta": "cls", "mpnet": "mean", "llama": "last"}
-
-
-@torch.inference_mode()
-def by_hand(folder, texts, pooling, *, prompt="", longest=1024, normalize=False, cut=None):
-    """One text at a time, without padding, in float32."""
-    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    found = []
-    for text in texts:
-        given = tokenizer(prompt + text, truncation=True, max_length=longest, return_tensors="pt")
-        states = model(**given).last_hidden_state[0]
-        one = POOLED[pooling](states)[:cut]
-        found.append((one / one.norm() if normalize else one).numpy())
-    return np.stack(found)
 
 
 def embeddings(cache):
