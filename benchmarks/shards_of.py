@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from answers import Answers, Draws, lists
 
 from schemas.features import Feature
+from schemas.fingerprint import Fingerprint
 from schemas.identity import digest
 from schemas.policies import Sampled, parse_keep
 from schemas.rows import columns
@@ -28,7 +29,7 @@ from schemas.rows.ragged import Array, Ragged
 from schemas.rows.rows import Rows
 from schemas.shards.rewrite import ROW_GROUP_TOKENS, seal_rows
 from schemas.shards.seal import LISTED_KEY, SealedShard, Totals
-from schemas.spec import Fingerprint, Header, Spec
+from schemas.spec import Header, Spec
 
 FINGERPRINT = Fingerprint(weights="0", config="0", tokenizer="0", chat_template="", dtype="float32")
 APART = {

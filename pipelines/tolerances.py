@@ -16,8 +16,9 @@ from pipelines.rejects import Reject, fault
 from pipelines.versions import shared_versions
 from schemas.cache import REJECTS_FOLDER
 from schemas.errors import TooManyMissingError, TooManyRejectsError
+from schemas.fingerprint import Fingerprint
 from schemas.printable import printable
-from schemas.spec import Fingerprint, Header
+from schemas.spec import Header
 from schemas.storage.storage import Storage
 
 MAX_REJECT_LINES = 10_000

@@ -7,7 +7,8 @@ K kept entries of a position, V vocabulary or classes, D feature width.
 from schemas.cache import Cache
 from schemas.errors import TeachonceError
 from schemas.features import Feature
-from schemas.spec import Fingerprint, Header, Spec
+from schemas.fingerprint import Fingerprint
+from schemas.spec import Header, Spec
 from schemas.upkeep.repair import Repaired, repair
 from schemas.upkeep.vacuum import Vacuumed, vacuum
 from schemas.verify import Verified

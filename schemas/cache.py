@@ -1,8 +1,7 @@
 """`Cache`: one version of a cache, opened for reading.
 
 Opening reads the log and the spec, never a shard, and `row_counts` a few small files beside the log. Row groups are
-read one by one: by `read_group`, which opens a shard's footer when it is needed and holds few of them, or by `read`,
-which fetches all footers at its first use, many at a time, and holds them.
+read one by one: by `read_group`, which opens a shard's footer when needed and holds few, or by `read`, which fetches all.
 """
 
 from __future__ import annotations
@@ -20,12 +19,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from schemas.errors import CorruptionError
+from schemas.fingerprint import Fingerprint
 from schemas.identity import DEFAULT_EVAL_FRACTION
 from schemas.rows.rows import Rows
 from schemas.shards.group_counts import Footers
 from schemas.shards.reader import OpenFooter, open_shard, read_group, read_identities
 from schemas.shards.seal import RowGroup, Shard, Totals
-from schemas.spec import Fingerprint, Header, Spec
+from schemas.spec import Header, Spec
 from schemas.storage.local_copies import LocalCopies, read_again
 from schemas.storage.storage import Storage
 from schemas.verify import Verified, verify_shards

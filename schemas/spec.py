@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from schemas.errors import NEWER, CorruptionError, FormatError, UsageError
 from schemas.features import Feature
+from schemas.fingerprint import Fingerprint
 from schemas.generation import FEATURE as GENERATED
 from schemas.generation import Generation
 from schemas.identity import canonical_json, digest
@@ -54,7 +55,7 @@ class Spec:
     task: str
     score: Score
     vocab_size: int
-    """V: width of the teacher's head, padding rows included."""
+    """V: width of the teacher's head, padding rows included; 0 where nothing is scored."""
     keep: KeepPolicy
     max_length: int
     """Tokens of an example at most, special tokens included."""
@@ -91,7 +92,8 @@ class Spec:
         refuse_unless(self.score in self.kind.scores, f"score of {self.task}", self.score)
         settled = self.kind.settled(dict(self.task_settings))
         refuse_unless(settled == self.task_settings, "task_settings (all, in order)", self.task_settings)
-        refuse_unless(1 <= self.vocab_size <= MAX_VOCAB, "vocab_size", self.vocab_size)
+        least, most = (1, MAX_VOCAB) if self.kind.has_positions else (0, 0)
+        refuse_unless(least <= self.vocab_size <= most, "vocab_size", self.vocab_size)
         fits = 2 <= self.max_length <= MAX_LENGTH
         refuse_unless(fits, "max_length (2 tokens at least)", self.max_length)
         refuse_unless(0 <= self.stride < self.max_length, "stride", self.stride)
@@ -113,6 +115,10 @@ class Spec:
         writes = self.generation is None or self.kind.is_written
         refuse_unless(writes, f"generation (of {self.task})", self.generation)
         self._check_scalars()
+        if not self.kind.has_positions:
+            refuse_unless(bool(self.features), f"features of {self.task} (one at least)", self.features)
+            plain = (self.temperatures, self.scalars) == ((1.0,), ())
+            refuse_unless(plain, f"temperatures, scalars of {self.task}", (self.temperatures, self.scalars))
 
     def _check_scalars(self) -> None:
         """What is stored beside the entries must serve every declared temperature."""
@@ -188,22 +194,6 @@ class Spec:
     def hash(self) -> str:
         """32 hex digits; part of every unit's name."""
         return digest(canonical_json(self.to_json()), "spec").hex()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fingerprint:
-    """Everything that decides what the teacher says, as hashes (hex) and names."""
-
-    weights: str
-    config: str
-    tokenizer: str
-    chat_template: str
-    dtype: str
-    remote_code: str = ""
-
-    @property
-    def hash(self) -> str:
-        return digest(canonical_json(dataclasses.asdict(self)), "fingerprint").hex()
 
 
 @dataclass(frozen=True, kw_only=True)

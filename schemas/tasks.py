@@ -15,17 +15,28 @@ import numpy.typing as npt
 
 from schemas.limits import refuse_unless
 
-Score = Literal["softmax", "sigmoid", "identity"]
-Places = Literal["before_next_token", "whole_text", "token", "text"]
+Score = Literal["softmax", "sigmoid", "identity", "none"]
+"""What a position's scores are; `none` where there is no position to have any."""
+Places = Literal["before_next_token", "whole_text", "token", "text", "none"]
 """Where positions stand: on tokens that have another behind them (all where a row names none); one on the first token,
-for the whole text; on tokens that each row names; on the first token of each of the texts that a row holds."""
-Labels = Literal["next_token", "document", "position", "word", "text"]
+for the whole text; on tokens that each row names; on the first token of each of the texts that a row holds; nowhere,
+where a text has features alone."""
+Labels = Literal["next_token", "document", "position", "word", "text", "none"]
 """What is right: the token behind the position, stored nowhere else; the corpus's label, in rows that have one; an id
 of each position, in every row; the corpus's label of each word, at its position, in rows that have them; its number of
-each text, likewise."""
-SettingValue = bool | int | float
+each text, likewise; nothing."""
+SettingValue = bool | int | float | str
 MAX_ROW_TOKENS = 2**30
 """Of several texts in one row: its lists have offsets of 32 bits."""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written down: half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,11 @@ class Setting:
     name: str
     default: SettingValue
     low: int | float
+    """Of a text, its least characters."""
     high: int | float
     help: str
+    by_teacher: bool = False
+    """Whether the teacher's folder may say another default."""
 
     def check(self, value: SettingValue) -> None:
         """Refuses what this setting cannot be.
@@ -44,8 +58,12 @@ class Setting:
         Raises:
             ValueError: naming the setting and what it got.
         """
-        fits = type(value) is type(self.default) and self.low <= value <= self.high
-        refuse_unless(fits, f"{self.name} ({self.low:g} to {self.high:g})", value)
+        if isinstance(value, str):
+            fits = isinstance(self.default, str) and self.low <= len(value) <= self.high and is_unicode(value)
+            refuse_unless(fits, f"{self.name} (a text of at most {self.high:g} characters)", value)
+        else:
+            fits = type(value) is type(self.default) and self.low <= value <= self.high
+            refuse_unless(fits, f"{self.name} ({self.low:g} to {self.high:g})", value)
 
 
 @dataclass(frozen=True)
@@ -95,12 +113,22 @@ class Task:
     @property
     def predicts_tokens(self) -> bool:
         """Whether positions are tokens of the text, which may then be supervised or not."""
-        return self.places not in ("whole_text", "text")
+        return self.places not in ("whole_text", "text", "none")
 
     @property
     def holds_texts(self) -> bool:
         """Whether a row is several texts, one after the other, each asked for alone; `max_length` is of one."""
         return self.places == "text"
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether a teacher scores anything; else a row holds what its text is, and a cache needs a feature."""
+        return self.places != "none"
+
+    @property
+    def takes_conversations(self) -> bool:
+        """Whether a document may be messages, or a prompt with its completion."""
+        return self.has_positions and self.labels not in ("word", "text")
 
     @property
     def implies_places(self) -> bool:
@@ -122,8 +150,9 @@ class Task:
             "whole_text": examples,
             "token": tokens,
             "text": tokens,
+            "none": 0,
         }
-        return 0 if self.implies_places else examples, most[self.places]
+        return min(0 if self.implies_places else examples, most[self.places]), most[self.places]
 
     def settled(self, given: Mapping[str, SettingValue]) -> tuple[tuple[str, SettingValue], ...]:
         """Every setting's value, in order: as given, else its default.
@@ -198,7 +227,24 @@ PAIR_SCORE = Task(
     has_vocabulary=False,
     takes_pairs=False,
 )
-_ALL = (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, PAIR_SCORE)
+MAX_PROMPT_CHARS, MAX_DIM = 10_000, 2**24
+FEATURE_EXTRACTION = Task(
+    name="feature-extraction",
+    places="none",
+    labels="none",
+    scores=("none",),
+    has_vocabulary=False,
+    takes_pairs=False,
+    settings=(
+        Setting("prompt", "", 0, MAX_PROMPT_CHARS, "text put before each text", by_teacher=True),
+        Setting("normalize", False, 0, 1, "features have length 1", by_teacher=True),
+        Setting("truncate_dim", 0, 0, MAX_DIM, "only so many of a feature's first numbers; 0: all"),
+    ),
+)
+_ALL = (
+    *(CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, PAIR_SCORE),
+    FEATURE_EXTRACTION,
+)
 TASKS = {task.name: task for task in _ALL}
 DEFAULT = CAUSAL_LM.name
 """Where a verb does not insist on being told."""

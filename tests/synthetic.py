@@ -18,7 +18,7 @@ from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
 from schemas.shards.seal import Shard, Totals, length_histogram, ranking_of, seal_shard
 from schemas.storage.storage import Storage
-from schemas.tasks import MASKED_LM
+from schemas.tasks import FEATURE_EXTRACTION, MASKED_LM
 from schemas.versions.commits import Version, commit, record_after
 from schemas.versions.header import create_header
 from tests.answers import kept, ragged
@@ -104,6 +104,20 @@ def words_spec(**changes) -> Spec:
     return class_spec(**fields | changes)
 
 
+def embeddings_spec(**changes) -> Spec:
+    """Nothing but features."""
+    settings = FEATURE_EXTRACTION.settled({"prompt": "query: ", "normalize": True})
+    fields = {
+        "task": "feature-extraction",
+        "score": "none",
+        "vocab_size": 0,
+        "label_names": (),
+        "scalars": (),
+    }
+    fields |= {"features": causal_spec().features, "task_settings": settings, "has_text_pair": False}
+    return class_spec(**fields | changes)
+
+
 SPECS = {
     "top_p": causal_spec(),
     "top_k": causal_spec(keep=TopK(k=4), temperatures=(1.0,), scalars=(), features=()),
@@ -128,6 +142,7 @@ SPECS = {
         ),
     ),
     "pairs": class_spec(task="pair-score", score="identity", vocab_size=1, label_names=(), scalars=()),
+    "embeddings": embeddings_spec(),
     "regression": class_spec(score="identity", vocab_size=1, label_names=()),
 }
 
@@ -159,7 +174,8 @@ def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
         data["token_type_ids"] = ragged(rng.integers(0, 2, lengths.sum()).astype(np.int8), lengths)
     for column in spec.kind.columns:
         data[column.name] = rng.integers(column.low, column.high + 1, num_rows).astype(np.int32)
-    scores, logprobs, drawn = (kept if spec.score == "softmax" else _logits)(spec, counts, rng)
+    answered = {"softmax": kept, "none": _nothing}.get(spec.score, _logits)
+    scores, logprobs, drawn = answered(spec, counts, rng)
     features = {f.column: rng.normal(size=(num_rows, f.width)).astype(np.float32) for f in spec.features}
     rows = Rows(spec=spec, data=data | scores | _features(spec, features))
     rows.check("synthetic")
@@ -232,6 +248,8 @@ def _places(spec: Spec, lengths, rng) -> list:
     if spec.kind.holds_texts:
         marked = [np.flatnonzero(rng.random(length) < 0.3).astype(np.int32) for length in lengths]
         return [np.union1d(one, np.zeros(1, np.int32)) for one in marked]
+    if spec.kind.places == "none":
+        return [np.zeros(0, np.int32)] * len(lengths)
     if spec.kind.places == "token":
         masked = [np.flatnonzero(rng.random(length) < 0.3).astype(np.int32) for length in lengths]
         return [one if one.size else np.zeros(1, np.int32) for one in masked]
@@ -262,6 +280,10 @@ def _logits(spec: Spec, counts, rng):
     labels = [None if rng.random() < 0.3 else rng.integers(0, 2, width) for width in widths]
     logits = rng.normal(size=widths.sum()).astype(np.float32)
     return {"labels": Ragged.of(labels, np.float32), "logits": ragged(logits, widths)}, logits, np.zeros(0)
+
+
+def _nothing(spec: Spec, counts, rng):
+    return {}, np.zeros(0, np.float32), np.zeros(0)
 
 
 def _features(spec: Spec, values):

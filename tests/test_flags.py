@@ -37,6 +37,8 @@ SHARED = [
     "--cache={new} --no_progress --max_length=64",
     "--corpus={texts} --teacher={masked} --task=masked-lm --cache={new} --no_progress --max_length=64 --views=2 "
     "--mlm_probability=0.3 --mask_replace_prob=0.5 --random_replace_prob=0.5 --whole_word_mask",
+    "--corpus={texts} --teacher={encoder} --task=feature-extraction --features cls:-1 --cache={new} --no_progress "
+    "--max_length=64 --prompt=query: --normalize --no-normalize --truncate_dim=8",
     "--corpus={tagged} --words_field=tokens --label_field=tags --teacher={tokens} --task=token-classification "
     "--cache={new} --no_progress --max_length=64",
     "--corpus={texts} --prompt_field=text --generate=beams:2 --max_new_tokens=4 --teacher={causal} --task=causal-lm "
@@ -110,6 +112,8 @@ RUN = {
     "--max_drift_kl": "nan",
     "--workers": "0",
     "--report": "nothing-here/report.json",
+    "--prompt": "x" * 10_001,
+    "--truncate_dim": "33",
     "--views": "0",
     "--mlm_probability": "1.5",
     "--mask_replace_prob": "0.6",
@@ -118,7 +122,8 @@ RUN = {
     "--max_new_tokens": "0",
 }
 CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
-CALLS |= {"--words_field": 5, "--generate": 6, "--max_new_tokens": 6, "--passages_field": 7}
+CALLS |= {"--words_field": 6, "--generate": 7, "--max_new_tokens": 7, "--passages_field": 8}
+CALLS |= dict.fromkeys(("--prompt", "--truncate_dim"), 5)
 CALLS |= dict.fromkeys(
     ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
 )
@@ -178,6 +183,7 @@ def places(tmp_path_factory):
         "classes": models.classifier(folder / "classes"),
         "pairs": models.classifier(folder / "pairs", num_labels=1),
         "masked": masked_teacher(folder / "masked"),
+        "encoder": models.encoder(folder / "encoder"),
         "report": folder / "report.json",
     }
 

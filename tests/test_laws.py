@@ -76,7 +76,17 @@ MAY_IMPORT = {
     "schemas": {"numpy", "pyarrow", "deltalake", "obstore", "jaxtyping", "rich", "zstandard", "schemas"},
     "pipelines": {"pipelines", "schemas", "apache_beam", "jinja2", "torch", "transformers", "tokenizers"}
     | {"numpy", "pyarrow", "zstandard", "jaxtyping", "rich", "safetensors", "huggingface_hub"},
-    "trainer": {"trainer", "schemas", "torch", "transformers", "tokenizers", "accelerate", "sklearn", "yaml"}
+    "trainer": {
+        "trainer",
+        "schemas",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "accelerate",
+        "sklearn",
+        "scipy",
+        "yaml",
+    }
     | {"numpy", "pyarrow", "jaxtyping", "rich", "safetensors", "huggingface_hub"},
 }
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pipelines.job.outcome import RunSummary
 from schemas.printable import printable
+from schemas.shards.seal import Totals
 
 
 def summary_table(summary: RunSummary, cache: str, console: Console | None = None) -> None:
@@ -74,12 +75,21 @@ def _seldom(summary: RunSummary) -> list[tuple[str, int]]:
         ("  left by a try that did not commit", summary.adopted_documents),
         ("  not scored before, not tried again", summary.remembered_documents),
         ("  kept out: forgotten", summary.forgotten_documents),
+        ("documents cut to --max_length", summary.truncated_pairs),
         ("examples adopted", summary.adopted_examples),
         ("examples pruned", summary.pruned_examples),
         ("examples replaced", summary.replaced_examples),
         ("examples scored, and overtaken by another run", summary.overtaken_examples),
         ("examples postponed", summary.postponed_examples),
         ("damaged records; nothing was pruned", summary.prune_withheld),
+    ]
+
+
+def _kept(totals: Totals) -> list[tuple[str, str]]:
+    """What was kept of a position, where there are any."""
+    return [
+        ("kept entries a position", f"{totals.entries / totals.positions:.1f}"),
+        ("kept mass", f"{totals.kept_mass_sum / totals.positions:.4f}"),
     ]
 
 
@@ -102,15 +112,13 @@ def summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
     ]
     totals = summary.totals
     if totals.tokens:
-        positions = max(totals.positions, 1)
         workers = max(summary.workers, 1)
         worked = max(summary.wall_seconds * workers, 1e-9)
         lines += [
             ("examples", f"{totals.examples:,}"),
             ("tokens", f"{totals.tokens:,}"),
             ("padded / tokens", f"{summary.padded_tokens / totals.tokens:.3f}"),
-            ("kept entries a position", f"{totals.entries / positions:.1f}"),
-            ("kept mass", f"{totals.kept_mass_sum / positions:.4f}"),
+            *(_kept(totals) if totals.positions else []),
             ("shards", f"{summary.shards:,}"),
             ("bytes", f"{summary.size_bytes:,}"),
             ("bytes a token", f"{summary.size_bytes / totals.tokens:.1f}"),

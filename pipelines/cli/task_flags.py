@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from schemas.cli.arguments import positive
 from schemas.errors import UsageError
@@ -17,8 +18,13 @@ def add_task_flags(group: argparse._ActionsContainer) -> None:
     for name, setting in _BY_NAME.items():
         tasks = ", ".join(task.name for task in TASKS.values() if setting in task.settings)
         told = f"{tasks}: {setting.help}"
+        if setting.by_teacher:
+            told += " (default: what the teacher's folder says)"
         if isinstance(setting.default, bool):
-            group.add_argument(f"--{name}", action="store_true", default=None, help=told)
+            switch: Any = argparse.BooleanOptionalAction if setting.by_teacher else "store_true"
+            group.add_argument(f"--{name}", action=switch, default=None, help=told)
+        elif isinstance(setting.default, str):
+            group.add_argument(f"--{name}", metavar="TEXT", help=told)
         else:
             kind, metavar = type(setting.default), "N" if isinstance(setting.default, int) else "P"
             told = f"{told} ({setting.default:g})"

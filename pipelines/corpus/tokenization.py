@@ -156,7 +156,8 @@ class Tokeniser:
         if documents[0].pair is not None:
             pairs = [document.pair for document in documents]
             options |= {"truncation": "longest_first", "max_length": self.spec.max_length}
-        return self.tokenizer([document.text for document in documents], pairs, **options)
+        prefix = self._prefix
+        return self.tokenizer([prefix + document.text for document in documents], pairs, **options)
 
     def _split(self, documents: Sequence[Document]) -> list[Tokens]:
         """The tokens of each text: of arrays over all texts, a part each."""
@@ -196,18 +197,24 @@ class Tokeniser:
         return Tokens(ids, types, special, supervised)
 
     def is_cut(self, document: Document, example: Example) -> bool:
-        """Whether a pair lost tokens to `max_length`: pairs have one window, the longer text is cut."""
+        """Whether a document lost tokens to `max_length`: pairs have one window, the longer text is cut; and so has
+        what has features alone."""
         if self.kind == "passages":
             begins = np.append(np.frombuffer(example.position_index or b"", np.int32), example.num_tokens)
             full = np.diff(begins) >= self.spec.max_length
             passages = itertools.compress(json.loads(document.pair or "[]"), full)
             return any(self._exceeds(document.text, passage) for passage in passages)
-        if self.kind != "text" or document.pair is None or example.num_tokens < self.spec.max_length:
+        cuts = document.pair is not None or not self.spec.kind.has_positions
+        if self.kind != "text" or not cuts or example.num_tokens < self.spec.max_length:
             return False
-        return self._exceeds(document.text, document.pair)
+        return self._exceeds(self._prefix + document.text, document.pair)
 
-    def _exceeds(self, text: str, pair: str) -> bool:
+    def _exceeds(self, text: str, pair: str | None) -> bool:
         return len(self.tokenizer(text, pair, verbose=False)["input_ids"]) > self.spec.max_length
+
+    @property
+    def _prefix(self) -> str:
+        return TEACHER_TASKS[self.spec.task].prefix(self.spec)
 
     @property
     def _reads_characters(self) -> bool:

@@ -8,8 +8,9 @@ from pipelines.config import PrecomputeConfig
 from pipelines.fingerprint.fingerprint import ResolvedTeacher, make_header
 from pipelines.fingerprint.same_teacher import reconciled
 from schemas.errors import MismatchError, NoCacheError
+from schemas.fingerprint import Fingerprint
 from schemas.policies import former_default, refuse_whole
-from schemas.spec import Fingerprint, Header, differences
+from schemas.spec import Header, differences
 from schemas.storage.storage import Storage
 from schemas.versions.header import read_header
 
@@ -26,7 +27,8 @@ def agreed(
     except NoCacheError:
         refuse_whole(asked.spec.keep, asked.spec.vocab_size)
         return asked, asked.fingerprint
-    if config.keep is None and existing.spec.keep == former_default(asked.spec.vocab_size):
+    former = former_default(asked.spec.vocab_size)
+    if config.keep is None and asked.spec.keep != former == existing.spec.keep:
         asked = make_header(replace(config, keep=existing.spec.keep), teacher)
     shown, told = reconciled(storage, existing, asked.fingerprint, teacher)
     if lines := [*differences(existing, replace(asked, fingerprint=shown)), *told]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
-from pipelines.fingerprint.meaning import refuse_meaningless
+from pipelines.fingerprint.refusals import refuse_meaningless, refuse_no_embedding
 from pipelines.fingerprint.teacher_files import (
     config_text,
     hash_tokenizer,
@@ -28,12 +28,15 @@ from pipelines.fingerprint.teacher_files import (
     weight_files,
 )
 from pipelines.fingerprint.writing import written_by
+from pipelines.tasks.tasks import TEACHER_TASKS
+from pipelines.tasks.teacher_task import Settings
 from pipelines.teacher import config_shapes
 from schemas.errors import UsageError
 from schemas.features import Feature, Pooling
+from schemas.fingerprint import Fingerprint
 from schemas.identity import canonical_json
 from schemas.policies import KeepAll, KeepPolicy, Threshold, default_keep
-from schemas.spec import Fingerprint, Header, Scalar, Spec
+from schemas.spec import Header, Scalar, Spec
 from schemas.tasks import TASKS, Score
 
 MAX_LENGTH = 1024
@@ -148,11 +151,15 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     """
     score, corpus, task = score_of(config, teacher.config), config.corpus, TASKS[config.teacher.task]
     vocab_size = config_shapes.scored_width(task, teacher.config)
-    keep, settings = config.keep or default_keep(task.has_vocabulary), task.settled(config.task_settings)
-    pairs = corpus.text_pair_field is not None or corpus.passages_field is not None
-    max_length = config.max_length or _longest(teacher)
     refuse_meaningless(config)
-    config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, config.features, dict(settings))
+    defaults = TEACHER_TASKS[task.name].defaults(teacher.folder, config.task_settings)
+    keep = config.keep or default_keep(task.has_vocabulary)
+    settings = task.settled({**defaults.settings, **config.task_settings})
+    pairs = corpus.text_pair_field is not None or corpus.passages_field is not None
+    features = config.features or defaults.features
+    max_length = config.max_length or _longest(teacher, defaults.max_length or MAX_LENGTH)
+    config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, features, dict(settings))
+    refuse_no_embedding(task, features)
     _refuse_cramped(max_length, config, teacher.tokenizer)
     try:
         return Spec(
@@ -167,8 +174,8 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
             scalars=_scalars(config, keep) if score == "softmax" else (),
             own_logits=config.own_logits or (isinstance(keep, Threshold) and len(config.temperatures) > 1),
             sample_seed=config.sample_seed,
-            features=tuple(parse_feature(text, config, teacher.config) for text in config.features),
-            label_names=() if task.has_vocabulary else _label_names(teacher.config),
+            features=tuple(_feature(text, config, teacher.config, dict(settings)) for text in features),
+            label_names=() if task.has_vocabulary or not task.has_positions else _label_names(teacher.config),
             has_labels=corpus.label_field is not None,
             has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names,
             has_document_id=corpus.id_field is not None,
@@ -214,6 +221,12 @@ def score_of(config: PrecomputeConfig, model_config: Any) -> Score:
     kinds: dict[str, Score] = {"multi_label_classification": "sigmoid", "regression": "identity"}
     implied: Score = "identity" if model_config.num_labels == 1 else "softmax"
     return kinds.get(model_config.problem_type or "", implied)
+
+
+def _feature(text: str, config: PrecomputeConfig, model_config: Any, settings: Settings) -> Feature:
+    """A feature, as wide as the cache keeps it."""
+    found = parse_feature(text, config, model_config)
+    return replace(found, width=TEACHER_TASKS[config.teacher.task].feature_width(found.width, settings))
 
 
 def parse_feature(text: str, config: PrecomputeConfig, model_config: Any) -> Feature:
@@ -274,10 +287,10 @@ def _locate(path: str) -> tuple[str, str]:
     return str(found), f"{name}@{found.name}"
 
 
-def _longest(teacher: ResolvedTeacher) -> int:
-    """What tokenizer and model allow, at most `MAX_LENGTH`."""
-    positions = config_shapes.usable_length(teacher.config) or MAX_LENGTH
-    return int(min(teacher.tokenizer.model_max_length, positions, MAX_LENGTH))
+def _longest(teacher: ResolvedTeacher, most: int) -> int:
+    """What tokenizer and model allow, at most so many tokens."""
+    positions = config_shapes.usable_length(teacher.config) or most
+    return int(min(teacher.tokenizer.model_max_length, positions, most))
 
 
 def _label_names(model_config: Any) -> tuple[str, ...]:

@@ -26,8 +26,9 @@ from pipelines.fingerprint.fingerprint import ResolvedTeacher
 from pipelines.fingerprint.probe import PROBES
 from pipelines.fingerprint.teacher_files import config_text, former_hash, plain, sha256
 from schemas.errors import one_line
+from schemas.fingerprint import Fingerprint
 from schemas.identity import canonical_json
-from schemas.spec import Fingerprint, Header
+from schemas.spec import Header
 from schemas.storage.storage import Storage
 from schemas.versions.header import read_tokenizer_file
 

@@ -35,8 +35,9 @@ from pipelines.tolerances import Run
 from schemas.cache import RUNS_FOLDER
 from schemas.cli.process import refuse_to_go_on
 from schemas.errors import CacheError, ConflictError, TeachonceError, UsageError, one_line
+from schemas.fingerprint import Fingerprint
 from schemas.shards.seal import Totals
-from schemas.spec import Fingerprint, Header, Spec
+from schemas.spec import Header, Spec
 from schemas.storage.storage import Storage
 from schemas.versions.commits import NO_VERSION, base_version
 from schemas.versions.history import end_lease, living_runs, new_run, orphans, take_lease, told_of

@@ -66,6 +66,7 @@ def reason_against(spec: Spec, keep: KeepPolicy) -> Refusal | None:
     """Why the entries of `keep` do not follow from those of a cache; None where they do."""
     if spec.score != "softmax":
         reason = f"{spec.score} scores are no distribution, and all of them are kept"
+        reason = reason if spec.kind.has_positions else "it holds embeddings, and no scores"
         return Refusal(reason, "Train from this cache: no policy makes it smaller")
     if keep == spec.keep or isinstance(spec.keep, KeepAll):
         return None

@@ -43,7 +43,7 @@ def encode(examples: Sequence[Example], answer: Answer, spec: Spec) -> Encoded:
         data |= kept
         if not spec.kind.stores_gold:
             data["labels"] = _labels(examples, spec)
-    else:
+    elif spec.kind.has_positions:
         assert answer.logits is not None
         data["logits"] = _lists(answer.logits.numpy().reshape(-1), counts * spec.vocab_size)
         data["labels"] = Ragged.of([_values(e.label) for e in examples], np.float32)

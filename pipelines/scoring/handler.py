@@ -29,8 +29,9 @@ from pipelines.versions import check_versions, shared_versions
 from schemas import Cache
 from schemas.cli.process import refuse_more_work
 from schemas.errors import MismatchError
+from schemas.fingerprint import Fingerprint
 from schemas.identity import unit_name
-from schemas.spec import Fingerprint, Header
+from schemas.spec import Header
 from schemas.storage.storage import Storage
 from schemas.versions.commits import NO_VERSION
 from schemas.versions.history import renew_lease

@@ -43,7 +43,7 @@ class RescoreConfig:
 @dataclass(frozen=True, kw_only=True)
 class Rescored:
     """How far cache and fresh teacher are apart. For sigmoid and identity scores, in place of a KL: the largest
-    absolute difference of a position's logits."""
+    absolute difference of a position's logits; where a row has features alone, 1 - their cosine, one a row."""
 
     examples: int
     positions: int
@@ -108,6 +108,8 @@ def check_drift(cache: Cache, teacher: Teacher, provenance: Mapping[str, str], m
 
 def mean_distance(spec: Spec) -> str:
     """What a bound on `mean_kl_nats` bounds under a spec, in words."""
+    if not spec.kind.has_positions:
+        return "mean 1 - cosine of features"
     return "mean KL" if spec.score == "softmax" else "mean largest difference of logits"
 
 
@@ -141,7 +143,9 @@ def _distances(rows: Rows, teacher: Teacher) -> Array:
     for index in range(len(rows)):
         members = rows.take(np.array([index], np.int64))
         collated = collate(_examples(members), rows.spec, pad_id=teacher.pad_id)
-        if rows.spec.score == "softmax":
+        if not rows.spec.kind.has_positions:
+            found.append(_angles(members, teacher.answer(collated)))
+        elif rows.spec.score == "softmax":
             found.append(_divergences(members, teacher.logits(collated)))
         else:
             found.append(_differences(members, teacher.answer(collated)))
@@ -246,9 +250,23 @@ def _differences(rows: Rows, answer: Answer) -> Array:
     return largest
 
 
+def _angles(rows: Rows, answer: Answer) -> Array:
+    """1 - cos between what is cached and what is fresh, mean over features; 1 where just one of them is zero."""
+    found = []
+    for feature, fresh in zip(rows.spec.features, answer.features, strict=True):
+        cached, other = rows.feature(feature).astype(np.float64), fresh.double().numpy()
+        lengths = np.linalg.norm(cached, axis=1) * np.linalg.norm(other, axis=1)
+        same = (cached == other).all(axis=1)
+        cosine = (cached * other).sum(axis=1) / np.where(lengths > 0, lengths, 1)
+        found.append(np.where(same, 0, 1 - cosine))
+    mean: Array = np.mean(found, axis=0)
+    return mean
+
+
 def _examples(rows: Rows) -> list[Example]:
     """Examples as the teacher takes them, from rows."""
-    spec, stored, gold = rows.spec, rows.ragged("position_index"), rows.ragged("labels")
+    spec, stored = rows.spec, rows.ragged("position_index")
+    gold = rows.ragged("labels") if spec.kind.stores_gold else None
     found = []
     for index in range(len(rows)):
         types = rows.ragged("token_type_ids").row(index) if spec.has_token_type_ids else None
@@ -267,9 +285,7 @@ def _examples(rows: Rows) -> list[Example]:
                 text_pair=None,
                 file="",
                 offset=0,
-                gold_ids=gold.row(index).tobytes()
-                if spec.kind.stores_gold and gold.validity[index]
-                else None,
+                gold_ids=None if gold is None or not gold.validity[index] else gold.row(index).tobytes(),
             )
         )
     return found

@@ -117,7 +117,7 @@ def _check(config: Any, tokenizer: Any, settings: Settings) -> None:
             got=model_name(config),
             do="Use a masked language model with its own tokenizer as --teacher",
         )
-    shares = settings["mask_replace_prob"], settings["random_replace_prob"]
+    shares = float(settings["mask_replace_prob"]), float(settings["random_replace_prob"])
     if sum(shares) > 1:
         raise UsageError(
             "--mask_replace_prob and --random_replace_prob are shares of one whole",

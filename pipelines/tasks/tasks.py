@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pipelines.tasks import causal_lm, masked_lm, pair_score, sequence_classification, token_classification
+from pipelines.tasks import (
+    causal_lm,
+    feature_extraction,
+    masked_lm,
+    pair_score,
+    sequence_classification,
+    token_classification,
+)
 from pipelines.tasks.teacher_task import TeacherTask
 
 TEACHER_TASKS: dict[str, TeacherTask] = {
@@ -11,4 +18,5 @@ TEACHER_TASKS: dict[str, TeacherTask] = {
     "masked-lm": masked_lm.TASK,
     "token-classification": token_classification.TASK,
     "pair-score": pair_score.TASK,
+    "feature-extraction": feature_extraction.TASK,
 }

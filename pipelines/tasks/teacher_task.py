@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -43,6 +43,15 @@ class Inputs(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a teacher's folder says of a run, where its user says nothing."""
+
+    features: tuple[str, ...] = ()
+    settings: Settings = field(default_factory=dict)
+    max_length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherTask:
     """How a task's documents become examples, and how its teachers are opened and asked."""
 
@@ -64,6 +73,18 @@ class TeacherTask:
     """Whether `Tokens.characters`, `document_words`, `label` and `text` are needed."""
     least: str = "two tokens or more"
     """What a document must have for a position, in words."""
+    prefix: Callable[[Spec], str] = lambda spec: ""
+    """What stands before each text."""
+    finished: Callable[[Float[torch.Tensor, "B D"], Spec], Float[torch.Tensor, "B _"]] = lambda pooled, spec: (
+        pooled
+    )
+    """From pooled states to what the cache keeps of them."""
+    feature_width: Callable[[int, Settings], int] = lambda width, settings: width
+    """How wide that is, from the states' width; raises UsageError where the settings ask for more."""
+    defaults: Callable[[str, Settings], Defaults] = lambda folder, given: Defaults()
+    """From the teacher's folder and the settings that were given; raises UsageError where it cannot be served."""
+    unused: tuple[str, ...] = ()
+    """Words in the names of weights that have no part in any answer, so that a checkpoint may lack them."""
 
 
 def model_name(config: Any) -> str:

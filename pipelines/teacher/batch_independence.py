@@ -66,7 +66,8 @@ def _batched(teacher: Teacher, texts: list[Text]) -> Teacher:
     of one length the last token is then the last one.
     """
     config = text_config(teacher.model.config)
-    lacks = not teacher.spec.kind.predicts_tokens and getattr(config, "pad_token_id", 0) is None
+    classifies = teacher.spec.kind.has_positions and not teacher.spec.kind.predicts_tokens
+    lacks = classifies and getattr(config, "pad_token_id", 0) is None
     why = ""
     for batching in get_args(Batching):
         if lacks:
@@ -123,7 +124,7 @@ def _alike(texts: Sequence[Text]) -> Iterator[tuple[Text, list[Text]]]:
 def _apart(ours: Said, truth: Said, dtype: torch.dtype) -> str:
     """What differs by more than rounding. In half precision one flip of a router is no fault: the median counts."""
     pairs = [
-        ("scores", ours[0], truth[0]),
+        *([("scores", ours[0], truth[0])] if truth[0].numel() else []),
         *(("a feature", a, b) for a, b in zip(ours[1], truth[1], strict=True)),
     ]
     for what, a, b in pairs:
@@ -221,7 +222,8 @@ def _refuse_too_long(teacher: Teacher) -> None:
     fresh = remember(teacher.model)
     some = [i for i in range(min(teacher.embedded, 64)) if i != teacher.pad_id]
     try:
-        plain(replace(teacher, spec=replace(teacher.spec, features=())), (some * longest)[:longest])
+        spec = replace(teacher.spec, features=()) if teacher.spec.kind.has_positions else teacher.spec
+        plain(replace(teacher, spec=spec), (some * longest)[:longest])
         put_back(one for one in fresh if one.has_changed())
     except MODEL_ERRORS as error:
         raise TeacherError(
@@ -242,13 +244,16 @@ def _batch(rows: list[list[int]], teacher: Teacher) -> Batch:
         ids[row, : len(tokens)] = torch.tensor(tokens)
         mask[row, : len(tokens)] = 1
     by_token = spec.kind.predicts_tokens
-    places = [range(max(0, len(r) - POSITIONS), len(r)) if by_token else [0] for r in rows]
+    whole = range(int(spec.kind.has_positions))
+    places = [range(max(0, len(r) - POSITIONS), len(r)) if by_token else whole for r in rows]
     return Batch(
         input_ids=ids,
         attention_mask=mask,
         token_type_ids=torch.zeros_like(ids) if spec.has_token_type_ids else None,
-        position_rows=torch.tensor([row for row, found in enumerate(places) for _ in found]),
-        position_tokens=torch.tensor([token for found in places for token in found]),
+        position_rows=torch.tensor(
+            [row for row, found in enumerate(places) for _ in found], dtype=torch.int64
+        ),
+        position_tokens=torch.tensor([token for found in places for token in found], dtype=torch.int64),
         labels=torch.full((sum(map(len, places)),), -1),
         uniforms=torch.zeros(sum(map(len, places)), num_uniforms(spec.keep), dtype=torch.float64),
     )

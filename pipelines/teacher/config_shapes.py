@@ -95,11 +95,13 @@ def usable_length(config: Any) -> int | None:
 
 
 def scored_width(task: Task, config: Any) -> int:
-    """V: ids of the vocabulary, or classes.
+    """V: ids of the vocabulary, or classes; 0 where nothing is scored.
 
     Raises:
         UsageError: the config does not say.
     """
+    if not task.has_positions:
+        return 0
     if task.has_vocabulary:
         return _first(config, ("vocab_size",), "how many ids its vocabulary has")
     return int(config.num_labels)

@@ -68,6 +68,7 @@ def is_quantised(path: str) -> bool:
 
 def _refuse_incomplete(model: Any, loaded: dict[str, Any], task: str, path: str) -> None:
     missing = loaded["missing_keys"] or {str(key[0]) for key in loaded.get("mismatched_keys") or ()}
+    missing = {name for name in missing if not any(word in name for word in TEACHER_TASKS[task].unused)}
     if missing:
         raise TeacherError(
             f"the teacher's files lack weights of {type(model).__name__}, which would be random",

@@ -171,8 +171,9 @@ class Teacher:
 
     def _features(self, states: Mapping[int, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, ...]:
         """Pooled features, from hidden states by layer."""
+        finished = TEACHER_TASKS[self.spec.task].finished
         return tuple(
-            pooled(states[f.layer], batch.attention_mask, f.pooling).to(self.device)
+            finished(pooled(states[f.layer], batch.attention_mask, f.pooling), self.spec).to(self.device)
             for f in self.spec.features
         )
 

@@ -59,7 +59,7 @@ def open_teacher(config: TeacherConfig, spec: Spec, path: str, device: torch.dev
         device=head.weight.device if head is not None else entry,
         body=body,
         takes=body.forward,
-        gives_last_states=head is not None and body is body_of(model),
+        gives_last_states=body is body_of(model) and (head is not None or not spec.kind.has_positions),
         entry=entry,
         embedded=embedded,
         pad_id=pad_id(model, tokenizer, embedded),
@@ -121,7 +121,8 @@ def _compiled(teacher: Teacher, path: str) -> Teacher:
 
 def _blank(rows: int, width: int, spec: Spec) -> Batch:
     """A batch of one token over and over, with the last token of each row as position."""
-    ids, places = torch.zeros(rows, width, dtype=torch.int64), torch.arange(rows)
+    ids = torch.zeros(rows, width, dtype=torch.int64)
+    places = torch.arange(rows if spec.kind.has_positions else 0)
     return Batch(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -129,5 +130,5 @@ def _blank(rows: int, width: int, spec: Spec) -> Batch:
         position_rows=places,
         position_tokens=torch.full_like(places, width - 1),
         labels=torch.full_like(places, -1),
-        uniforms=torch.zeros(rows, num_uniforms(spec.keep), dtype=torch.float64),
+        uniforms=torch.zeros(len(places), num_uniforms(spec.keep), dtype=torch.float64),
     )

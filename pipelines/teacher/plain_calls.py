@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.calls import accepted, named
 from pipelines.teacher.config_shapes import text_config
 from pipelines.teacher.model import Teacher, pooled
@@ -56,6 +57,9 @@ def plain(teacher: Teacher, ids: list[int]) -> tuple[Said, int]:
     if len(ids) > POSITIONS and teacher.head is not None:
         options |= named(model.forward, logits_to_keep=POSITIONS)
     output = model(**accepted(model.forward, **given, **options))
+    if not spec.kind.has_positions:
+        features, layers = _features(teacher, output, len(ids))
+        return (torch.zeros(0, 0, device=teacher.device), features), layers
     logits = getattr(output, "logits", None)
     shape = (1, -1, spec.vocab_size) if by_token else (1, spec.vocab_size)
     if not isinstance(logits, torch.Tensor) or not _fits(logits, shape):
@@ -75,19 +79,21 @@ def _features(teacher: Teacher, output: Any, length: int) -> tuple[tuple[torch.T
     states = getattr(output, "hidden_states", None)
     if states is None:
         raise TeacherError(f"{name} gives no hidden states", do="Leave --features out")
-    mask = torch.ones(1, length, dtype=torch.int64)
+    last = getattr(output, "last_hidden_state", None)
+    states = states if last is None else (*states[:-1], last)  # some models' list ends before their last norm
+    mask, task = torch.ones(1, length, dtype=torch.int64), TEACHER_TASKS[spec.task]
     for feature in spec.features:
         got = tuple(states[feature.layer].shape) if feature.layer < len(states) else f"{len(states)} layers"
-        if got != (1, length, feature.width):
+        width = task.finished(torch.zeros(1, got[-1]), spec).shape[-1] if isinstance(got[-1], int) else 0
+        if (*got[:-1], width) != (1, length, feature.width):
             raise TeacherError(
                 f"{name} has no states of every token at layer {feature.layer}",
                 expected=(1, length, feature.width),
                 got=got,
                 do=f"Ask for another layer than {feature.name}, or leave --features out",
             )
-    return tuple(pooled(states[f.layer], mask, f.pooling).to(teacher.device) for f in spec.features), len(
-        states
-    ) - 1
+    found = (task.finished(pooled(states[f.layer], mask, f.pooling), spec) for f in spec.features)
+    return tuple(feature.to(teacher.device) for feature in found), len(states) - 1
 
 
 def _fits(logits: torch.Tensor, shape: tuple[int, ...]) -> bool:

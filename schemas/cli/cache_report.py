@@ -135,15 +135,24 @@ def _single_rows(cache: Cache) -> Iterator[Rows]:
 def _example(row: Rows, inputs: Mapping[int, str], scores: Mapping[int, str], top: int) -> dict[str, Any]:
     """One row (R = 1)."""
     optional = {name: row.array(name)[0] for name in ("document_id", "text", "text_pair") if name in row.data}
-    softmax = row.spec.score == "softmax"
     return {
         "example_id": row.example_ids[0].hex(),
         "document_hash": row.array("document_hash")[0].tobytes().hex(),
         "window": f"{row.array('window_index')[0] + 1} of {row.array('window_count')[0]}",
         "tokens": row.num_tokens,
         **optional,
-        "positions": list(_kept(row, inputs, scores, top) if softmax else _logits(row, scores)),
+        **_scored(row, inputs, scores, top),
     }
+
+
+def _scored(row: Rows, inputs: Mapping[int, str], scores: Mapping[int, str], top: int) -> dict[str, Any]:
+    """Its positions; of a row without any its features, of each the first `top` numbers."""
+    if not row.spec.kind.has_positions:
+        features = [(feature.name, row.feature(feature)[0]) for feature in row.spec.features]
+        told = {name: {"first": v[:top].tolist(), "length": float(np.linalg.norm(v))} for name, v in features}
+        return {"positions": [], "features": told}
+    softmax = row.spec.score == "softmax"
+    return {"positions": list(_kept(row, inputs, scores, top) if softmax else _logits(row, scores))}
 
 
 def _kept(

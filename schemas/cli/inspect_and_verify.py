@@ -135,14 +135,16 @@ def _console() -> Console:
 
 def _summary(found: Mapping[str, Any]) -> Table:
     spec, teacher = found["spec"], found["teacher"]
+    width = spec["vocab_size"]
     features = [f"{f['pooling']}:{f['layer']} ({f['width']} {f['dtype']})" for f in spec["features"]]
     lines = {
         **{f"teacher {key}": value for key, value in teacher.items() if key != "config"},
-        "task, score": f"{spec['task']}, {spec['score']} over {spec['vocab_size']:,}",
+        "task, score": f"{spec['task']}, {spec['score']}" + (f" over {width:,}" if width else ""),
         "keep": spec["keep"],
         "temperatures": ", ".join(f"{t:g}" for t in spec["temperatures"]),
         "features": ", ".join(features) or "none",
         **_written(spec),
+        **{key: repr(value) for key, value in spec.get("task_settings", {}).items()},
         "max length, stride": f"{spec['max_length']:,}, {spec['stride']:,} tokens",
         "examples": found["examples"],
         "tokens": found["tokens"],
@@ -193,6 +195,10 @@ def _example(row: Mapping[str, Any]) -> Table:
     shown = [
         f"{name}: {printable(row[name])}" for name in ("document_id", "text", "text_pair") if row.get(name)
     ]
+    title = "\n".join([title, *shown])
+    if "features" in row:
+        features = ((name, one["length"], _numbers_of(one["first"])) for name, one in row["features"].items())
+        return _table(title, ("feature", "length", "first numbers"), features)
     rows = (
         (
             p["index"],
@@ -203,7 +209,11 @@ def _example(row: Mapping[str, Any]) -> Table:
         )
         for p in row["positions"]
     )
-    return _table("\n".join([title, *shown]), ("token", "input", "label", "kept", "largest entries"), rows)
+    return _table(title, ("token", "input", "label", "kept", "largest entries"), rows)
+
+
+def _numbers_of(values: Iterable[float]) -> str:
+    return "  ".join(f"{value:.3f}" for value in values)
 
 
 def _entry(entry: Mapping[str, Any]) -> str:

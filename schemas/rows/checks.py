@@ -49,7 +49,7 @@ def check_columns(spec: Spec, data: Data, where: str, *, deep: bool = False) -> 
         check_entries(spec, data, where)
         _check_codes(spec, data, where)
         _check_gold(spec, data, where)
-    else:
+    elif spec.kind.has_positions:
         _refuse_infinite("logits", data["logits"].values, where)
         _refuse_infinite("labels", data["labels"].values, where)
     _check_features(spec, data, where)
@@ -60,6 +60,8 @@ def check_columns(spec: Spec, data: Data, where: str, *, deep: bool = False) -> 
 
 def position_offsets(spec: Spec, data: Data) -> Array:
     """Offsets of each row's positions among all N."""
+    if not spec.kind.has_positions:
+        return np.zeros_like(data["input_ids"].offsets)
     if spec.score == "softmax":
         offsets: Array = data["num_kept"].offsets
     else:
@@ -99,9 +101,10 @@ def _check_places(spec: Spec, data: Data, where: str) -> None:
     if values.size and (outside.any() or values.min() < 0):
         raise CorruptionError("column position_index points outside its example", where=where, do=REPAIR)
     if not spec.kind.implies_places:
-        most = 1 if spec.kind.places == "whole_text" else MAX_ROW_VALUES
-        refuse_range("position_index (positions of a text)", lengths, 1, most, where)
-    if spec.kind.places == "whole_text":
+        least = int(spec.kind.has_positions)
+        most = least if spec.kind.places in ("whole_text", "none") else MAX_ROW_VALUES
+        refuse_range("position_index (positions of a text)", lengths, least, most, where)
+    if spec.kind.places in ("whole_text", "none"):
         refuse_range("position_index (of a text)", values, 0, 0, where)
         return
     goes_back = np.diff(values, prepend=np.int32(-1)) <= 0

@@ -159,6 +159,8 @@ def _example_columns(spec: Spec) -> list[Column]:
 def _position_columns(spec: Spec) -> list[Column]:
     floats, codes, ids = _list_of(pa.float32()), _list_of(pa.int16()), _list_of(pa.int32())
     places = Column("position_index", ids, _SPLIT, nullable=True)
+    if not spec.kind.has_positions:
+        return [places]
     if spec.score != "softmax":
         labels = Column("labels", floats, _SPLIT, nullable=True)
         return [places, labels, Column("logits", floats, _SPLIT)]

@@ -17,7 +17,7 @@ def expected_lengths(spec: Spec, data: Mapping[str, Any], positions: Array) -> d
     expected: dict[str, Any] = {"position_index": positions, "token_type_ids": data["input_ids"].lengths}
     if spec.score == "softmax":
         expected |= _of_entries(spec, data, positions)
-    else:
+    elif spec.kind.has_positions:
         expected |= dict.fromkeys(("labels", "logits"), positions * spec.vocab_size)
     for feature in spec.features:
         expected[feature.column] = np.full(len(positions), feature.width)

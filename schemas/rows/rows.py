@@ -76,6 +76,8 @@ class Rows:
     @property
     def num_entries(self) -> int:
         """Exact and drawn ones; of scores that are all kept, these."""
+        if not self.spec.kind.has_positions:
+            return 0
         if self.spec.score != "softmax":
             return len(self.ragged("logits").values)
         return int(self.kept_counts.sum(dtype=np.int64) + self.sampled_counts.sum(dtype=np.int64))

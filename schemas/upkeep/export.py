@@ -103,13 +103,13 @@ def export_schema(spec: Spec) -> pa.Schema:
         (spec.has_token_type_ids, "token_type_ids", ids),
         *((True, column.name, pa.int32()) for column in spec.kind.columns),
         (True, "position_index", ids),
-        (True, "labels", ids if softmax else raw),
+        (spec.kind.has_positions, "labels", ids if softmax else raw),
         (softmax, "ids", pa.list_(ids)),
         (softmax, "logprobs", raw),
         (spec.is_sampling, "weights", raw),
         (softmax and "entropy" in spec.scalars, "entropy", floats),
         (softmax and "gold" in spec.scalars, "gold_logprob", floats),
-        (not softmax, "logits", raw),
+        (spec.kind.has_positions and not softmax, "logits", raw),
         *((True, feature.column, floats) for feature in spec.features),
     ]
     fields = [("example_id", pa.string()), ("document_hash", pa.string())]

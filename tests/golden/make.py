@@ -28,13 +28,16 @@ FEATURES = (
 )
 V1 = ("all", "top_k", "top_p", "threshold", "temperatures", "sampled", "classes", "sigmoid", "regression")
 GOLDEN = {
-    f"{folder}/{name}": replace(SPECS[name], max_length=12, features=FEATURES if name == "top_p" else ())
+    f"{folder}/{name}": replace(
+        SPECS[name], max_length=12, features=FEATURES if name in ("top_p", "embeddings") else ()
+    )
     for folder, names in {
         "v1": V1,
         "v1-masked-lm": ("masked",),
         "v1-token-classification": ("words",),
         "v1-generated": ("written",),
         "v1-pair-score": ("pairs",),
+        "v1-feature-extraction": ("embeddings",),
     }.items()
     for name in names
 }
@@ -80,7 +83,8 @@ def _row(row: Rows) -> dict[str, object]:
         **{name: row.ragged(name).values.tolist() for name in lists if name in row.data},
         "position_index": row.position_index().tolist(),
         "features": [row.feature(feature)[0].tolist() for feature in spec.features],
-        **(_scores(row) if spec.score == "softmax" else {"logits": row.ragged("logits").values.tolist()}),
+        **(_scores(row) if spec.score == "softmax" else {}),
+        **({"logits": row.ragged("logits").values.tolist()} if "logits" in row.data else {}),
     }
 
 

@@ -1,11 +1,14 @@
 """Tiny random models with real tokenizers: real `from_pretrained` folders, a second to make."""
 
+import copy
 import functools
 from pathlib import Path
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from schemas.embedding_folders import EmbeddingFolder, write_embedding_folder
 
 TEXT = [
     "The teacher runs once and the students train many times.",
@@ -122,4 +125,27 @@ def token_classifier(folder: Path, names: tuple[str, ...], kind: str = "bert") -
 def save(model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def encoder(folder: Path, kind: str = "bert", *, seed: int = 0, **changes: object) -> Path:
+    """Saves a random model without a head, and its tokenizer; `kind` is bert, roberta, mpnet or llama."""
+    words = byte_tokenizer(bert=kind != "llama")
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"max_position_embeddings": 512, "pad_token_id": 0, "initializer_range": 0.4}
+    shape |= {"vocab_size": len(words), "type_vocab_size": 2 if kind == "bert" else 1}
+    shape |= {"num_key_value_heads": 2} if kind == "llama" else {}
+    if kind in ("roberta", "mpnet"):
+        words = copy.deepcopy(words)
+        words.model_input_names = ["input_ids", "attention_mask"]
+        words.init_kwargs["model_input_names"] = words.model_input_names
+    config = transformers.AutoConfig.for_model(kind, **(shape | changes))
+    return save(transformers.AutoModel.from_config(config), words, folder)
+
+
+def embedder(folder: Path, kind: str = "bert", *, width: int = 32, **changes: object) -> Path:
+    """The same as a folder of sentence-transformers: mean pooled, of length 1, texts of at most 24 tokens."""
+    fields = {"pooling": "mean", "normalize": True, "max_length": 24} | changes
+    write_embedding_folder(encoder(folder, kind), EmbeddingFolder(**fields), width=width, dense_width=None)
     return folder

@@ -12,6 +12,23 @@ ROUNDING = 5e-5
 """Nats by which two orders of the same float32 sums may differ here."""
 
 
+POOLED = {"mean": lambda h: h.mean(0), "cls": lambda h: h[0], "last": lambda h: h[-1]}
+
+
+@torch.inference_mode()
+def by_hand(folder, texts, pooling, *, prompt="", longest=1024, normalize=False, cut=None):
+    """One text at a time, without padding, in float32."""
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text in texts:
+        given = tokenizer(prompt + text, truncation=True, max_length=longest, return_tensors="pt")
+        states = model(**given).last_hidden_state[0]
+        one = POOLED[pooling](states)[:cut]
+        found.append((one / one.norm() if normalize else one).numpy())
+    return np.stack(found)
+
+
 class Truth(NamedTuple):
     """Of one sequence, per position of the model: float64 logits, and the hidden states of every layer."""
 

@@ -17,6 +17,7 @@ CACHES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in RO
 FROZEN = {
     "v1": "f72f43bed849d6d3cc54816e3df335d08c21db98143f596b8b70c4965de25284",
     "v1-masked-lm": "1a2e0aae06d457e26287eda66f22783301302619b8c95b6bf33b2d5d0b0c5c25",
+    "v1-feature-extraction": "aa4754b5095268a5b2bb17411687a5b802d1b6af5a81f3e55abcd43fa4e862b8",
     "v1-token-classification": "bbd589cb1af29db7a05caf8e3114300ed9d77ce2c807fab6631cdc02b05f8810",
     "v1-generated": "e7d11363ecf4070864ceb95e74376a73359645d5165750e838102fbf9b4712d3",
     "v1-pair-score": "717eda7a02707960bc094c73ce323bd76f34b9de75204b83ab9c3c085a915007",
@@ -55,7 +56,7 @@ def test_every_policy_score_and_task_has_one():
     assert {type(spec.keep) for spec in specs} == {
         type(parse_keep(text)) for text in ("all", "top_k:1", "top_p:0.5,k=1", "threshold:0.5", "sampled:1")
     }
-    assert {spec.score for spec in specs} == {"softmax", "sigmoid", "identity"}
+    assert {spec.score for spec in specs} == {"softmax", "sigmoid", "identity", "none"}
     assert {spec.task for spec in specs} == set(TASKS)
     assert {spec.own_logits for spec in specs} == {True, False}
     assert {len(spec.temperatures) for spec in specs} >= {1, 3}

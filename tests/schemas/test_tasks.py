@@ -2,16 +2,26 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import schemas.spec
 from schemas import Cache
 from schemas.errors import CorruptionError, FormatError
+from schemas.policies import TopK
 from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
 from schemas.spec import Header, Spec
-from schemas.tasks import CAUSAL_LM, MASKED_LM, TASKS
-from tests.synthetic import SPECS, causal_spec, header_of, make_cache, masked_spec, random_rows
+from schemas.tasks import CAUSAL_LM, FEATURE_EXTRACTION, MASKED_LM, TASKS
+from tests.synthetic import (
+    SPECS,
+    causal_spec,
+    embeddings_spec,
+    header_of,
+    make_cache,
+    masked_spec,
+    random_rows,
+)
 
 
 def test_settings_have_defaults_and_bounds():
@@ -108,3 +118,42 @@ def test_gold_ids_are_the_labels_of_masked_tokens_and_the_next_tokens_of_others(
         ids = causal.input_ids.row(row)
         places = causal.position_index()[offsets[row] : offsets[row + 1]]
         assert found.row(row).tolist() == ids[places + 1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("position_index", lambda places: Ragged.of([np.zeros(1)] * len(places.lengths), "int32")),
+        ("position_index", lambda places: Ragged.of([None] * len(places.lengths), "int32")),
+        ("feature_last_0", lambda one: Ragged(values=one.values * np.nan, offsets=one.offsets)),
+        ("feature_mean_2", lambda one: Ragged(values=one.values[:-1], offsets=np.minimum(one.offsets, 39))),
+    ],
+)
+def test_what_a_row_of_embeddings_may_not_say(column, change):
+    rows = random_rows(SPECS["embeddings"], 8).rows
+    with pytest.raises(CorruptionError, match=column):
+        Rows(spec=rows.spec, data={**rows.data, column: change(rows.data[column])}).check("here")
+
+
+def test_a_spec_of_embeddings_is_its_features_and_what_texts_they_are_of():
+    changes = {"prompt": "passage: ", "normalize": False, "truncate_dim": 4}
+    settled = FEATURE_EXTRACTION.settled
+    specs = [embeddings_spec(task_settings=settled({name: value})) for name, value in changes.items()]
+    assert len({spec.hash for spec in [SPECS["embeddings"], *specs]}) == 4
+    assert all(Spec.from_json(json.loads(json.dumps(spec.to_json()))) == spec for spec in specs)
+    bad = [
+        {"prompt": 1},
+        {"prompt": "x" * 10_001},
+        {"prompt": "\ud800"},
+        {"normalize": 1},
+        {"truncate_dim": "8"},
+    ]
+    for given in bad:
+        with pytest.raises(ValueError, match=next(iter(given))):
+            settled(given)
+    wrong = [{"features": ()}, {"vocab_size": 1}, {"scalars": ("entropy",)}, {"score": "identity"}]
+    for given in [*wrong, {"keep": TopK(k=1)}]:
+        with pytest.raises(ValueError, match=next(iter(given))):
+            embeddings_spec(**given)
+    with pytest.raises(ValueError, match="vocab_size"):
+        causal_spec(vocab_size=0)

@@ -12,12 +12,13 @@ import torch
 
 from schemas.cache import Cache
 from schemas.features import Feature
+from schemas.fingerprint import Fingerprint
 from schemas.policies import KeepPolicy, TopK
 from schemas.rows.codec import decode_scalars, encode_logprobs, encode_scalars, quantise
 from schemas.rows.ragged import Ragged, offsets_of
 from schemas.rows.rows import Rows
 from schemas.shards.seal import SealedShard, Shard, Totals, ranking_of, seal_shard
-from schemas.spec import Fingerprint, Header, Spec
+from schemas.spec import Header, Spec
 from schemas.storage.storage import Storage
 from schemas.versions.commits import commit, record_after
 from schemas.versions.header import create_header

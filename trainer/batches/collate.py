@@ -126,7 +126,7 @@ class Collation:
     """How rows become batches for one student and one set of losses."""
 
     student_vocab: int
-    """V of the student's head. Teacher's entries beyond it go to the tail, or are left out where there is none."""
+    """V of the student's head, or 0. Entries beyond it go to the tail, or are left out where there is none."""
     pad_id: int
     temperature: float = 1.0
     warmth: Warmth | None = None
@@ -146,7 +146,7 @@ class Collation:
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, but got {self.temperature}")
-        if self.student_vocab < 1 or self.pad_id < 0:
+        if self.student_vocab < 0 or self.pad_id < 0:
             raise ValueError(f"no vocabulary: size {self.student_vocab}, padding id {self.pad_id}")
 
     def at(self, step: int) -> Collation:

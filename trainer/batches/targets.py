@@ -196,7 +196,12 @@ def gold_ids(rows: Rows) -> Int64[np.ndarray, " N"]:
 
 
 def dense_targets(rows: Rows) -> DenseTargets:
-    """Logits and labels `[N, V]` of a sigmoid or identity teacher."""
+    """Logits and labels `[N, V]` of a sigmoid or identity teacher; nothing, where nothing is scored."""
+    if not rows.spec.kind.has_positions:
+        nothing = torch.zeros(0, 0)
+        return DenseTargets(
+            logits=nothing, gold=nothing, labelled=torch.zeros(0).bool(), row=torch.zeros(0).long()
+        )
     labels, offsets = rows.ragged("labels"), rows.position_offsets
     shape = (int(offsets[-1]), rows.spec.vocab_size)
     labelled = np.repeat(labels.validity, np.diff(offsets))

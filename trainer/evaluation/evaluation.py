@@ -139,6 +139,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
             held_out=held_out,
             collation=student.collation(),
             device=device,
+            embedder=student.embedder,
         )
     )
     if not knows_entropy(cache.spec, 1.0, student_has_all=student.vocab_size >= cache.spec.vocab_size):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer.losses.loss import Loss, Parameter, Pooled, Settings
+from trainer.losses.loss import CUTS, Loss, Parameter, Pooled, Settings, with_cuts
 from trainer.losses.serving import FEATURES
 
 _SMALL = 1e-6
@@ -121,8 +121,9 @@ LOSSES = (
         parameters={
             "temperature": Parameter.between(0.07, 100.0),
             "negatives": Parameter(default=0.0, low=0.0, high=65536.0, whole=True),
+            "cuts": CUTS,
         },
-        pooled=_info_nce,
+        pooled=with_cuts(_info_nce),
         bank="negatives",
         per="examples",
     ),

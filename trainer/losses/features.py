@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from trainer.losses.loss import Loss, Parameter, Pooled, PooledTerm, Settings
+from trainer.losses.loss import CUTS, Loss, Parameter, Pooled, PooledTerm, Settings, with_cuts
 from trainer.losses.serving import FEATURES
 
 _SMALL = 1e-6
@@ -54,8 +54,8 @@ LOSSES = (
         formula="mean (h - t)^2, or 1 - cos(h, t)",
         paper="arXiv:1910.01108",
         kind=FEATURES,
-        parameters={"distance": Parameter(default="mse", choices=("mse", "cosine"))},
-        pooled=over_features(_told),
+        parameters={"distance": Parameter(default="mse", choices=("mse", "cosine")), "cuts": CUTS},
+        pooled=with_cuts(over_features(_told)),
         per="examples",
     ),
     Loss(
@@ -71,7 +71,8 @@ LOSSES = (
         formula="| h / |h| - t / |t| |^2",
         paper="arXiv:1908.09355",
         kind=FEATURES,
-        pooled=over_features(_pkd),
+        parameters={"cuts": CUTS},
+        pooled=with_cuts(over_features(_pkd)),
         per="examples",
     ),
 )

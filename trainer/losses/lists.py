@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainer.losses.loss import Loss, Settings
+from schemas.errors import StudentError
+from trainer.losses.loss import Asked, Kind, Loss, Settings
 from trainer.losses.scores import DenseScores
-from trainer.losses.serving import LISTS
+from trainer.losses.worth import of_cut
 
 
 def _margins(scores: DenseScores, settings: Settings) -> Float[Tensor, " N"]:
@@ -48,6 +49,23 @@ def _log_softmax(logits: Float[Tensor, " N"], row: Tensor, number: int) -> Float
     return centred - _sums(centred.exp(), row, number).log()[row]
 
 
+def _lists_only(asked: Asked) -> StudentError | None:
+    if asked.spec.kind.holds_texts:
+        return None
+    return asked.error(
+        "compares the scores of a list, and this cache's rows are single texts",
+        got=asked.spec.task,
+        do="Use a cache of --task pair-score, or --losses mse_logits=1.0",
+    )
+
+
+LISTS = Kind(
+    name="lists of texts",
+    served_by="caches whose rows hold a list each: `pair-score`",
+    refusal=_lists_only,
+    worth=of_cut,
+    from_entries=False,
+)
 LOSSES = (
     Loss(
         name="margin_mse",

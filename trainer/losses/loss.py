@@ -30,6 +30,7 @@ Settings = Mapping[str, Value]
 Per = Literal["positions", "labelled", "examples"]
 """What a loss is the mean over; `Batch.counts` is in this order."""
 PER: tuple[Per, ...] = ("positions", "labelled", "examples")
+NONE = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class Parameter:
     """Whether the bounds themselves are left out."""
     choices: tuple[str, ...] = ()
     whole: bool = False
+    several: bool = False
+    """Whether it is whole numbers that ascend, joined by +, or none."""
 
     @classmethod
     def share(cls, default: float) -> Parameter:
@@ -68,6 +71,8 @@ class Parameter:
             if text not in self.choices:
                 raise ValueError(f"{name} must be {' or '.join(self.choices)}, but got {text!r}")
             return text
+        if self.several:
+            return text if text == NONE else "+".join(map(str, self._numbers(name, text)))
         try:
             found = float(text)
         except ValueError as error:
@@ -77,9 +82,22 @@ class Parameter:
             raise ValueError(f"{name} must be {self.range}, but got {found:g}")
         return found
 
+    def _numbers(self, name: str, text: str) -> list[int]:
+        try:
+            found = [int(part) for part in text.split("+")]
+        except ValueError as error:
+            raise ValueError(f"{name} must be {self.range}, but got {text!r}") from error
+        if outside := [number for number in found if not self.low <= number <= self.high]:
+            raise ValueError(f"{name} must be {self.range}, but got {outside[0]}")
+        if sorted(set(found)) != found:
+            raise ValueError(f"{name} must be {self.range}, each once, but got {text!r}")
+        return found
+
     @property
     def range(self) -> str:
         """For people, for instance `between 0 and 1`."""
+        if self.several:
+            return f"{NONE}, or ascending numbers from {self.low:g} to {self.high:g} joined by +"
         if self.choices:
             return " or ".join(self.choices)
         number = "a whole number" if self.whole else ""
@@ -154,10 +172,35 @@ class Pooled(NamedTuple):
     module: nn.Module | None = None
     """What the loss has learned beside the student, where it has something."""
 
+    def embedding(self, width: int) -> Pooled:
+        """The first feature alone, which is a student's embedding, and of it the first numbers."""
+        projected, ours, theirs = ([part[0][:, :width]] for part in (self.projected, self.ours, self.theirs))
+        bank = self.bank and Bank(self.bank.keys, (self.bank.states[0][:, :width],))
+        return self._replace(projected=projected, ours=ours, theirs=theirs, bank=bank)
+
 
 SoftmaxTerm = Callable[[Scores, Settings], Float[Tensor, " N"]]
 DenseTerm = Callable[[DenseScores, Settings], Float[Tensor, " N"]]
 PooledTerm = Callable[[Pooled, Settings], Float[Tensor, " B"]]
+CUTS = Parameter(default=NONE, low=1.0, high=65536.0, several=True)
+
+
+def cuts_of(settings: Settings) -> list[int]:
+    """The widths at which an embedding is cut."""
+    text = str(settings.get("cuts", NONE))
+    return [] if text == NONE else [int(part) for part in text.split("+")]
+
+
+def with_cuts(term: PooledTerm) -> PooledTerm:
+    """The mean of a loss on whole states and on the embedding's first numbers, so many as each of the parameter `cuts`
+    says: such an embedding may be cut there (arXiv:2205.13147)."""
+
+    def over_cuts(pooled: Pooled, settings: Settings) -> Float[Tensor, " B"]:
+        found = [term(pooled, settings)]
+        found += [term(pooled.embedding(width), settings) for width in cuts_of(settings)]
+        return torch.stack(found).mean(0)
+
+    return over_cuts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +242,7 @@ class Loss:
             "sigmoid": self.sigmoid,
             "identity": self.identity,
         }
-        return found[score]
+        return found.get(score)
 
     @property
     def defaults(self) -> dict[str, Value]:

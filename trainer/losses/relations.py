@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from trainer.losses.loss import Loss, Parameter, Pooled, PooledTerm, Settings
+from trainer.losses.loss import CUTS, Loss, Parameter, Pooled, PooledTerm, Settings, with_cuts
 from trainer.losses.serving import FEATURES
 
 _SMALL = 1e-8
@@ -112,7 +112,7 @@ def _entry(name: str, formula: str, paper: str, relation: Relation, /, **paramet
         paper=paper,
         kind=FEATURES,
         parameters=parameters,
-        pooled=over_layers(relation),
+        pooled=with_cuts(over_layers(relation)) if "cuts" in parameters else over_layers(relation),
         per="examples",
     )
 
@@ -135,6 +135,7 @@ LOSSES = (
         "mean (G_h - G_t)^2, G the Gram matrix of the batch with rows of length 1",
         "arXiv:1907.09682",
         _similarity,
+        cuts=CUTS,
     ),
     _entry("cka", "1 - linear CKA(h, t) over the batch", "arXiv:1905.00414", _cka),
     _entry(

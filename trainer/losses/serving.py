@@ -16,7 +16,7 @@ from typing import get_args
 from schemas.errors import StudentError
 from schemas.policies import KeepAll, Sampled
 from schemas.spec import Scalar, Spec
-from trainer.losses.loss import Asked, Kind
+from trainer.losses.loss import Asked, Kind, cuts_of
 from trainer.losses.worth import (
     of_cut,
     of_features,
@@ -45,6 +45,13 @@ def refusal(asked: Asked) -> StudentError | None:
 
 
 def _meaningless(asked: Asked) -> StudentError:
+    if asked.spec.score == "none":
+        return asked.error(
+            "has no meaning where a cache holds embeddings alone, without scores",
+            expected="losses on features: feature, pkd, similarity, rkd_distance, rkd_angle, cka, info_nce and the "
+            "others of docs/losses.md that are served by --features",
+            do="Use --losses feature=1.0,distance=cosine similarity=1.0",
+        )
     if asked.spec.score == "identity":
         return StudentError(
             f"a regression teacher gives values, not a distribution: {asked.loss.name} has no meaning",
@@ -183,7 +190,7 @@ def _logits_known(asked: Asked) -> StudentError | None:
 def _features(asked: Asked) -> StudentError | None:
     number, least = len(asked.spec.features), asked.loss.least_features
     if number >= least:
-        return None
+        return _cut(asked)
     if least > 1:
         return asked.error(
             f"is a relation between {least} layers",
@@ -197,14 +204,24 @@ def _features(asked: Asked) -> StudentError | None:
     )
 
 
-def _lists_only(asked: Asked) -> StudentError | None:
-    if asked.spec.kind.holds_texts:
-        return None
-    return asked.error(
-        "compares the scores of a list, and this cache's rows are single texts",
-        got=asked.spec.task,
-        do="Use a cache of --task pair-score, or --losses mse_logits=1.0",
-    )
+def _cut(asked: Asked) -> StudentError | None:
+    """Only an embedding is cut, and only below its width."""
+    cuts, spec = cuts_of(asked.settings), asked.spec
+    if cuts and spec.kind.has_positions:
+        return asked.error(
+            "cuts embeddings, and this cache holds none",
+            expected="a cache of the task feature-extraction",
+            got=spec.task,
+            do="Leave cuts out",
+        )
+    if cuts and cuts[-1] >= (width := spec.features[0].width):
+        return asked.error(
+            "cuts the embedding where it has ended",
+            expected=f"cuts below {width}",
+            got=cuts[-1],
+            do="Lower cuts",
+        )
+    return None
 
 
 def _by_origin(asked: Asked) -> StudentError:
@@ -254,13 +271,6 @@ LABELS = Kind(
     served_by="any cache with labels",
     refusal=_served,
     worth=of_labels,
-    from_entries=False,
-)
-LISTS = Kind(
-    name="lists of texts",
-    served_by="caches whose rows hold a list each: `pair-score`",
-    refusal=_lists_only,
-    worth=of_cut,
     from_entries=False,
 )
 FEATURES = Kind(

@@ -120,7 +120,7 @@ def check_head(student: nn.Module, run: Run) -> None:
     head = Head.of(student)
     ids = torch.arange(8, device=head.weight.device)[None] % len(head.weight)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    own = model(**inputs, **_without_cache(model)).logits[0]
+    own = model(**inputs, **without_cache(model)).logits[0]
     try:
         found = run(model, inputs, (), -1).head_inputs
     except (AttributeError, TypeError, RuntimeError) as error:
@@ -140,7 +140,15 @@ def check_head(student: nn.Module, run: Run) -> None:
         )
 
 
-def _without_cache(model: Any) -> dict[str, bool]:
+def answer(output: Any) -> Tensor:
+    """What a model says of texts or tokens: its logits; one without a head, its last states."""
+    logits = getattr(output, "logits", None)
+    found: Tensor = output.last_hidden_state if logits is None else logits
+    return found
+
+
+def without_cache(model: Any) -> dict[str, bool]:
+    """What keeps a decoder from handing out keys and values, which nobody reads here."""
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from schemas.errors import StudentError, UsageError, one_line
 from trainer.models.config_cutting import cut_config
+from trainer.models.heads import answer
 from trainer.models.layers import Stack, count_key, find_stack, kept_layers
 
 _PREFIX = "shrink:"
@@ -136,7 +137,7 @@ def _check_logits(teacher: Any, student: Any, stack: Stack, kept: Sequence[int])
             handle = stack.modules[index].register_forward_hook(_hand_on, with_kwargs=True)
             hooks.callback(handle.remove)
         try:
-            expected, got = (model(input_ids=ids).logits.float() for model in (teacher, student))
+            expected, got = (answer(model(input_ids=ids)).float() for model in (teacher, student))
         except Exception as error:
             raise _unmovable(teacher, one_line(error).rstrip(".")) from error
     teacher.train(training[0])

@@ -10,23 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schemas.errors import StudentError, one_line
 from schemas.features import Feature
 from schemas.model_heads import body_of
+from trainer.models.embeddings import Embedder, pooled
 from trainer.models.shrink import plain_ids
-
-
-def pooled(hidden: Float[Tensor, "B S H"], mask: Int64[Tensor, "B S"], pooling: str) -> Float[Tensor, "B H"]:
-    """`mean` over the tokens that are not padding, the first token (`cls`), or the `last` that is not padding."""
-    if pooling == "cls":
-        return hidden[:, 0]
-    if pooling == "last":
-        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(-1) - 1]
-    weights = mask.to(hidden.dtype)[..., None]
-    return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
 def student_layer(feature: Feature, *, teacher_layers: int, student_layers: int) -> int:
@@ -70,30 +61,50 @@ def _without_states(model: Any, got: str | None) -> StudentError:
 
 
 class Projections(nn.Module):
-    """One learned linear map for each feature, from the width of the student's layer to the teacher's."""
+    """One learned linear map for each feature, from the width of the student's layer to the teacher's.
 
-    def __init__(self, features: Sequence[Feature], student_widths: Sequence[int]) -> None:
+    With an `embedder` the first feature is the student's own embedding: where the widths are equal no map stands
+    between, else the map is part of the student; and what losses see of it is what the student will give.
+    """
+
+    def __init__(
+        self, features: Sequence[Feature], student_widths: Sequence[int], embedder: Embedder | None = None
+    ) -> None:
         super().__init__()
-        self.features = tuple(features)
+        self.features, self.normalizes = tuple(features), embedder is not None and embedder.told.normalize
+        self.embedding = None if embedder is None else features[0].column
         self.widths = list(student_widths)
         self.heads = nn.ModuleDict()
         """What single losses learn beside the maps, by loss."""
-        self.maps = nn.ModuleDict(
-            {
-                feature.column: nn.Linear(width, feature.width)
-                for feature, width in zip(features, student_widths, strict=True)
-            }
-        )
+        pairs = list(zip(features, student_widths, strict=True))
+        self.maps = nn.ModuleDict({f.column: self._map(f, width) for f, width in pairs})
+        if embedder is None:
+            return
+        self.widths[0] = features[0].width
+        own, begun = self.maps[features[0].column], embedder.dense
+        if begun is not None and isinstance(own, nn.Linear) and own.weight.shape == begun.weight.shape:
+            own.load_state_dict({"bias": torch.zeros_like(own.bias), **begun.state_dict()})
+
+    def _map(self, feature: Feature, width: int) -> nn.Module:
+        is_identity = feature.column == self.embedding and width == feature.width
+        return nn.Identity() if is_identity else nn.Linear(width, feature.width)
 
     def pooled(self, states: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
-        """`[B, H]` for each feature, from the hidden states `[B, S, H]` of its layer."""
+        """`[B, H]` for each feature, from the hidden states `[B, S, H]` of its layer; of an embedding, itself."""
         pairs = zip(self.features, states, strict=True)
-        return [pooled(hidden, mask, feature.pooling) for feature, hidden in pairs]
+        found = [pooled(hidden, mask, feature.pooling) for feature, hidden in pairs]
+        if self.embedding is not None:
+            found[0] = self.maps[self.embedding](found[0]).float()
+            found[0] = F.normalize(found[0], dim=-1) if self.normalizes else found[0]
+        return found
 
     def projected(self, own: Sequence[Tensor]) -> list[Tensor]:
         """`[B, D]` in float32 for each feature, from what `pooled` gives."""
         pairs = zip(self.features, own, strict=True)
-        return [self.maps[feature.column](states).float() for feature, states in pairs]
+        return [
+            states if f.column == self.embedding else self.maps[f.column](states).float()
+            for f, states in pairs
+        ]
 
     def forward(self, states: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
         """`[B, D]` in float32 for each feature, from the hidden states `[B, S, H]` of its layer."""

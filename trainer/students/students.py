@@ -7,7 +7,6 @@ config and seed begin identical.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from schemas.spec import Spec
 from schemas.tasks import Task
 from trainer.batches.collate import Collation
 from trainer.batches.packing import Packing
+from trainer.models.embeddings import Embedder
 from trainer.models.heads import check_head
 from trainer.models.shrink import embedding_rows, parse_shrink, shrunk
 from trainer.students.adapter_folders import is_adapter, merged, read_adapter
@@ -30,6 +30,7 @@ from trainer.students.compatibility import (
     check_trainable,
     check_vocabulary,
 )
+from trainer.students.fitting import filled, fit_config, freeze_unused, is_unused, refuse_missing
 from trainer.students.lora import Lora
 from trainer.students.opening import cached_tokenizer, hub_commit, open_config, open_tokenizer, open_weights
 from trainer.students.packed_trial import check_packs, find_packing
@@ -37,11 +38,6 @@ from trainer.students.scratch import model_of, scratch_config
 from trainer.students.trial import takes_token_types, try_student
 from trainer.tasks.tasks import STUDENT_TASKS
 
-_PROBLEM_TYPES = {
-    "softmax": "single_label_classification",
-    "sigmoid": "multi_label_classification",
-    "identity": "regression",
-}
 _DECODER_HEADS = ("score",)
 """How transformers calls the head of a classifier that looks for a text's last token by its padding id."""
 
@@ -57,10 +53,14 @@ class Student:
     """PEFT's view of the model, where adapters are trained and saved; None where the model is."""
     packing: Packing | None = None
     """How it is told of several texts in a row; None: it was not asked for."""
+    embedder: Embedder | None = None
+    """How its states become embeddings, where that is what it is to give."""
 
     @property
     def vocab_size(self) -> int:
-        """V: the width of the head, or the number of classes."""
+        """V: the width of the head, or the number of classes; 0 where there is neither."""
+        if not self.task.has_positions:
+            return 0
         if self.task.has_vocabulary:
             return int(self.model.get_output_embeddings().weight.shape[0])
         return int(self.model.config.num_labels)
@@ -125,7 +125,7 @@ def open_student(
         check_vocabulary(own.get_vocab(), tokenizer.get_vocab(), source)
         tokenizer = own
     check_trainable(config, source)
-    _fit_config(config, cache.spec, tokenizer)
+    fit_config(config, cache.spec, tokenizer)
     check_config(config, cache.spec, tokenizer.get_vocab(), source)
     set_seed(seed)
     task = STUDENT_TASKS[cache.spec.task]
@@ -135,9 +135,10 @@ def open_student(
     if from_scratch:
         model = model_of(task.auto, source, config)
     else:
-        model, missing = _filled(cache.spec, source, config, loading)
+        model, missing = filled(cache.spec, source, config, loading)
     if layers is not None:
         model = shrunk(model, layers, task.auto)
+    freeze_unused(model, cache.spec)
     adapter = None
     if lora is not None:
         whole = trained_whole(model, missing, classifies=not cache.spec.kind.has_vocabulary)
@@ -145,6 +146,7 @@ def open_student(
         adapter = attach(model, lora, base=source, revision=revision, task_type=task.peft_task, whole=whole)
     with speaking(model):
         student = _tried(model, tokenizer, cache, alone=alone, where=source, adapter=adapter)
+        student = replace(student, embedder=_begun(cache.spec, None if from_scratch else source))
         return _with_packing(student, cache.spec) if packs else student
 
 
@@ -162,8 +164,9 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     check_labels(config, cache.spec, folder)
     check_config(config, cache.spec, tokenizer.get_vocab(), folder)
     model, missing = open_weights(STUDENT_TASKS[cache.spec.task].auto, folder, config)
-    _refuse_missing(model, missing, folder)
-    return _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
+    refuse_missing(model, [name for name in missing if not is_unused(name, cache.spec)], folder)
+    student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
+    return replace(student, embedder=Embedder.of(cache.spec, folder))
 
 
 def _open_adapted(folder: str, cache: Cache, *, alone: bool) -> Student:
@@ -176,12 +179,13 @@ def _open_adapted(folder: str, cache: Cache, *, alone: bool) -> Student:
     own = any((saved.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = open_tokenizer(folder, of_adapter=True) if own else open_tokenizer(saved.base, saved.revision)
     check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
-    _fit_config(config, spec, tokenizer)
+    fit_config(config, spec, tokenizer)
     check_config(config, spec, tokenizer.get_vocab(), saved.base)
     loading = None if saved.revision is None else {"revision": saved.revision}
-    model, missing = _filled(spec, saved.base, config, loading)
+    model, missing = filled(spec, saved.base, config, loading)
     model = merged(model, missing, saved, spec)
-    return _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
+    student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
+    return replace(student, embedder=Embedder.of(spec, folder))
 
 
 def _tried(
@@ -198,7 +202,7 @@ def _tried(
     check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
     _fit_tokenizer(tokenizer, model)
     student = Student(model=model, tokenizer=tokenizer, task=spec.kind, adapter=adapter)
-    if not spec.kind.predicts_tokens and not alone:
+    if spec.kind.has_positions and not spec.kind.predicts_tokens and not alone:
         _check_padding(student, where)
     try_student(
         model,
@@ -249,51 +253,16 @@ def _check_padding(student: Student, where: str) -> None:
         )
 
 
-def _filled(
-    spec: Spec, source: str, config: Any, loading: Mapping[str, Any] | None = None
-) -> tuple[Any, list[str]]:
-    """A model from its folder, and what of it is new: only a classifier's head may be."""
-    model, missing = open_weights(STUDENT_TASKS[spec.task].auto, source, config, loading)
-    new = missing
-    if not spec.kind.has_vocabulary and not _is_trained_classifier(config, spec.kind):
-        inner = f"{model.base_model_prefix}."
-        missing = [name for name in missing if name.startswith(inner) and "pooler" not in name]
-    _refuse_missing(model, missing, source)
-    return model, new
-
-
-def _refuse_missing(model: Any, missing: Sequence[str], where: str) -> None:
-    """transformers fills what is missing at random, with a warning."""
-    if missing:
-        raise StudentError(
-            f"the folder lacks weights of {type(model).__name__}, which would be random",
-            where=where,
-            got=f"{len(missing)} missing, {missing[0]} among them",
-            do="Name a whole model of the cache's task; or a config .json to start from scratch",
-        )
+def _begun(spec: Spec, source: str | None) -> Embedder | None:
+    """How a student will embed that is going to be trained: as the cache has it, from its folder's map on."""
+    new = Embedder.of(spec)
+    if new is None or source is None:
+        return new
+    before = Embedder.of(spec, source)
+    return replace(new, dense=None if before is None else before.dense)
 
 
 def _needed_teacher(teacher: str | None, name: str) -> str:
     if teacher is None:
         raise UsageError(f"--student {name} takes its weights from the teacher", do="Add --teacher FOLDER")
     return teacher
-
-
-def _is_trained_classifier(config: Any, task: Task) -> bool:
-    head = STUDENT_TASKS[task.name].auto.__name__.removeprefix("AutoModelFor")
-    return any(head in str(name) for name in config.architectures or ())
-
-
-def _fit_config(config: Any, spec: Spec, tokenizer: Any) -> None:
-    """Gives a classifier the cache's classes; a decoder needs a padding token to find a text's end by."""
-    if spec.kind.has_vocabulary:
-        return
-    if _is_trained_classifier(config, spec.kind):
-        check_labels(config, spec, "student")
-    names = spec.label_names or tuple(f"LABEL_{index}" for index in range(spec.vocab_size))
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: index for index, name in enumerate(names)}
-    if not spec.kind.predicts_tokens:
-        config.problem_type = _PROBLEM_TYPES[spec.score]
-    if getattr(config.get_text_config(), "pad_token_id", None) is None:
-        config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from schemas.errors import StudentError, one_line
 from schemas.model_heads import body_of
 from schemas.tasks import Task
+from trainer.models.heads import answer
 from trainer.models.shrink import plain_ids
 
 _SHORT, _LONG, _NEW = 5, 17, 3
@@ -63,7 +64,8 @@ def try_student(
     if task.implies_places:
         _check_causal(model, long, own)
     if not alone:
-        _check_alone(model, short, long, pad_id, each_token=task.predicts_tokens)
+        each_token = task.predicts_tokens or not task.has_positions
+        _check_alone(model, short, long, pad_id, each_token=each_token)
     _check_length(model, max_length, pad_id)
     if generates:
         _check_generates(model, long, pad_id, max_length)
@@ -83,7 +85,7 @@ def takes_token_types(model: Any) -> bool:
 
 def _scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     with _named(model, "a plain forward"):
-        scores: Tensor = model(input_ids=ids, attention_mask=mask).logits.float()
+        scores: Tensor = answer(model(input_ids=ids, attention_mask=mask)).float()
     return scores
 
 
@@ -108,7 +110,7 @@ def _check_alone(model: Any, short: Tensor, long: Tensor, pad_id: int, *, each_t
     both = torch.cat([padded, long]), torch.cat([mask, torch.ones_like(long)])
     alone = _scores(model, short, torch.ones_like(short))
     with _named(model, "a padded batch"):
-        beside = model(input_ids=both[0], attention_mask=both[1]).logits[:1].float()
+        beside = answer(model(input_ids=both[0], attention_mask=both[1]))[:1].float()
     if differ(beside[:, : short.shape[1]] if each_token else beside, alone):
         raise _refused(
             model,

@@ -12,6 +12,7 @@ from schemas.rows.rows import Rows
 from schemas.spec import Spec
 from trainer.batches.collate import Batch, Collation
 from trainer.metrics.tokens import Metrics
+from trainer.models.embeddings import Embedder
 from trainer.models.heads import Run
 
 
@@ -35,6 +36,8 @@ class Measured(NamedTuple):
     held_out: HeldOut
     collation: Collation
     device: torch.device
+    embedder: Embedder | None = None
+    """How its states become embeddings, where that is what it gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ class StudentTask:
     """What the PEFT library calls it, in the config of an adapter."""
     generates: bool = False
     """Whether `generate` must go before a student is trained."""
+    unused: tuple[str, ...] = ()
+    """Words in the names of weights that have no part in any answer: they may be missing, and are not trained."""
 
 
 def teacher_cross_entropy(measured: Measured) -> Metrics:

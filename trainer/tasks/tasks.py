@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from trainer.tasks import causal_lm, masked_lm, pair_score, sequence_classification, token_classification
+from trainer.tasks import (
+    causal_lm,
+    feature_extraction,
+    masked_lm,
+    pair_score,
+    sequence_classification,
+    token_classification,
+)
 from trainer.tasks.student_task import StudentTask
 
 STUDENT_TASKS: dict[str, StudentTask] = {
@@ -11,4 +18,5 @@ STUDENT_TASKS: dict[str, StudentTask] = {
     "masked-lm": masked_lm.TASK,
     "token-classification": token_classification.TASK,
     "pair-score": pair_score.TASK,
+    "feature-extraction": feature_extraction.TASK,
 }

@@ -20,6 +20,7 @@ from trainer.losses.loss import Bank, Pooled
 from trainer.losses.objective import Objective, divisor, position_losses
 from trainer.losses.registry import LOSSES
 from trainer.losses.targets import SparseTargets
+from trainer.models.embeddings import Embedder
 from trainer.models.heads import Head, Ran
 from trainer.students.features import Projections, layer_widths, student_layer
 from trainer.tasks.student_task import StudentTask
@@ -53,9 +54,10 @@ class Distiller(nn.Module):
         task: StudentTask,
         measures: Sequence[str] = (),
         bank: Bank | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         """`measures` of a softmax teacher are logged beside the losses on the head; `bank` is what contrast has of the
-        cache beside a batch."""
+        cache beside a batch; `embedder` is how a student embeds whose first feature is its embedding."""
         super().__init__()
         config: Any = student.config
         text_config = config.get_text_config()
@@ -72,7 +74,8 @@ class Distiller(nn.Module):
         self.bank = bank
         self.projections = None
         if features:
-            self.projections = Projections(features, layer_widths(student, self.layers, self.last_layer))
+            widths = layer_widths(student, self.layers, self.last_layer)
+            self.projections = Projections(features, widths, embedder)
             theirs = [feature.width for feature in features]
             for loss in objective.losses:
                 if loss.module is not None:
@@ -89,7 +92,7 @@ class Distiller(nn.Module):
         device = batch.input_ids.device
         totals = batch.counts if num_items_in_batch is None else num_items_in_batch
         totals = totals.to(device, non_blocking=True).clamp_min(1)
-        counted = float(batch.counts[0] > 0)
+        counted = float(batch.counts[-1] > 0)
         if self.training and self.objective.adversarial:
             parts = self._adversarial(batch, totals)
         else:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.checkpoints.shapes import check_same_shape
 from trainer.checkpoints.shards import load_whole
+from trainer.models.embeddings import Embedder
 from trainer.students.adapters import load_adapter, save_adapter
 from trainer.students.features import Projections
 from trainer.students.students import Student
@@ -33,6 +34,18 @@ def save_student(
         weights = _part(gathered, _PROJECTIONS)
         weights = projections.state_dict() if weights is None else weights
         save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / PROJECTIONS_NAME)
+        if student.embedder is not None:
+            _save_embedder(student.embedder, projections, weights, folder)
+
+
+def _save_embedder(
+    embedder: Embedder, projections: Projections, weights: Mapping[str, Tensor], folder: Path
+) -> None:
+    """The student as a folder of sentence-transformers too, with its map to the teacher's width where it has one."""
+    name = f"maps.{projections.features[0].column}"
+    dense = (weights[f"{name}.weight"], weights[f"{name}.bias"]) if f"{name}.bias" in weights else None
+    width = projections.features[0].width if dense is None else dense[0].shape[1]
+    embedder.save(folder, width=width, dense=dense)
 
 
 def load_student(student: Student, projections: Projections | None, folder: Path) -> None:

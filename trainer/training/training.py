@@ -230,6 +230,7 @@ def make_distiller(
         task=STUDENT_TASKS[cache.spec.task],
         measures=measures_of(cache.spec, objective, student.vocab_size),
         bank=bank,
+        embedder=student.embedder,
     )
 
 

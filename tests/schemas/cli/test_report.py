@@ -103,6 +103,15 @@ def test_rows_are_decoded(tmp_path, name):
     assert [len(one["positions"]) for one in found] == np.diff(rows.position_offsets).tolist()
     if SPECS[name].has_text:
         assert [one["text"] for one in found] == rows.array("text").tolist()
+    if not SPECS[name].kind.has_positions:
+        told = [[one["features"][f.name] for one in found] for f in SPECS[name].features]
+        for feature, own in zip(SPECS[name].features, told, strict=True):
+            values = rows.feature(feature)
+            assert [one["first"] for one in own] == values[:, :5].tolist()
+            np.testing.assert_allclose(
+                [one["length"] for one in own], np.linalg.norm(values, axis=1), rtol=1e-6
+            )
+        return
     if SPECS[name].score != "softmax":
         logits = [entry["logit"] for one in found for entry in one["positions"][0]["entries"]]
         assert logits == rows.ragged("logits").values.tolist()
@@ -206,7 +215,7 @@ def test_inspect_prints_rows_of_every_kind(tmp_path, name, capsys, monkeypatch):
     cache = make_cache(tmp_path, SPECS[name], num_rows=6)
     assert teachonce.main(["inspect", cache.storage.root, "--rows", "6"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("largest entries") == 6
+    assert shown.count("largest entries" if cache.spec.kind.has_positions else "first numbers") == 6
     assert ("weighs" in shown) == (name in ("threshold", "sampled", "masked")), (
         "where no log-probability is stored"
     )

@@ -171,7 +171,7 @@ def test_parameters_are_read_and_refused(name: str) -> None:
         for bad in ("much", "nan", *(["1.5"] if parameter.whole else [])):
             with pytest.raises(UsageError, match=f"got {name}'s {key} must be .*, but got '?{bad}"):
                 Objective.parse([f"{name}=1,{key}={bad}"])
-        if not parameter.choices:
+        if not (parameter.choices or parameter.several):
             for edge in (parameter.low, parameter.high):
                 outside = edge if parameter.beyond else edge + (1 if edge > parameter.low else -1)
                 said = rf"got {name}'s {key} must be .*, but got {re.escape(f'{outside:g}')}"
@@ -179,6 +179,23 @@ def test_parameters_are_read_and_refused(name: str) -> None:
                     Objective.parse([f"{name}=1,{key}={outside}"])
     with pytest.raises(UsageError, match="no parameter 'sharpness'"):
         Objective.parse([f"{name}=1,sharpness=2"])
+
+
+@pytest.mark.parametrize(
+    ("told", "got"),
+    [
+        ("0", "0"),
+        ("8+70000", "70000"),
+        ("16+8", "'16+8'"),
+        ("8+8", "'8+8'"),
+        ("8+", "'8+'"),
+        ("8.5", "'8.5'"),
+    ],
+)
+def test_cuts_are_ascending_numbers(told: str, got: str) -> None:
+    assert Objective.parse(["pkd=1,cuts=08+16"]).settings_of("pkd")["cuts"] == "8+16"
+    with pytest.raises(UsageError, match=f"cuts must be none, or ascending .*, but got {re.escape(got)}"):
+        Objective.parse([f"pkd=1,cuts={told}"])
 
 
 def test_a_parameter_that_stands_twice() -> None:

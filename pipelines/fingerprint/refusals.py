@@ -1,0 +1,59 @@
+"""What flags and task alone show to be a mistake, before a spec is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.config import PrecomputeConfig
+from schemas.errors import UsageError
+from schemas.tasks import TASKS, Task
+
+
+def refuse_no_embedding(task: Task, features: Sequence[str]) -> None:
+    """Where nothing is scored, the first feature is what the cache is for: of the last layer, as embeddings are.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if task.has_positions or (features and features[0].endswith(":-1")):
+        return
+    raise UsageError(
+        f"{task.name} needs an embedding",
+        expected="as the first of --features mean:-1, cls:-1 or last:-1; or a teacher's folder with modules.json",
+        got=features[0]
+        if features
+        else "no --features, and a folder that does not say how states are pooled",
+    )
+
+
+def refuse_meaningless(config: PrecomputeConfig) -> None:
+    """Flags that a task has no use for are refused, not ignored.
+
+    Raises:
+        UsageError: naming the first of them; or what the task needs is not there.
+    """
+    task, corpus = TASKS[config.teacher.task], config.corpus
+    converses, scores = task.takes_conversations, task.has_positions
+    given = [
+        ("--label_field", corpus.label_field, task.reads_labels),
+        ("--text_pair_field", corpus.text_pair_field, task.takes_pairs),
+        ("--words_field", corpus.words_field, task.labels == "word"),
+        ("--passages_field", corpus.passages_field, task.holds_texts),
+        ("--messages_field", corpus.messages_field, converses),
+        ("--prompt_field", corpus.prompt_field, converses),
+        ("--keep", config.keep, scores),
+        ("--scalars", config.scalars, scores),
+        ("--own_logits", config.own_logits, scores),
+        ("--temperatures", config.temperatures != (1.0,), scores),
+        ("--score", config.score, scores),
+        ("--stride", config.stride, scores and not task.holds_texts),
+        ("--features", config.features, not task.holds_texts),
+    ]
+    for flag in (name for name, value, has_meaning in given if value and not has_meaning):
+        raise UsageError(f"{flag} has no meaning for {task.name}", do="Leave it out, or say another --task")
+    if task.holds_texts and not corpus.passages_field:
+        raise UsageError(
+            f"{task.name} needs a query and its passages",
+            expected="--text_field with the query, --passages_field with the list of passages",
+            got="no --passages_field",
+        )
