@@ -17,11 +17,12 @@ from schemas.limits import refuse_unless
 
 Score = Literal["softmax", "sigmoid", "identity"]
 Places = Literal["before_next_token", "whole_text", "token"]
-"""Where positions stand: on tokens that have another behind them (all where a row names none); one on the first token,
-for the whole text; on tokens that each row names."""
-Labels = Literal["next_token", "document", "position", "word"]
+"""Where positions stand: on tokens that have another behind them (all where a row names none); on no token, for the
+whole text, numbered from 0; on tokens that each row names."""
+Labels = Literal["next_token", "document", "position", "word", "answer"]
 """What is right: the token behind the position, stored nowhere else; the corpus's label, in rows that have one; an id
-of each position, in every row; the corpus's label of each word, at its position, in rows that have them."""
+of each position, in every row; the corpus's label of each word, at its position, in rows that have them; the first and
+the last token of the corpus's answer, in rows of which that is known."""
 SettingValue = bool | int | float
 
 
@@ -67,6 +68,14 @@ class Task:
     """Whether V is the tokenizer's, and a head is applied to the last hidden states in chunks; else it is the number of
     classes."""
     takes_pairs: bool
+    needs_pairs: bool = False
+    """Whether a document is always a pair."""
+    text_positions: int = 1
+    """How many positions a whole text has."""
+    class_columns: tuple[str, str] | None = None
+    """Where the classes are a row's own tokens, V is `max_length` and an id is a token's index: the columns that say
+    from which token on, and before which, a position may choose. Beside these the first token, which stands for none,
+    unless the setting `always_answerable` is on."""
     columns: tuple[TaskColumn, ...] = ()
     settings: tuple[Setting, ...] = ()
     is_declared: bool = True
@@ -80,17 +89,27 @@ class Task:
     @property
     def reads_labels(self) -> bool:
         """Whether the corpus says what is right."""
-        return self.labels in ("document", "word")
+        return self.labels in ("document", "word", "answer")
 
     @property
     def stores_gold(self) -> bool:
         """Whether examples carry what is right at each position."""
-        return self.labels in ("position", "word")
+        return self.labels in ("position", "word", "answer")
 
     @property
     def predicts_tokens(self) -> bool:
         """Whether positions are tokens of the text, which may then be supervised or not."""
         return self.places != "whole_text"
+
+    @property
+    def classes_are_tokens(self) -> bool:
+        """Whether each row has classes of its own: its tokens."""
+        return self.class_columns is not None
+
+    @property
+    def has_named_classes(self) -> bool:
+        """Whether V is a list of classes, which the teacher's config names."""
+        return not self.has_vocabulary and not self.classes_are_tokens
 
     @property
     def implies_places(self) -> bool:
@@ -103,8 +122,10 @@ class Task:
 
     def position_bounds(self, examples: int, tokens: int) -> tuple[int, int]:
         """The fewest and the most positions of so many examples with so many tokens in all."""
-        most = {"before_next_token": tokens - examples, "whole_text": examples, "token": tokens}
-        return 0 if self.implies_places else examples, most[self.places]
+        whole = examples * self.text_positions
+        most = {"before_next_token": tokens - examples, "whole_text": whole, "token": tokens}
+        fewest = {"before_next_token": 0, "whole_text": whole, "token": examples}
+        return fewest[self.places], most[self.places]
 
     def settled(self, given: Mapping[str, SettingValue]) -> tuple[tuple[str, SettingValue], ...]:
         """Every setting's value, in order: as given, else its default.
@@ -170,6 +191,32 @@ TOKEN_CLASSIFICATION = Task(
     has_vocabulary=False,
     takes_pairs=False,
 )
-TASKS = {task.name: task for task in (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION)}
+QUESTION_ANSWERING = Task(
+    name="question-answering",
+    places="whole_text",
+    labels="answer",
+    scores=("softmax",),
+    has_vocabulary=False,
+    takes_pairs=True,
+    needs_pairs=True,
+    text_positions=2,
+    columns=(
+        TaskColumn("context_start", 0, 2**31 - 1),
+        TaskColumn("context_end", 0, 2**31 - 1),
+        TaskColumn("has_answer", 0, 1),
+    ),
+    class_columns=("context_start", "context_end"),
+    settings=(
+        Setting(
+            "always_answerable",
+            False,
+            0,
+            1,
+            "every question has an answer in its context: the first token ([CLS]) stands for none, and is no choice",
+        ),
+    ),
+)
+_ALL = (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
+TASKS = {task.name: task for task in _ALL}
 DEFAULT = CAUSAL_LM.name
 """Where a verb does not insist on being told."""

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pipelines.config import CorpusConfig
+from pipelines.corpus.answers import read_answers
 from pipelines.corpus.labels import NAMES, Label, LabelMap, read_label
 from pipelines.corpus.lines import LongLine, Record
 from pipelines.corpus.messages import read_given, read_messages
@@ -99,7 +100,7 @@ def read_document(
     words = None
     if corpus.words_field:
         text, words, content = read_words(_field(fields, corpus.words_field), corpus.words_field)
-    label, reading = _label(fields, corpus, labels, text, words)
+    label, reading = _label(fields, corpus, labels, pair or text, words)
     stored = list(label) if isinstance(label, tuple) else label
     digest = document_hash(content, key=key or "", label=stored)
     extra = json.dumps(given, ensure_ascii=False) if given else None
@@ -248,6 +249,7 @@ def _label(
     text: str,
     words: tuple[int, ...] | None,
 ) -> tuple[Label, str | None]:
+    """`text` is what spans are of: the second text of a pair."""
     if corpus.label_field is None or labels is None:
         return None, None
     if labels.by_word:
@@ -255,4 +257,7 @@ def _label(
         if words is None:
             return span_labels(value, labels, corpus.label_field, text), NAMES
         return word_labels(value, labels, corpus.label_field, len(words) // 2), NAMES
+    if labels.by_answer:
+        value = _field(fields, corpus.label_field)
+        return read_answers(value, corpus.label_field, text, always=labels.always_answerable)
     return read_label(_field(fields, corpus.label_field), labels, corpus.label_field)

@@ -114,7 +114,7 @@ class Tokeniser:
                 yield self._example(document, text, index, len(found), window)
 
     def texts(self, document: Document) -> list[Tokens]:
-        """The tokens of each of a document's texts (a pair is cut to `max_length`, longest first)."""
+        """The tokens of each of a document's texts (a pair is cut to `max_length`, longest first, or has windows)."""
         if self.kind == "messages":
             parts = self.chat.of(document.text, document.given, supervise=self._by_answer)
             return [self._encoded(part.text, part.spans, add_special_tokens=False) for part in parts]
@@ -136,7 +136,8 @@ class Tokeniser:
         pairs = None
         if documents[0].pair is not None:
             pairs = [document.pair for document in documents]
-            options |= {"truncation": "longest_first", "max_length": self.spec.max_length}
+            if not self._cuts_second_text:
+                options |= {"truncation": "longest_first", "max_length": self.spec.max_length}
         return self.tokenizer([document.text for document in documents], pairs, **options)
 
     def _split(self, documents: Sequence[Document]) -> list[Tokens]:
@@ -150,7 +151,10 @@ class Tokeniser:
         if "token_type_ids" in encoded:
             types = _joined(encoded["token_type_ids"], total, np.int32)
         found, start = [], 0
-        for index, (end, edges) in enumerate(zip(ends.tolist(), edges_of_texts(special, ends), strict=True)):
+        around = edges_of_texts(special, ends)
+        if self._cuts_second_text:
+            around = [_around_second(encoded.sequence_ids(index)) for index in range(len(documents))]
+        for index, (end, edges) in enumerate(zip(ends.tolist(), around, strict=True)):
             part, start = slice(start, end), end
             words = self._words(encoded, index)
             found.append(Tokens(ids[part], types[part], special[part], supervised[part], words, edges))
@@ -159,14 +163,18 @@ class Tokeniser:
         offsets = (np.array(each, np.int64).reshape(-1, 2) for each in encoded["offset_mapping"])
         return [
             each._replace(
-                characters=own, document_words=document.words, label=document.label, text=document.text
+                characters=own,
+                document_words=document.words,
+                label=document.label,
+                text=document.pair or "" if self._cuts_second_text else document.text,
             )
             for each, own, document in zip(found, offsets, documents, strict=True)
         ]
 
     def is_cut(self, document: Document, example: Example) -> bool:
         """Whether a pair lost tokens to `max_length`: pairs have one window, the longer text is cut."""
-        if self.kind != "text" or document.pair is None or example.num_tokens < self.spec.max_length:
+        fits = example.num_tokens < self.spec.max_length
+        if self.kind != "text" or document.pair is None or fits or self._cuts_second_text:
             return False
         whole = self.tokenizer(document.text, document.pair, verbose=False)["input_ids"]
         return len(whole) > self.spec.max_length
@@ -174,6 +182,10 @@ class Tokeniser:
     @property
     def _reads_characters(self) -> bool:
         return TEACHER_TASKS[self.spec.task].reads_characters
+
+    @property
+    def _cuts_second_text(self) -> bool:
+        return TEACHER_TASKS[self.spec.task].cuts_second_text
 
     @property
     def _by_answer(self) -> bool:
@@ -232,6 +244,12 @@ class Tokeniser:
 
 def _joined(lists: Sequence[Sequence[int]], count: int, dtype: Any) -> Array:
     return np.fromiter(itertools.chain.from_iterable(lists), dtype, count)
+
+
+def _around_second(texts: Sequence[int | None]) -> tuple[int, int]:
+    """How many tokens stand before and after those of a pair's second text; all before where there are none."""
+    own = [place for place, text in enumerate(texts) if text == 1]
+    return (own[0], len(texts) - own[-1] - 1) if own else (len(texts), 0)
 
 
 def overlapping(

@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
+from pipelines.fingerprint.meaning import refuse_meaningless
 from pipelines.fingerprint.teacher_files import (
     config_text,
     hash_tokenizer,
@@ -32,7 +33,7 @@ from schemas.features import Feature, Pooling
 from schemas.identity import canonical_json
 from schemas.policies import KeepAll, KeepPolicy, Threshold, default_keep
 from schemas.spec import Fingerprint, Header, Scalar, Spec
-from schemas.tasks import TASKS, Score
+from schemas.tasks import TASKS, Score, Task
 
 MAX_LENGTH = 1024
 
@@ -145,11 +146,11 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
         UsageError: a flag that does not fit the teacher.
     """
     score, corpus, task = score_of(config, teacher.config), config.corpus, TASKS[config.teacher.task]
-    vocab_size = config_shapes.scored_width(task, teacher.config)
     keep, settings = config.keep or default_keep(task.has_vocabulary), task.settled(config.task_settings)
     pairs = corpus.text_pair_field is not None
     max_length = config.max_length or _longest(teacher)
-    _refuse_meaningless(config)
+    vocab_size = config_shapes.scored_width(task, teacher.config, max_length)
+    refuse_meaningless(config)
     config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, config.features, dict(settings))
     _refuse_cramped(max_length, config, teacher.tokenizer)
     try:
@@ -162,11 +163,11 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
             stride=config.stride,
             supervise=config.supervise,
             temperatures=config.temperatures,
-            scalars=_scalars(config, keep) if score == "softmax" else (),
+            scalars=_scalars(config, keep, task) if score == "softmax" else (),
             own_logits=config.own_logits or (isinstance(keep, Threshold) and len(config.temperatures) > 1),
             sample_seed=config.sample_seed,
             features=tuple(parse_feature(text, config, teacher.config) for text in config.features),
-            label_names=() if task.has_vocabulary else _label_names(teacher.config),
+            label_names=_label_names(teacher.config) if task.has_named_classes else (),
             has_labels=corpus.label_field is not None,
             has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names,
             has_document_id=corpus.id_field is not None,
@@ -178,27 +179,14 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
         raise UsageError("the flags make no spec", got=str(error)) from error
 
 
-def _scalars(config: PrecomputeConfig, keep: KeepPolicy) -> tuple[Scalar, ...]:
-    """Those asked for, and what the temperatures need; whole distributions are few and small, and store all."""
+def _scalars(config: PrecomputeConfig, keep: KeepPolicy, task: Task) -> tuple[Scalar, ...]:
+    """Those asked for, and what the temperatures need; whole distributions are few and small, and store all; so do
+    windows whose logits are compared with each other's."""
     wanted = set(config.scalars if config.scalars is not None else ("entropy", "gold"))
-    whole = config.scalars is None and isinstance(keep, KeepAll)
+    whole = config.scalars is None and (isinstance(keep, KeepAll) or task.classes_are_tokens)
     if whole or len(config.temperatures) > 1:
         wanted.add("logsumexp")
     return tuple(name for name in get_args(Scalar) if name in wanted)
-
-
-def _refuse_meaningless(config: PrecomputeConfig) -> None:
-    """Flags that a task has no use for are refused, not ignored."""
-    task, corpus = TASKS[config.teacher.task], config.corpus
-    given = [
-        ("--label_field", corpus.label_field, task.reads_labels),
-        ("--text_pair_field", corpus.text_pair_field, task.takes_pairs),
-        ("--words_field", corpus.words_field, task.labels == "word"),
-        ("--messages_field", corpus.messages_field, task.labels != "word"),
-        ("--prompt_field", corpus.prompt_field, task.labels != "word"),
-    ]
-    for flag in (name for name, value, has_meaning in given if value and not has_meaning):
-        raise UsageError(f"{flag} has no meaning for {task.name}", do="Leave it out, or say another --task")
 
 
 def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any) -> None:
@@ -206,6 +194,7 @@ def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any) -
     special = 0
     if corpus_kind(config.corpus) != "messages":
         special = tokenizer.num_special_tokens_to_add(pair=config.corpus.text_pair_field is not None)
+        special += TASKS[config.teacher.task].needs_pairs  # a first text of one token
     if max_length - special - config.stride < 1:
         raise UsageError(
             "--max_length leaves no room for text",

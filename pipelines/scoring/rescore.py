@@ -173,7 +173,7 @@ def _exact_and_tail(rows: Rows, logits: Iterable[torch.Tensor]) -> Array:
     may be nothing but that: of the tails that would have been rounded to them, the nearest to the fresh one is taken.
     """
     counts = rows.kept_counts
-    owner, whole = _owners(counts), counts == rows.spec.vocab_size
+    owner, whole = _owners(counts), counts == rows.class_counts
     cached = rows.kept_logprobs().astype(np.float64)
     fresh = _fresh(rows.kept_ids, owner, logits)
     cached -= np.where(whole, np.log(_summed(np.exp(cached), owner, len(counts))), 0)[owner]
@@ -270,6 +270,7 @@ def _examples(rows: Rows) -> list[Example]:
                 gold_ids=gold.row(index).tobytes()
                 if spec.kind.stores_gold and gold.validity[index]
                 else None,
+                columns=tuple(int(rows.array(column.name)[index]) for column in spec.kind.columns),
             )
         )
     return found

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from pipelines.tasks import causal_lm, masked_lm, sequence_classification, token_classification
+from pipelines.tasks import (
+    causal_lm,
+    masked_lm,
+    question_answering,
+    sequence_classification,
+    token_classification,
+)
 from pipelines.tasks.teacher_task import TeacherTask
 
 TEACHER_TASKS: dict[str, TeacherTask] = {
@@ -10,4 +16,5 @@ TEACHER_TASKS: dict[str, TeacherTask] = {
     "sequence-classification": sequence_classification.TASK,
     "masked-lm": masked_lm.TASK,
     "token-classification": token_classification.TASK,
+    "question-answering": question_answering.TASK,
 }

@@ -18,6 +18,7 @@ from pipelines.keep.select import num_uniforms
 from pipelines.keep.uniforms import streams, uniforms
 from pipelines.teacher.model import Batch, Batching
 from schemas.policies import Sampled
+from schemas.rows.classes import class_mask
 from schemas.rows.ragged import Array, Ragged, offsets_of, spans
 from schemas.spec import Spec
 
@@ -92,6 +93,7 @@ def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: 
         position_tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(_labels(examples, ids, rows, tokens, spec)),
         uniforms=torch.from_numpy(_uniforms(examples, rows, tokens, spec)),
+        classes=_classes(examples, spec),
     )
 
 
@@ -138,6 +140,25 @@ def _labels(examples: Sequence[Example], ids: Ragged, rows: Array, tokens: Array
         gold[known[rows]] = np.frombuffer(b"".join(example.gold_ids or b"" for example in examples), np.int32)
         return gold
     return np.array([e.label if isinstance(e.label, int) else -1 for e in examples], np.int64)
+
+
+def every_token(lengths: Sequence[int], spec: Spec) -> torch.Tensor | None:
+    """The classes of texts of which every token is one, where classes are a row's own tokens."""
+    if not spec.kind.classes_are_tokens:
+        return None
+    return torch.from_numpy(class_mask(spec, np.zeros(len(lengths), np.int64), np.array(lengths, np.int64)))
+
+
+def _classes(examples: Sequence[Example], spec: Spec) -> torch.Tensor | None:
+    """Which ids are classes of each example, where these are its own tokens."""
+    if spec.kind.class_columns is None:
+        return None
+    names = [column.name for column in spec.kind.columns]
+    start, end = (
+        np.array([example.columns[names.index(name)] for example in examples], np.int64)
+        for name in spec.kind.class_columns
+    )
+    return torch.from_numpy(class_mask(spec, start, end))
 
 
 def _padded(rows: Ragged, width: int, fill: int) -> torch.Tensor:

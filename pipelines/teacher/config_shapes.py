@@ -94,15 +94,15 @@ def usable_length(config: Any) -> int | None:
     return found
 
 
-def scored_width(task: Task, config: Any) -> int:
-    """V: ids of the vocabulary, or classes.
+def scored_width(task: Task, config: Any, max_length: int) -> int:
+    """V: ids of the vocabulary, or classes, or the tokens of a text.
 
     Raises:
         UsageError: the config does not say.
     """
     if task.has_vocabulary:
         return _first(config, ("vocab_size",), "how many ids its vocabulary has")
-    return int(config.num_labels)
+    return max_length if task.classes_are_tokens else int(config.num_labels)
 
 
 def refuse_unfit(
