@@ -218,5 +218,7 @@ QUESTION_ANSWERING = Task(
 )
 _ALL = (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
 TASKS = {task.name: task for task in _ALL}
+CLASS_COLUMNS = tuple({name for task in _ALL for name in task.class_columns or ()})
+"""Columns that say which tokens are a row's classes, of any task."""
 DEFAULT = CAUSAL_LM.name
 """Where a verb does not insist on being told."""

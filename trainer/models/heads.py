@@ -84,7 +84,8 @@ class Ran(NamedTuple):
     head_inputs: Float[Tensor, "B S H"] | None
     """What the head is applied to, at positions, in chunks."""
     logits: Float[Tensor, "B *S V"] | None = None
-    """Of students whose head is no linear map over a vocabulary: of each text, or of each token."""
+    """Of students whose head is no linear map over a vocabulary: of each text, or of each token, or of each of a text's
+    positions."""
 
 
 Inputs = Mapping[str, Any]

@@ -23,6 +23,7 @@ from trainer.models.heads import check_head
 from trainer.models.shrink import embedding_rows, parse_shrink, shrunk
 from trainer.students.adapter_folders import is_adapter, merged, read_adapter
 from trainer.students.adapters import attach, loading_options, speaking, trained_whole
+from trainer.students.classes import fit_config, is_trained_classifier
 from trainer.students.compatibility import (
     check_config,
     check_embedding,
@@ -37,11 +38,6 @@ from trainer.students.scratch import model_of, scratch_config
 from trainer.students.trial import takes_token_types, try_student
 from trainer.tasks.tasks import STUDENT_TASKS
 
-_PROBLEM_TYPES = {
-    "softmax": "single_label_classification",
-    "sigmoid": "multi_label_classification",
-    "identity": "regression",
-}
 _DECODER_HEADS = ("score",)
 """How transformers calls the head of a classifier that looks for a text's last token by its padding id."""
 
@@ -57,13 +53,15 @@ class Student:
     """PEFT's view of the model, where adapters are trained and saved; None where the model is."""
     packing: Packing | None = None
     """How it is told of several texts in a row; None: it was not asked for."""
+    longest: int = 0
+    """Tokens of the cache's longest example."""
 
     @property
     def vocab_size(self) -> int:
-        """V: the width of the head, or the number of classes."""
+        """V: the width of the head, or the number of classes; tokens, where these are the classes."""
         if self.task.has_vocabulary:
             return int(self.model.get_output_embeddings().weight.shape[0])
-        return int(self.model.config.num_labels)
+        return self.longest if self.task.classes_are_tokens else int(self.model.config.num_labels)
 
     @property
     def pad_id(self) -> int:
@@ -125,7 +123,7 @@ def open_student(
         check_vocabulary(own.get_vocab(), tokenizer.get_vocab(), source)
         tokenizer = own
     check_trainable(config, source)
-    _fit_config(config, cache.spec, tokenizer)
+    fit_config(config, cache.spec, tokenizer)
     check_config(config, cache.spec, tokenizer.get_vocab(), source)
     set_seed(seed)
     task = STUDENT_TASKS[cache.spec.task]
@@ -176,7 +174,7 @@ def _open_adapted(folder: str, cache: Cache, *, alone: bool) -> Student:
     own = any((saved.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = open_tokenizer(folder, of_adapter=True) if own else open_tokenizer(saved.base, saved.revision)
     check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
-    _fit_config(config, spec, tokenizer)
+    fit_config(config, spec, tokenizer)
     check_config(config, spec, tokenizer.get_vocab(), saved.base)
     loading = None if saved.revision is None else {"revision": saved.revision}
     model, missing = _filled(spec, saved.base, config, loading)
@@ -197,12 +195,15 @@ def _tried(
     spec = cache.spec
     check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
     _fit_tokenizer(tokenizer, model)
-    student = Student(model=model, tokenizer=tokenizer, task=spec.kind, adapter=adapter)
-    if not spec.kind.predicts_tokens and not alone:
+    student = Student(
+        model=model, tokenizer=tokenizer, task=spec.kind, adapter=adapter, longest=spec.max_length
+    )
+    if spec.kind.has_named_classes and not spec.kind.predicts_tokens and not alone:
         _check_padding(student, where)
     try_student(
         model,
         task=spec.kind,
+        scores=STUDENT_TASKS[spec.task].scores,
         generates=trained and STUDENT_TASKS[spec.task].generates,
         pad_id=student.pad_id,
         max_length=spec.max_length,
@@ -255,7 +256,7 @@ def _filled(
     """A model from its folder, and what of it is new: only a classifier's head may be."""
     model, missing = open_weights(STUDENT_TASKS[spec.task].auto, source, config, loading)
     new = missing
-    if not spec.kind.has_vocabulary and not _is_trained_classifier(config, spec.kind):
+    if not spec.kind.has_vocabulary and not is_trained_classifier(config, spec.kind):
         inner = f"{model.base_model_prefix}."
         missing = [name for name in missing if name.startswith(inner) and "pooler" not in name]
     _refuse_missing(model, missing, source)
@@ -277,23 +278,3 @@ def _needed_teacher(teacher: str | None, name: str) -> str:
     if teacher is None:
         raise UsageError(f"--student {name} takes its weights from the teacher", do="Add --teacher FOLDER")
     return teacher
-
-
-def _is_trained_classifier(config: Any, task: Task) -> bool:
-    head = STUDENT_TASKS[task.name].auto.__name__.removeprefix("AutoModelFor")
-    return any(head in str(name) for name in config.architectures or ())
-
-
-def _fit_config(config: Any, spec: Spec, tokenizer: Any) -> None:
-    """Gives a classifier the cache's classes; a decoder needs a padding token to find a text's end by."""
-    if spec.kind.has_vocabulary:
-        return
-    if _is_trained_classifier(config, spec.kind):
-        check_labels(config, spec, "student")
-    names = spec.label_names or tuple(f"LABEL_{index}" for index in range(spec.vocab_size))
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: index for index, name in enumerate(names)}
-    if not spec.kind.predicts_tokens:
-        config.problem_type = _PROBLEM_TYPES[spec.score]
-    if getattr(config.get_text_config(), "pad_token_id", None) is None:
-        config.get_text_config().pad_token_id = tokenizer.pad_token_id

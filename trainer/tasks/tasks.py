@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from trainer.tasks import causal_lm, masked_lm, sequence_classification, token_classification
+from trainer.tasks import (
+    causal_lm,
+    masked_lm,
+    question_answering,
+    sequence_classification,
+    token_classification,
+)
 from trainer.tasks.student_task import StudentTask
 
 STUDENT_TASKS: dict[str, StudentTask] = {
@@ -10,4 +16,5 @@ STUDENT_TASKS: dict[str, StudentTask] = {
     "sequence-classification": sequence_classification.TASK,
     "masked-lm": masked_lm.TASK,
     "token-classification": token_classification.TASK,
+    "question-answering": question_answering.TASK,
 }
