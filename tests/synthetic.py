@@ -12,12 +12,13 @@ import pyarrow as pa
 from schemas import Cache, Feature, Fingerprint, Header, Spec
 from schemas.identity import unit_name
 from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
+from schemas.rows.classes import bounds, class_mask
 from schemas.rows.codec import quantise
 from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
 from schemas.shards.seal import Shard, Totals, length_histogram, ranking_of, seal_shard
 from schemas.storage.storage import Storage
-from schemas.tasks import MASKED_LM
+from schemas.tasks import MASKED_LM, QUESTION_ANSWERING
 from schemas.versions.commits import Version, commit, record_after
 from schemas.versions.header import create_header
 from tests.answers import kept, ragged
@@ -103,6 +104,17 @@ def words_spec(**changes) -> Spec:
     return class_spec(**fields | changes)
 
 
+def answers_spec(**changes) -> Spec:
+    """Of questions, of which some windows have no labels."""
+    fields = {
+        "task": QUESTION_ANSWERING.name,
+        "vocab_size": changes.get("max_length", 32),
+        "label_names": (),
+        "task_settings": QUESTION_ANSWERING.settled({}),
+    }
+    return class_spec(**fields | changes)
+
+
 SPECS = {
     "top_p": causal_spec(),
     "top_k": causal_spec(keep=TopK(k=4), temperatures=(1.0,), scalars=(), features=()),
@@ -117,6 +129,7 @@ SPECS = {
     "sigmoid": class_spec(score="sigmoid"),
     "masked": masked_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), scalars=("gold",)),
     "words": words_spec(),
+    "answers": answers_spec(),
     "regression": class_spec(score="identity", vocab_size=1, label_names=()),
 }
 
@@ -148,7 +161,16 @@ def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
         data["token_type_ids"] = ragged(rng.integers(0, 2, lengths.sum()).astype(np.int8), lengths)
     for column in spec.kind.columns:
         data[column.name] = rng.integers(column.low, column.high + 1, num_rows).astype(np.int32)
-    scores, logprobs, drawn = (kept if spec.score == "softmax" else _logits)(spec, counts, rng)
+    classes = None
+    if spec.kind.class_columns is not None:
+        start, end = spec.kind.class_columns
+        data[start] = rng.integers(0, lengths).astype(np.int32)
+        data[end] = rng.integers(data[start] + 1, lengths + 1).astype(np.int32)
+        classes = class_mask(spec, *bounds(spec, data))
+    if spec.score == "softmax":
+        scores, logprobs, drawn = kept(spec, counts, rng, classes)
+    else:
+        scores, logprobs, drawn = _logits(spec, counts, rng)
     features = {f.column: rng.normal(size=(num_rows, f.width)).astype(np.float32) for f in spec.features}
     rows = Rows(spec=spec, data=data | scores | _features(spec, features))
     rows.check("synthetic")
@@ -216,8 +238,8 @@ def _hashes(hashes: list[bytes]) -> np.ndarray:
 
 
 def _places(spec: Spec, lengths, rng) -> list:
-    if spec.task == "sequence-classification":
-        return [np.zeros(1, np.int32)] * len(lengths)
+    if spec.kind.places == "whole_text":
+        return [np.arange(spec.kind.text_positions, dtype=np.int32)] * len(lengths)
     if spec.kind.places == "token":
         masked = [np.flatnonzero(rng.random(length) < 0.3).astype(np.int32) for length in lengths]
         return [one if one.size else np.zeros(1, np.int32) for one in masked]

@@ -39,6 +39,8 @@ SHARED = [
     "--mlm_probability=0.3 --mask_replace_prob=0.5 --random_replace_prob=0.5 --whole_word_mask",
     "--corpus={tagged} --words_field=tokens --label_field=tags --teacher={tokens} --task=token-classification "
     "--cache={new} --no_progress --max_length=64",
+    "--corpus={asked} --text_field=question --text_pair_field=context --label_field=answers --teacher={answers} "
+    "--task=question-answering --always_answerable --cache={new} --no_progress --max_length=64",
 ]
 GOOD = {
     "precompute": SHARED,
@@ -111,7 +113,7 @@ RUN = {
     "--random_replace_prob": "nan",
 }
 CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
-CALLS |= {"--words_field": 5}
+CALLS |= {"--words_field": 5, "--always_answerable": 6}
 CALLS |= dict.fromkeys(
     ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
 )
@@ -166,6 +168,11 @@ def places(tmp_path_factory):
             folder / "tagged.jsonl", [{"tokens": ["Ada", "met", "him"], "tags": ["A", "O", "O"]}]
         ),
         "tokens": models.token_classifier(folder / "tokens", ("O", "A")),
+        "asked": write_jsonl(
+            folder / "asked.jsonl",
+            [{"question": "Who?", "context": "Ada.", "answers": [{"text": "Ada", "answer_start": 0}]}],
+        ),
+        "answers": models.answerer(folder / "answers", "distilbert"),
         "ids": folder / "ids.txt",
         "causal": models.causal_teacher(folder / "causal"),
         "classes": models.classifier(folder / "classes"),

@@ -28,11 +28,17 @@ FEATURES = (
 )
 V1 = ("all", "top_k", "top_p", "threshold", "temperatures", "sampled", "classes", "sigmoid", "regression")
 GOLDEN = {
-    f"{folder}/{name}": replace(SPECS[name], max_length=12, features=FEATURES if name == "top_p" else ())
+    f"{folder}/{name}": replace(
+        SPECS[name],
+        max_length=12,
+        features=FEATURES if name == "top_p" else (),
+        vocab_size=12 if SPECS[name].kind.classes_are_tokens else SPECS[name].vocab_size,
+    )
     for folder, names in {
         "v1": V1,
         "v1-masked-lm": ("masked",),
         "v1-token-classification": ("words",),
+        "v1-question-answering": ("answers",),
     }.items()
     for name in names
 }
@@ -71,6 +77,7 @@ def _row(row: Rows) -> dict[str, object]:
     spec = row.spec
     hashes = ("example_id", "document_hash")
     single = ("window_index", "window_count", "view_index", "document_id", "text", "text_pair")
+    single += ("context_start", "context_end", "has_answer")
     lists = ("input_ids", "token_type_ids", "labels")
     return {
         **{name: row.array(name)[0].tobytes().hex() for name in hashes},

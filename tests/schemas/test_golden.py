@@ -17,6 +17,7 @@ CACHES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in RO
 FROZEN = {
     "v1": "f72f43bed849d6d3cc54816e3df335d08c21db98143f596b8b70c4965de25284",
     "v1-masked-lm": "1a2e0aae06d457e26287eda66f22783301302619b8c95b6bf33b2d5d0b0c5c25",
+    "v1-question-answering": "543fdd71f29e86968f7a82b292db0dfce939551005c65a2ab02eba67e3aa00a0",
     "v1-token-classification": "bbd589cb1af29db7a05caf8e3114300ed9d77ce2c807fab6631cdc02b05f8810",
 }
 """A hash over every file of a version's golden caches."""

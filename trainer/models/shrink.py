@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,6 +26,10 @@ _TOLERANCE = 2**-10
 _DO = "Choose another number of layers, or start the student from a config .json"
 
 
+Scores = Callable[[Any], Tensor]
+"""From a forward's output."""
+
+
 def parse_shrink(name: str) -> int | None:
     """The number of layers in `shrink:layers=3`; None for a student that is named otherwise.
 
@@ -40,8 +44,8 @@ def parse_shrink(name: str) -> int | None:
     return int(match[1])
 
 
-def shrunk(teacher: Any, layers: int, kind: Any) -> Any:
-    """A new model with `layers` of the teacher's layers.
+def shrunk(teacher: Any, layers: int, kind: Any, scores: Scores = lambda output: output.logits) -> Any:
+    """A new model with `layers` of the teacher's layers; `scores` are what of an output must be the teacher's.
 
     Raises:
         StudentError: it has fewer layers, or they cannot be found or moved.
@@ -59,7 +63,7 @@ def shrunk(teacher: Any, layers: int, kind: Any) -> Any:
         student.load_state_dict(moved)
     except RuntimeError as error:
         raise _unmovable(teacher, str(error).splitlines()[-1].strip()) from error
-    _check_logits(teacher, student, stack, kept)
+    _check_scores(teacher, student, stack, kept, scores)
     return student
 
 
@@ -125,7 +129,7 @@ def _sliced(tensor: Tensor, wanted: Tensor | None, kept: Sequence[int], total: i
 
 
 @torch.no_grad()
-def _check_logits(teacher: Any, student: Any, stack: Stack, kept: Sequence[int]) -> None:
+def _check_scores(teacher: Any, student: Any, stack: Stack, kept: Sequence[int], scores: Scores) -> None:
     """The student is the teacher whose other layers hand on their input; with all layers, the teacher itself."""
     ids = plain_ids(student, 8)
     training = teacher.training, student.training
@@ -136,7 +140,7 @@ def _check_logits(teacher: Any, student: Any, stack: Stack, kept: Sequence[int])
             handle = stack.modules[index].register_forward_hook(_hand_on, with_kwargs=True)
             hooks.callback(handle.remove)
         try:
-            expected, got = (model(input_ids=ids).logits.float() for model in (teacher, student))
+            expected, got = (scores(model(input_ids=ids)).float() for model in (teacher, student))
         except Exception as error:
             raise _unmovable(teacher, one_line(error).rstrip(".")) from error
     teacher.train(training[0])

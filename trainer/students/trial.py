@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,17 +19,13 @@ from torch import Tensor, nn
 from schemas.errors import StudentError, one_line
 from schemas.model_heads import body_of
 from schemas.tasks import Task
-from trainer.models.shrink import plain_ids
+from trainer.models.shrink import Scores, plain_ids
 
 _SHORT, _LONG, _NEW = 5, 17, 3
 _TOLERANCE = 2**-12
 """Largest difference, relative to the largest value: float32 in batches of another shape is a hundredth of it."""
 _TRIED_FLOPS = 1e12
 """What a forward at the full length may cost to be tried where positions are not looked up in a table: seconds."""
-
-
-Scores = Callable[[Any], Tensor]
-"""From a forward's output."""
 
 
 @torch.no_grad()
