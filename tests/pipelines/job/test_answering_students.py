@@ -38,7 +38,7 @@ def told(tmp_path_factory, teacher):
 def cache(tmp_path_factory, told):
     """After three nights: the first, one with nothing new, and one with an answer edited and a question gone."""
     path, cache = tmp_path_factory.mktemp("corpus") / "c.jsonl", told[told.index("--cache") + 1]
-    lines = [one | {"id": f"{n}-{at}"} for n in range(4) for at, one in enumerate(RECORDS)]
+    lines = [one | {"id": f"{n}-{at}"} for n in range(2) for at, one in enumerate(RECORDS)]
     write_jsonl(path, lines)
     assert teachonce_main(*told, "--corpus", path)[0] == 0
     before = len(read(Cache.open(cache)))
@@ -122,6 +122,26 @@ def test_answers_are_judged_as_plain_forwards_give_them(tmp_path, teacher):
     assert (found["teacher_exact_match"], found["teacher_f1"]) == (found["exact_match"], found["f1"])
     assert found["agreement"] == 1
     assert 0 <= found["kl_nats"] < 1e-3
+
+
+def test_labels_are_needed_for_losses_of_labels(tmp_path, teacher):
+    path = write_jsonl(tmp_path / "c.jsonl", RECORDS)
+    flags = ("--cache", tmp_path / "c", "--no_progress", "--max_length", "40")
+    asked = ("precompute", "--corpus", path, "--teacher", teacher, "--task", "question-answering")
+    assert teachonce_main(*asked, *FIELDS[:-2], *flags)[0] == 0
+    run = (
+        "train",
+        "--cache",
+        tmp_path / "c",
+        "--student",
+        "shrink:layers=1",
+        "--teacher",
+        teacher,
+        "--use_cpu",
+    )
+    run += ("--max_steps", "1", "--eval_fraction", "0.3", "--output_dir", tmp_path / "out")
+    status, said = teachonce_main(*run, "--losses", "kl=1", "ce=1")
+    assert (status, "needs labels, and the cache's first rows have none" in said) == (2, True)
 
 
 def test_a_student_learns_from_the_commands_and_opens_as_transformers_own(tmp_path, teacher, cache):

@@ -160,7 +160,7 @@ def test_a_cache_says_what_a_plain_forward_says_of_each_window(tmp_path, kind):
     assert seen == len(rows) > len(RECORDS)
 
 
-KEEPS = (TopK(k=9), TopP(p=0.9, k=30), Threshold(tau=1 / 8), Threshold(tau=1 / 4, k=12), Sampled(n=7))
+KEEPS = (TopK(k=9), TopP(p=0.9, k=30), Threshold(tau=1 / 4, k=12), Sampled(n=7))
 
 
 @pytest.mark.parametrize("keep", KEEPS, ids=str)
