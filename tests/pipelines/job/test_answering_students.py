@@ -147,6 +147,13 @@ def test_labels_are_needed_for_losses_of_labels(tmp_path, teacher):
 def test_a_student_learns_from_the_commands_and_opens_as_transformers_own(tmp_path, teacher, cache):
     status, said = teachonce_main("verify", cache, "--teacher", teacher)
     assert status == 0, said
+    status, said = teachonce_main("inspect", cache, "--rows", "1", "--json")
+    (shown,) = json.loads(said)["rows"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(teacher)
+    row = read(Cache.open(cache))[bytes.fromhex(shown["example_id"])]
+    best = shown["positions"][0]["entries"][0]
+    told = tokenizer.decode(row["input_ids"][best["id"]]) if best["id"] else "[CLS]"
+    assert best["text"] == told or "\ufffd" in told  # bytes of a letter
     config = {"model_type": "bert", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     (tmp_path / "student.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
     run = ("train", "--cache", cache, "--losses", "kl=1", "ce=0.1", "--use_cpu", "--eval_fraction", "0.3")
