@@ -1,7 +1,7 @@
 """`Cache`: one version of a cache, opened for reading.
 
 Opening reads the log and the spec, never a shard, and `row_counts` a few small files beside the log. Row groups are
-read one by one: by `read_group`, which opens a shard's footer when needed and holds few, or by `read`, which fetches all.
+read one by one: by `read_group`, which opens footers when needed and holds few, or by `read`, which fetches all.
 """
 
 from __future__ import annotations

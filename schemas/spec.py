@@ -103,6 +103,8 @@ class Spec:
         serve = serve and all(MIN_TEMPERATURE <= t <= MAX_TEMPERATURE for t in self.temperatures)
         refuse_unless(serve and distinct, "temperatures (1 first, each once, above 0)", self.temperatures)
         refuse_unless(len(self.features) <= MAX_FEATURES, "features (so many)", len(self.features))
+        own = not self.kind.classes_are_tokens or self.vocab_size == self.max_length
+        refuse_unless(own, "vocab_size (max_length, where classes are tokens)", self.vocab_size)
         named = len(self.label_names)
         refuse_unless(named <= self.vocab_size, "label_names (more than classes)", named)
         columns = [feature.column for feature in self.features]

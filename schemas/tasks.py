@@ -18,13 +18,13 @@ from schemas.limits import refuse_unless
 Score = Literal["softmax", "sigmoid", "identity", "none"]
 """What a position's scores are; `none` where there is no position to have any."""
 Places = Literal["before_next_token", "whole_text", "token", "text", "none"]
-"""Where positions stand: on tokens that have another behind them (all where a row names none); one on the first token,
-for the whole text; on tokens that each row names; on the first token of each of the texts that a row holds; nowhere,
-where a text has features alone."""
-Labels = Literal["next_token", "document", "position", "word", "text", "none"]
+"""Where positions stand: on tokens that have another behind them (all where a row names none); on no token, for the
+whole text, numbered from 0; on tokens that each row names; on the first token of each of the texts that a row holds;
+nowhere, where a text has features alone."""
+Labels = Literal["next_token", "document", "position", "word", "answer", "text", "none"]
 """What is right: the token behind the position, stored nowhere else; the corpus's label, in rows that have one; an id
-of each position, in every row; the corpus's label of each word, at its position, in rows that have them; its number of
-each text, likewise; nothing."""
+of each position, in every row; the corpus's label of each word, at its position, in rows that have them; the first
+and the last token of the corpus's answer, in rows of which that is known; its number of each text; nothing."""
 SettingValue = bool | int | float | str
 MAX_ROW_TOKENS = 2**30
 """Of several texts in one row: its lists have offsets of 32 bits."""
@@ -88,6 +88,14 @@ class Task:
     """Whether V is the tokenizer's, and a head is applied to the last hidden states in chunks; else it is the number of
     classes."""
     takes_pairs: bool
+    needs_pairs: bool = False
+    """Whether a document is always a pair."""
+    text_positions: int = 1
+    """How many positions a whole text has."""
+    class_columns: tuple[str, str] | None = None
+    """Where the classes are a row's own tokens, V is `max_length` and an id is a token's index: the columns that say
+    from which token on, and before which, a position may choose. Beside these the first token, which stands for none,
+    unless the setting `always_answerable` is on."""
     columns: tuple[TaskColumn, ...] = ()
     settings: tuple[Setting, ...] = ()
     is_written: bool = False
@@ -103,12 +111,12 @@ class Task:
     @property
     def reads_labels(self) -> bool:
         """Whether the corpus says what is right."""
-        return self.labels in ("document", "word", "text")
+        return self.labels in ("document", "word", "answer", "text")
 
     @property
     def stores_gold(self) -> bool:
         """Whether examples carry what is right at each position."""
-        return self.labels in ("position", "word")
+        return self.labels in ("position", "word", "answer")
 
     @property
     def predicts_tokens(self) -> bool:
@@ -128,7 +136,17 @@ class Task:
     @property
     def takes_conversations(self) -> bool:
         """Whether a document may be messages, or a prompt with its completion."""
-        return self.has_positions and self.labels not in ("word", "text")
+        return self.has_positions and self.labels not in ("word", "text", "answer")
+
+    @property
+    def classes_are_tokens(self) -> bool:
+        """Whether each row has classes of its own: its tokens."""
+        return self.class_columns is not None
+
+    @property
+    def has_named_classes(self) -> bool:
+        """Whether V is a list of classes, which the teacher's config names."""
+        return self.has_positions and not (self.has_vocabulary or self.classes_are_tokens)
 
     @property
     def implies_places(self) -> bool:
@@ -145,14 +163,15 @@ class Task:
 
     def position_bounds(self, examples: int, tokens: int) -> tuple[int, int]:
         """The fewest and the most positions of so many examples with so many tokens in all."""
-        most = {
-            "before_next_token": tokens - examples,
-            "whole_text": examples,
-            "token": tokens,
-            "text": tokens,
-            "none": 0,
-        }
-        return min(0 if self.implies_places else examples, most[self.places]), most[self.places]
+        whole = examples * self.text_positions
+        fewest, most = {
+            "before_next_token": (0, tokens - examples),
+            "whole_text": (whole, whole),
+            "token": (examples, tokens),
+            "text": (examples, tokens),
+            "none": (0, 0),
+        }[self.places]
+        return fewest, most
 
     def settled(self, given: Mapping[str, SettingValue]) -> tuple[tuple[str, SettingValue], ...]:
         """Every setting's value, in order: as given, else its default.
@@ -241,10 +260,37 @@ FEATURE_EXTRACTION = Task(
         Setting("truncate_dim", 0, 0, MAX_DIM, "only so many of a feature's first numbers; 0: all"),
     ),
 )
+QUESTION_ANSWERING = Task(
+    name="question-answering",
+    places="whole_text",
+    labels="answer",
+    scores=("softmax",),
+    has_vocabulary=False,
+    takes_pairs=True,
+    needs_pairs=True,
+    text_positions=2,
+    columns=(
+        TaskColumn("context_start", 0, 2**31 - 1),
+        TaskColumn("context_end", 0, 2**31 - 1),
+        TaskColumn("has_answer", 0, 1),
+    ),
+    class_columns=("context_start", "context_end"),
+    settings=(
+        Setting(
+            "always_answerable",
+            False,
+            0,
+            1,
+            "every question has an answer in its context: the first token ([CLS]) stands for none, and is no choice",
+        ),
+    ),
+)
 _ALL = (
     *(CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, PAIR_SCORE),
-    FEATURE_EXTRACTION,
+    *(FEATURE_EXTRACTION, QUESTION_ANSWERING),
 )
 TASKS = {task.name: task for task in _ALL}
+CLASS_COLUMNS = tuple({name for task in _ALL for name in task.class_columns or ()})
+"""Columns that say which tokens are a row's classes, of any task."""
 DEFAULT = CAUSAL_LM.name
 """Where a verb does not insist on being told."""

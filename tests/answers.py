@@ -26,16 +26,24 @@ def ragged(values, lengths) -> Ragged:
     return Ragged(values=values, offsets=offsets_of(lengths))
 
 
-def kept(spec: Spec, counts, rng):
-    """The columns per position and entry, and the log-probabilities of exact and of drawn entries."""
-    answers = [(_drawn if spec.is_sampling else _cut)(spec, rng) for _ in range(counts.sum())]
+def kept(spec: Spec, counts, rng, classes=None):
+    """The columns per position and entry, and the log-probabilities of exact and of drawn entries; `classes` are those
+    of each row, bool [R, V], where they are not all."""
+    own = [
+        None if classes is None else np.flatnonzero(row) for row in (counts if classes is None else classes)
+    ]
+    answers = [
+        (_drawn if spec.is_sampling else _cut)(spec, rng, ids)
+        for ids, count in zip(own, counts, strict=True)
+        for _ in range(count)
+    ]
     number = np.array([len(answer.ids) for answer in answers], np.int32)
     logprobs = _joined((answer.logprobs for answer in answers), np.float32)
     top = encode_scalars(np.array([-answer.top for answer in answers], np.float32), spec.top_step_nats).codes
     decoded = -decode_scalars(top, spec.top_step_nats)
     codes = encode_logprobs(logprobs, number, decoded, spec.code_step_nats).codes
     per_row = np.diff(offsets_of(number)[offsets_of(counts)])
-    labels = _labels(spec, counts, rng)
+    labels = _labels(spec, counts, rng, own)
     data = {
         "labels": labels,
         "num_kept": ragged(number, counts),
@@ -50,17 +58,20 @@ def kept(spec: Spec, counts, rng):
     return data | _draws(spec, counts, answers, drawn, decoded), logprobs, drawn
 
 
-def _cut(spec: Spec, rng) -> Answer:
-    k = spec.vocab_size if isinstance(spec.keep, KeepAll) else rng.integers(1, spec.max_kept + 1)
+def _cut(spec: Spec, rng, own=None) -> Answer:
+    own = np.arange(spec.vocab_size) if own is None else own
+    k = len(own) if isinstance(spec.keep, KeepAll) else rng.integers(1, min(spec.max_kept, len(own)) + 1)
     logprobs = np.sort(np.log(rng.dirichlet(np.ones(k)) * rng.uniform(0.5, 1)))[::-1]
     none = np.zeros(0)
-    ids = rng.permutation(spec.vocab_size)[:k]
+    ids = rng.permutation(own)[:k]
     return Answer(ids, logprobs, logprobs[0], none, none, none, rng.normal(size=len(spec.temperatures)))
 
 
-def _drawn(spec: Spec, rng) -> Answer:
+def _drawn(spec: Spec, rng, own=None) -> Answer:
     """Of a whole distribution, as the policy says; ids are drawn one by one, not systematically."""
     logits = rng.normal(size=spec.vocab_size) * 2
+    if own is not None:
+        logits[np.setdiff1d(np.arange(spec.vocab_size), own)] = -1e4
     logsumexp = np.array([np.log(np.exp(logits / t).sum()) for t in spec.temperatures])
     logprobs, every = logits - logsumexp[0], np.zeros(spec.vocab_size, bool)
     if isinstance(spec.keep, Sampled):
@@ -110,10 +121,17 @@ def _joined(parts, dtype):
     return np.concatenate([*parts, np.zeros(0)]).astype(dtype)
 
 
-def _labels(spec: Spec, counts, rng) -> Ragged:
+def _labels(spec: Spec, counts, rng, own) -> Ragged:
     if spec.task == "causal-lm":
         return Ragged.of([None] * len(counts), np.int32)
     if spec.task == "masked-lm":
         return Ragged.of([rng.integers(0, spec.vocab_size, n) for n in counts], np.int32)
-    given = [None if rng.random() < 0.3 else rng.integers(0, spec.vocab_size, n) for n in counts]
+    given = [
+        None
+        if rng.random() < 0.3
+        else rng.integers(0, spec.vocab_size, n)
+        if ids is None
+        else rng.choice(ids, n)
+        for n, ids in zip(counts, own, strict=True)
+    ]
     return Ragged.of(given, np.int32)

@@ -9,19 +9,38 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from schemas import Cache, Feature, Fingerprint, Header, Spec
-from schemas.generation import Generation
+from schemas import Cache, Fingerprint, Header, Spec
 from schemas.identity import unit_name
-from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
+from schemas.rows.classes import bounds, class_mask
 from schemas.rows.codec import quantise
 from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
 from schemas.shards.seal import Shard, Totals, length_histogram, ranking_of, seal_shard
 from schemas.storage.storage import Storage
-from schemas.tasks import FEATURE_EXTRACTION, MASKED_LM
 from schemas.versions.commits import Version, commit, record_after
 from schemas.versions.header import create_header
 from tests.answers import kept, ragged
+from tests.specs import (
+    SCALARS,
+    SPECS,
+    answers_spec,
+    causal_spec,
+    class_spec,
+    embeddings_spec,
+    masked_spec,
+    words_spec,
+)
+
+__all__ = [
+    "SCALARS",
+    "SPECS",
+    "answers_spec",
+    "causal_spec",
+    "class_spec",
+    "embeddings_spec",
+    "masked_spec",
+    "words_spec",
+]
 
 FINGERPRINT = Fingerprint(
     weights="w" * 32, config="c" * 32, tokenizer="t" * 32, chat_template="", dtype="float32"
@@ -47,104 +66,6 @@ class Truth(NamedTuple):
     features: dict[str, np.ndarray]
     drawn: np.ndarray
     """Log-probabilities of the drawn entries."""
-
-
-SCALARS = ("entropy", "gold", "logsumexp")
-
-
-def causal_spec(**changes) -> Spec:
-    fields = {
-        "task": "causal-lm",
-        "score": "softmax",
-        "vocab_size": 50,
-        "keep": TopP(p=0.9, k=8),
-        "max_length": 32,
-        "temperatures": (1.0, 2.0),
-        "scalars": SCALARS,
-        "features": (
-            Feature(pooling="mean", layer=2, width=5),
-            Feature(pooling="last", layer=0, width=3, dtype="float32"),
-        ),
-    }
-    return Spec(**{**fields, **changes})
-
-
-def class_spec(**changes) -> Spec:
-    fields = {
-        "task": "sequence-classification",
-        "score": "softmax",
-        "vocab_size": 3,
-        "keep": KeepAll(),
-        "scalars": SCALARS,
-        "max_length": 32,
-        "label_names": ("no", "maybe", "yes"),
-        "has_token_type_ids": True,
-        "has_document_id": True,
-        "has_text": True,
-        "has_text_pair": True,
-    }
-    return Spec(**{**fields, **changes})
-
-
-def masked_spec(**changes) -> Spec:
-    """Two views of each window, as a masked language model's teacher saw them."""
-    settings = MASKED_LM.settled({"views": 2, "whole_word_mask": True})
-    return causal_spec(**{"task": MASKED_LM.name, "task_settings": settings} | changes)
-
-
-def words_spec(**changes) -> Spec:
-    """Of words, of which some texts have no labels."""
-    names = ("O", "B-A", "I-A", "B-B", "I-B")
-    fields = {
-        "task": "token-classification",
-        "vocab_size": len(names),
-        "label_names": names,
-        "has_text_pair": False,
-    }
-    return class_spec(**fields | changes)
-
-
-def embeddings_spec(**changes) -> Spec:
-    """Nothing but features."""
-    settings = FEATURE_EXTRACTION.settled({"prompt": "query: ", "normalize": True})
-    fields = {
-        "task": "feature-extraction",
-        "score": "none",
-        "vocab_size": 0,
-        "label_names": (),
-        "scalars": (),
-    }
-    fields |= {"features": causal_spec().features, "task_settings": settings, "has_text_pair": False}
-    return class_spec(**fields | changes)
-
-
-SPECS = {
-    "top_p": causal_spec(),
-    "top_k": causal_spec(keep=TopK(k=4), temperatures=(1.0,), scalars=(), features=()),
-    "threshold": causal_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), scalars=("entropy", "gold")),
-    "temperatures": causal_spec(
-        keep=Threshold(tau=1 / 16, k=3), temperatures=(1.0, 2.0, 0.5), own_logits=True
-    ),
-    "sampled": causal_spec(keep=Sampled(n=13), temperatures=(1.0,), scalars=("gold",), features=()),
-    "all": causal_spec(keep=KeepAll(), vocab_size=7),
-    "texts": causal_spec(has_text=True, has_document_id=True),
-    "classes": class_spec(),
-    "sigmoid": class_spec(score="sigmoid"),
-    "masked": masked_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), scalars=("gold",)),
-    "words": words_spec(),
-    "written": causal_spec(
-        keep=Threshold(tau=1 / 8),
-        temperatures=(1.0,),
-        scalars=("gold",),
-        features=(),
-        generation=Generation(
-            method="sample", max_new_tokens=5, temperature=0.5, top_p=0.875, top_k=9, end_ids=(1, 4)
-        ),
-    ),
-    "pairs": class_spec(task="pair-score", score="identity", vocab_size=1, label_names=(), scalars=()),
-    "embeddings": embeddings_spec(),
-    "regression": class_spec(score="identity", vocab_size=1, label_names=()),
-}
 
 
 def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
@@ -174,8 +95,16 @@ def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
         data["token_type_ids"] = ragged(rng.integers(0, 2, lengths.sum()).astype(np.int8), lengths)
     for column in spec.kind.columns:
         data[column.name] = rng.integers(column.low, column.high + 1, num_rows).astype(np.int32)
-    answered = {"softmax": kept, "none": _nothing}.get(spec.score, _logits)
-    scores, logprobs, drawn = answered(spec, counts, rng)
+    classes = None
+    if spec.kind.class_columns is not None:
+        start, end = spec.kind.class_columns
+        data[start] = rng.integers(0, lengths).astype(np.int32)
+        data[end] = rng.integers(data[start] + 1, lengths + 1).astype(np.int32)
+        classes = class_mask(spec, *bounds(spec, data))
+    if spec.score == "softmax":
+        scores, logprobs, drawn = kept(spec, counts, rng, classes)
+    else:
+        scores, logprobs, drawn = (_nothing if spec.score == "none" else _logits)(spec, counts, rng)
     features = {f.column: rng.normal(size=(num_rows, f.width)).astype(np.float32) for f in spec.features}
     rows = Rows(spec=spec, data=data | scores | _features(spec, features))
     rows.check("synthetic")
@@ -243,8 +172,8 @@ def _hashes(hashes: list[bytes]) -> np.ndarray:
 
 
 def _places(spec: Spec, lengths, rng) -> list:
-    if spec.task == "sequence-classification":
-        return [np.zeros(1, np.int32)] * len(lengths)
+    if spec.kind.places == "whole_text":
+        return [np.arange(spec.kind.text_positions, dtype=np.int32)] * len(lengths)
     if spec.kind.holds_texts:
         marked = [np.flatnonzero(rng.random(length) < 0.3).astype(np.int32) for length in lengths]
         return [np.union1d(one, np.zeros(1, np.int32)) for one in marked]

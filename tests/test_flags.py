@@ -45,6 +45,8 @@ SHARED = [
     "--cache={new} --no_progress --max_length=64",
     "--corpus={texts} --passages_field=text --teacher={pairs} --task=pair-score --cache={new} --no_progress "
     "--max_length=64",
+    "--corpus={asked} --text_field=question --text_pair_field=context --label_field=answers --teacher={answers} "
+    "--task=question-answering --always_answerable --cache={new} --no_progress --max_length=64",
 ]
 GOOD = {
     "precompute": SHARED,
@@ -123,7 +125,7 @@ RUN = {
 }
 CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
 CALLS |= {"--words_field": 6, "--generate": 7, "--max_new_tokens": 7, "--passages_field": 8}
-CALLS |= dict.fromkeys(("--prompt", "--truncate_dim"), 5)
+CALLS |= dict.fromkeys(("--prompt", "--truncate_dim"), 5) | {"--always_answerable": 9}
 CALLS |= dict.fromkeys(
     ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
 )
@@ -178,6 +180,11 @@ def places(tmp_path_factory):
             folder / "tagged.jsonl", [{"tokens": ["Ada", "met", "him"], "tags": ["A", "O", "O"]}]
         ),
         "tokens": models.token_classifier(folder / "tokens", ("O", "A")),
+        "asked": write_jsonl(
+            folder / "asked.jsonl",
+            [{"question": "Who?", "context": "Ada.", "answers": [{"text": "Ada", "answer_start": 0}]}],
+        ),
+        "answers": models.answerer(folder / "answers", "distilbert"),
         "ids": folder / "ids.txt",
         "causal": models.causal_teacher(folder / "causal"),
         "classes": models.classifier(folder / "classes"),

@@ -14,8 +14,10 @@ def add_corpus_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument("--corpus", nargs="+", required=True, metavar="FILES", help="paths or quoted globs")
     formats = "jsonl, text (one document a line) or parquet; each also .gz or .zst; auto: by the name"
     group.add_argument("--format", choices=get_args(CorpusFormat), help=formats)
-    group.add_argument("--text_field", metavar="NAME", help="field with the text (default: text)")
-    group.add_argument("--text_pair_field", metavar="NAME", help="second text, for pair tasks")
+    group.add_argument(
+        "--text_field", metavar="NAME", help="field with the text, or question (default: text)"
+    )
+    group.add_argument("--text_pair_field", metavar="NAME", help="second text, for pair tasks; the context")
     words = "a list of words instead of a text, for token-classification"
     group.add_argument("--words_field", metavar="NAME", help=words)
     passages = "a list of texts that are scored beside the text, for pair-score"
@@ -31,7 +33,7 @@ def add_corpus_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument("--completion_field", metavar="NAME", help="completion of the prompt")
     label = (
         "gold label, by the teacher's names or by number; of several, a list of those, or multi-hot. Of words a "
-        "list of names, or of {start, end, label}; of passages a list of numbers"
+        "list of names, or of {start, end, label}; of passages numbers; of questions answers as SQuAD has them"
     )
     group.add_argument("--label_field", metavar="NAME", help=label)
     ids = "the user's own id: keeps equal texts apart. Without it equal content is one document"

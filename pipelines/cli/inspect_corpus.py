@@ -18,10 +18,10 @@ from pipelines.cli.task_flags import add_generation_flags, add_task_flags
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus.documents import Document, Source, is_blank, read_document
 from pipelines.corpus.files import find_pieces, read_piece
+from pipelines.corpus.labels import LabelMap
 from pipelines.corpus.tokenization import Example, Tokeniser
 from pipelines.fingerprint.fingerprint import corpus_kind, make_spec, resolve
 from pipelines.job.preflight import check_teacher, columns_of, first_records, template_variables
-from pipelines.job.run import label_map
 from pipelines.rejects import RejectedError
 from schemas.cli.arguments import Parser, natural, positive
 from schemas.cli.terminal import print_json, print_lines
@@ -43,13 +43,16 @@ examples:
 """
 
 
+_ANSWER, _NO_ANSWER = "answer", "no answer"
+
+
 class Stretch(NamedTuple):
     """A stretch of an example's text, all of it supervised, or none."""
 
     text: str
     supervised: bool
     label: str | None = None
-    """The class of the word that begins here, where the corpus says one."""
+    """The class of the word that begins here, where the corpus says one; or that this is the answer."""
 
 
 def inspect(argv: Sequence[str]) -> int:
@@ -68,7 +71,7 @@ def inspect(argv: Sequence[str]) -> int:
             return 0
         console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
         for one in itertools.chain([first], shown):
-            _print(one, console)
+            _print(one, console, by_text=not TASKS[config.teacher.task].predicts_tokens)
     return 0
 
 
@@ -115,7 +118,7 @@ def look(config: PrecomputeConfig, rows: int) -> Iterator[Shown]:
     first = first_records(config.corpus, pieces)
     teacher = resolve(config.teacher)
     spec = make_spec(config, teacher)
-    labels = label_map(spec)
+    labels = LabelMap.for_spec(spec)
     check_teacher(config, teacher, labels, first)
     maker = Tokeniser.of(teacher.tokenizer, spec, corpus_kind(config.corpus), "")
     variables = template_variables(config)
@@ -141,8 +144,9 @@ def look(config: PrecomputeConfig, rows: int) -> Iterator[Shown]:
 
 
 def stretches(example: Example, maker: Tokeniser) -> list[Stretch]:
-    """An example's text in stretches; joined they are all of it. Of a whole text no token is supervised; a token with a
-    label of its own is a stretch of its own."""
+    """An example's text in stretches; joined they are all of it. Of a whole text no token is supervised, but where a
+    position chooses among tokens those are shown so; a token with a label of its own is a stretch of its own, and an
+    answer is."""
     ids = np.frombuffer(example.input_ids, np.int32)
     supervised, places = np.zeros(len(ids), np.bool_), np.empty(0, np.int64)
     if (kind := maker.spec.kind).predicts_tokens:
@@ -154,8 +158,17 @@ def stretches(example: Example, maker: Tokeniser) -> list[Stretch]:
     if example.gold_ids is not None and maker.spec.label_names:
         told = np.frombuffer(example.gold_ids, np.int32).tolist()
         gold = {place: maker.spec.label_names[own] for place, own in zip(places.tolist(), told, strict=True)}
-    edges = np.flatnonzero(np.diff(supervised) | (supervised[1:] if gold else False)) + 1
-    ends = [*edges.tolist(), len(ids)]
+    cuts = list[int]()
+    if kind.class_columns is not None:
+        begin, end = (example.columns[[c.name for c in kind.columns].index(n)] for n in kind.class_columns)
+        supervised[begin:end] = True
+        if example.gold_ids is not None:
+            begin, end = np.frombuffer(example.gold_ids, np.int32).tolist()
+            gold, cuts = {begin: _ANSWER if begin else _NO_ANSWER}, [begin, end + 1]
+            supervised[0] |= not begin
+    every = supervised[1:] if maker.spec.label_names and gold else False
+    edges = np.flatnonzero(np.diff(supervised) | every) + 1
+    ends = sorted({*edges.tolist(), *cuts, len(ids)} - {0})
     found, start, before = [], 0, ""
     for end in ends:
         upto = _decoded(maker.tokenizer, ids[:end])
@@ -171,7 +184,8 @@ def _decoded(tokenizer: Any, ids: np.ndarray) -> str:
     return text
 
 
-def _print(one: Shown, console: Console) -> None:
+def _print(one: Shown, console: Console, *, by_text: bool) -> None:
+    """`by_text`: positions are no tokens."""
     place = f"line {one.source.line}" if one.source.line else f"row {one.source.offset}"
     console.print(Text(f"{printable(one.source.file)} {place}", style="bold"))
     if one.reject is not None:
@@ -187,9 +201,9 @@ def _print(one: Shown, console: Console) -> None:
         targets = f"{example.num_positions} of {example.num_tokens} tokens supervised"
         if not example.num_positions:
             targets = f"{example.num_tokens} tokens, which the teacher answers"
-        console.print(
-            f"  {window}: {targets}" if example.label is None else f"  {window}: {example.num_tokens} tokens"
-        )
+        if example.label is not None or by_text:
+            targets = f"{example.num_tokens} tokens"
+        console.print(f"  {window}: {targets}")
         console.print(_coloured(found, colours=_has_colours(console)))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pipelines.config import CorpusConfig
+from pipelines.corpus.answers import read_answers
 from pipelines.corpus.labels import NAMES, VALUES, Label, LabelMap, read_label
 from pipelines.corpus.lines import LongLine, Record
 from pipelines.corpus.messages import read_given, read_messages
@@ -104,7 +105,7 @@ def read_document(
     parts = None if words is None else len(words) // 2
     if corpus.passages_field:
         parts = len(content["passages"])
-    label, reading = _label(fields, corpus, labels, text, parts)
+    label, reading = _label(fields, corpus, labels, pair or text, parts)
     stored = list(label) if isinstance(label, tuple) else label
     digest = document_hash(content, key=key or "", label=stored)
     extra = json.dumps(given, ensure_ascii=False) if given else None
@@ -258,6 +259,7 @@ def _label(
     text: str,
     parts: int | None,
 ) -> tuple[Label, str | None]:
+    """`text` is what spans are of: the second text of a pair."""
     if corpus.label_field is None or labels is None:
         return None, None
     if corpus.passages_field:
@@ -268,4 +270,7 @@ def _label(
         if parts is None:
             return span_labels(value, labels, corpus.label_field, text), NAMES
         return word_labels(value, labels, corpus.label_field, parts), NAMES
+    if labels.by_answer:
+        value = _field(fields, corpus.label_field)
+        return read_answers(value, corpus.label_field, text, always=labels.always_answerable)
     return read_label(_field(fields, corpus.label_field), labels, corpus.label_field)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipelines.rejects import AMBIGUOUS_LABEL, UNKNOWN_LABEL, RejectedError, kind_of
+from schemas.spec import Spec
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 _WHOLE = re.compile(r"\s*[+-]?[0-9]+(\.0*)?\s*")
@@ -21,7 +22,8 @@ Label = int | float | tuple[float, ...] | tuple[int, ...] | None
 
 NAMES, NUMBERS, MIXED = "names", "numbers", "names and numbers"
 MULTI_HOT, NO_CLASS, VALUES = "multi-hot", "no class", "values"
-READINGS = (MULTI_HOT, NAMES, NUMBERS, MIXED, NO_CLASS, VALUES)
+ANSWERED, UNANSWERABLE = "answered", "unanswerable"
+READINGS = (MULTI_HOT, NAMES, NUMBERS, MIXED, NO_CLASS, VALUES, ANSWERED, UNANSWERABLE)
 
 
 class LabelMap(NamedTuple):
@@ -36,6 +38,10 @@ class LabelMap(NamedTuple):
     """Whether some class is named by a number that is not its own: then a number may be meant as a name."""
     by_word: bool = False
     """Whether the words of a text have labels, and not the text (`words.py`)."""
+    by_answer: bool = False
+    """Whether labels are stretches of a context (`answers.py`)."""
+    always_answerable: bool = False
+    """Whether each question must have one."""
 
     @classmethod
     def of(cls, names: Sequence[str], num_classes: int, score: str) -> LabelMap:
@@ -46,6 +52,17 @@ class LabelMap(NamedTuple):
         mislead = any(_WHOLE.fullmatch(name) and float(name) != index for index, name in enumerate(names))
         ids = {name: index for index, name in enumerate(names) if name not in shared}
         return cls(ids, num_classes, score, frozenset(shared), mislead)
+
+    @classmethod
+    def for_spec(cls, spec: Spec) -> LabelMap | None:
+        """How labels become classes; None where a task has none of its own."""
+        if not spec.kind.reads_labels:
+            return None
+        found = cls.of(spec.label_names, spec.vocab_size, spec.score)
+        if spec.kind.labels == "answer":
+            always = bool(spec.setting("always_answerable"))
+            return found._replace(by_answer=True, always_answerable=always)
+        return found._replace(by_word=spec.kind.labels == "word")
 
 
 class Labelled(NamedTuple):

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64
 
 from pipelines.corpus.chat_templates import Chat
 from pipelines.corpus.documents import Document
 from pipelines.corpus.labels import Label
+from pipelines.corpus.spans import around_second, joined, overlapping
 from pipelines.rejects import NOTHING_SUPERVISED, RejectedError
 from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.tasks.teacher_task import Inputs
@@ -117,7 +117,7 @@ class Tokeniser:
                 yield self._example(document, text, index, len(found), window)
 
     def texts(self, document: Document) -> list[Tokens]:
-        """The tokens of each of a document's texts (a pair is cut to `max_length`, longest first)."""
+        """The tokens of each of a document's texts (a pair is cut to `max_length`, longest first, or has windows)."""
         if self.spec.generation is not None:
             return [self._unanswered(document)]
         if self.kind == "messages":
@@ -155,7 +155,8 @@ class Tokeniser:
         pairs = None
         if documents[0].pair is not None:
             pairs = [document.pair for document in documents]
-            options |= {"truncation": "longest_first", "max_length": self.spec.max_length}
+            if not self._cuts_second_text:
+                options |= {"truncation": "longest_first", "max_length": self.spec.max_length}
         prefix = self._prefix
         return self.tokenizer([prefix + document.text for document in documents], pairs, **options)
 
@@ -164,13 +165,16 @@ class Tokeniser:
         encoded = self._encode(documents)
         ends = np.cumsum([len(ids) for ids in encoded["input_ids"]])
         total = int(ends[-1])
-        ids = _joined(encoded["input_ids"], total, np.int32)
-        special = _joined(encoded["special_tokens_mask"], total, np.bool_)
+        ids = joined(encoded["input_ids"], total, np.int32)
+        special = joined(encoded["special_tokens_mask"], total, np.bool_)
         supervised, types = np.ones(total, np.bool_), np.zeros(total, np.int32)
         if "token_type_ids" in encoded:
-            types = _joined(encoded["token_type_ids"], total, np.int32)
+            types = joined(encoded["token_type_ids"], total, np.int32)
         found, start = [], 0
-        for index, (end, edges) in enumerate(zip(ends.tolist(), edges_of_texts(special, ends), strict=True)):
+        around = edges_of_texts(special, ends)
+        if self._cuts_second_text:
+            around = [around_second(encoded.sequence_ids(index)) for index in range(len(documents))]
+        for index, (end, edges) in enumerate(zip(ends.tolist(), around, strict=True)):
             part, start = slice(start, end), end
             words = self._words(encoded, index)
             found.append(Tokens(ids[part], types[part], special[part], supervised[part], words, edges))
@@ -179,7 +183,10 @@ class Tokeniser:
         offsets = (np.array(each, np.int64).reshape(-1, 2) for each in encoded["offset_mapping"])
         return [
             each._replace(
-                characters=own, document_words=document.words, label=document.label, text=document.text
+                characters=own,
+                document_words=document.words,
+                label=document.label,
+                text=document.pair or "" if self._cuts_second_text else document.text,
             )
             for each, own, document in zip(found, offsets, documents, strict=True)
         ]
@@ -205,7 +212,8 @@ class Tokeniser:
             passages = itertools.compress(json.loads(document.pair or "[]"), full)
             return any(self._exceeds(document.text, passage) for passage in passages)
         cuts = document.pair is not None or not self.spec.kind.has_positions
-        if self.kind != "text" or not cuts or example.num_tokens < self.spec.max_length:
+        fits = example.num_tokens < self.spec.max_length
+        if self.kind != "text" or not cuts or fits or self._cuts_second_text:
             return False
         return self._exceeds(self._prefix + document.text, document.pair)
 
@@ -219,6 +227,10 @@ class Tokeniser:
     @property
     def _reads_characters(self) -> bool:
         return TEACHER_TASKS[self.spec.task].reads_characters
+
+    @property
+    def _cuts_second_text(self) -> bool:
+        return TEACHER_TASKS[self.spec.task].cuts_second_text
 
     @property
     def _by_answer(self) -> bool:
@@ -273,27 +285,3 @@ class Tokeniser:
         if not TEACHER_TASKS[self.spec.task].reads_words(self.spec):
             return None
         return np.array([-1 if word is None else word for word in encoded.word_ids(index)], np.int32)
-
-
-def _joined(lists: Sequence[Sequence[int]], count: int, dtype: Any) -> Array:
-    return np.fromiter(itertools.chain.from_iterable(lists), dtype, count)
-
-
-def overlapping(
-    offsets: Int64[np.ndarray, "S 2"], spans: Sequence[tuple[int, int]]
-) -> Bool[np.ndarray, " S"]:
-    """Which tokens overlap one of the spans, by the characters that each token is from.
-
-    A token of no characters stands for the blanks since the token before, where a tokenizer trims them from its
-    offsets; where there are none, it belongs to the character that follows.
-    """
-    begins, ends = offsets.T
-    reached = np.concatenate([[0], np.maximum.accumulate(ends)[:-1]]) if len(ends) else ends
-    empty = begins == ends
-    begins = np.where(empty & (reached < begins), reached, begins)
-    ends = np.where(begins == ends, ends + 1, ends)
-    inside = np.zeros(len(ends), np.bool_)
-    for start, end in spans:
-        if start < end:
-            inside |= (ends > start) & (begins < end)
-    return inside

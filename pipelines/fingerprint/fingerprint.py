@@ -37,7 +37,7 @@ from schemas.fingerprint import Fingerprint
 from schemas.identity import canonical_json
 from schemas.policies import KeepAll, KeepPolicy, Threshold, default_keep
 from schemas.spec import Header, Scalar, Spec
-from schemas.tasks import TASKS, Score
+from schemas.tasks import TASKS, Score, Task
 
 MAX_LENGTH = 1024
 
@@ -150,7 +150,6 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
         UsageError: a flag that does not fit the teacher.
     """
     score, corpus, task = score_of(config, teacher.config), config.corpus, TASKS[config.teacher.task]
-    vocab_size = config_shapes.scored_width(task, teacher.config)
     refuse_meaningless(config)
     defaults = TEACHER_TASKS[task.name].defaults(teacher.folder, config.task_settings)
     keep = config.keep or default_keep(task.has_vocabulary)
@@ -158,6 +157,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     pairs = corpus.text_pair_field is not None or corpus.passages_field is not None
     features = config.features or defaults.features
     max_length = config.max_length or _longest(teacher, defaults.max_length or MAX_LENGTH)
+    vocab_size = config_shapes.scored_width(task, teacher.config, max_length)
     config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, features, dict(settings))
     refuse_no_embedding(task, features)
     _refuse_cramped(max_length, config, teacher.tokenizer)
@@ -171,11 +171,11 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
             stride=config.stride,
             supervise=config.supervise,
             temperatures=config.temperatures,
-            scalars=_scalars(config, keep) if score == "softmax" else (),
+            scalars=_scalars(config, keep, task) if score == "softmax" else (),
             own_logits=config.own_logits or (isinstance(keep, Threshold) and len(config.temperatures) > 1),
             sample_seed=config.sample_seed,
             features=tuple(_feature(text, config, teacher.config, dict(settings)) for text in features),
-            label_names=() if task.has_vocabulary or not task.has_positions else _label_names(teacher.config),
+            label_names=config_shapes.label_names(teacher.config) if task.has_named_classes else (),
             has_labels=corpus.label_field is not None,
             has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names,
             has_document_id=corpus.id_field is not None,
@@ -188,10 +188,11 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
         raise UsageError("the flags make no spec", got=str(error)) from error
 
 
-def _scalars(config: PrecomputeConfig, keep: KeepPolicy) -> tuple[Scalar, ...]:
-    """Those asked for, and what the temperatures need; whole distributions are few and small, and store all."""
+def _scalars(config: PrecomputeConfig, keep: KeepPolicy, task: Task) -> tuple[Scalar, ...]:
+    """Those asked for, and what the temperatures need; whole distributions are few and small, and store all; so do
+    windows whose logits are compared with each other's."""
     wanted = set(config.scalars if config.scalars is not None else ("entropy", "gold"))
-    whole = config.scalars is None and isinstance(keep, KeepAll)
+    whole = config.scalars is None and (isinstance(keep, KeepAll) or task.classes_are_tokens)
     if whole or len(config.temperatures) > 1:
         wanted.add("logsumexp")
     return tuple(name for name in get_args(Scalar) if name in wanted)
@@ -203,6 +204,7 @@ def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any) -
     if corpus_kind(config.corpus) != "messages":
         pair = bool(config.corpus.text_pair_field or config.corpus.passages_field)
         special = tokenizer.num_special_tokens_to_add(pair=pair)
+        special += TASKS[config.teacher.task].needs_pairs  # a first text of one token
     if max_length - special - config.stride < 1:
         raise UsageError(
             "--max_length leaves no room for text",
@@ -291,9 +293,3 @@ def _longest(teacher: ResolvedTeacher, most: int) -> int:
     """What tokenizer and model allow, at most so many tokens."""
     positions = config_shapes.usable_length(teacher.config) or most
     return int(min(teacher.tokenizer.model_max_length, positions, most))
-
-
-def _label_names(model_config: Any) -> tuple[str, ...]:
-    return tuple(
-        str(model_config.id2label.get(index, f"LABEL_{index}")) for index in range(model_config.num_labels)
-    )

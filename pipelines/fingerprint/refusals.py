@@ -51,6 +51,12 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
     ]
     for flag in (name for name, value, has_meaning in given if value and not has_meaning):
         raise UsageError(f"{flag} has no meaning for {task.name}", do="Leave it out, or say another --task")
+    if task.needs_pairs and not corpus.text_pair_field:
+        raise UsageError(
+            f"{task.name} needs a question and its context",
+            expected="--text_field with the question, --text_pair_field with the context",
+            got="no --text_pair_field",
+        )
     if task.holds_texts and not corpus.passages_field:
         raise UsageError(
             f"{task.name} needs a query and its passages",

@@ -37,7 +37,7 @@ from schemas.cli.process import refuse_to_go_on
 from schemas.errors import CacheError, ConflictError, TeachonceError, UsageError, one_line
 from schemas.fingerprint import Fingerprint
 from schemas.shards.seal import Totals
-from schemas.spec import Header, Spec
+from schemas.spec import Header
 from schemas.storage.storage import Storage
 from schemas.versions.commits import NO_VERSION, base_version
 from schemas.versions.history import end_lease, living_runs, new_run, orphans, take_lease, told_of
@@ -136,7 +136,7 @@ def prepare(
     first = first_records(config.corpus, pieces)
     teacher = resolve(config.teacher)
     asked = make_header(config, teacher)
-    check_teacher(config, teacher, label_map(asked.spec), first)
+    check_teacher(config, teacher, LabelMap.for_spec(asked.spec), first)
     pick_device(config.teacher.device)
     run = new_run()
     try:
@@ -198,7 +198,7 @@ def _job(
         config=config,
         run=run,
         pieces=pieces,
-        labels=label_map(header.spec),
+        labels=LabelMap.for_spec(header.spec),
         live=() if base is None else base.shards,
         orphans=unadopted,
         buckets=num_buckets(
@@ -265,14 +265,6 @@ def _told(error: Exception, left: str) -> TeachonceError:
         kind, line = found[-1]
     told: TeachonceError = getattr(schemas.errors, kind)(line.split(" [while running")[0])
     return told
-
-
-def label_map(spec: Spec) -> LabelMap | None:
-    """How labels become classes; None where a task has none of its own."""
-    if not spec.kind.reads_labels:
-        return None
-    found = LabelMap.of(spec.label_names, spec.vocab_size, spec.score)
-    return found._replace(by_word=spec.kind.labels == "word")
 
 
 def _refuse_own_disks(storage: Storage, options: PipelineOptions) -> None:

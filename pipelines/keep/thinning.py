@@ -82,8 +82,8 @@ def nucleus_counts(rows: Rows, keep: TopP) -> Int64[np.ndarray, " N"]:
 def _masses(rows: Rows) -> Float64[np.ndarray, "N K"]:
     """Probabilities of the exact entries, made to sum to what is known of their sum.
 
-    All V of them sum to 1. A nucleus that ended before its cap reached p with its last entry, and not before. Then only
-    the ratio between the entries before a cut and those after it is left to the codec's rounding.
+    All classes of them sum to 1. A nucleus that ended before its cap reached p with its last entry, and not before.
+    Then only the ratio between the entries before a cut and those after it is left to the codec's rounding.
     """
     keep, counts = rows.spec.keep, rows.kept_counts.astype(np.int64)
     mass = _dense(np.exp(rows.kept_logprobs().astype(np.float64)), counts)
@@ -91,7 +91,7 @@ def _masses(rows: Rows) -> Float64[np.ndarray, "N K"]:
     if isinstance(keep, TopP):
         last = mass[np.arange(len(mass)), counts - 1]
         total = np.where(counts < keep.k, keep.p + last / 2, total)
-    total = np.where(counts == rows.spec.vocab_size, 1.0, total)
+    total = np.where(counts == rows.class_counts, 1.0, total)
     mass *= (total / stored)[:, None]
     return mass
 
@@ -210,7 +210,7 @@ def _redrawn(rows: Rows, keep: Sampled, spec: Spec) -> dict[str, ColumnData]:
     row, token = _places(rows)
     u = streams(rows.array("example_id"), row, token, seed=spec.sample_seed, count=keep.n)
     picked = np.stack([(running <= column[:, None]).sum(1) for column in u.T], axis=1)
-    ids = rows.kept_ids.reshape(len(counts), rows.spec.vocab_size)
+    ids = _dense(rows.kept_ids.astype(np.float64), counts)  # exact: ids are far below 2**53
     drawn = np.take_along_axis(ids, picked, axis=1).astype(np.int64)
     keys, times = np.unique(np.arange(len(counts))[:, None] << 32 | drawn, return_counts=True)
     num_sampled = np.bincount(keys >> 32, minlength=len(counts))

@@ -177,7 +177,7 @@ def _exact_and_tail(rows: Rows, logits: Iterable[torch.Tensor]) -> Array:
     may be nothing but that: of the tails that would have been rounded to them, the nearest to the fresh one is taken.
     """
     counts = rows.kept_counts
-    owner, whole = _owners(counts), counts == rows.spec.vocab_size
+    owner, whole = _owners(counts), counts == rows.class_counts
     cached = rows.kept_logprobs().astype(np.float64)
     fresh = _fresh(rows.kept_ids, owner, logits)
     cached -= np.where(whole, np.log(_summed(np.exp(cached), owner, len(counts))), 0)[owner]
@@ -286,6 +286,7 @@ def _examples(rows: Rows) -> list[Example]:
                 file="",
                 offset=0,
                 gold_ids=None if gold is None or not gold.validity[index] else gold.row(index).tobytes(),
+                columns=tuple(int(rows.array(column.name)[index]) for column in spec.kind.columns),
             )
         )
     return found

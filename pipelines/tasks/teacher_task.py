@@ -65,12 +65,17 @@ class TeacherTask:
         [Any, Int[torch.Tensor, " N"], Int[torch.Tensor, " N"]], Float[torch.Tensor, "N _"]
     ]
     """From the body's output, rows and tokens of positions: what the head is given, else logits."""
+    scores: Callable[[Any], torch.Tensor] = lambda output: output.logits
+    """From a plain forward's output: `[B, S, V]` of tokens, else of whole texts `[B, V]`, or `[B, P, S]` of P positions
+    over a text's own tokens."""
     check: Callable[[Any, Any, Settings], None] = lambda config, tokenizer, settings: None
     """Raises UsageError where a model's config, a tokenizer or a setting cannot serve the task."""
     reads_words: Callable[[Spec], bool] = lambda spec: False
     """Whether `Tokens.words` is needed."""
     reads_characters: bool = False
     """Whether `Tokens.characters`, `document_words`, `label` and `text` are needed."""
+    cuts_second_text: bool = False
+    """Whether of a pair the second text is cut into windows, the first before each; else the longer is cut short."""
     least: str = "two tokens or more"
     """What a document must have for a position, in words."""
     prefix: Callable[[Spec], str] = lambda spec: ""

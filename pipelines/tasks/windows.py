@@ -26,15 +26,16 @@ class Tokens(NamedTuple):
     supervised: Bool[np.ndarray, " S"]
     words: Int32[np.ndarray, " S"] | None = None
     plain: tuple[int, int] | None = None
-    """Of a text that is supervised all through: what `edges` gives, where it is known already."""
+    """Of a text that is supervised all through: what `edges` gives, where it is known already. Where of a pair the
+    second text is cut into windows, all that stands around it."""
     characters: Int64[np.ndarray, "S 2"] | None = None
-    """First and last character, exclusive, that each is from, where the task asks for them."""
+    """First and last character, exclusive, of its own text, that each is from, where the task asks for them."""
     document_words: tuple[int, ...] | None = None
     """The same of each of the document's words, one after the other, where the corpus says them."""
     label: Any = None
     """The document's."""
     text: str = ""
-    """The document's, where the task asks for characters."""
+    """The document's, where the task asks for characters; of a pair that whose windows there are."""
 
 
 class Window(NamedTuple):
@@ -115,7 +116,7 @@ def edges_of_texts(special: Bool[np.ndarray, " S"], ends: Int64[np.ndarray, " T"
 
 
 def edges(tokens: Tokens) -> tuple[int, int]:
-    """How many special tokens the tokenizer put before and after the text."""
+    """How many tokens stand before and after the text in each of its windows: special ones, and a first text."""
     if tokens.plain is not None:
         return tokens.plain
     inner = ~tokens.special

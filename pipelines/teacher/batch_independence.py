@@ -17,7 +17,7 @@ from typing import Any, get_args
 import torch
 
 from pipelines.keep.select import num_uniforms
-from pipelines.teacher.batching import padded_width
+from pipelines.teacher.batching import every_token, padded_width
 from pipelines.teacher.calls import MODEL_ERRORS, told
 from pipelines.teacher.carried_state import Carried, put_back, remember
 from pipelines.teacher.config_shapes import text_config, usable_length
@@ -66,8 +66,9 @@ def _batched(teacher: Teacher, texts: list[Text]) -> Teacher:
     of one length the last token is then the last one.
     """
     config = text_config(teacher.model.config)
-    classifies = teacher.spec.kind.has_positions and not teacher.spec.kind.predicts_tokens
-    lacks = classifies and getattr(config, "pad_token_id", 0) is None
+    kind = teacher.spec.kind
+    one_each = kind.has_positions and not (kind.predicts_tokens or kind.classes_are_tokens)
+    lacks = one_each and getattr(config, "pad_token_id", 0) is None
     why = ""
     for batching in get_args(Batching):
         if lacks:
@@ -92,7 +93,8 @@ def _difference(teacher: Teacher, texts: list[Text]) -> str:
             return f"{type(error).__name__}: {one_line(error)}"
         parts = torch.split(logits, [len(text.truth[0]) for text in members])
         for row, (text, part) in enumerate(zip(members, parts, strict=True)):
-            ours = (part, tuple(feature[row : row + 1] for feature in features))
+            scored = text.truth[0].shape[1]  # of V, where that is the longest text's number of tokens
+            ours = (part[:, :scored], tuple(feature[row : row + 1] for feature in features))
             if found := _apart(ours, text.truth, teacher.model.dtype):
                 return f"{found}, of {len(text.ids)} tokens among {len(members)} texts"
     return ""
@@ -199,12 +201,14 @@ def _refuse_blind(teacher: Teacher, texts: list[Text]) -> None:
     text = min(texts, key=lambda one: abs(len(one.ids) - SHORT[-1]))
     place = (len(text.ids) - 1) // 2
     other = next((i for one in texts for i in one.ids if i != text.ids[place]), None)
-    if not teacher.spec.kind.predicts_tokens or len(text.ids) < 2 or other is None:
+    kind = teacher.spec.kind
+    by_token = kind.predicts_tokens or kind.classes_are_tokens
+    if not by_token or len(text.ids) < 2 or other is None:
         return
     put_back(teacher.carried)
     (scores, _), _ = plain(teacher, [*text.ids[:place], other, *text.ids[place + 1 :]])
     put_back(teacher.carried)
-    moved = (scores != text.truth[0]).any(1)
+    moved = (scores != text.truth[0]).any(1 if kind.predicts_tokens else 0)
     moved[place - len(text.ids)] = False
     if not moved.any():
         raise TeacherError(
@@ -244,7 +248,7 @@ def _batch(rows: list[list[int]], teacher: Teacher) -> Batch:
         ids[row, : len(tokens)] = torch.tensor(tokens)
         mask[row, : len(tokens)] = 1
     by_token = spec.kind.predicts_tokens
-    whole = range(int(spec.kind.has_positions))
+    whole = range(spec.kind.text_positions if spec.kind.has_positions else 0)
     places = [range(max(0, len(r) - POSITIONS), len(r)) if by_token else whole for r in rows]
     return Batch(
         input_ids=ids,
@@ -256,4 +260,5 @@ def _batch(rows: list[list[int]], teacher: Teacher) -> Batch:
         position_tokens=torch.tensor([token for found in places for token in found], dtype=torch.int64),
         labels=torch.full((sum(map(len, places)),), -1),
         uniforms=torch.zeros(sum(map(len, places)), num_uniforms(spec.keep), dtype=torch.float64),
+        classes=every_token([*map(len, rows)], spec),
     )

@@ -19,6 +19,7 @@ from pipelines.keep.select import num_uniforms
 from pipelines.keep.uniforms import streams, uniforms
 from pipelines.teacher.model import Batch, Batching
 from schemas.policies import Sampled
+from schemas.rows.classes import class_mask
 from schemas.rows.ragged import Array, Ragged, offsets_of, spans
 from schemas.spec import Spec
 
@@ -99,6 +100,7 @@ def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: 
         labels=torch.from_numpy(labels),
         uniforms=torch.from_numpy(uniforms_),
         owners=owners,
+        classes=_classes(examples, spec),
     )
 
 
@@ -155,6 +157,25 @@ def _labels(examples: Sequence[Example], ids: Ragged, rows: Array, tokens: Array
     if spec.score != "softmax":
         return np.full(len(rows), -1, np.int64)
     return np.array([e.label if isinstance(e.label, int) else -1 for e in examples], np.int64)
+
+
+def every_token(lengths: Sequence[int], spec: Spec) -> torch.Tensor | None:
+    """The classes of texts of which every token is one, where classes are a row's own tokens."""
+    if not spec.kind.classes_are_tokens:
+        return None
+    return torch.from_numpy(class_mask(spec, np.zeros(len(lengths), np.int64), np.array(lengths, np.int64)))
+
+
+def _classes(examples: Sequence[Example], spec: Spec) -> torch.Tensor | None:
+    """Which ids are classes of each example, where these are its own tokens."""
+    if spec.kind.class_columns is None:
+        return None
+    names = [column.name for column in spec.kind.columns]
+    start, end = (
+        np.array([example.columns[names.index(name)] for example in examples], np.int64)
+        for name in spec.kind.class_columns
+    )
+    return torch.from_numpy(class_mask(spec, start, end))
 
 
 def _padded(rows: Ragged, width: int, fill: int) -> torch.Tensor:

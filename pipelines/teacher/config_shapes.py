@@ -94,8 +94,8 @@ def usable_length(config: Any) -> int | None:
     return found
 
 
-def scored_width(task: Task, config: Any) -> int:
-    """V: ids of the vocabulary, or classes; 0 where nothing is scored.
+def scored_width(task: Task, config: Any, max_length: int) -> int:
+    """V: ids of the vocabulary, or classes, or the tokens of a text; 0 where nothing is scored.
 
     Raises:
         UsageError: the config does not say.
@@ -104,7 +104,7 @@ def scored_width(task: Task, config: Any) -> int:
         return 0
     if task.has_vocabulary:
         return _first(config, ("vocab_size",), "how many ids its vocabulary has")
-    return int(config.num_labels)
+    return max_length if task.classes_are_tokens else int(config.num_labels)
 
 
 def refuse_unfit(
@@ -169,3 +169,8 @@ def _first(config: Any, names: tuple[str, ...], what: str) -> int:
             f"the config of {model_name(config)} does not say {what}", expected=f"one of {', '.join(names)}"
         )
     return found
+
+
+def label_names(config: Any) -> tuple[str, ...]:
+    """The name of each class, in order."""
+    return tuple(str(config.id2label.get(index, f"LABEL_{index}")) for index in range(config.num_labels))

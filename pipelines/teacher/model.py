@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 
 from pipelines.engine.device_assignment import claim_number
+from pipelines.keep.classes import only, within_classes
 from pipelines.keep.select import Selected, concatenate, select
 from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.calls import accepted
@@ -45,6 +46,8 @@ class Batch(NamedTuple):
     """Random numbers that decide what is drawn; U is 0 for policies that draw nothing."""
     owners: Int[torch.Tensor, " B"] | None = None
     """Which example each row is of, ascending, where examples hold several texts; None: each its own."""
+    classes: Bool[torch.Tensor, "B V"] | None = None
+    """Which ids are classes, where these are a row's own tokens."""
 
     def rows(self) -> "Iterator[Batch]":
         """Each row as a batch of its own, without padding."""
@@ -58,6 +61,7 @@ class Batch(NamedTuple):
                 position_tokens=self.position_tokens[mine],
                 labels=self.labels[mine],
                 uniforms=self.uniforms[mine],
+                classes=None if self.classes is None else self.classes[row : row + 1],
             )
 
 
@@ -164,6 +168,8 @@ class Teacher:
         options = {"use_cache": False} if self.head is not None else {}
         output = self.body(**accepted(self.takes, **named, **options, output_hidden_states=inner))
         given = task.at_positions(output, batch.position_rows, batch.position_tokens).to(self.device)
+        if batch.classes is not None:
+            given = only(given, batch.classes[batch.position_rows].to(self.device))
         states = dict(enumerate(output.hidden_states)) if inner else {}
         if self.gives_last_states:
             states[self.num_layers] = output.last_hidden_state
@@ -192,7 +198,8 @@ class Teacher:
         uniforms = torch.split(batch.uniforms.to(self.device), size)
         chunks = zip(self._logits(torch.split(given, size)), labels, uniforms, strict=True)
         keep, temperatures = self.spec.keep, self.spec.temperatures
-        return concatenate([select(rows, gold, keep, temperatures, u) for rows, gold, u in chunks])
+        found = concatenate([select(rows, gold, keep, temperatures, u) for rows, gold, u in chunks])
+        return found if batch.classes is None else within_classes(found)
 
     def _logits(self, chunks: tuple[torch.Tensor, ...]) -> Iterator[torch.Tensor]:
         """float32 logits of each chunk; on a CPU they share one buffer, and are gone when the next are asked for."""

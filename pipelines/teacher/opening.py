@@ -16,6 +16,7 @@ from pipelines.config import TeacherConfig
 from pipelines.keep.select import num_uniforms
 from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.batch_independence import settled
+from pipelines.teacher.batching import every_token
 from pipelines.teacher.calls import MODEL_ERRORS, told
 from pipelines.teacher.config_shapes import refuse_unfit, text_config
 from pipelines.teacher.generate import refuse_mute
@@ -120,7 +121,7 @@ def _compiled(teacher: Teacher, path: str) -> Teacher:
 
 
 def _blank(rows: int, width: int, spec: Spec) -> Batch:
-    """A batch of one token over and over, with the last token of each row as position."""
+    """A batch of one token over and over, with the last token of each row as position, or the text's first one."""
     ids = torch.zeros(rows, width, dtype=torch.int64)
     places = torch.arange(rows if spec.kind.has_positions else 0)
     return Batch(
@@ -128,7 +129,8 @@ def _blank(rows: int, width: int, spec: Spec) -> Batch:
         attention_mask=torch.ones_like(ids),
         token_type_ids=ids if spec.has_token_type_ids else None,
         position_rows=places,
-        position_tokens=torch.full_like(places, width - 1),
+        position_tokens=torch.full_like(places, width - 1 if spec.kind.predicts_tokens else 0),
         labels=torch.full_like(places, -1),
         uniforms=torch.zeros(len(places), num_uniforms(spec.keep), dtype=torch.float64),
+        classes=every_token([width] * rows, spec),
     )

@@ -6,6 +6,7 @@ frequencies change where a config says so.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,14 +61,18 @@ def plain(teacher: Teacher, ids: list[int]) -> tuple[Said, int]:
     if not spec.kind.has_positions:
         features, layers = _features(teacher, output, len(ids))
         return (torch.zeros(0, 0, device=teacher.device), features), layers
-    logits = getattr(output, "logits", None)
+    logits = None
+    with contextlib.suppress(AttributeError, TypeError):
+        logits = TEACHER_TASKS[spec.task].scores(output)
     shape = (1, -1, spec.vocab_size) if by_token else (1, spec.vocab_size)
+    if spec.kind.classes_are_tokens:
+        shape = (1, spec.kind.text_positions, len(ids))
     if not isinstance(logits, torch.Tensor) or not _fits(logits, shape):
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
         raise TeacherError(
             f"{type(model).__name__} gives no scores as wide as its config says", expected=shape, got=got
         )
-    scores = logits[0, -POSITIONS:] if by_token else logits
+    scores = logits[0, -POSITIONS:] if by_token else logits.flatten(0, -2)
     features, layers = _features(teacher, output, len(ids))
     return (scores.float().to(teacher.device).clone(), features), layers
 
@@ -104,7 +109,7 @@ def random_texts(teacher: Teacher, tokenizer: Any, *, seed: int) -> list[list[in
     """Texts of a few lengths between a tokenizer's special tokens, some of one length that batches share, one of which
     holds the padding as if it were text; the last is short."""
     spec, random = teacher.spec, np.random.default_rng(seed)
-    before, after = special_tokens(tokenizer)
+    before, after = special_tokens(tokenizer, pair=spec.kind.needs_pairs)
     known = sorted(set(range(min(teacher.embedded, len(tokenizer)))) - set(tokenizer.all_special_ids))
     pool = random.permutation(known or range(teacher.embedded))[:_POOL]
     room = max(1, spec.max_length - len(before) - len(after))
@@ -120,11 +125,12 @@ def random_texts(teacher: Teacher, tokenizer: Any, *, seed: int) -> list[list[in
     return [[*before, *body, *after] for body in [*bodies, padded]]
 
 
-def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What a tokenizer puts before and after a text."""
-    encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+def special_tokens(tokenizer: Any, *, pair: bool = False) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and after a text; or before and after a pair's second one, the first with it."""
+    encoded = tokenizer("a", "a" if pair else None, return_special_tokens_mask=True, verbose=False)
     ids, mask = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
-    inner = [place for place, special in enumerate(mask) if not special] or [len(ids)]
+    own = [text == 1 for text in encoded.sequence_ids()] if pair else [not special for special in mask]
+    inner = [place for place, is_own in enumerate(own) if is_own] or [len(ids)]
     return ids[: inner[0]], ids[inner[-1] + 1 :]
 
 

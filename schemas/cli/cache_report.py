@@ -163,6 +163,10 @@ def _kept(
     offsets, order = offsets_of(found.counts), _likeliest_first(found)
     ids, logprobs, weights = (values[order] for values in (found.ids, found.logprobs, found.weights))
     entropy = row.entropy().tolist() if "entropy" in row.spec.scalars else None
+    if row.spec.kind.classes_are_tokens:  # an id is a place in the row
+        scores = {
+            i: inputs[token] for i, token in enumerate(row.input_ids.values.tolist()) if token in inputs
+        }
     for n, index in enumerate(row.position_index().tolist()):
         ends = slice(offsets[n], min(offsets[n] + top, offsets[n + 1]))
         triples = zip(*(values[ends].tolist() for values in (ids, logprobs, weights)), strict=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from schemas.errors import REPAIR, CorruptionError
 from schemas.policies import KeepAll, Sampled
+from schemas.rows.classes import check_bounds, check_classes, check_whole
 from schemas.rows.codec import LEVEL_MAX, decode_logprobs, decode_scalars
 from schemas.rows.columns import CODES
 from schemas.rows.layout import expected_lengths, refuse_range
@@ -86,6 +87,7 @@ def check_examples(spec: Spec, data: Data, where: str) -> None:
         refuse_range("token_type_ids", data["token_type_ids"].values, 0, 127, where)
     for column in spec.kind.columns:
         refuse_range(column.name, data[column.name], column.low, column.high, where)
+    check_bounds(spec, data, where)
     _check_places(spec, data, where)
 
 
@@ -101,11 +103,14 @@ def _check_places(spec: Spec, data: Data, where: str) -> None:
     if values.size and (outside.any() or values.min() < 0):
         raise CorruptionError("column position_index points outside its example", where=where, do=REPAIR)
     if not spec.kind.implies_places:
-        least = int(spec.kind.has_positions)
-        most = least if spec.kind.places in ("whole_text", "none") else MAX_ROW_VALUES
-        refuse_range("position_index (positions of a text)", lengths, least, most, where)
+        whole = spec.kind.text_positions if spec.kind.has_positions else 0
+        of_whole = spec.kind.places in ("whole_text", "none")
+        few, most = (whole, whole) if of_whole else (1, MAX_ROW_VALUES)
+        refuse_range("position_index (positions of a text)", lengths, few, most, where)
     if spec.kind.places in ("whole_text", "none"):
-        refuse_range("position_index (of a text)", values, 0, 0, where)
+        refuse_range(
+            "position_index (of a text)", values - np.arange(len(values)) % max(1, whole), 0, 0, where
+        )
         return
     goes_back = np.diff(values, prepend=np.int32(-1)) <= 0
     goes_back[places.offsets[:-1][lengths > 0]] = False
@@ -133,6 +138,7 @@ def check_targets(spec: Spec, data: Data, where: str) -> None:
     places, tokens = data["position_index"], data["input_ids"]
     if spec.kind.stores_gold:
         refuse_range("labels", data["labels"].values, 0, spec.vocab_size - 1, where)
+        check_classes(spec, data, "labels", data["labels"].lengths, where)
     following = spec.kind.labels == "next_token"
     if not following or not tokens.values.size or tokens.values.max() < spec.vocab_size:
         return
@@ -150,16 +156,21 @@ def check_entries(spec: Spec, data: Data, where: str) -> None:
     Raises:
         CorruptionError: naming the first column that does not fit.
     """
-    kept = data["num_kept"].values
-    least = spec.vocab_size if isinstance(spec.keep, KeepAll) else min(1, spec.max_kept)
+    kept, keeps_all = data["num_kept"].values, isinstance(spec.keep, KeepAll)
+    least = spec.vocab_size if keeps_all else min(1, spec.max_kept)
+    if keeps_all and spec.kind.classes_are_tokens:
+        check_whole(spec, data, where)
+        least = 1
     refuse_range("num_kept", kept, least, spec.max_kept, where)
     refuse_range("kept_ids", data["kept_ids"].values, 0, spec.vocab_size - 1, where)
+    check_classes(spec, data, "kept_ids", data["num_kept"].sums(), where)
     if not spec.is_sampling:
         return
     drawn = data["num_sampled"].values
     refuse_range("num_sampled", drawn, 0, spec.max_sampled, where)
     refuse_range("num_sampled (with the exact ones)", kept + drawn, 1, spec.vocab_size, where)
     refuse_range("sampled_ids", data["sampled_ids"].values, 0, spec.vocab_size - 1, where)
+    check_classes(spec, data, "sampled_ids", data["num_sampled"].sums(), where)
     if isinstance(spec.keep, Sampled):
         draws, offsets = data["sampled_counts"].values, offsets_of(drawn)
         refuse_range("sampled_counts", draws, 1, spec.keep.n, where)
@@ -189,6 +200,7 @@ def _check_gold(spec: Spec, data: Data, where: str) -> None:
     if kind == "position" and not labels.validity.all():
         raise CorruptionError("column labels is null where each position has one", where=where, do=REPAIR)
     refuse_range("labels", labels.values, 0, spec.vocab_size - 1, where)
+    check_classes(spec, data, "labels", labels.lengths, where)
     known = labels.validity | (kind == "next_token")
     if "gold" in spec.scalars and (known != data["gold_codes"].validity).any():
         raise CorruptionError(

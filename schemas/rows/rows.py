@@ -20,6 +20,7 @@ from schemas.errors import CorruptionError
 from schemas.features import Feature
 from schemas.rows.arrow import ColumnData, from_arrow, to_arrow
 from schemas.rows.checks import check_columns, position_offsets
+from schemas.rows.classes import num_classes
 from schemas.rows.codec import decode_levels, decode_logprobs, decode_scalars, dequantise
 from schemas.rows.columns import shard_schema
 from schemas.rows.ragged import Array, Ragged, offsets_of
@@ -125,6 +126,12 @@ class Rows:
         """Log-probabilities of the exact entries under the *full* softmax, within half a code step."""
         codes = self.ragged("kept_codes").values
         return decode_logprobs(codes, self.kept_counts, self.top_logprob(), self.spec.code_step_nats)
+
+    @property
+    def class_counts(self) -> Int64[np.ndarray, " N"]:
+        """How many ids each position may have: V, but where classes are a row's own tokens."""
+        found: Array = np.repeat(num_classes(self.spec, self.data), np.diff(self.position_offsets))
+        return found
 
     @property
     def sampled_counts(self) -> Int32[np.ndarray, " N"]:

@@ -74,7 +74,7 @@ def check_counts(group: RowGroup, spec: Spec, where: str) -> None:
     fewest, most = spec.kind.position_bounds(group.examples, group.tokens)
     width = spec.max_entries if spec.score == "softmax" else spec.vocab_size
     whole = spec.score != "softmax" or isinstance(spec.keep, KeepAll)
-    least = width if whole else 0
+    least = width if whole and not spec.kind.classes_are_tokens else 0
     for name, value, low, high in (
         ("examples", group.examples, 1, group.end - group.start),
         ("tokens", group.tokens, group.examples, group.examples * spec.kind.most_tokens(spec.max_length)),

@@ -29,7 +29,10 @@ FEATURES = (
 V1 = ("all", "top_k", "top_p", "threshold", "temperatures", "sampled", "classes", "sigmoid", "regression")
 GOLDEN = {
     f"{folder}/{name}": replace(
-        SPECS[name], max_length=12, features=FEATURES if name in ("top_p", "embeddings") else ()
+        SPECS[name],
+        max_length=12,
+        features=FEATURES if name in ("top_p", "embeddings") else (),
+        vocab_size=12 if SPECS[name].kind.classes_are_tokens else SPECS[name].vocab_size,
     )
     for folder, names in {
         "v1": V1,
@@ -38,6 +41,7 @@ GOLDEN = {
         "v1-generated": ("written",),
         "v1-pair-score": ("pairs",),
         "v1-feature-extraction": ("embeddings",),
+        "v1-question-answering": ("answers",),
     }.items()
     for name in names
 }
@@ -76,6 +80,7 @@ def _row(row: Rows) -> dict[str, object]:
     spec = row.spec
     hashes = ("example_id", "document_hash")
     single = ("window_index", "window_count", "view_index", "document_id", "text", "text_pair")
+    single += ("context_start", "context_end", "has_answer")
     lists = ("input_ids", "token_type_ids", "labels")
     return {
         **{name: row.array(name)[0].tobytes().hex() for name in hashes},

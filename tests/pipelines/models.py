@@ -122,6 +122,44 @@ def token_classifier(folder: Path, names: tuple[str, ...], kind: str = "bert") -
     return save(transformers.AutoModelForTokenClassification.from_config(config), words, folder)
 
 
+@functools.cache
+def roberta_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """A byte-level tokenizer that stands two marks between the texts of a pair, and gives no token types."""
+    tokenizer = Tokenizer.from_str(byte_tokenizer().backend_tokenizer.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A </s>",
+        pair="[CLS] $A </s> </s> $B </s>",
+        special_tokens=[("[CLS]", 2), ("</s>", 1)],
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        cls_token="[CLS]",
+        sep_token="</s>",
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=510,
+    )
+
+
+def answerer(folder: Path, kind: str = "bert") -> Path:
+    """Saves a random model that answers questions, and its tokenizer."""
+    words = roberta_tokenizer() if kind == "roberta" else byte_tokenizer(bert=True)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if kind == "distilbert":
+        shape = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}
+    config = transformers.AutoConfig.for_model(
+        kind,
+        vocab_size=len(words),
+        max_position_embeddings=512,
+        pad_token_id=0,
+        initializer_range=0.4,
+        **shape,
+    )
+    return save(transformers.AutoModelForQuestionAnswering.from_config(config), words, folder)
+
+
 def save(model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -18,6 +18,7 @@ FROZEN = {
     "v1": "f72f43bed849d6d3cc54816e3df335d08c21db98143f596b8b70c4965de25284",
     "v1-masked-lm": "1a2e0aae06d457e26287eda66f22783301302619b8c95b6bf33b2d5d0b0c5c25",
     "v1-feature-extraction": "aa4754b5095268a5b2bb17411687a5b802d1b6af5a81f3e55abcd43fa4e862b8",
+    "v1-question-answering": "543fdd71f29e86968f7a82b292db0dfce939551005c65a2ab02eba67e3aa00a0",
     "v1-token-classification": "bbd589cb1af29db7a05caf8e3114300ed9d77ce2c807fab6631cdc02b05f8810",
     "v1-generated": "e7d11363ecf4070864ceb95e74376a73359645d5165750e838102fbf9b4712d3",
     "v1-pair-score": "717eda7a02707960bc094c73ce323bd76f34b9de75204b83ab9c3c085a915007",

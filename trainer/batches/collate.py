@@ -19,6 +19,7 @@ from torch import Tensor
 from schemas.features import Feature
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
+from schemas.tasks import CLASS_COLUMNS
 from trainer.batches.embeddings import refuse_beyond
 from trainer.batches.entries import ENTRY_COLUMNS, Entries, can_gather, gather_entries, take_entries
 from trainer.batches.packing import Layout, Packed, Packing, Stacked
@@ -89,7 +90,7 @@ class Batch:
         return states if self.packed is None else self.packed.apart(states)
 
     def at_positions(self, states: Float[Tensor, "R *S H"]) -> Float[Tensor, "N H"]:
-        """The states of the batch's positions, or of texts as a whole."""
+        """The states of the batch's positions, or of texts as a whole; S may count a text's positions, too."""
         if states.ndim == 2:  # one for each row, which has one position
             return states.index_select(0, self.row)
         return states.flatten(0, 1).index_select(0, self.row * states.shape[1] + self.token)
@@ -115,7 +116,7 @@ _COLUMNS = frozenset(
     [
         *("example_id", "input_ids", "token_type_ids", "position_index", "labels", "logits", "num_kept"),
         *("kept_ids", "kept_codes", "top_codes", "num_sampled", "sampled_ids", "sampled_counts"),
-        *("sampled_codes", "entropy_codes", "logsumexp"),
+        *("sampled_codes", "entropy_codes", "logsumexp", *CLASS_COLUMNS),
     ]
 )
 """What of a row a batch is made from, beside the features that are asked for, or an error tells."""
@@ -234,7 +235,7 @@ class Collation:
         if self.pass_token_types and rows.spec.has_token_type_ids:
             types = layouts.filled(replace(rows.ragged("token_type_ids"), offsets=offsets), 0)
         if packing is not None:
-            own = [_values(ids, first, last) for first, last in layouts.rows]
+            own = [ids.values[ids.offsets[first] : ids.offsets[last]] for first, last in layouts.rows]
             packed = [packing.packed(*one) for one in zip(layouts.layouts, own, strict=True)]
         ones = Ragged(values=np.ones(len(ids.values), np.int64), offsets=ids.offsets)
         found = {
@@ -267,9 +268,3 @@ class Collation:
         )
         targets = with_stored(targets, rows, np.diff(offsets), self.temperature, self.stored)
         return BatchTargets(targets, offsets, beyond, offsets_of(gold != NO_LABEL))
-
-
-def _values(column: Ragged, first: int, last: int) -> Array:
-    """The values of some rows of a list column, one row after the other."""
-    values: Array = column.values[column.offsets[first] : column.offsets[last]]
-    return values

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from schemas.rows import kernels
+from schemas.rows.classes import bounds, class_mask
 from schemas.rows.entries import softened
 from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
@@ -69,10 +70,10 @@ def sparse_targets(
     if rows.spec.is_sampling:
         tail, negentropy = np.zeros(len(own.counts), np.float32), _negentropy(rows, own, fits, temperature)
         weights = own.weights
-    elif own.sums is not None and temperature == 1:
+    elif own.sums is not None and temperature == 1 and not rows.spec.kind.classes_are_tokens:
         weights, (tail, negentropy) = own.weights, own.sums
     else:
-        whole = own.counts == min(student_vocab, rows.spec.vocab_size)
+        whole = own.counts == np.minimum(student_vocab, rows.class_counts)
         weights, tail, negentropy = distribution(_at(rows, entries, temperature)[fits], own.counts, whole)
     targets = SparseTargets(
         ids=torch.from_numpy(own.ids),
@@ -83,8 +84,17 @@ def sparse_targets(
         tail=torch.from_numpy(tail),
         negentropy=torch.from_numpy(negentropy),
         gold=torch.from_numpy(gold),
+        classes=_classes(rows),
     )
     return targets, offsets_of(own.counts), beyond
+
+
+def _classes(rows: Rows) -> Tensor | None:
+    """Which ids each position may be, bool [N, V]; None where all are what any may be."""
+    if not rows.spec.kind.classes_are_tokens:
+        return None
+    mask = class_mask(rows.spec, *bounds(rows.spec, rows.data))
+    return torch.from_numpy(np.repeat(mask, np.diff(rows.position_offsets), axis=0))
 
 
 def _within(entries: Entries, mass: Array, fits: Array) -> tuple[Entries, Array]:

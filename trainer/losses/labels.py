@@ -35,7 +35,8 @@ def _values(scores: DenseScores, _: Settings) -> Float[Tensor, " N"]:
 
 def _smoothed(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     epsilon, plain = float(settings["epsilon"]), scores.plain
-    mean_log = (scores.logits - plain.logsumexp[:, None]).clamp_min(FLOOR).mean(-1)
+    every = scores.among_classes((scores.logits - plain.logsumexp[:, None]).clamp_min(FLOOR))
+    mean_log = every.sum(-1) / scores.width
     return torch.where(scores.has_gold, -(1 - epsilon) * plain.gold - epsilon * mean_log, 0)
 
 

@@ -69,7 +69,8 @@ class Pointwise:
         log_q = scores.dense_log()
         even = (scores.tail / scores.num_others).log().clamp_min(FLOOR)[:, None].expand_as(log_q)
         place = (scores.targets.position, scores.targets.ids)
-        return self._f(even.index_put(place, scores.teacher_log), log_q, numbers).sum(-1)
+        each = self._f(even.index_put(place, scores.teacher_log), log_q, numbers)
+        return scores.among_classes(each).sum(-1)
 
     def _drawn(self, scores: Scores, numbers: Mapping[str, float]) -> Tensor:
         """In float64: of a rare entry f(p, q) and f(0, q) nearly cancel, and their difference is then divided by pi."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from trainer.losses.decoupled import apart
@@ -62,7 +62,8 @@ def _differences(theirs: Tensor, ours: Tensor, leader: Tensor, is_kept: Tensor, 
 
 def _pearson(scores: Scores, _: Settings) -> Float[Tensor, " N"]:
     """1 - correlation over all V ids; what is not kept is taken to be flat, in the teacher."""
-    width, soft = scores.logits.shape[-1], scores.soft
+    soft = scores.soft
+    width = scores.width.to(soft.kept.dtype)
     others, has_tail = scores.num_others, scores.has_tail
     even = torch.where(has_tail, scores.tail / others, 0)
     p, q = scores.weights, soft.kept.exp()
@@ -94,13 +95,20 @@ def _standardised(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
     t = float(settings["temperature"])
     theirs = scores.padded(scores.targets.logprobs.to(scores.logits.dtype).clamp_min(FLOOR), 0.0)
     ours = scores.padded(scores.kept_logits(), 0.0)
-    log_p, log_q = (F.log_softmax(_standard(logits) / t, -1) for logits in (theirs, ours))
-    return (log_p.exp() * (log_p - log_q)).sum(-1) * t**2
+    is_class = scores.padded(torch.ones_like(scores.weights), 0.0) > 0  # all are kept
+    log_p, log_q = (
+        F.log_softmax((_standard(logits, is_class, scores.num_kept) / t).masked_fill(~is_class, FLOOR), -1)
+        for logits in (theirs, ours)
+    )
+    return torch.where(is_class, log_p.exp() * (log_p - log_q), 0).sum(-1) * t**2
 
 
-def _standard(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
-    centred = logits - logits.mean(-1, keepdim=True)
-    variance = centred.square().sum(-1, keepdim=True) / max(1, logits.shape[-1] - 1)
+def _standard(
+    logits: Float[Tensor, "N V"], is_class: Bool[Tensor, "N V"], counts: Int64[Tensor, " N"]
+) -> Float[Tensor, "N V"]:
+    number = counts[:, None]
+    centred = torch.where(is_class, logits - logits.sum(-1, keepdim=True) / number, 0)
+    variance = centred.square().sum(-1, keepdim=True) / (number - 1).clamp_min(1)
     return centred / (variance.clamp_min(_SMALL**2).sqrt() + 1e-7)
 
 

@@ -19,7 +19,15 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from trainer.losses.targets import NO_LABEL, TINY, DenseTargets, SparseTargets, segment_sum
+from trainer.losses.sums import LogOutside, PowerSum
+from trainer.losses.targets import (
+    NO_LABEL,
+    TINY,
+    DenseTargets,
+    SparseTargets,
+    only_classes,
+    segment_sum,
+)
 
 FLOOR = -1e4
 """The logarithm that stands for that of 0: finite, so that 0 times it is 0; its exponential is 0."""
@@ -72,7 +80,8 @@ class Scores:
         *,
         once: bool = False,
     ) -> None:
-        self.logits, self.targets, self.temperature = logits, targets, temperature
+        self.logits = only_classes(logits, targets.classes)
+        self.targets, self.temperature = targets, temperature
         self._once = once
         """The backward pass runs a single time, so that it may write over the probabilities."""
         self._softmax: dict[float, Softmax] = {}
@@ -132,14 +141,21 @@ class Scores:
         return self.targets.ids == self.targets.gold[self.targets.position]
 
     @property
+    def width(self) -> Int64[Tensor, " N"]:
+        """How many of the student's ids each position may be."""
+        if self.targets.classes is None:
+            return self.targets.gold.new_full((), self.logits.shape[-1]).expand(len(self.logits))
+        return self.targets.classes.sum(-1)
+
+    @property
     def num_others(self) -> Int64[Tensor, " N"]:
         """The student's ids that are not kept, at least 1: a divisor."""
-        return (self.logits.shape[-1] - self.num_kept).clamp_min(1)
+        return (self.width - self.num_kept).clamp_min(1)
 
     @property
     def has_tail(self) -> Bool[Tensor, " N"]:
         """Whether a position lacks some of the student's ids."""
-        return self.num_kept < self.logits.shape[-1]
+        return self.num_kept < self.width
 
     @property
     def num_kept(self) -> Int64[Tensor, " N"]:
@@ -152,12 +168,12 @@ class Scores:
 
     def power_sum(self, exponent: float) -> Float[Tensor, " N"]:
         """`sum of q^exponent` over all V ids, at the temperature."""
-        found: Tensor = _PowerSum.apply(self.logits, self.soft.probs, exponent, self.temperature)  # type: ignore[no-untyped-call]
+        found: Tensor = PowerSum.apply(self.logits, self.soft.probs, exponent, self.temperature)  # type: ignore[no-untyped-call]
         return found
 
     def log_sum_outside(self) -> Float[Tensor, " N"]:
         """`sum of log q` over the ids that are not kept, at the temperature; `FLOOR` stands for that of 0."""
-        every = self.dense_log().clamp_min(FLOOR)
+        every = self.among_classes(self.dense_log().clamp_min(FLOOR))
         kept = (self.targets.position, self.targets.ids)
         return every.index_put(kept, every.new_zeros(len(self.targets.ids))).sum(-1)
 
@@ -171,7 +187,7 @@ class Scores:
             position, ids = (
                 torch.cat(pair) for pair in ((position, self.targets.position), (ids, self.targets.ids))
             )
-        found: Tensor = _LogOutside.apply(self.logits, self.soft.probs, (position, ids), self.temperature)  # type: ignore[no-untyped-call]
+        found: Tensor = LogOutside.apply(self.logits, self.soft.probs, (position, ids), self.temperature)  # type: ignore[no-untyped-call]
         return found
 
     def kept_logits(self) -> Float[Tensor, " E"]:
@@ -182,6 +198,11 @@ class Scores:
     def dense_log(self) -> Float[Tensor, "N V"]:
         """All log-probabilities at the temperature."""
         return self.logits / self.temperature - self.soft.logsumexp[:, None]
+
+    def among_classes(self, values: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+        """0 where an id is none that the position may be."""
+        classes = self.targets.classes
+        return values if classes is None else values.masked_fill(~classes, 0)
 
     def padded(self, values: Float[Tensor, " E"], fill: float) -> Float[Tensor, "N K"]:
         """Each position's entries in a row of its own, `fill` behind the last."""
@@ -247,42 +268,3 @@ def _outside(
     found = probs.sum(-1).clamp_min(TINY)
     probs[position, ids] = kept
     return found
-
-
-class _LogOutside(torch.autograd.Function):
-    """`log of sum of q` over all ids but some, with the gradient `q [not among them] / sum - q`, over T."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, probs: Tensor, excluded: tuple[Tensor, Tensor], temperature: float
-    ) -> Tensor:
-        position, ids = excluded
-        # not in place: another term may have saved these probabilities
-        mass = probs.index_put((position, ids), probs.new_zeros(len(ids))).sum(-1).clamp_min(TINY)
-        ctx.save_for_backward(probs, position, ids, mass)
-        ctx.temperature = temperature
-        return mass.log()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        probs, position, ids, mass = ctx.saved_tensors
-        gradient = probs * (1 / mass - 1)[:, None]
-        gradient[position, ids] = -probs[position, ids]
-        return gradient.mul_((grad / ctx.temperature)[:, None]), None, None, None
-
-
-class _PowerSum(torch.autograd.Function):
-    """`sum of q^s`, with the gradient `s (q^s - q sum of q^s) / T` in the logits."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, probs: Tensor, exponent: float, temperature: float) -> Tensor:
-        found = probs.pow(exponent).sum(-1)
-        ctx.save_for_backward(probs, found)
-        ctx.exponent, ctx.temperature = exponent, temperature
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        probs, found = ctx.saved_tensors
-        gradient = probs.pow(ctx.exponent).addcmul_(probs, -found[:, None])
-        return gradient.mul_((grad * ctx.exponent / ctx.temperature)[:, None]), None, None, None

@@ -18,6 +18,9 @@ from torch import Tensor
 NO_LABEL = -100
 """The gold label of a position that has none."""
 
+NO_CLASS = -1e30
+"""The logit of an id that a position cannot be: its probability is 0, and 0 times it is 0."""
+
 TINY = 1e-30
 """Smallest mass that a student's tail is taken to have: its logarithm stays finite."""
 
@@ -52,6 +55,8 @@ class SparseTargets:
     """The same at the temperature."""
     entropy: Float[Tensor, " N"] | None = None
     """The teacher's entropy over all V ids at temperature 1, in nats; None where no loss asks for it."""
+    classes: Bool[Tensor, "N V"] | None = None
+    """Which ids each position may be, where rows have classes of their own; None: all."""
 
     def chunk(self, first: int, last: int, entries: slice) -> SparseTargets:
         """Positions `first` to `last`, whose entries are those of the slice."""
@@ -74,6 +79,7 @@ class SparseTargets:
             gold_logprobs=_part(self.gold_logprobs, positions),
             gold_softened=_part(self.gold_softened, positions),
             entropy=_part(self.entropy, positions),
+            classes=_part(self.classes, positions),
         )
 
 
@@ -104,6 +110,15 @@ class DenseTargets:
         parts = (part[first:last] for part in (self.logits, self.gold, self.labelled, self.row))
         logits, gold, labelled, row = parts
         return DenseTargets(logits=logits, gold=gold, labelled=labelled, row=row - row[:1])
+
+
+def only_classes(logits: Float[Tensor, "N S"], classes: Bool[Tensor, "N V"] | None) -> Float[Tensor, "N V"]:
+    """A student's logits of the ids that each position may be, in float32 at least; of S <= V, the others are none."""
+    if classes is None:
+        return logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = torch.nn.functional.pad(logits, (0, classes.shape[-1] - logits.shape[-1]))
+    return wide.masked_fill(~classes, NO_CLASS)
 
 
 def segment_sum(

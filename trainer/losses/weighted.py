@@ -3,8 +3,6 @@ probabilities. All are linear in the teacher's p."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,7 +38,8 @@ def teacher_entropy(scores: Scores) -> Float[Tensor, " N"]:
 
 
 def _by_entropy(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
-    share = (teacher_entropy(scores) / math.log(max(2, scores.logits.shape[-1]))).clamp(0, 1)
+    most = scores.width.clamp_min(2).to(scores.logits.dtype).log()
+    share = (teacher_entropy(scores) / most).clamp(0, 1)
     weight = share if settings["towards"] == "unsure" else 1 - share
     return weight * forward_kl(scores, settings)
 

@@ -84,7 +84,8 @@ class Ran(NamedTuple):
     head_inputs: Float[Tensor, "B S H"] | None
     """What the head is applied to, at positions, in chunks."""
     logits: Float[Tensor, "B *S V"] | None = None
-    """Of students whose head is no linear map over a vocabulary: of each text, or of each token."""
+    """Of students whose head is no linear map over a vocabulary: of each text, or of each token, or of each of a text's
+    positions."""
 
 
 Inputs = Mapping[str, Any]
@@ -138,13 +139,6 @@ def check_head(student: nn.Module, run: Run) -> None:
             got=f"a difference of {difference:.2g}",
             do="Report the model class; its head must be taught to schemas/model_heads.py",
         )
-
-
-def answer(output: Any) -> Tensor:
-    """What a model says of texts or tokens: its logits; one without a head, its last states."""
-    logits = getattr(output, "logits", None)
-    found: Tensor = output.last_hidden_state if logits is None else logits
-    return found
 
 
 def without_cache(model: Any) -> dict[str, bool]:

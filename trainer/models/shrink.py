@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,13 +18,16 @@ from torch import Tensor, nn
 
 from schemas.errors import StudentError, UsageError, one_line
 from trainer.models.config_cutting import cut_config
-from trainer.models.heads import answer
 from trainer.models.layers import Stack, count_key, find_stack, kept_layers
 
 _PREFIX = "shrink:"
 _TOLERANCE = 2**-10
 """Largest difference of logits, relative to the largest of them: float32 and another order of sums."""
 _DO = "Choose another number of layers, or start the student from a config .json"
+
+
+Scores = Callable[[Any], Tensor]
+"""From a forward's output."""
 
 
 def parse_shrink(name: str) -> int | None:
@@ -41,8 +44,8 @@ def parse_shrink(name: str) -> int | None:
     return int(match[1])
 
 
-def shrunk(teacher: Any, layers: int, kind: Any) -> Any:
-    """A new model with `layers` of the teacher's layers.
+def shrunk(teacher: Any, layers: int, kind: Any, scores: Scores = lambda output: output.logits) -> Any:
+    """A new model with `layers` of the teacher's layers; `scores` are what of an output must be the teacher's.
 
     Raises:
         StudentError: it has fewer layers, or they cannot be found or moved.
@@ -60,7 +63,7 @@ def shrunk(teacher: Any, layers: int, kind: Any) -> Any:
         student.load_state_dict(moved)
     except RuntimeError as error:
         raise _unmovable(teacher, str(error).splitlines()[-1].strip()) from error
-    _check_logits(teacher, student, stack, kept)
+    _check_scores(teacher, student, stack, kept, scores)
     return student
 
 
@@ -126,7 +129,7 @@ def _sliced(tensor: Tensor, wanted: Tensor | None, kept: Sequence[int], total: i
 
 
 @torch.no_grad()
-def _check_logits(teacher: Any, student: Any, stack: Stack, kept: Sequence[int]) -> None:
+def _check_scores(teacher: Any, student: Any, stack: Stack, kept: Sequence[int], scores: Scores) -> None:
     """The student is the teacher whose other layers hand on their input; with all layers, the teacher itself."""
     ids = plain_ids(student, 8)
     training = teacher.training, student.training
@@ -137,7 +140,7 @@ def _check_logits(teacher: Any, student: Any, stack: Stack, kept: Sequence[int])
             handle = stack.modules[index].register_forward_hook(_hand_on, with_kwargs=True)
             hooks.callback(handle.remove)
         try:
-            expected, got = (answer(model(input_ids=ids)).float() for model in (teacher, student))
+            expected, got = (scores(model(input_ids=ids)).float() for model in (teacher, student))
         except Exception as error:
             raise _unmovable(teacher, one_line(error).rstrip(".")) from error
     teacher.train(training[0])

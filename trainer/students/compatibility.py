@@ -120,7 +120,7 @@ def check_labels(config: Any, spec: Spec, where: str) -> None:
     Raises:
         StudentError: another number of classes, or other names.
     """
-    if spec.kind.has_vocabulary or not spec.kind.has_positions:
+    if not spec.kind.has_named_classes:
         return
     if config.num_labels != spec.vocab_size:
         raise StudentError(

@@ -26,7 +26,7 @@ def filled(
     model, missing = open_weights(STUDENT_TASKS[spec.task].auto, source, config, loading)
     new = missing = [name for name in missing if not is_unused(name, spec)]
     classifies = spec.kind.has_positions and not spec.kind.has_vocabulary
-    if classifies and not _is_trained_classifier(config, spec.kind):
+    if classifies and not is_trained_classifier(config, spec.kind):
         inner = f"{model.base_model_prefix}."
         missing = [name for name in missing if name.startswith(inner) and "pooler" not in name]
     refuse_missing(model, missing, source)
@@ -56,21 +56,30 @@ def is_unused(name: str, spec: Spec) -> bool:
     return any(word in name for word in STUDENT_TASKS[spec.task].unused)
 
 
-def _is_trained_classifier(config: Any, task: Task) -> bool:
+def is_trained_classifier(config: Any, task: Task) -> bool:
+    """Whether a config's checkpoint has the task's own head."""
     head = STUDENT_TASKS[task.name].auto.__name__.removeprefix("AutoModelFor")
     return any(head in str(name) for name in config.architectures or ())
 
 
 def fit_config(config: Any, spec: Spec, tokenizer: Any) -> None:
-    """Gives a classifier the cache's classes; a decoder needs a padding token to find a text's end by."""
-    if spec.kind.has_vocabulary or not spec.kind.has_positions:
+    """Gives a classifier the cache's classes; a decoder needs a padding token to find a text's end by.
+
+    Raises:
+        StudentError: it is trained, and has others.
+    """
+    task = spec.kind
+    if task.has_vocabulary or not task.has_positions:
         return
-    if _is_trained_classifier(config, spec.kind):
-        check_labels(config, spec, "student")
-    names = spec.label_names or tuple(f"LABEL_{index}" for index in range(spec.vocab_size))
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: index for index, name in enumerate(names)}
-    if not spec.kind.predicts_tokens:
-        config.problem_type = _PROBLEM_TYPES[spec.score]
+    if task.has_named_classes:
+        if is_trained_classifier(config, task):
+            check_labels(config, spec, "student")
+        names = spec.label_names or tuple(f"LABEL_{index}" for index in range(spec.vocab_size))
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
+        if not task.predicts_tokens:
+            config.problem_type = _PROBLEM_TYPES[spec.score]
+    else:
+        config.num_labels = task.text_positions  # of each token, a score for each position
     if getattr(config.get_text_config(), "pad_token_id", None) is None:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id

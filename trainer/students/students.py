@@ -55,15 +55,17 @@ class Student:
     """How it is told of several texts in a row; None: it was not asked for."""
     embedder: Embedder | None = None
     """How its states become embeddings, where that is what it is to give."""
+    longest: int = 0
+    """Tokens of the cache's longest example."""
 
     @property
     def vocab_size(self) -> int:
-        """V: the width of the head, or the number of classes; 0 where there is neither."""
+        """V: the width of the head, or the number of classes; tokens, where these are the classes; 0 of embeddings."""
         if not self.task.has_positions:
             return 0
         if self.task.has_vocabulary:
             return int(self.model.get_output_embeddings().weight.shape[0])
-        return int(self.model.config.num_labels)
+        return self.longest if self.task.classes_are_tokens else int(self.model.config.num_labels)
 
     @property
     def pad_id(self) -> int:
@@ -137,7 +139,7 @@ def open_student(
     else:
         model, missing = filled(cache.spec, source, config, loading)
     if layers is not None:
-        model = shrunk(model, layers, task.auto)
+        model = shrunk(model, layers, task.auto, task.scores)
     freeze_unused(model, cache.spec)
     adapter = None
     if lora is not None:
@@ -201,12 +203,15 @@ def _tried(
     spec = cache.spec
     check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
     _fit_tokenizer(tokenizer, model)
-    student = Student(model=model, tokenizer=tokenizer, task=spec.kind, adapter=adapter)
-    if spec.kind.has_positions and not spec.kind.predicts_tokens and not alone:
+    student = Student(
+        model=model, tokenizer=tokenizer, task=spec.kind, adapter=adapter, longest=spec.max_length
+    )
+    if spec.kind.has_named_classes and not spec.kind.predicts_tokens and not alone:
         _check_padding(student, where)
     try_student(
         model,
         task=spec.kind,
+        scores=STUDENT_TASKS[spec.task].scores,
         generates=trained and STUDENT_TASKS[spec.task].generates,
         pad_id=student.pad_id,
         max_length=spec.max_length,

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from schemas.errors import StudentError, one_line
 from schemas.model_heads import body_of
 from schemas.tasks import Task
-from trainer.models.heads import answer
-from trainer.models.shrink import plain_ids
+from trainer.models.shrink import Scores, plain_ids
 
 _SHORT, _LONG, _NEW = 5, 17, 3
 _TOLERANCE = 2**-12
@@ -39,6 +38,7 @@ def try_student(
     alone: bool = False,
     trained: bool = True,
     generates: bool = False,
+    scores: Scores = lambda output: output.logits,
 ) -> None:
     """Tries a student on a few tokens.
 
@@ -50,6 +50,7 @@ def try_student(
         alone: whether each batch holds one row, so that nothing is padded.
         trained: whether it is going to be trained and saved, not only measured.
         generates: whether it must be able to write tokens.
+        scores: what of its output is of each text, or of each token.
 
     Raises:
         StudentError: naming the class and what does not go.
@@ -58,14 +59,14 @@ def try_student(
     model.eval()
     long = plain_ids(model, min(_LONG, max_length))
     short = long[:, : max(1, min(_SHORT, long.shape[1] - 1))]
-    own = _scores(model, long, torch.ones_like(long))
+    own = _scores(model, long, torch.ones_like(long), scores)
     if not bool(torch.isfinite(own).all()):
         raise _refused(model, "gives logits that are not numbers", "Its weights are damaged or have diverged")
     if task.implies_places:
         _check_causal(model, long, own)
     if not alone:
-        each_token = task.predicts_tokens or not task.has_positions
-        _check_alone(model, short, long, pad_id, each_token=each_token)
+        each_token = task.predicts_tokens or task.classes_are_tokens or not task.has_positions
+        _check_alone(model, short, long, pad_id, scores, each_token=each_token)
     _check_length(model, max_length, pad_id)
     if generates:
         _check_generates(model, long, pad_id, max_length)
@@ -83,10 +84,9 @@ def takes_token_types(model: Any) -> bool:
     return counted not in (0, 1) and "token_type_ids" in inspect.signature(model.forward).parameters
 
 
-def _scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+def _scores(model: Any, ids: Tensor, mask: Tensor, scores: Scores = lambda output: output.logits) -> Tensor:
     with _named(model, "a plain forward"):
-        scores: Tensor = answer(model(input_ids=ids, attention_mask=mask)).float()
-    return scores
+        return scores(model(input_ids=ids, attention_mask=mask)).float()
 
 
 def _check_causal(model: Any, ids: Tensor, own: Tensor) -> None:
@@ -101,16 +101,18 @@ def _check_causal(model: Any, ids: Tensor, own: Tensor) -> None:
         raise _refused(model, "is no causal language model: a token's prediction sees the token after it", do)
 
 
-def _check_alone(model: Any, short: Tensor, long: Tensor, pad_id: int, *, each_token: bool) -> None:
+def _check_alone(
+    model: Any, short: Tensor, long: Tensor, pad_id: int, scores: Scores, *, each_token: bool
+) -> None:
     """A short text beside a long one must be answered as it is alone."""
     padded = torch.full_like(long, pad_id)
     padded[:, : short.shape[1]] = short
     mask = torch.zeros_like(long)
     mask[:, : short.shape[1]] = 1
     both = torch.cat([padded, long]), torch.cat([mask, torch.ones_like(long)])
-    alone = _scores(model, short, torch.ones_like(short))
+    alone = _scores(model, short, torch.ones_like(short), scores)
     with _named(model, "a padded batch"):
-        beside = answer(model(input_ids=both[0], attention_mask=both[1]))[:1].float()
+        beside = scores(model(input_ids=both[0], attention_mask=both[1]))[:1].float()
     if differ(beside[:, : short.shape[1]] if each_token else beside, alone):
         raise _refused(
             model,

@@ -29,5 +29,10 @@ def _measure(measured: Measured) -> Metrics:
 
 
 TASK = StudentTask(
-    auto=AutoModel, run=_run, measure=_measure, peft_task="FEATURE_EXTRACTION", unused=("pooler",)
+    auto=AutoModel,
+    run=_run,
+    scores=lambda output: output.last_hidden_state,
+    measure=_measure,
+    peft_task="FEATURE_EXTRACTION",
+    unused=("pooler",),
 )

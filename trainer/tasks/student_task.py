@@ -47,6 +47,8 @@ class StudentTask:
     auto: Any
     """The Auto class that opens them."""
     run: Run
+    scores: Callable[[Any], torch.Tensor] = lambda output: output.logits
+    """From a plain forward's output: of each text, or of each of its tokens, `[B, S, _]`."""
     measure: Callable[[Measured], Metrics]
     peft_task: str | None = None
     """What the PEFT library calls it, in the config of an adapter."""

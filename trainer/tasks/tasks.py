@@ -7,6 +7,7 @@ from trainer.tasks import (
     feature_extraction,
     masked_lm,
     pair_score,
+    question_answering,
     sequence_classification,
     token_classification,
 )
@@ -19,4 +20,5 @@ STUDENT_TASKS: dict[str, StudentTask] = {
     "token-classification": token_classification.TASK,
     "pair-score": pair_score.TASK,
     "feature-extraction": feature_extraction.TASK,
+    "question-answering": question_answering.TASK,
 }
