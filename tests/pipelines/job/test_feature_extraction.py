@@ -105,6 +105,7 @@ SPOILT = [
     (POOLING, {"pooling_mode": "weightedmean"}, "weightedmean"),
     (POOLING, {"include_prompt": False}, "prompt"),
     ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
+    ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "default_prompt_name"),
 ]
 
 
@@ -114,9 +115,10 @@ def test_what_a_folder_does_beyond_that_is_refused_by_name(tmp_path, name, chang
     spoil(made, name, **changes)
     with pytest.raises(UsageError, match=told):
         run(write_jsonl(tmp_path / "c.jsonl", documents(2)), made, tmp_path / "c", **TASK)
-    (made / name).write_text("{")
-    with pytest.raises(UsageError, match=r"\.json"):
-        run(write_jsonl(tmp_path / "c.jsonl", documents(2)), made, tmp_path / "c", **TASK)
+    for text in ("{", "3"):
+        (made / name).write_text(text)
+        with pytest.raises(UsageError, match=name):
+            run(write_jsonl(tmp_path / "c.jsonl", documents(2)), made, tmp_path / "c", **TASK)
 
 
 def test_so_is_a_linear_map_of_a_teacher(tmp_path):
