@@ -190,6 +190,7 @@ def test_the_nightly_laws_and_every_verb(tmp_path):
     assert teachonce_main(*told(path, made, cache, "--replace", "--prune", *fraction))[0] == 0
     after = read(cache)
     assert (len(after), len(before.keys() - after.keys()), len(after.keys() - before.keys())) == (23, 2, 1)
+    shown = ("--corpus", path, "--task", "feature-extraction", "--rows", "2")
     for verb in (
         ("inspect", cache, "--rows", "2"),
         ("verify", cache),
@@ -197,6 +198,8 @@ def test_the_nightly_laws_and_every_verb(tmp_path):
         ("compact", cache, "--no_progress"),
         ("export", cache, "--out", tmp_path / "plain"),
         ("plan", *told(path, made, tmp_path / "other", *fraction)[1:]),
+        ("inspect", *shown, "--teacher", made),
+        ("inspect", *shown, "--teacher", models.encoder(tmp_path / "plain-teacher")),
     ):
         status, said = teachonce_main(*verb)
         assert status == 0, (verb, said)
