@@ -66,17 +66,16 @@ def read_embedding_folder(folder: str | Path) -> EmbeddingFolder | None:
         expected = "Transformer in the folder itself, Pooling, and perhaps Dense and Normalize"
         got = ", ".join(f"{kind} in {found[kind] or '.'}" for kind in kinds)
         raise _refused(root / MODULES, expected, got=got)
-    pooling = _read(root / found["Pooling"] / "config.json")
-    prompts, model = _read_if(root / _SETTINGS), _read_if(root / _MODEL)
+    pooling = _object(root / found["Pooling"] / "config.json")
+    model = _read_if(root / _MODEL)
     if model.get("do_lower_case"):
         raise _refused(root / _MODEL, "do_lower_case: false, a text as it is written", got="true")
-    prompt = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name")) or ""
     longest = model.get("max_seq_length")
     return EmbeddingFolder(
         pooling=_pooling(pooling, root / found["Pooling"] / "config.json"),
         normalize="Normalize" in found,
         max_length=longest if isinstance(longest, int) and longest > 0 else None,
-        prompt=str(prompt),
+        prompt=_prompt(_read_if(root / _SETTINGS), root / _SETTINGS),
         pools_prompt=bool(pooling.get("include_prompt", True)),
         dense=found.get("Dense"),
     )
@@ -89,7 +88,7 @@ def check_dense(folder: str | Path, name: str) -> None:
         UsageError: what stands behind it is not the identity.
     """
     path = Path(folder) / name / "config.json"
-    activation = str(_read(path).get("activation_function", _IDENTITY))
+    activation = str(_object(path).get("activation_function", _IDENTITY))
     if activation.rsplit(".", 1)[-1] != "Identity":
         raise _refused(path, "a linear map alone: activation_function Identity", got=activation)
 
@@ -131,16 +130,26 @@ def write_embedding_folder(
     _write(folder / _MODEL, {"max_seq_length": found.max_length, "do_lower_case": False})
 
 
+def _prompt(settings: Mapping[str, Any], path: Path) -> str:
+    """The one that stands before each text where nobody says another."""
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise _refused(path, "a default_prompt_name that is among its prompts", got=repr(name))
+    return str(prompts[name])
+
+
 def _pooling(config: Mapping[str, Any], path: Path) -> Pooling:
     """The one way in which states are pooled."""
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for flag, mode in _FLAGS.items() if config.get(f"pooling_mode_{flag}")]
-    modes = [modes] if isinstance(modes, str) else list(modes)
-    if len(modes) != 1 or modes[0] not in _POOLINGS:
+    modes = list(modes) if isinstance(modes, list) else [modes]
+    if len(modes) != 1 or str(modes[0]) not in _POOLINGS:
         got = " and ".join(map(str, modes)) or "none"
         raise _refused(path, f"one pooling of {', '.join(_POOLINGS)}", got=got)
-    return _POOLINGS[modes[0]]
+    return _POOLINGS[str(modes[0])]
 
 
 def _read(path: Path) -> Any:
@@ -151,7 +160,11 @@ def _read(path: Path) -> Any:
 
 
 def _read_if(path: Path) -> Mapping[str, Any]:
-    found = _read(path) if path.is_file() else {}
+    return _object(path) if path.is_file() else {}
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    found = _read(path)
     if not isinstance(found, dict):
         raise _refused(path, "a JSON object")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipelines.corpus.tokenization import Example, Tokeniser
 from pipelines.fingerprint.fingerprint import corpus_kind, make_spec, resolve
 from pipelines.job.preflight import check_teacher, columns_of, first_records, template_variables
 from pipelines.rejects import RejectedError
+from pipelines.tasks.tasks import TEACHER_TASKS
 from schemas.cli.arguments import Parser, natural, positive
 from schemas.cli.terminal import print_json, print_lines
 from schemas.printable import printable
@@ -117,6 +119,9 @@ def look(config: PrecomputeConfig, rows: int) -> Iterator[Shown]:
     pieces = find_pieces(config.corpus)
     first = first_records(config.corpus, pieces)
     teacher = resolve(config.teacher)
+    task, given = config.teacher.task, config.task_settings
+    if not TASKS[task].has_positions and not TEACHER_TASKS[task].defaults(teacher.folder, given).features:
+        config = replace(config, features=("mean:-1",))  # how states are pooled changes nothing that is shown
     spec = make_spec(config, teacher)
     labels = LabelMap.for_spec(spec)
     check_teacher(config, teacher, labels, first)

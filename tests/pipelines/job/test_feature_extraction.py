@@ -105,6 +105,7 @@ SPOILT = [
     (POOLING, {"pooling_mode": "weightedmean"}, "weightedmean"),
     (POOLING, {"include_prompt": False}, "prompt"),
     ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
+    ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "default_prompt_name"),
 ]
 
 
@@ -114,9 +115,10 @@ def test_what_a_folder_does_beyond_that_is_refused_by_name(tmp_path, name, chang
     spoil(made, name, **changes)
     with pytest.raises(UsageError, match=told):
         run(write_jsonl(tmp_path / "c.jsonl", documents(2)), made, tmp_path / "c", **TASK)
-    (made / name).write_text("{")
-    with pytest.raises(UsageError, match=r"\.json"):
-        run(write_jsonl(tmp_path / "c.jsonl", documents(2)), made, tmp_path / "c", **TASK)
+    for text in ("{", "3"):
+        (made / name).write_text(text)
+        with pytest.raises(UsageError, match=name):
+            run(write_jsonl(tmp_path / "c.jsonl", documents(2)), made, tmp_path / "c", **TASK)
 
 
 def test_so_is_a_linear_map_of_a_teacher(tmp_path):
@@ -188,6 +190,7 @@ def test_the_nightly_laws_and_every_verb(tmp_path):
     assert teachonce_main(*told(path, made, cache, "--replace", "--prune", *fraction))[0] == 0
     after = read(cache)
     assert (len(after), len(before.keys() - after.keys()), len(after.keys() - before.keys())) == (23, 2, 1)
+    shown = ("--corpus", path, "--task", "feature-extraction", "--rows", "2")
     for verb in (
         ("inspect", cache, "--rows", "2"),
         ("verify", cache),
@@ -195,6 +198,8 @@ def test_the_nightly_laws_and_every_verb(tmp_path):
         ("compact", cache, "--no_progress"),
         ("export", cache, "--out", tmp_path / "plain"),
         ("plan", *told(path, made, tmp_path / "other", *fraction)[1:]),
+        ("inspect", *shown, "--teacher", made),
+        ("inspect", *shown, "--teacher", models.encoder(tmp_path / "plain-teacher")),
     ):
         status, said = teachonce_main(*verb)
         assert status == 0, (verb, said)
