@@ -66,6 +66,8 @@ class CorpusConfig:
     """`auto` goes by the name: `.jsonl`/`.json`/`.ndjson`, `.txt`, `.parquet`, each also `.gz` or `.zst`."""
     text_field: str = "text"
     text_pair_field: str | None = None
+    target_field: str | None = None
+    """What a teacher of two halves is to say to the text, which is its source."""
     words_field: str | None = None
     """The text as a list of words, whose labels are a list too."""
     messages_field: str | None = None
@@ -89,14 +91,14 @@ class CorpusConfig:
         _refuse_unless(None not in pair or pair == (None, None), "prompt_field, completion_field", pair)
         alone = self.messages_field is None and self.tools_field != "tools"
         _refuse_unless(not alone, "tools_field (without --messages_field)", self.tools_field)
-        names = ("messages_field", "prompt_field", "text_pair_field", "words_field")
+        names = ("messages_field", "prompt_field", "text_pair_field", "words_field", "target_field")
         kinds = [value for value in (getattr(self, name) for name in names) if value]
         _refuse_unless(len(kinds) <= 1, ", ".join(names), kinds)
 
     @property
     def required_fields(self) -> tuple[str, ...]:
         """The fields that every document must have."""
-        content: tuple[str | None, ...] = (self.text_field, self.text_pair_field)
+        content: tuple[str | None, ...] = (self.text_field, self.text_pair_field, self.target_field)
         if self.messages_field:
             content = (self.messages_field,)
         elif self.prompt_field:

@@ -67,6 +67,9 @@ class Task:
     """Whether V is the tokenizer's, and a head is applied to the last hidden states in chunks; else it is the number of
     classes."""
     takes_pairs: bool
+    has_source: bool = False
+    """Whether an example's first tokens are a source, which an encoder reads, and the others the target, whose tokens
+    positions predict; the column `SOURCE_TOKENS` says how many are the source's."""
     columns: tuple[TaskColumn, ...] = ()
     settings: tuple[Setting, ...] = ()
     is_declared: bool = True
@@ -93,13 +96,22 @@ class Task:
         return self.places != "whole_text"
 
     @property
+    def precedes_tokens(self) -> bool:
+        """Whether positions stand before the tokens that they predict, which no model may see there."""
+        return self.places == "before_next_token"
+
+    @property
     def implies_places(self) -> bool:
         """Whether a row need not name its positions: null means every token but the last."""
-        return self.places == "before_next_token"
+        return self.precedes_tokens and not self.has_source
 
     def num_places(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """How many tokens of an example, from its first on, may hold a position; from how many it has."""
-        return tokens - 1 if self.implies_places else tokens
+        return tokens - 1 if self.precedes_tokens else tokens
+
+    def most_tokens(self, max_length: int) -> int:
+        """Tokens of the longest example; `max_length` is what a model reads at once, of each of source and target."""
+        return 2 * max_length if self.has_source else max_length
 
     def position_bounds(self, examples: int, tokens: int) -> tuple[int, int]:
         """The fewest and the most positions of so many examples with so many tokens in all."""
@@ -170,6 +182,29 @@ TOKEN_CLASSIFICATION = Task(
     has_vocabulary=False,
     takes_pairs=False,
 )
-TASKS = {task.name: task for task in (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION)}
+SOURCE_TOKENS = "source_tokens"
+SEQ2SEQ_LM = Task(
+    name="seq2seq-lm",
+    places="before_next_token",
+    labels="next_token",
+    scores=("softmax",),
+    has_vocabulary=True,
+    takes_pairs=False,
+    has_source=True,
+    columns=(TaskColumn(SOURCE_TOKENS, 1, 2**31 - 2),),
+    settings=(
+        Setting(
+            "truncate_source",
+            False,
+            0,
+            1,
+            "cut sources longer than --max_length at their end, instead of rejecting the record",
+        ),
+    ),
+)
+TASKS = {
+    task.name: task
+    for task in (CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, SEQ2SEQ_LM)
+}
 DEFAULT = CAUSAL_LM.name
 """Where a verb does not insist on being told."""

@@ -16,6 +16,8 @@ def add_corpus_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument("--format", choices=get_args(CorpusFormat), help=formats)
     group.add_argument("--text_field", metavar="NAME", help="field with the text (default: text)")
     group.add_argument("--text_pair_field", metavar="NAME", help="second text, for pair tasks")
+    target = "what is to be said to the text, which is the source, for seq2seq-lm"
+    group.add_argument("--target_field", metavar="NAME", help=target)
     words = "a list of words instead of a text, for token-classification"
     group.add_argument("--words_field", metavar="NAME", help=words)
     messages = (

@@ -41,7 +41,8 @@ class Source(NamedTuple):
 
 
 class Document(NamedTuple):
-    """One checked record. `text` is the text, the messages as JSON, or the prompt; `pair` a second text or completion.
+    """One checked record. `text` is the text, the messages as JSON, or the prompt; `pair` a second text, completion or
+    target.
 
     All members are of plain types, so that Beam shuffles documents without pickling.
     """
@@ -200,6 +201,9 @@ def _content(fields: Mapping[str, Any], corpus: CorpusConfig) -> tuple[str, str 
         completion = _text(fields, corpus.completion_field)
         return prompt, completion, {"prompt": prompt, "completion": completion}
     text = _text(fields, corpus.text_field)
+    if corpus.target_field is not None:
+        target = _text(fields, corpus.target_field)
+        return text, target, {"source": text, "target": target}
     if corpus.text_pair_field is None:
         return text, None, {"text": text}
     pair = _text(fields, corpus.text_pair_field)

@@ -66,7 +66,7 @@ class Tokeniser:
     """A `PreTrainedTokenizerBase`."""
     spec: Spec
     kind: str
-    """`text`, `messages` or `prompt`."""
+    """`text`, `messages`, `prompt` or `target`."""
     how: bytes
     """Hash of all that decides tokenisation; part of every example's id."""
     chat: Chat
@@ -120,6 +120,8 @@ class Tokeniser:
             return [self._encoded(part.text, part.spans, add_special_tokens=False) for part in parts]
         if self.kind == "prompt":
             return [self._prompt(document.text, document.pair or "")]
+        if self.kind == "target":
+            return [self._with_target(document.text, document.pair or "")]
         return self._split([document])
 
     def _plain_texts(self, documents: Sequence[Document]) -> list[Tokens] | list[None]:
@@ -165,8 +167,12 @@ class Tokeniser:
         ]
 
     def is_cut(self, document: Document, example: Example) -> bool:
-        """Whether a pair lost tokens to `max_length`: pairs have one window, the longer text is cut."""
-        if self.kind != "text" or document.pair is None or example.num_tokens < self.spec.max_length:
+        """Whether a pair lost tokens to `max_length`: pairs have one window, and the longer is cut, or a source."""
+        if document.pair is None or example.num_tokens < self.spec.max_length:
+            return False
+        if self.kind == "target":
+            return len(self._with_target(document.text, document.pair).ids) > example.num_tokens
+        if self.kind != "text":
             return False
         whole = self.tokenizer(document.text, document.pair, verbose=False)["input_ids"]
         return len(whole) > self.spec.max_length
@@ -184,6 +190,22 @@ class Tokeniser:
         text, end = prompt + completion, self.tokenizer.eos_token or ""
         text += "" if completion.endswith(end) else end
         return self._encoded(text, [(len(prompt), len(text))] if self._by_answer else None)
+
+    def _with_target(self, source: str, target: str) -> Tokens:
+        """Both, each as the tokenizer gives it to the half that reads it (M2M and Marian have languages); a target ends
+        with the end token also where the tokenizer puts none."""
+        options = {"return_special_tokens_mask": True, "verbose": False}
+        read = self.tokenizer(source, **options)
+        said = self.tokenizer(text_target=target, **options)
+        ids, special = list(said["input_ids"]), list(said["special_tokens_mask"])
+        end = self.tokenizer.eos_token_id
+        if end is not None and not any(kind and i == end for i, kind in zip(ids, special, strict=True)):
+            ids, special = [*ids, end], [*special, 1]
+        encoded = {
+            "input_ids": [*read["input_ids"], *ids],
+            "special_tokens_mask": [*read["special_tokens_mask"], *special],
+        }
+        return self._tokens(encoded)._replace(source=len(read["input_ids"]))
 
     def _encoded(self, text: str, spans: list[tuple[int, int]] | None, **options: bool) -> Tokens:
         """A text's tokens; of which only those are supervised that overlap one of the character spans."""

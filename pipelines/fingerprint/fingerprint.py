@@ -147,7 +147,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     score, corpus, task = score_of(config, teacher.config), config.corpus, TASKS[config.teacher.task]
     vocab_size = config_shapes.scored_width(task, teacher.config)
     keep, settings = config.keep or default_keep(task.has_vocabulary), task.settled(config.task_settings)
-    pairs = corpus.text_pair_field is not None
+    pairs = (corpus.text_pair_field or corpus.target_field) is not None
     max_length = config.max_length or _longest(teacher)
     _refuse_meaningless(config)
     config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, config.features, dict(settings))
@@ -168,7 +168,8 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
             features=tuple(parse_feature(text, config, teacher.config) for text in config.features),
             label_names=() if task.has_vocabulary else _label_names(teacher.config),
             has_labels=corpus.label_field is not None,
-            has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names,
+            has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names
+            and not task.has_source,
             has_document_id=corpus.id_field is not None,
             has_text=config.keep_text,
             has_text_pair=config.keep_text and pairs,
@@ -190,15 +191,20 @@ def _scalars(config: PrecomputeConfig, keep: KeepPolicy) -> tuple[Scalar, ...]:
 def _refuse_meaningless(config: PrecomputeConfig) -> None:
     """Flags that a task has no use for are refused, not ignored."""
     task, corpus = TASKS[config.teacher.task], config.corpus
+    in_one_line = task.labels != "word" and not task.has_source
     given = [
         ("--label_field", corpus.label_field, task.reads_labels),
         ("--text_pair_field", corpus.text_pair_field, task.takes_pairs),
+        ("--target_field", corpus.target_field, task.has_source),
         ("--words_field", corpus.words_field, task.labels == "word"),
-        ("--messages_field", corpus.messages_field, task.labels != "word"),
-        ("--prompt_field", corpus.prompt_field, task.labels != "word"),
+        ("--messages_field", corpus.messages_field, in_one_line),
+        ("--prompt_field", corpus.prompt_field, in_one_line),
+        ("--stride", config.stride, not task.has_source),
     ]
     for flag in (name for name, value, has_meaning in given if value and not has_meaning):
         raise UsageError(f"{flag} has no meaning for {task.name}", do="Leave it out, or say another --task")
+    if task.has_source and corpus.target_field is None:
+        raise UsageError(f"{task.name} needs targets", do="Say --target_field, beside --text_field")
 
 
 def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any) -> None:
@@ -258,9 +264,11 @@ def parse_feature(text: str, config: PrecomputeConfig, model_config: Any) -> Fea
 
 
 def corpus_kind(corpus: CorpusConfig) -> str:
-    """How documents become tokens: `messages`, `prompt` or `text`."""
+    """How documents become tokens: `messages`, `prompt`, `target` or `text`."""
     if corpus.messages_field:
         return "messages"
+    if corpus.target_field:
+        return "target"
     return "prompt" if corpus.prompt_field else "text"
 
 
@@ -283,7 +291,7 @@ def _locate(path: str) -> tuple[str, str]:
 
 
 def _longest(teacher: ResolvedTeacher) -> int:
-    """What tokenizer and model allow, at most `MAX_LENGTH`."""
+    """As tokenizer and model allow, at most `MAX_LENGTH`."""
     positions = config_shapes.usable_length(teacher.config) or MAX_LENGTH
     return int(min(teacher.tokenizer.model_max_length, positions, MAX_LENGTH))
 

@@ -270,6 +270,7 @@ def _examples(rows: Rows) -> list[Example]:
                 gold_ids=gold.row(index).tobytes()
                 if spec.kind.stores_gold and gold.validity[index]
                 else None,
+                columns=tuple(int(rows.array(column.name)[index]) for column in spec.kind.columns),
             )
         )
     return found

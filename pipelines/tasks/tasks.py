@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.tasks import causal_lm, masked_lm, sequence_classification, token_classification
+from pipelines.tasks import causal_lm, masked_lm, seq2seq_lm, sequence_classification, token_classification
 from pipelines.tasks.teacher_task import TeacherTask
 
 TEACHER_TASKS: dict[str, TeacherTask] = {
@@ -10,4 +10,5 @@ TEACHER_TASKS: dict[str, TeacherTask] = {
     "sequence-classification": sequence_classification.TASK,
     "masked-lm": masked_lm.TASK,
     "token-classification": token_classification.TASK,
+    "seq2seq-lm": seq2seq_lm.TASK,
 }

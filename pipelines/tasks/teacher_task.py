@@ -79,7 +79,8 @@ def refuse_encoder_decoder(config: Any, wanted: str) -> None:
     """
     if getattr(config, "is_encoder_decoder", False):
         raise UsageError(
-            f"{model_name(config)} is an encoder-decoder, and no {wanted}", do="Use another --teacher"
+            f"{model_name(config)} is an encoder-decoder, and no {wanted}",
+            do="Say --task seq2seq-lm, with sources and targets; or use another --teacher",
         )
 
 

@@ -35,6 +35,8 @@ class Tokens(NamedTuple):
     """The document's."""
     text: str = ""
     """The document's, where the task asks for characters."""
+    source: int | None = None
+    """Of a source with its target behind: how many tokens are the source's."""
 
 
 class Window(NamedTuple):

@@ -17,9 +17,11 @@ from pipelines.corpus.tokenization import Example
 from pipelines.keep.select import num_uniforms
 from pipelines.keep.uniforms import streams, uniforms
 from pipelines.teacher.model import Batch, Batching
+from schemas.decoder_inputs import IGNORED
 from schemas.policies import Sampled
 from schemas.rows.ragged import Array, Ragged, offsets_of, spans
 from schemas.spec import Spec
+from schemas.tasks import SOURCE_TOKENS
 
 _PADDING, _BUSY_TOKENS = 0.04, 4096
 """Share of a batch that may be padding; a batch smaller than that may have more."""
@@ -75,24 +77,37 @@ def padded_width(longest: int, *, on_device: bool) -> int:
 
 
 def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: bool = False) -> Batch:
-    """Pads examples on the right to one width, and lists their positions, with the random numbers of their draws."""
+    """Pads examples on the right to one width, or sources and targets each to its own, and lists their positions, with
+    the random numbers of their draws."""
     ids = int_lists([example.input_ids for example in examples])
-    width = padded_width(int(ids.lengths.max()), on_device=on_device)
     counts, tokens = positions_of(examples)
     rows = np.repeat(np.arange(len(examples)), counts)
-    is_token = np.arange(width) < ids.lengths[:, None]
+    read, target_ids, places = ids, None, tokens
+    if spec.kind.has_source:
+        read, targets = ids.split(sources_of(examples, spec))
+        target_ids = _padded(targets, padded_width(int(targets.lengths.max()), on_device=on_device), IGNORED)
+        places = tokens + 1 - read.lengths[rows]
+    width = padded_width(int(read.lengths.max()), on_device=on_device)
+    is_token = np.arange(width) < read.lengths[:, None]
     types = None
     if spec.has_token_type_ids:
         types = _padded(int_lists([e.token_type_ids or b"" for e in examples]), width, 0)
     return Batch(
-        input_ids=_padded(ids, width, pad_id),
+        input_ids=_padded(read, width, pad_id),
         attention_mask=torch.from_numpy(is_token.astype(np.int64)),
         token_type_ids=types,
         position_rows=torch.from_numpy(rows),
-        position_tokens=torch.from_numpy(tokens),
+        position_tokens=torch.from_numpy(places),
         labels=torch.from_numpy(_labels(examples, ids, rows, tokens, spec)),
         uniforms=torch.from_numpy(_uniforms(examples, rows, tokens, spec)),
+        target_ids=target_ids,
     )
+
+
+def sources_of(examples: Sequence[Example], spec: Spec) -> Int64[np.ndarray, " B"]:
+    """How many tokens of each example are its source's."""
+    place = [column.name for column in spec.kind.columns].index(SOURCE_TOKENS)
+    return np.array([example.columns[place] for example in examples], np.int64)
 
 
 def int_lists(parts: Sequence[bytes | None]) -> Ragged:

@@ -77,7 +77,7 @@ def check_counts(group: RowGroup, spec: Spec, where: str) -> None:
     least = width if whole else 0
     for name, value, low, high in (
         ("examples", group.examples, 1, group.end - group.start),
-        ("tokens", group.tokens, group.examples, group.examples * spec.max_length),
+        ("tokens", group.tokens, group.examples, group.examples * spec.kind.most_tokens(spec.max_length)),
         ("positions", group.positions, fewest, most),
         ("entries", group.entries, group.positions * least, group.positions * width),
     ):
