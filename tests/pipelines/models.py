@@ -134,7 +134,7 @@ _HALVES = {
 
 
 def seq2seq_teacher(folder: Path, kind: str = "t5", seed: int = 0, tokenizer=None, **changes: object) -> Path:
-    """Saves a random encoder-decoder and its tokenizer, which ends a text; BART's begins it too, and so does its bias."""
+    """Saves a random encoder-decoder and its tokenizer, which ends a text; BART's begins it too."""
     words = tokenizer or ending_tokenizer(begins=kind == "bart")
     shape = {
         "vocab_size": len(words),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from torch import Tensor
 from schemas.features import Feature
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
+from schemas.tasks import SOURCE_TOKENS
 from trainer.batches.embeddings import refuse_beyond
 from trainer.batches.entries import ENTRY_COLUMNS, Entries, can_gather, gather_entries, take_entries
 from trainer.batches.packing import Layout, Packed, Packing, Stacked
 from trainer.batches.pool import Pool
+from trainer.batches.sources import Read, Shift
 from trainer.batches.stored import with_stored
-from trainer.batches.targets import dense_targets, example_keys, gold_ids, sparse_targets
+from trainer.batches.targets import StackedTargets, dense_targets, example_keys, gold_ids, sparse_targets
 from trainer.batches.tensors import mapped
 from trainer.losses.schedules import Warmth
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
@@ -44,7 +46,7 @@ class Batch:
     row: Int64[Tensor, " N"]
     """Which of the R rows each position stands in."""
     token: Int64[Tensor, " N"]
-    """Which of the S tokens each position stands on."""
+    """Which of the S tokens each position stands on, or of the T of the decoder."""
     targets: SparseTargets | DenseTargets
     features: tuple[Float[Tensor, "B _"], ...]
     example_keys: Int64[Tensor, " B"]
@@ -60,6 +62,8 @@ class Batch:
     """Of the targets: what the losses' is."""
     packed: Packed | None = None
     """What keeps several examples in one row apart; None where each has its own."""
+    decoder_input_ids: Int64[Tensor, "R T"] | None = None
+    """Where `input_ids` are sources: what the decoder is given, which predicts the targets."""
 
     @property
     def num_rows(self) -> int:
@@ -68,14 +72,22 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self.attention_mask.sum())
+        """Tokens without padding; of targets those that are predicted."""
+        return int(self.attention_mask.sum()) + (0 if self.decoder_input_ids is None else len(self.token))
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens with padding."""
+        decoder = self.decoder_input_ids
+        return self.input_ids.numel() + (0 if decoder is None else decoder.numel())
 
     @property
     def model_inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of the student's forward."""
         inputs = {"input_ids": self.input_ids}
         inputs |= {"attention_mask": self.attention_mask} if self.packed is None else self.packed.model_inputs
+        if self.decoder_input_ids is not None:
+            inputs["decoder_input_ids"] = self.decoder_input_ids
         return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
 
     @property
@@ -114,7 +126,7 @@ _COLUMNS = frozenset(
     [
         *("example_id", "input_ids", "token_type_ids", "position_index", "labels", "logits", "num_kept"),
         *("kept_ids", "kept_codes", "top_codes", "num_sampled", "sampled_ids", "sampled_counts"),
-        *("sampled_codes", "entropy_codes", "logsumexp"),
+        *("sampled_codes", "entropy_codes", "logsumexp", SOURCE_TOKENS),
     ]
 )
 """What of a row a batch is made from, beside the features that are asked for, or an error tells."""
@@ -141,6 +153,8 @@ class Collation:
     """How many token types it has embeddings for."""
     packing: Packing | None = None
     """How several examples stand in one row; None: each in its own."""
+    shift: Shift | None = None
+    """What a student of two halves makes of targets for its decoder."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -194,11 +208,11 @@ class Collation:
         targets, features = self._targets(together, entries, begins), self._features(together)
         keys = example_keys(together)
         parts = list(itertools.pairwise(edges.tolist()))
-        lengths = together.input_ids.lengths
-        layouts = Stacked([self._layout(lengths[first:last]) for first, last in parts])
-        tokens = self._tokens(together, layouts)
+        read = Read.of(together)
+        layouts = Stacked([self._layout(read.ids.lengths[first:last]) for first, last in parts])
+        tokens = self._tokens(together, read, layouts)
         positions = itertools.pairwise(together.position_offsets[edges].tolist())
-        row, token = layouts.positions(together.position_offsets, together.position_index())
+        row, token = layouts.positions(together.position_offsets, read.places)
         return [
             Batch(
                 **own,
@@ -225,9 +239,9 @@ class Collation:
     def _features(self, rows: Rows) -> list[Tensor]:
         return [torch.from_numpy(rows.feature(feature).copy()) for feature in self.features]
 
-    def _tokens(self, rows: Rows, layouts: Stacked) -> list[dict[str, Any]]:
+    def _tokens(self, rows: Rows, read: Read, layouts: Stacked) -> list[dict[str, Any]]:
         """What the student reads of each batch."""
-        ids, packing = rows.input_ids, self.packing
+        ids, packing = read.ids, self.packing
         nothing: list[Any] = [None] * len(layouts.layouts)
         types, packed = nothing, nothing
         if self.pass_token_types and rows.spec.has_token_type_ids:
@@ -241,6 +255,7 @@ class Collation:
             "attention_mask": layouts.filled(ones, 0),
             "token_type_ids": types,
             "packed": packed,
+            "decoder_input_ids": read.decoder_inputs(layouts, self.shift),
         }
         return [dict(zip(found, one, strict=True)) for one in zip(*found.values(), strict=True)]
 
@@ -254,44 +269,18 @@ class Collation:
         if self.pass_token_types and rows.spec.has_token_type_ids:
             refuse_beyond(rows, "token_type_ids", self.token_types)
 
-    def _targets(self, rows: Rows, entries: Entries | None, begins: Array) -> _Targets:
+    def _targets(self, rows: Rows, entries: Entries | None, begins: Array) -> StackedTargets:
         if rows.spec.score != "softmax":
             dense = dense_targets(rows)
             no_entries = np.zeros(rows.num_positions + 1, np.int64)
-            return _Targets(dense, no_entries, None, offsets_of(dense.labelled.numpy()))
+            return StackedTargets(dense, no_entries, None, offsets_of(dense.labelled.numpy()))
         entries = take_entries(rows, self.temperature, begins) if entries is None else entries
         gold, student_vocab = gold_ids(rows), self.student_vocab
         targets, offsets, beyond = sparse_targets(
             rows, entries, gold, student_vocab=student_vocab, temperature=self.temperature
         )
         targets = with_stored(targets, rows, np.diff(offsets), self.temperature, self.stored)
-        return _Targets(targets, offsets, beyond, offsets_of(gold != NO_LABEL))
-
-
-class _Targets(NamedTuple):
-    """What the teacher says of several batches' positions."""
-
-    all: SparseTargets | DenseTargets
-    entry_offsets: Array
-    beyond: Array | None
-    labelled: Array
-    """How many of the positions before each have a label, `[N + 1]`."""
-
-    def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
-        """The fields of the batch that holds these positions."""
-        offsets = self.entry_offsets[positions.start : positions.stop + 1]
-        labelled = int(self.labelled[positions.stop] - self.labelled[positions.start])
-        if isinstance(self.all, SparseTargets):
-            entries = slice(int(offsets[0]), int(offsets[-1]))
-            targets: Any = self.all.part(positions, entries)
-        else:
-            targets = self.all.chunk(positions.start, positions.stop)
-        return {
-            "targets": targets,
-            "counts": torch.tensor([positions.stop - positions.start, labelled, num_rows]),
-            "entry_offsets": offsets - offsets[0],
-            "beyond": None if self.beyond is None else float(self.beyond[positions].sum()),
-        }
+        return StackedTargets(targets, offsets, beyond, offsets_of(gold != NO_LABEL))
 
 
 def _values(column: Ragged, first: int, last: int) -> Array:

@@ -8,6 +8,7 @@ lacks are then left out, and their share of the gradient with them.
 from __future__ import annotations
 
 from types import EllipsisType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -185,3 +186,29 @@ def dense_targets(rows: Rows) -> DenseTargets:
 def example_keys(rows: Rows) -> Int64[Tensor, " B"]:
     """The first 64 bits of each row's example id."""
     return torch.from_numpy(rows.array("example_id")[:, :8].copy().view(np.int64)[:, 0])
+
+
+class StackedTargets(NamedTuple):
+    """What the teacher says of several batches' positions."""
+
+    all: SparseTargets | DenseTargets
+    entry_offsets: Array
+    beyond: Array | None
+    labelled: Array
+    """How many of the positions before each have a label, `[N + 1]`."""
+
+    def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
+        """The fields of the batch that holds these positions."""
+        offsets = self.entry_offsets[positions.start : positions.stop + 1]
+        labelled = int(self.labelled[positions.stop] - self.labelled[positions.start])
+        if isinstance(self.all, SparseTargets):
+            entries = slice(int(offsets[0]), int(offsets[-1]))
+            targets: Any = self.all.part(positions, entries)
+        else:
+            targets = self.all.chunk(positions.start, positions.stop)
+        return {
+            "targets": targets,
+            "counts": torch.tensor([positions.stop - positions.start, labelled, num_rows]),
+            "entry_offsets": offsets - offsets[0],
+            "beyond": None if self.beyond is None else float(self.beyond[positions].sum()),
+        }

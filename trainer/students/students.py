@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from transformers import set_seed
 
 from schemas.cache import Cache
+from schemas.decoder_inputs import decoder_inputs
 from schemas.errors import StudentError, UsageError
 from schemas.spec import Spec
 from schemas.tasks import Task
@@ -29,6 +31,7 @@ from trainer.students.compatibility import (
     check_labels,
     check_trainable,
     check_vocabulary,
+    fit_tokenizer,
 )
 from trainer.students.lora import Lora
 from trainer.students.opening import cached_tokenizer, hub_commit, open_config, open_tokenizer, open_weights
@@ -88,6 +91,7 @@ class Student:
             embeddings=embedding_rows(self.model),
             token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,
             packing=self.packing,
+            shift=partial(decoder_inputs, self.model) if self.task.has_source else None,
             **asked,
         )
 
@@ -124,7 +128,7 @@ def open_student(
         own = open_tokenizer(source)
         check_vocabulary(own.get_vocab(), tokenizer.get_vocab(), source)
         tokenizer = own
-    check_trainable(config, source)
+    check_trainable(config, cache.spec.kind, source)
     _fit_config(config, cache.spec, tokenizer)
     check_config(config, cache.spec, tokenizer.get_vocab(), source)
     set_seed(seed)
@@ -196,7 +200,7 @@ def _tried(
 ) -> Student:
     spec = cache.spec
     check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
-    _fit_tokenizer(tokenizer, model)
+    fit_tokenizer(tokenizer, model)
     student = Student(model=model, tokenizer=tokenizer, task=spec.kind, adapter=adapter)
     if not spec.kind.predicts_tokens and not alone:
         _check_padding(student, where)
@@ -210,7 +214,7 @@ def _tried(
         trained=trained,
     )
     if spec.kind.has_vocabulary:
-        check_head(model, STUDENT_TASKS[spec.task].run)
+        check_head(model, STUDENT_TASKS[spec.task].run, has_source=spec.kind.has_source)
     return student
 
 
@@ -224,15 +228,6 @@ def _own_padding(model: Any) -> int | None:
     """The id that a model itself takes for padding; some configs (CodeGen's) do not speak of any."""
     found: int | None = getattr(model.config.get_text_config(), "pad_token_id", None)
     return found
-
-
-def _fit_tokenizer(tokenizer: Any, model: Any) -> None:
-    """A student is called with what its tokenizer gives: BERT's gives token types, DistilBERT takes none."""
-    names = [*tokenizer.model_input_names]
-    if takes_token_types(model) or "token_type_ids" not in names:
-        return
-    names.remove("token_type_ids")
-    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
 
 
 def _check_padding(student: Student, where: str) -> None:

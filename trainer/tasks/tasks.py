@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.tasks import causal_lm, masked_lm, sequence_classification, token_classification
+from trainer.tasks import causal_lm, masked_lm, seq2seq_lm, sequence_classification, token_classification
 from trainer.tasks.student_task import StudentTask
 
 STUDENT_TASKS: dict[str, StudentTask] = {
@@ -10,4 +10,5 @@ STUDENT_TASKS: dict[str, StudentTask] = {
     "sequence-classification": sequence_classification.TASK,
     "masked-lm": masked_lm.TASK,
     "token-classification": token_classification.TASK,
+    "seq2seq-lm": seq2seq_lm.TASK,
 }

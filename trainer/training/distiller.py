@@ -183,7 +183,7 @@ class Distiller(nn.Module):
             int(student.num_parameters(only_trainable=trained, exclude_embeddings=True))
             for trained in (False, True)
         )
-        return (4 * every + 2 * trained) * batch.input_ids.numel()
+        return (4 * every + 2 * trained) * batch.padded_tokens
 
 
 class _Terms:
