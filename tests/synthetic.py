@@ -17,7 +17,7 @@ from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
 from schemas.shards.seal import Shard, Totals, length_histogram, ranking_of, seal_shard
 from schemas.storage.storage import Storage
-from schemas.tasks import MASKED_LM
+from schemas.tasks import MASKED_LM, SEQ2SEQ_LM
 from schemas.versions.commits import Version, commit, record_after
 from schemas.versions.header import create_header
 from tests.answers import kept, ragged
@@ -103,6 +103,12 @@ def words_spec(**changes) -> Spec:
     return class_spec(**fields | changes)
 
 
+def source_spec(**changes) -> Spec:
+    """Of sources and targets."""
+    settings = SEQ2SEQ_LM.settled({})
+    return causal_spec(**{"task": SEQ2SEQ_LM.name, "task_settings": settings, "features": ()} | changes)
+
+
 SPECS = {
     "top_p": causal_spec(),
     "top_k": causal_spec(keep=TopK(k=4), temperatures=(1.0,), scalars=(), features=()),
@@ -117,6 +123,7 @@ SPECS = {
     "sigmoid": class_spec(score="sigmoid"),
     "masked": masked_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), scalars=("gold",)),
     "words": words_spec(),
+    "sources": source_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), has_text=True, has_text_pair=True),
     "regression": class_spec(score="identity", vocab_size=1, label_names=()),
 }
 
@@ -147,7 +154,11 @@ def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
     if spec.has_token_type_ids:
         data["token_type_ids"] = ragged(rng.integers(0, 2, lengths.sum()).astype(np.int8), lengths)
     for column in spec.kind.columns:
-        data[column.name] = rng.integers(column.low, column.high + 1, num_rows).astype(np.int32)
+        data[column.name] = (
+            _sources(lengths)
+            if spec.kind.has_source
+            else rng.integers(column.low, column.high + 1, num_rows).astype(np.int32)
+        )
     scores, logprobs, drawn = (kept if spec.score == "softmax" else _logits)(spec, counts, rng)
     features = {f.column: rng.normal(size=(num_rows, f.width)).astype(np.float32) for f in spec.features}
     rows = Rows(spec=spec, data=data | scores | _features(spec, features))
@@ -215,12 +226,20 @@ def _hashes(hashes: list[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
 
 
+def _sources(lengths) -> np.ndarray:
+    """Half of each example's tokens, rounded up."""
+    return ((lengths + 1) // 2).astype(np.int32)
+
+
 def _places(spec: Spec, lengths, rng) -> list:
     if spec.task == "sequence-classification":
         return [np.zeros(1, np.int32)] * len(lengths)
     if spec.kind.places == "token":
         masked = [np.flatnonzero(rng.random(length) < 0.3).astype(np.int32) for length in lengths]
         return [one if one.size else np.zeros(1, np.int32) for one in masked]
+    if spec.kind.has_source:
+        halves = zip(_sources(lengths).tolist(), lengths.tolist(), strict=True)
+        return [np.arange(source - 1, length - 1, dtype=np.int32) for source, length in halves]
     return [
         None if rng.random() < 0.5 else np.flatnonzero(rng.random(length - 1) < 0.6).astype(np.int32)
         for length in lengths

@@ -39,6 +39,8 @@ SHARED = [
     "--mlm_probability=0.3 --mask_replace_prob=0.5 --random_replace_prob=0.5 --whole_word_mask",
     "--corpus={tagged} --words_field=tokens --label_field=tags --teacher={tokens} --task=token-classification "
     "--cache={new} --no_progress --max_length=64",
+    "--corpus={texts} --target_field=label --teacher={halves} --task=seq2seq-lm --cache={new} --no_progress "
+    "--max_length=64 --truncate_source",
 ]
 GOOD = {
     "precompute": SHARED,
@@ -69,6 +71,7 @@ RUN = {
     "--text_field": "nothing_here",
     "--text_pair_field": "nothing_here",
     "--words_field": "nothing_here",
+    "--target_field": "nothing_here",
     "--messages_field": "nothing_here",
     "--prompt_field": "nothing_here",
     "--completion_field": "nothing_here",
@@ -111,7 +114,7 @@ RUN = {
     "--random_replace_prob": "nan",
 }
 CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
-CALLS |= {"--words_field": 5}
+CALLS |= {"--words_field": 5, "--target_field": 6, "--truncate_source": 6}
 CALLS |= dict.fromkeys(
     ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
 )
@@ -166,6 +169,7 @@ def places(tmp_path_factory):
             folder / "tagged.jsonl", [{"tokens": ["Ada", "met", "him"], "tags": ["A", "O", "O"]}]
         ),
         "tokens": models.token_classifier(folder / "tokens", ("O", "A")),
+        "halves": models.seq2seq_teacher(folder / "halves"),
         "ids": folder / "ids.txt",
         "causal": models.causal_teacher(folder / "causal"),
         "classes": models.classifier(folder / "classes"),

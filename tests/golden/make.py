@@ -33,6 +33,7 @@ GOLDEN = {
         "v1": V1,
         "v1-masked-lm": ("masked",),
         "v1-token-classification": ("words",),
+        "v1-seq2seq-lm": ("sources",),
     }.items()
     for name in names
 }
@@ -70,7 +71,15 @@ def decoded(cache: Cache) -> list[dict[str, object]]:
 def _row(row: Rows) -> dict[str, object]:
     spec = row.spec
     hashes = ("example_id", "document_hash")
-    single = ("window_index", "window_count", "view_index", "document_id", "text", "text_pair")
+    single = (
+        "window_index",
+        "window_count",
+        "view_index",
+        "source_tokens",
+        "document_id",
+        "text",
+        "text_pair",
+    )
     lists = ("input_ids", "token_type_ids", "labels")
     return {
         **{name: row.array(name)[0].tobytes().hex() for name in hashes},

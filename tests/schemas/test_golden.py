@@ -18,6 +18,7 @@ FROZEN = {
     "v1": "f72f43bed849d6d3cc54816e3df335d08c21db98143f596b8b70c4965de25284",
     "v1-masked-lm": "1a2e0aae06d457e26287eda66f22783301302619b8c95b6bf33b2d5d0b0c5c25",
     "v1-token-classification": "bbd589cb1af29db7a05caf8e3114300ed9d77ce2c807fab6631cdc02b05f8810",
+    "v1-seq2seq-lm": "03d2eb33be0b229b0536aee11b0e04fdcaba7fa9240f9219269cb159934aadaa",
 }
 """A hash over every file of a version's golden caches."""
 
