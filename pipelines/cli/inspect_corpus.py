@@ -148,7 +148,7 @@ def stretches(example: Example, maker: Tokeniser) -> list[Stretch]:
         places = np.arange(len(ids) - 1)
         if example.position_index is not None:
             places = np.frombuffer(example.position_index, np.int32)
-        supervised[places + 1 if kind.implies_places else places] = True
+        supervised[places + 1 if kind.precedes_tokens else places] = True
     gold: dict[int, str] = {}
     if example.gold_ids is not None and maker.spec.label_names:
         told = np.frombuffer(example.gold_ids, np.int32).tolist()

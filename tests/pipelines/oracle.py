@@ -40,7 +40,6 @@ class Oracle:
             logits = output.hidden_states[-1][0].float() @ weight.T
         return Truth(logits.double().numpy(), [state[0].float().numpy() for state in output.hidden_states])
 
-
     def _of_target(self, ids: torch.Tensor, source: int) -> Truth:
         """A target's logits, each where the token before stands; before a target nothing is said."""
         said = self.model(input_ids=ids[:, :source], labels=ids[:, source:]).logits[0].double()

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import itertools
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -70,12 +71,19 @@ def _compared(written: Sequence[str], wanted: Sequence[str]) -> Metrics:
     bleu, rouge = (
         importlib.import_module(name) for name in ("sacrebleu", "torchmetrics.functional.text.rouge")
     )
-    found = rouge.rouge_score(list(written), list(wanted), rouge_keys=("rougeL",))
+    found = rouge.rouge_score(
+        list(written), list(wanted), rouge_keys=("rougeL",), normalizer=_words, tokenizer=str.split
+    )
     return {
         "chrf": bleu.corpus_chrf(written, [wanted]).score,
         "bleu": bleu.corpus_bleu(written, [wanted]).score,
         "rouge_l": float(found["rougeL_fmeasure"]),
     }
+
+
+def _words(text: str) -> str:
+    """Lowercase letters and digits of any script, all else a blank; torchmetrics' own knows no letters but a to z."""
+    return re.sub(r"[\W_]+", " ", text.lower())
 
 
 def _pairs(rows: Iterable[Rows]) -> Iterator[Pair]:
