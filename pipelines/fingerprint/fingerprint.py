@@ -265,11 +265,8 @@ def parse_feature(text: str, config: PrecomputeConfig, model_config: Any) -> Fea
 
 def corpus_kind(corpus: CorpusConfig) -> str:
     """How documents become tokens: `messages`, `prompt`, `target` or `text`."""
-    if corpus.messages_field:
-        return "messages"
-    if corpus.target_field:
-        return "target"
-    return "prompt" if corpus.prompt_field else "text"
+    kinds = {"messages": corpus.messages_field, "target": corpus.target_field, "prompt": corpus.prompt_field}
+    return next((kind for kind, field in kinds.items() if field), "text")
 
 
 def _locate(path: str) -> tuple[str, str]:
@@ -291,7 +288,7 @@ def _locate(path: str) -> tuple[str, str]:
 
 
 def _longest(teacher: ResolvedTeacher) -> int:
-    """As tokenizer and model allow, at most `MAX_LENGTH`."""
+    """What tokenizer and model allow, at most `MAX_LENGTH`."""
     positions = config_shapes.usable_length(teacher.config) or MAX_LENGTH
     return int(min(teacher.tokenizer.model_max_length, positions, MAX_LENGTH))
 

@@ -141,7 +141,7 @@ def open_student(
     else:
         model, missing = _filled(cache.spec, source, config, loading)
     if layers is not None:
-        model = shrunk(model, layers, task.auto)
+        model = shrunk(model, layers, task.auto, has_halves=cache.spec.kind.has_source)
     adapter = None
     if lora is not None:
         whole = trained_whole(model, missing, classifies=not cache.spec.kind.has_vocabulary)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import transformers
 
 from schemas.decoder_inputs import decoder_inputs
-from schemas.errors import StudentError
+from schemas.errors import StudentError, UsageError
 from schemas.policies import KeepAll
 from schemas.tasks import SEQ2SEQ_LM
 from tests.synthetic import random_rows, source_spec
@@ -18,6 +18,7 @@ from tests.trainer.tiny import tiny_tokenizer
 from trainer.losses.objective import Objective
 from trainer.metrics import texts
 from trainer.models.heads import check_head
+from trainer.models.shrink import parse_shrink, shrunk
 from trainer.students.compatibility import check_trainable
 from trainer.students.packed_trial import check_packs
 from trainer.students.students import Student
@@ -41,10 +42,16 @@ KINDS = {
 }
 
 
-def student_of(kind):
+def student_of(kind, **more):
     told = {"vocab_size": VOCAB, "d_model": 16, "pad_token_id": 0, "eos_token_id": 1, "dropout": 0.0}
     told |= {"decoder_start_token_id": 1, "dropout_rate": 0.0, "max_position_embeddings": 64}
-    told |= {"attention_dropout": 0.0, "activation_dropout": 0.0, "encoder_layerdrop": 0.0, **KINDS[kind]}
+    told |= {
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "encoder_layerdrop": 0.0,
+        **KINDS[kind],
+        **more,
+    }
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(told.pop("model_type"), **told)
     model = transformers.AutoModelForSeq2SeqLM.from_config(config)
@@ -126,6 +133,39 @@ def test_a_student_is_tried_in_both_its_halves(kind):
         student.model.get_decoder().config.is_causal = False
         with pytest.raises(StudentError, match="sees the token after it"):
             try_student(student.model, **told)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_each_half_is_shrunk_apart(kind, tmp_path):
+    names = ("num_layers", "num_decoder_layers") if kind == "t5" else ("encoder_layers", "decoder_layers")
+    more = dict(zip(names, (5, 4), strict=True))
+    teacher = student_of(kind, **more).model.eval()
+    with pytest.raises(StudentError, match="at most 4, got 5"):
+        shrunk(teacher, 5, TASK.auto, has_halves=True)
+    shrunk(teacher, parse_shrink("shrink:encoder=3,decoder=2"), TASK.auto, has_halves=True).save_pretrained(
+        tmp_path
+    )
+    student = TASK.auto.from_pretrained(tmp_path).eval()
+    for half, kept in ((teacher.get_encoder(), (0, 1, 3)), (teacher.get_decoder(), (0, 2))):
+        name = "block" if kind == "t5" else "layers"
+        layers = getattr(half, name)
+        setattr(half, name, torch.nn.ModuleList(layers[number] for number in kept))
+    ids = torch.arange(5, 12)[None]
+    given = {"input_ids": ids, "labels": ids.flip(1), "use_cache": False}
+    torch.testing.assert_close(student(**given).logits, teacher(**given).logits)
+    assert (len(_layers(student.get_encoder())), len(_layers(student.get_decoder()))) == (3, 2)
+
+
+def _layers(half):
+    return getattr(half, "block", None) or half.layers
+
+
+def test_halves_are_an_encoder_decoders():
+    with pytest.raises(StudentError, match="no encoder-decoder"):
+        shrunk(torch.nn.Linear(1, 1), parse_shrink("shrink:encoder=1,decoder=1"), TASK.auto)
+    for wrong in ("shrink:encoder=1", "shrink:decoder=1,encoder=1", "shrink:encoder=0,decoder=1"):
+        with pytest.raises(UsageError, match="shrink:encoder=N,decoder=M"):
+            parse_shrink(wrong)
 
 
 def test_what_a_student_writes_is_compared_as_sacrebleu_does(rows):
