@@ -38,6 +38,7 @@ setup(
         "pipelines": ["apache-beam>=2.77", "jinja2>=3.1", "numba>=0.60", *TORCH],
         "s3": ["boto3>=1.35"],
         "tensorboard": ["tensorboard>=2.19"],
+        "text": ["sacrebleu>=2.4", "torchmetrics>=1.4"],
         "trainer": ["accelerate>=1.1", "numba>=0.60", "scikit-learn>=1.6", "scipy>=1.11", "pyyaml", *TORCH],
         "dev": [
             "beartype>=0.20",

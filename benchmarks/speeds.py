@@ -15,7 +15,7 @@ import torch
 from answers import Answers
 from shards_of import seal
 
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.keep.select import Selected
 from pipelines.scoring.encode import encode
 from pipelines.teacher.model import Answer

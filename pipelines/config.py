@@ -13,7 +13,8 @@ from schemas.generation import Generation
 from schemas.policies import KeepPolicy
 from schemas.shards.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
 from schemas.spec import Scalar, Supervise
-from schemas.tasks import TASKS, Score, SettingValue
+from schemas.task import Score, SettingValue
+from schemas.tasks import TASKS
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -67,6 +68,8 @@ class CorpusConfig:
     """`auto` goes by the name: `.jsonl`/`.json`/`.ndjson`, `.txt`, `.parquet`, each also `.gz` or `.zst`."""
     text_field: str = "text"
     text_pair_field: str | None = None
+    target_field: str | None = None
+    """What a teacher of two halves is to say to the text, which is its source."""
     words_field: str | None = None
     """The text as a list of words, whose labels are a list too."""
     passages_field: str | None = None
@@ -92,9 +95,10 @@ class CorpusConfig:
         _refuse_unless(self.prompt_field is not None or pair == (None, None), "completion_field alone", pair)
         alone = self.messages_field is None and self.tools_field != "tools"
         _refuse_unless(not alone, "tools_field (without --messages_field)", self.tools_field)
-        names = ("messages_field", "prompt_field", "text_pair_field", "words_field", "passages_field")
-        kinds = [value for value in (getattr(self, name) for name in names) if value]
-        _refuse_unless(len(kinds) <= 1, ", ".join(names), kinds)
+        kinds = ("messages", "prompt", "text_pair", "words", "passages", "target")
+        names = [f"{kind}_field" for kind in kinds]
+        given = [value for value in (getattr(self, name) for name in names) if value]
+        _refuse_unless(len(given) <= 1, ", ".join(names), given)
 
     @property
     def is_answered(self) -> bool:
@@ -104,7 +108,8 @@ class CorpusConfig:
     @property
     def required_fields(self) -> tuple[str, ...]:
         """The fields that every document must have."""
-        content: tuple[str | None, ...] = (self.text_field, self.text_pair_field, self.passages_field)
+        content: tuple[str | None, ...] = (self.text_field, self.text_pair_field)
+        content += (self.passages_field, self.target_field)
         if self.messages_field:
             content = (self.messages_field,)
         elif self.prompt_field:

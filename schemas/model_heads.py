@@ -62,9 +62,12 @@ def has_transform(model: Any) -> bool:
 
 
 def output_bias(model: Any) -> Any:
-    """What is added to the product of a model's output layer: the layer's own bias, or that of the module around it
-    (ESM); None where there is none."""
+    """What is added to the product of a model's output layer: the layer's own bias, that of the module around it (ESM),
+    or the model's (BART: a buffer `[1, V]`); None where there is none."""
     layer = model.get_output_embeddings()
+    of_model = model._buffers.get("final_logits_bias")
+    if of_model is not None:
+        return of_model[0]
     bias = getattr(layer, "bias", None)
     if bias is not None:
         return bias

@@ -22,7 +22,8 @@ from schemas.generation import Generation
 from schemas.identity import canonical_json, digest
 from schemas.limits import OF_JSON, conform, conform_fields, parse_json, refuse_unless, shown, told
 from schemas.policies import KeepAll, KeepPolicy, Threshold, is_sampling, max_kept, max_sampled, parse_keep
-from schemas.tasks import TASKS, Score, SettingValue, Task
+from schemas.task import Score, SettingValue, Task
+from schemas.tasks import TASKS
 
 FORMAT_VERSION = 1
 CODE_STEP_NATS = 1 / 16

@@ -1,190 +1,8 @@
-"""What a task is, to a cache: one frozen value each. Nothing else in this package knows a task by its name.
-
-A teacher's answer about an example is a list of positions, each with scores over V. A task says where positions stand,
-what is known to be right there, and what a cache of it holds beside. How documents become examples, and what models are
-asked, is in `pipelines/tasks/NAME.py` and `trainer/tasks/NAME.py`: a task that is added stands here and there.
-"""
+"""The tasks, one frozen value each. Nothing else in this package knows a task by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy.typing as npt
-
-from schemas.limits import refuse_unless
-
-Score = Literal["softmax", "sigmoid", "identity", "none"]
-"""What a position's scores are; `none` where there is no position to have any."""
-Places = Literal["before_next_token", "whole_text", "token", "text", "none"]
-"""Where positions stand: on tokens that have another behind them (all where a row names none); on no token, for the
-whole text, numbered from 0; on tokens that each row names; on the first token of each of the texts that a row holds;
-nowhere, where a text has features alone."""
-Labels = Literal["next_token", "document", "position", "word", "answer", "text", "none"]
-"""What is right: the token behind the position, stored nowhere else; the corpus's label, in rows that have one; an id
-of each position, in every row; the corpus's label of each word, at its position, in rows that have them; the first
-and the last token of the corpus's answer, in rows of which that is known; its number of each text; nothing."""
-SettingValue = bool | int | float | str
-MAX_ROW_TOKENS = 2**30
-"""Of several texts in one row: its lists have offsets of 32 bits."""
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written down: half of a surrogate pair cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A choice that a task leaves to the user: a flag of its name, and part of the spec."""
-
-    name: str
-    default: SettingValue
-    low: int | float
-    """Of a text, its least characters."""
-    high: int | float
-    help: str
-    by_teacher: bool = False
-    """Whether the teacher's folder may say another default."""
-
-    def check(self, value: SettingValue) -> None:
-        """Refuses what this setting cannot be.
-
-        Raises:
-            ValueError: naming the setting and what it got.
-        """
-        if isinstance(value, str):
-            fits = isinstance(self.default, str) and self.low <= len(value) <= self.high and is_unicode(value)
-            refuse_unless(fits, f"{self.name} (a text of at most {self.high:g} characters)", value)
-        else:
-            fits = type(value) is type(self.default) and self.low <= value <= self.high
-            refuse_unless(fits, f"{self.name} ({self.low:g} to {self.high:g})", value)
-
-
-@dataclass(frozen=True)
-class TaskColumn:
-    """A whole number that each row of a task has."""
-
-    name: str
-    low: int
-    high: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One kind of question that a teacher can be asked."""
-
-    name: str
-    places: Places
-    labels: Labels
-    scores: tuple[Score, ...]
-    """Those that its teachers can have; where there are several, the teacher's config says which."""
-    has_vocabulary: bool
-    """Whether V is the tokenizer's, and a head is applied to the last hidden states in chunks; else it is the number of
-    classes."""
-    takes_pairs: bool
-    needs_pairs: bool = False
-    """Whether a document is always a pair."""
-    text_positions: int = 1
-    """How many positions a whole text has."""
-    class_columns: tuple[str, str] | None = None
-    """Where the classes are a row's own tokens, V is `max_length` and an id is a token's index: the columns that say
-    from which token on, and before which, a position may choose. Beside these the first token, which stands for none,
-    unless the setting `always_answerable` is on."""
-    columns: tuple[TaskColumn, ...] = ()
-    settings: tuple[Setting, ...] = ()
-    is_written: bool = False
-    """Whether a teacher can write the texts itself."""
-    is_declared: bool = True
-    """Whether a reader must know the task by name; the first two stand in format 1 itself."""
-
-    @property
-    def required_features(self) -> tuple[str, ...]:
-        """What a reader must know to read such a cache."""
-        return (f"task:{self.name}",) if self.is_declared else ()
-
-    @property
-    def reads_labels(self) -> bool:
-        """Whether the corpus says what is right."""
-        return self.labels in ("document", "word", "answer", "text")
-
-    @property
-    def stores_gold(self) -> bool:
-        """Whether examples carry what is right at each position."""
-        return self.labels in ("position", "word", "answer")
-
-    @property
-    def predicts_tokens(self) -> bool:
-        """Whether positions are tokens of the text, which may then be supervised or not."""
-        return self.places not in ("whole_text", "text", "none")
-
-    @property
-    def holds_texts(self) -> bool:
-        """Whether a row is several texts, one after the other, each asked for alone; `max_length` is of one."""
-        return self.places == "text"
-
-    @property
-    def has_positions(self) -> bool:
-        """Whether a teacher scores anything; else a row holds what its text is, and a cache needs a feature."""
-        return self.places != "none"
-
-    @property
-    def takes_conversations(self) -> bool:
-        """Whether a document may be messages, or a prompt with its completion."""
-        return self.has_positions and self.labels not in ("word", "text", "answer")
-
-    @property
-    def classes_are_tokens(self) -> bool:
-        """Whether each row has classes of its own: its tokens."""
-        return self.class_columns is not None
-
-    @property
-    def has_named_classes(self) -> bool:
-        """Whether V is a list of classes, which the teacher's config names."""
-        return self.has_positions and not (self.has_vocabulary or self.classes_are_tokens)
-
-    @property
-    def implies_places(self) -> bool:
-        """Whether a row need not name its positions: null means every token but the last."""
-        return self.places == "before_next_token"
-
-    def most_tokens(self, max_length: int) -> int:
-        """Tokens of a row at most, where a text has at most so many."""
-        return MAX_ROW_TOKENS if self.holds_texts else max_length
-
-    def num_places(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """How many tokens of an example, from its first on, may hold a position; from how many it has."""
-        return tokens - 1 if self.implies_places else tokens
-
-    def position_bounds(self, examples: int, tokens: int) -> tuple[int, int]:
-        """The fewest and the most positions of so many examples with so many tokens in all."""
-        whole = examples * self.text_positions
-        fewest, most = {
-            "before_next_token": (0, tokens - examples),
-            "whole_text": (whole, whole),
-            "token": (examples, tokens),
-            "text": (examples, tokens),
-            "none": (0, 0),
-        }[self.places]
-        return fewest, most
-
-    def settled(self, given: Mapping[str, SettingValue]) -> tuple[tuple[str, SettingValue], ...]:
-        """Every setting's value, in order: as given, else its default.
-
-        Raises:
-            ValueError: the task has no such setting, or not with this value.
-        """
-        known = {setting.name: setting for setting in self.settings}
-        for name, value in given.items():
-            refuse_unless(name in known, f"a setting of {self.name}", name)
-            known[name].check(value)
-        return tuple((name, given.get(name, setting.default)) for name, setting in known.items())
-
+from schemas.task import Setting, Task, TaskColumn
 
 CAUSAL_LM = Task(
     name="causal-lm",
@@ -285,9 +103,29 @@ QUESTION_ANSWERING = Task(
         ),
     ),
 )
+SOURCE_TOKENS = "source_tokens"
+SEQ2SEQ_LM = Task(
+    name="seq2seq-lm",
+    places="before_next_token",
+    labels="next_token",
+    scores=("softmax",),
+    has_vocabulary=True,
+    takes_pairs=False,
+    has_source=True,
+    columns=(TaskColumn(SOURCE_TOKENS, 1, 2**31 - 2),),
+    settings=(
+        Setting(
+            "truncate_source",
+            False,
+            0,
+            1,
+            "cut sources longer than --max_length at their end, instead of rejecting the record",
+        ),
+    ),
+)
 _ALL = (
     *(CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, PAIR_SCORE),
-    *(FEATURE_EXTRACTION, QUESTION_ANSWERING),
+    *(FEATURE_EXTRACTION, QUESTION_ANSWERING, SEQ2SEQ_LM),
 )
 TASKS = {task.name: task for task in _ALL}
 CLASS_COLUMNS = tuple({name for task in _ALL for name in task.class_columns or ()})

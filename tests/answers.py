@@ -104,7 +104,7 @@ def _draws(spec: Spec, counts, answers: list[Answer], drawn, top) -> dict[str, R
 
 
 def _scalars(spec: Spec, counts, labels, answers: list[Answer], rng) -> dict[str, Ragged]:
-    total, valid = counts.sum(), labels.validity | (spec.task == "causal-lm")
+    total, valid = counts.sum(), labels.validity | (spec.kind.labels == "next_token")
     gold = [rng.integers(0, 500, n) if v else None for n, v in zip(counts, valid, strict=True)]
     found = {
         "entropy": ("entropy_codes", ragged(rng.integers(0, 300, total).astype(np.int16), counts)),
@@ -122,7 +122,7 @@ def _joined(parts, dtype):
 
 
 def _labels(spec: Spec, counts, rng, own) -> Ragged:
-    if spec.task == "causal-lm":
+    if spec.kind.labels == "next_token":
         return Ragged.of([None] * len(counts), np.int32)
     if spec.task == "masked-lm":
         return Ragged.of([rng.integers(0, spec.vocab_size, n) for n in counts], np.int32)

@@ -3,7 +3,7 @@
 from schemas import Feature, Spec
 from schemas.generation import Generation
 from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
-from schemas.tasks import FEATURE_EXTRACTION, MASKED_LM, QUESTION_ANSWERING
+from schemas.tasks import FEATURE_EXTRACTION, MASKED_LM, QUESTION_ANSWERING, SEQ2SEQ_LM
 
 SCALARS = ("entropy", "gold", "logsumexp")
 
@@ -85,6 +85,12 @@ def answers_spec(**changes) -> Spec:
     return class_spec(**fields | changes)
 
 
+def source_spec(**changes) -> Spec:
+    """Of sources and targets."""
+    settings = SEQ2SEQ_LM.settled({})
+    return causal_spec(**{"task": SEQ2SEQ_LM.name, "task_settings": settings, "features": ()} | changes)
+
+
 SPECS = {
     "top_p": causal_spec(),
     "top_k": causal_spec(keep=TopK(k=4), temperatures=(1.0,), scalars=(), features=()),
@@ -111,5 +117,6 @@ SPECS = {
     "pairs": class_spec(task="pair-score", score="identity", vocab_size=1, label_names=(), scalars=()),
     "embeddings": embeddings_spec(),
     "answers": answers_spec(),
+    "sources": source_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), has_text=True, has_text_pair=True),
     "regression": class_spec(score="identity", vocab_size=1, label_names=()),
 }

@@ -17,6 +17,7 @@ from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
 from schemas.shards.seal import Shard, Totals, length_histogram, ranking_of, seal_shard
 from schemas.storage.storage import Storage
+from schemas.tasks import SOURCE_TOKENS
 from schemas.versions.commits import Version, commit, record_after
 from schemas.versions.header import create_header
 from tests.answers import kept, ragged
@@ -28,6 +29,7 @@ from tests.specs import (
     class_spec,
     embeddings_spec,
     masked_spec,
+    source_spec,
     words_spec,
 )
 
@@ -39,6 +41,7 @@ __all__ = [
     "class_spec",
     "embeddings_spec",
     "masked_spec",
+    "source_spec",
     "words_spec",
 ]
 
@@ -95,6 +98,8 @@ def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
         data["token_type_ids"] = ragged(rng.integers(0, 2, lengths.sum()).astype(np.int8), lengths)
     for column in spec.kind.columns:
         data[column.name] = rng.integers(column.low, column.high + 1, num_rows).astype(np.int32)
+    if spec.kind.has_source:
+        data[SOURCE_TOKENS] = _sources(lengths)
     classes = None
     if spec.kind.class_columns is not None:
         start, end = spec.kind.class_columns
@@ -171,6 +176,11 @@ def _hashes(hashes: list[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
 
 
+def _sources(lengths) -> np.ndarray:
+    """Half of each example's tokens, rounded up."""
+    return ((lengths + 1) // 2).astype(np.int32)
+
+
 def _places(spec: Spec, lengths, rng) -> list:
     if spec.kind.places == "whole_text":
         return [np.arange(spec.kind.text_positions, dtype=np.int32)] * len(lengths)
@@ -182,6 +192,9 @@ def _places(spec: Spec, lengths, rng) -> list:
     if spec.kind.places == "token":
         masked = [np.flatnonzero(rng.random(length) < 0.3).astype(np.int32) for length in lengths]
         return [one if one.size else np.zeros(1, np.int32) for one in masked]
+    if spec.kind.has_source:
+        halves = zip(_sources(lengths).tolist(), lengths.tolist(), strict=True)
+        return [np.arange(source - 1, length - 1, dtype=np.int32) for source, length in halves]
     return [
         None if rng.random() < 0.5 else np.flatnonzero(rng.random(length - 1) < 0.6).astype(np.int32)
         for length in lengths

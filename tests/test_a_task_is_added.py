@@ -9,7 +9,8 @@ import schemas.spec
 from pipelines.tasks.causal_lm import NextTokens
 from pipelines.tasks.tasks import TEACHER_TASKS
 from schemas import Cache
-from schemas.tasks import TASKS, TaskColumn
+from schemas.task import TaskColumn
+from schemas.tasks import TASKS
 from tests.pipelines import models
 from tests.pipelines.families import teachonce_main
 from tests.pipelines.helpers import documents, write_jsonl

@@ -47,6 +47,8 @@ SHARED = [
     "--max_length=64",
     "--corpus={asked} --text_field=question --text_pair_field=context --label_field=answers --teacher={answers} "
     "--task=question-answering --always_answerable --cache={new} --no_progress --max_length=64",
+    "--corpus={texts} --target_field=label --teacher={halves} --task=seq2seq-lm --cache={new} --no_progress "
+    "--max_length=64 --truncate_source",
 ]
 GOOD = {
     "precompute": SHARED,
@@ -77,6 +79,7 @@ RUN = {
     "--text_field": "nothing_here",
     "--text_pair_field": "nothing_here",
     "--words_field": "nothing_here",
+    "--target_field": "nothing_here",
     "--messages_field": "nothing_here",
     "--passages_field": "nothing_here",
     "--prompt_field": "nothing_here",
@@ -126,6 +129,7 @@ RUN = {
 CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
 CALLS |= {"--words_field": 6, "--generate": 7, "--max_new_tokens": 7, "--passages_field": 8}
 CALLS |= dict.fromkeys(("--prompt", "--truncate_dim"), 5) | {"--always_answerable": 9}
+CALLS |= {"--target_field": 10, "--truncate_source": 10}
 CALLS |= dict.fromkeys(
     ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
 )
@@ -185,6 +189,7 @@ def places(tmp_path_factory):
             [{"question": "Who?", "context": "Ada.", "answers": [{"text": "Ada", "answer_start": 0}]}],
         ),
         "answers": models.answerer(folder / "answers", "distilbert"),
+        "halves": models.seq2seq_teacher(folder / "halves"),
         "ids": folder / "ids.txt",
         "causal": models.causal_teacher(folder / "causal"),
         "classes": models.classifier(folder / "classes"),

@@ -18,6 +18,8 @@ def add_corpus_flags(group: argparse._ActionsContainer) -> None:
         "--text_field", metavar="NAME", help="field with the text, or question (default: text)"
     )
     group.add_argument("--text_pair_field", metavar="NAME", help="second text, for pair tasks; the context")
+    target = "what is to be said to the text, which is the source, for seq2seq-lm"
+    group.add_argument("--target_field", metavar="NAME", help=target)
     words = "a list of words instead of a text, for token-classification"
     group.add_argument("--words_field", metavar="NAME", help=words)
     passages = "a list of texts that are scored beside the text, for pair-score"

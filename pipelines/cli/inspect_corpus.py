@@ -18,9 +18,10 @@ from pipelines.cli.precompute import run_config
 from pipelines.cli.task_flags import add_generation_flags, add_task_flags
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus.documents import Document, Source, is_blank, read_document
+from pipelines.corpus.examples import Example
 from pipelines.corpus.files import find_pieces, read_piece
 from pipelines.corpus.labels import LabelMap
-from pipelines.corpus.tokenization import Example, Tokeniser
+from pipelines.corpus.tokenization import Tokeniser
 from pipelines.fingerprint.fingerprint import corpus_kind, make_spec, resolve
 from pipelines.job.preflight import check_teacher, columns_of, first_records, template_variables
 from pipelines.rejects import RejectedError
@@ -29,7 +30,8 @@ from schemas.cli.arguments import Parser, natural, positive
 from schemas.cli.terminal import print_json, print_lines
 from schemas.printable import printable
 from schemas.spec import Supervise
-from schemas.tasks import DEFAULT, TASKS, Score
+from schemas.task import Score
+from schemas.tasks import DEFAULT, TASKS
 
 _HELP = """\
 Shows what of a corpus would be supervised: its first records as the teacher's tokenizer and chat template make them.
@@ -158,7 +160,7 @@ def stretches(example: Example, maker: Tokeniser) -> list[Stretch]:
         places = np.arange(len(ids) - 1)
         if example.position_index is not None:
             places = np.frombuffer(example.position_index, np.int32)
-        supervised[places + 1 if kind.implies_places else places] = True
+        supervised[places + 1 if kind.precedes_tokens else places] = True
     gold: dict[int, str] = {}
     if example.gold_ids is not None and maker.spec.label_names:
         told = np.frombuffer(example.gold_ids, np.int32).tolist()

@@ -31,7 +31,8 @@ from schemas.errors import DriftError, UsageError
 from schemas.features import FeatureDtype
 from schemas.policies import parse_keep
 from schemas.spec import Scalar, Supervise
-from schemas.tasks import TASKS, Score
+from schemas.task import Score
+from schemas.tasks import TASKS
 
 _PRECOMPUTE_HELP = """\
 Runs a Hugging Face teacher once over a corpus, and commits what it says to a cache.

@@ -8,7 +8,8 @@ from typing import Any
 from schemas.cli.arguments import positive
 from schemas.errors import UsageError
 from schemas.generation import Generation, parse_generation
-from schemas.tasks import TASKS, SettingValue
+from schemas.task import SettingValue
+from schemas.tasks import TASKS
 
 _BY_NAME = {setting.name: setting for task in TASKS.values() for setting in task.settings}
 

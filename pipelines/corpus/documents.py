@@ -44,7 +44,7 @@ class Source(NamedTuple):
 
 class Document(NamedTuple):
     """One checked record. `text` is the text, the messages as JSON, or the prompt; `pair` a second text, the
-    completion, or the passages as JSON.
+    completion, the target, or the passages as JSON.
 
     All members are of plain types, so that Beam shuffles documents without pickling.
     """
@@ -211,6 +211,9 @@ def _content(fields: Mapping[str, Any], corpus: CorpusConfig) -> tuple[str, str 
     if corpus.passages_field:
         passages = read_passages(_field(fields, corpus.passages_field), corpus.passages_field)
         return text, json.dumps(passages, ensure_ascii=False), {"text": text, "passages": passages}
+    if corpus.target_field is not None:
+        target = _text(fields, corpus.target_field)
+        return text, target, {"source": text, "target": target}
     if corpus.text_pair_field is None:
         return text, None, {"text": text}
     pair = _text(fields, corpus.text_pair_field)

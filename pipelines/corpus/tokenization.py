@@ -11,13 +11,13 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pipelines.corpus.chat_templates import Chat
 from pipelines.corpus.documents import Document
-from pipelines.corpus.labels import Label
+from pipelines.corpus.examples import Example
 from pipelines.corpus.spans import around_second, joined, overlapping
 from pipelines.rejects import NOTHING_SUPERVISED, RejectedError
 from pipelines.tasks.tasks import TEACHER_TASKS
@@ -28,37 +28,6 @@ from schemas.rows.ragged import Array
 from schemas.spec import Spec
 
 
-class Example(NamedTuple):
-    """One tokenised input of the teacher, in plain types: arrays are the bytes of int32."""
-
-    id: bytes
-    document_hash: bytes
-    window_index: int
-    window_count: int
-    input_ids: bytes
-    token_type_ids: bytes | None
-    position_index: bytes | None
-    """None: every token but the last."""
-    label: Label
-    document_id: str | None
-    text: str | None
-    text_pair: str | None
-    file: str
-    offset: int
-    gold_ids: bytes | None = None
-    """What is right at each position, where the task stores that."""
-    columns: tuple[int, ...] = ()
-    """Values of the task's own columns."""
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.input_ids) // 4
-
-    @property
-    def num_positions(self) -> int:
-        return self.num_tokens - 1 if self.position_index is None else len(self.position_index) // 4
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tokeniser:
     """A teacher's tokenizer with everything that decides how a document becomes examples."""
@@ -67,7 +36,7 @@ class Tokeniser:
     """A `PreTrainedTokenizerBase`."""
     spec: Spec
     kind: str
-    """`text`, `messages`, `prompt` or `passages`."""
+    """`text`, `messages`, `prompt`, `passages` or `target`."""
     how: bytes
     """Hash of all that decides tokenisation; part of every example's id."""
     chat: Chat
@@ -127,6 +96,8 @@ class Tokeniser:
             return [self._prompt(document.text, document.pair or "")]
         if self.kind == "passages":
             return [self._pairs(document)]
+        if self.kind == "target":
+            return [self._with_target(document.text, document.pair or "")]
         return self._split([document])
 
     def _unanswered(self, document: Document) -> Tokens:
@@ -205,7 +176,7 @@ class Tokeniser:
 
     def is_cut(self, document: Document, example: Example) -> bool:
         """Whether a document lost tokens to `max_length`: pairs have one window, the longer text is cut; and so has
-        what has features alone."""
+        what has features alone, and a source."""
         if self.kind == "passages":
             begins = np.append(np.frombuffer(example.position_index or b"", np.int32), example.num_tokens)
             full = np.diff(begins) >= self.spec.max_length
@@ -213,6 +184,8 @@ class Tokeniser:
             return any(self._exceeds(document.text, passage) for passage in passages)
         cuts = document.pair is not None or not self.spec.kind.has_positions
         fits = example.num_tokens < self.spec.max_length
+        if self.kind == "target" and not fits:
+            return len(self._with_target(document.text, document.pair or "").ids) > example.num_tokens
         if self.kind != "text" or not cuts or fits or self._cuts_second_text:
             return False
         return self._exceeds(self._prefix + document.text, document.pair)
@@ -241,6 +214,22 @@ class Tokeniser:
         text, end = prompt + completion, self.tokenizer.eos_token or ""
         text += "" if completion.endswith(end) else end
         return self._encoded(text, [(len(prompt), len(text))] if self._by_answer else None)
+
+    def _with_target(self, source: str, target: str) -> Tokens:
+        """Both, each as the tokenizer gives it to the half that reads it (M2M and Marian have languages); a target ends
+        with the end token also where the tokenizer puts none."""
+        options = {"return_special_tokens_mask": True, "verbose": False}
+        read = self.tokenizer(source, **options)
+        said = self.tokenizer(text_target=target, **options)
+        ids, special = list(said["input_ids"]), list(said["special_tokens_mask"])
+        end = self.tokenizer.eos_token_id
+        if end is not None and not any(kind and i == end for i, kind in zip(ids, special, strict=True)):
+            ids, special = [*ids, end], [*special, 1]
+        encoded = {
+            "input_ids": [*read["input_ids"], *ids],
+            "special_tokens_mask": [*read["special_tokens_mask"], *special],
+        }
+        return self._tokens(encoded)._replace(source=len(read["input_ids"]))
 
     def _encoded(self, text: str, spans: list[tuple[int, int]] | None, **options: bool) -> Tokens:
         """A text's tokens; of which only those are supervised that overlap one of the character spans."""

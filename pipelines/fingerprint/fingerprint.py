@@ -37,7 +37,8 @@ from schemas.fingerprint import Fingerprint
 from schemas.identity import canonical_json
 from schemas.policies import KeepAll, KeepPolicy, Threshold, default_keep
 from schemas.spec import Header, Scalar, Spec
-from schemas.tasks import TASKS, Score, Task
+from schemas.task import Score, Task
+from schemas.tasks import TASKS
 
 MAX_LENGTH = 1024
 
@@ -154,7 +155,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     defaults = TEACHER_TASKS[task.name].defaults(teacher.folder, config.task_settings)
     keep = config.keep or default_keep(task.has_vocabulary)
     settings = task.settled({**defaults.settings, **config.task_settings})
-    pairs = corpus.text_pair_field is not None or corpus.passages_field is not None
+    pairs = any((corpus.text_pair_field, corpus.passages_field, corpus.target_field))
     features = config.features or defaults.features
     max_length = config.max_length or _longest(teacher, defaults.max_length or MAX_LENGTH)
     vocab_size = config_shapes.scored_width(task, teacher.config, max_length)
@@ -177,7 +178,8 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
             features=tuple(_feature(text, config, teacher.config, dict(settings)) for text in features),
             label_names=config_shapes.label_names(teacher.config) if task.has_named_classes else (),
             has_labels=corpus.label_field is not None,
-            has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names,
+            has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names
+            and not task.has_source,
             has_document_id=corpus.id_field is not None,
             has_text=config.keep_text,
             has_text_pair=config.keep_text and pairs,
@@ -263,12 +265,9 @@ def parse_feature(text: str, config: PrecomputeConfig, model_config: Any) -> Fea
 
 
 def corpus_kind(corpus: CorpusConfig) -> str:
-    """How documents become tokens: `messages`, `prompt`, `passages` or `text`."""
-    if corpus.messages_field:
-        return "messages"
-    if corpus.passages_field:
-        return "passages"
-    return "prompt" if corpus.prompt_field else "text"
+    """How documents become tokens: `messages`, `passages`, `prompt`, `target` or `text`."""
+    kinds = ("messages", "passages", "prompt", "target")
+    return next((kind for kind in kinds if getattr(corpus, f"{kind}_field")), "text")
 
 
 def _locate(path: str) -> tuple[str, str]:

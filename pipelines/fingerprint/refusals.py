@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from pipelines.config import PrecomputeConfig
 from schemas.errors import UsageError
-from schemas.tasks import TASKS, Task
+from schemas.task import Task
+from schemas.tasks import TASKS
 
 
 def refuse_no_embedding(task: Task, features: Sequence[str]) -> None:
@@ -37,6 +38,7 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
     given = [
         ("--label_field", corpus.label_field, task.reads_labels),
         ("--text_pair_field", corpus.text_pair_field, task.takes_pairs),
+        ("--target_field", corpus.target_field, task.has_source),
         ("--words_field", corpus.words_field, task.labels == "word"),
         ("--passages_field", corpus.passages_field, task.holds_texts),
         ("--messages_field", corpus.messages_field, converses),
@@ -46,11 +48,13 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
         ("--own_logits", config.own_logits, scores),
         ("--temperatures", config.temperatures != (1.0,), scores),
         ("--score", config.score, scores),
-        ("--stride", config.stride, scores and not task.holds_texts),
+        ("--stride", config.stride, scores and not task.holds_texts and not task.has_source),
         ("--features", config.features, not task.holds_texts),
     ]
     for flag in (name for name, value, has_meaning in given if value and not has_meaning):
         raise UsageError(f"{flag} has no meaning for {task.name}", do="Leave it out, or say another --task")
+    if task.has_source and corpus.target_field is None:
+        raise UsageError(f"{task.name} needs targets", do="Say --target_field, beside --text_field")
     if task.needs_pairs and not corpus.text_pair_field:
         raise UsageError(
             f"{task.name} needs a question and its context",

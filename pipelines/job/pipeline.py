@@ -21,9 +21,9 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import AsDict, AsIter, AsList, AsSingleton
 
 from pipelines.config import PrecomputeConfig
+from pipelines.corpus.examples import Example
 from pipelines.corpus.files import Piece
 from pipelines.corpus.labels import LabelMap
-from pipelines.corpus.tokenization import Example
 from pipelines.engine.beam_options import DEFAULT_RUNNER
 from pipelines.job.outcome import RunSummary, finish
 from pipelines.job.preflight import template_variables

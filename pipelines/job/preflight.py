@@ -125,7 +125,7 @@ def _column_names(piece: Piece) -> list[str]:
 
 def _check_fields(corpus: CorpusConfig, found: Sequence[First], columns: set[str]) -> None:
     there = sorted({name for first in found for name in first.fields} | columns)
-    flags = ("text", "text_pair", "words", "messages", "prompt", "completion", "label", "id")
+    flags = ("text", "text_pair", "target", "words", "messages", "prompt", "completion", "label", "id")
     named = {f"--{flag}_field": getattr(corpus, f"{flag}_field") for flag in flags}
     for flag, name in named.items():
         if name in corpus.required_fields and name not in there:

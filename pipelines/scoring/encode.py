@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.keep.select import Selected
 from pipelines.teacher.batching import int_lists
 from pipelines.teacher.model import Answer

@@ -16,7 +16,7 @@ import torch
 from apache_beam.ml.inference.base import ModelHandler
 
 from pipelines.config import TeacherConfig
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.fingerprint.fingerprint import make_fingerprint, resolve
 from pipelines.progress import PROGRESS
 from pipelines.scoring.rescore import check_drift

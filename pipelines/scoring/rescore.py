@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipelines.config import Device, TeacherConfig
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.fingerprint.fingerprint import make_fingerprint, resolve
 from pipelines.fingerprint.teacher_files import former_hash
 from pipelines.teacher.batching import collate

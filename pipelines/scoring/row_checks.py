@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.scoring.encode import Encoded, encode, example_columns, without
 from pipelines.teacher.model import Answer
 from pipelines.tolerances import BAD_ANSWER, BAD_INPUT, NO_TOKENS

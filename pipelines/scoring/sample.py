@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.ml.inference.base import ModelHandler
 
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.scoring.handler import TeacherJob, open_scorer
 from pipelines.scoring.units import ShardLine, UnitScorer
 from pipelines.versions import check_versions

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.progress import PROGRESS
 from pipelines.scoring.encode import Encoded, without
 from pipelines.scoring.row_checks import Reject, askable, encode_sound
@@ -142,7 +142,7 @@ class UnitScorer:
         self, members: list[Example], batch: Batch, work: Work
     ) -> Iterator[tuple[list[Example], Answer | None]]:
         """One answer; or, where memory does not suffice, those of the halves; None for one example too large."""
-        size = batch.input_ids.numel()
+        size = batch.padded_tokens
         if len(members) == 1 or size <= self.budget.tokens:
             answer = self._answer(batch, work)
             if answer is not None or len(members) == 1:
@@ -168,10 +168,10 @@ class UnitScorer:
                 torch.cuda.empty_cache()
             return None
         _, width = batch.input_ids.shape
-        self.budget.took(width=width, padded_tokens=batch.input_ids.numel(), seconds=seconds)
+        self.budget.took(width=width, padded_tokens=batch.padded_tokens, seconds=seconds)
         work.batches += 1
-        work.tokens += int(batch.attention_mask.sum())
-        work.padded_tokens += batch.input_ids.numel()
+        work.tokens += batch.num_tokens
+        work.padded_tokens += batch.padded_tokens
         return answer
 
     @property

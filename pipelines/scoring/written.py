@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.scoring.row_checks import Reject
 from pipelines.teacher.batching import each_batch
 from pipelines.teacher.budget import Budget

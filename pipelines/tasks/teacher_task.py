@@ -15,7 +15,7 @@ from pipelines.tasks.windows import Tokens, Window
 from schemas.errors import UsageError
 from schemas.model_heads import body_of, has_transform, headless
 from schemas.spec import Spec
-from schemas.tasks import SettingValue
+from schemas.task import SettingValue
 
 Settings = Mapping[str, SettingValue]
 """A task's settings, every one of them."""
@@ -105,7 +105,8 @@ def refuse_encoder_decoder(config: Any, wanted: str) -> None:
     """
     if getattr(config, "is_encoder_decoder", False):
         raise UsageError(
-            f"{model_name(config)} is an encoder-decoder, and no {wanted}", do="Use another --teacher"
+            f"{model_name(config)} is an encoder-decoder, and no {wanted}",
+            do="Say --task seq2seq-lm, with sources and targets; or use another --teacher",
         )
 
 

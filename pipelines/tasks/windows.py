@@ -36,6 +36,8 @@ class Tokens(NamedTuple):
     """The document's."""
     text: str = ""
     """The document's, where the task asks for characters; of a pair that whose windows there are."""
+    source: int | None = None
+    """Of a source with its target behind: how many tokens are the source's."""
 
 
 class Window(NamedTuple):

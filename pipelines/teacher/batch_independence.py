@@ -27,12 +27,14 @@ from pipelines.teacher.plain_calls import (
     PARTS,
     POSITIONS,
     SHORT,
+    Asked,
     Said,
     Text,
     original_length,
     plain,
     random_texts,
 )
+from schemas.decoder_inputs import IGNORED
 from schemas.errors import TeacherError, one_line
 from schemas.spec import Spec
 
@@ -71,6 +73,8 @@ def _batched(teacher: Teacher, texts: list[Text]) -> Teacher:
     lacks = one_each and getattr(config, "pad_token_id", 0) is None
     why = ""
     for batching in get_args(Batching):
+        if teacher.spec.kind.has_source and batching == "batches of one length":
+            continue  # lengths are of source and target together
         if lacks:
             config.pad_token_id = None if batching == "one text a batch" else -1
         tried = replace(teacher, batching=batching)
@@ -86,7 +90,7 @@ def _batched(teacher: Teacher, texts: list[Text]) -> Teacher:
 def _difference(teacher: Teacher, texts: list[Text]) -> str:
     """How the teacher's answers differ from the truth in its way of batching; empty where they do not."""
     for members in _batches(teacher.batching, texts):
-        batch = _batch([text.ids for text in members], teacher)
+        batch = _batch([text.asked for text in members], teacher)
         try:
             logits, features = teacher.said(batch)
         except MODEL_ERRORS as error:
@@ -145,13 +149,13 @@ def _told(teacher: Teacher, tokenizer: Any) -> tuple[Teacher, list[Text]]:
     for draw in range(_DRAWS):
         fresh = remember(teacher.model)
         texts, carried = [], list[Carried]()
-        for ids in random_texts(teacher, tokenizer, seed=draw):
-            with told(f"cannot be asked for a text of {len(ids)} tokens", teacher.model):
-                truth, layers = plain(teacher, ids)
+        for asked in random_texts(teacher, tokenizer, seed=draw):
+            with told(f"cannot be asked for a text of {len(asked.ids)} tokens", teacher.model):
+                truth, layers = plain(teacher, asked)
             changed = [one for one in fresh if one.has_changed()]
             carried += [one for one in changed if one not in carried]
             put_back(changed)
-            texts.append(Text(ids, truth))
+            texts.append(Text(asked, truth))
             teacher = replace(teacher, num_layers=layers)
         finite = all(part.isfinite().all() for text in texts for part in (text.truth[0], *text.truth[1]))
         if finite:
@@ -168,7 +172,7 @@ def _refuse_unsettled(teacher: Teacher, texts: list[Text]) -> None:
     """A model that draws random numbers, or keeps what was not put back, says something else the second time."""
     for text in (texts[0], texts[-1]):
         put_back(teacher.carried)
-        again, _ = plain(teacher, text.ids)
+        again, _ = plain(teacher, text.asked)
         if found := _apart(again, text.truth, teacher.model.dtype):
             raise TeacherError(
                 f"{type(teacher.model).__name__} does not say the same of a text twice",
@@ -180,14 +184,14 @@ def _refuse_unsettled(teacher: Teacher, texts: list[Text]) -> None:
 
 def _refuse_clairvoyant(teacher: Teacher, texts: list[Text]) -> None:
     """What predicts the next token may not see it: encoders have a head of that name too."""
-    if not teacher.spec.kind.implies_places:
+    if not teacher.spec.kind.precedes_tokens:
         return
-    by_ids = {tuple(text.ids): text for text in texts}
+    by_ids = {tuple(text.asked.begun): text for text in texts}
     for text in texts:
-        before = by_ids.get(tuple(text.ids[: -MIDDLE + SHORT[-1]]))
+        before = by_ids.get(tuple(text.asked.begun[: -MIDDLE + SHORT[-1]]))
         if before is None or len(text.ids) > (original_length(teacher.model.config) or math.inf):
             continue
-        known = len(before.ids)
+        known = len(before.truth[0])
         if found := _apart((text.truth[0][:known], ()), (before.truth[0], ()), teacher.model.dtype):
             raise TeacherError(
                 f"{type(teacher.model).__name__} sees the tokens that it is to predict",
@@ -199,20 +203,23 @@ def _refuse_clairvoyant(teacher: Teacher, texts: list[Text]) -> None:
 def _refuse_blind(teacher: Teacher, texts: list[Text]) -> None:
     """A token's scores are of its text: MRA's attention without its kernels is nothing, and says no word of that."""
     text = min(texts, key=lambda one: abs(len(one.ids) - SHORT[-1]))
-    place = (len(text.ids) - 1) // 2
+    place = ((text.asked.source or len(text.ids)) - 1) // 2
     other = next((i for one in texts for i in one.ids if i != text.ids[place]), None)
     kind = teacher.spec.kind
     by_token = kind.predicts_tokens or kind.classes_are_tokens
     if not by_token or len(text.ids) < 2 or other is None:
         return
     put_back(teacher.carried)
-    (scores, _), _ = plain(teacher, [*text.ids[:place], other, *text.ids[place + 1 :]])
+    changed = text.asked._replace(ids=[*text.ids[:place], other, *text.ids[place + 1 :]])
+    (scores, _), _ = plain(teacher, changed)
     put_back(teacher.carried)
     moved = (scores != text.truth[0]).any(1 if kind.predicts_tokens else 0)
-    moved[place - len(text.ids)] = False
+    if not text.asked.source:
+        moved[place - len(text.ids)] = False
     if not moved.any():
         raise TeacherError(
-            f"{type(teacher.model).__name__} sees nothing of a text but the token itself",
+            f"{type(teacher.model).__name__} sees nothing of a "
+            + ("source" if text.asked.source else "text but the token itself"),
             got="the same scores beside another token",
             do="Its attention may need a package or a device that is not here: use another --teacher",
         )
@@ -227,7 +234,9 @@ def _refuse_too_long(teacher: Teacher) -> None:
     some = [i for i in range(min(teacher.embedded, 64)) if i != teacher.pad_id]
     try:
         spec = replace(teacher.spec, features=()) if teacher.spec.kind.has_positions else teacher.spec
-        plain(replace(teacher, spec=spec), (some * longest)[:longest])
+        ids = (some * longest)[:longest]
+        asked = Asked(ids * 2, longest) if spec.kind.has_source else Asked(ids)
+        plain(replace(teacher, spec=spec), asked)
         put_back(one for one in fresh if one.has_changed())
     except MODEL_ERRORS as error:
         raise TeacherError(
@@ -237,22 +246,23 @@ def _refuse_too_long(teacher: Teacher) -> None:
         ) from error
 
 
-def _batch(rows: list[list[int]], teacher: Teacher) -> Batch:
+def _padded(rows: list[list[int]], fill: int, *, on_device: bool) -> torch.Tensor:
+    width = padded_width(max(map(len, rows)), on_device=on_device)
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+
+
+def _batch(texts: list[Asked], teacher: Teacher) -> Batch:
     """A batch as a run collates it, with the positions that are compared."""
     spec: Spec = teacher.spec
-    alone = teacher.batching != "padded batches"
-    width = padded_width(max(map(len, rows)), on_device=not alone and teacher.device.type != "cpu")
-    ids = torch.full((len(rows), width), teacher.pad_id)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-    by_token = spec.kind.predicts_tokens
+    padded = teacher.batching == "padded batches" and teacher.device.type != "cpu"
+    rows = [text.ids[: text.source] or text.ids for text in texts]
+    ids = _padded(rows, teacher.pad_id, on_device=padded)
+    by_token, said = spec.kind.predicts_tokens, [text.said for text in texts]
     whole = range(spec.kind.text_positions if spec.kind.has_positions else 0)
-    places = [range(max(0, len(r) - POSITIONS), len(r)) if by_token else whole for r in rows]
+    places = [range(max(0, len(r) - POSITIONS), len(r)) if by_token else whole for r in said]
     return Batch(
         input_ids=ids,
-        attention_mask=mask,
+        attention_mask=_padded([[1] * len(row) for row in rows], 0, on_device=padded),
         token_type_ids=torch.zeros_like(ids) if spec.has_token_type_ids else None,
         position_rows=torch.tensor(
             [row for row, found in enumerate(places) for _ in found], dtype=torch.int64
@@ -261,4 +271,5 @@ def _batch(rows: list[list[int]], teacher: Teacher) -> Batch:
         labels=torch.full((sum(map(len, places)),), -1),
         uniforms=torch.zeros(sum(map(len, places)), num_uniforms(spec.keep), dtype=torch.float64),
         classes=every_token([*map(len, rows)], spec),
+        target_ids=_padded(said, IGNORED, on_device=padded) if spec.kind.has_source else None,
     )

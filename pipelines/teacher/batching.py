@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.keep.select import num_uniforms
 from pipelines.keep.uniforms import streams, uniforms
 from pipelines.teacher.model import Batch, Batching
+from schemas.decoder_inputs import IGNORED
 from schemas.policies import Sampled
 from schemas.rows.classes import class_mask
 from schemas.rows.ragged import Array, Ragged, offsets_of, spans
 from schemas.spec import Spec
+from schemas.tasks import SOURCE_TOKENS
 
 _PADDING, _BUSY_TOKENS = 0.04, 4096
 """Share of a batch that may be padding; a batch smaller than that may have more."""
@@ -77,18 +79,23 @@ def padded_width(longest: int, *, on_device: bool) -> int:
 
 
 def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: bool = False) -> Batch:
-    """Pads examples on the right to one width, and lists their positions, with the random numbers of their draws."""
+    """Pads examples on the right to one width, or sources and targets each to its own, and lists their positions, with
+    the random numbers of their draws."""
     ids = int_lists([example.input_ids for example in examples])
     counts, tokens = positions_of(examples)
     rows = np.repeat(np.arange(len(examples)), counts)
     types = int_lists([e.token_type_ids or b"" for e in examples]) if spec.has_token_type_ids else None
     labels, uniforms_ = _labels(examples, ids, rows, tokens, spec), _uniforms(examples, rows, tokens, spec)
-    owners = None
+    owners, target_ids = None, None
     if spec.kind.holds_texts:
         ends = np.append(ids.offsets[rows] + tokens, ids.offsets[-1])
         ids = replace(ids, offsets=ends)
         types = None if types is None else replace(types, offsets=ends)
         owners, rows, tokens = torch.from_numpy(rows), np.arange(len(rows)), np.zeros_like(tokens)
+    if spec.kind.has_source:
+        ids, targets = ids.split(sources_of(examples, spec))
+        target_ids = _padded(targets, padded_width(int(targets.lengths.max()), on_device=on_device), IGNORED)
+        tokens = tokens + 1 - ids.lengths[rows]
     width = padded_width(int(ids.lengths.max()), on_device=on_device)
     is_token = np.arange(width) < ids.lengths[:, None]
     return Batch(
@@ -101,6 +108,7 @@ def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: 
         uniforms=torch.from_numpy(uniforms_),
         owners=owners,
         classes=_classes(examples, spec),
+        target_ids=target_ids,
     )
 
 
@@ -110,6 +118,12 @@ def cost_of(example: Example, spec: Spec) -> int:
         return example.num_tokens
     begins = np.append(np.frombuffer(example.position_index or b"", np.int32), example.num_tokens)
     return int(np.diff(begins).max()) * example.num_positions
+
+
+def sources_of(examples: Sequence[Example], spec: Spec) -> Int64[np.ndarray, " B"]:
+    """How many tokens of each example are its source's."""
+    place = [column.name for column in spec.kind.columns].index(SOURCE_TOKENS)
+    return np.array([example.columns[place] for example in examples], np.int64)
 
 
 def int_lists(parts: Sequence[bytes | None]) -> Ragged:

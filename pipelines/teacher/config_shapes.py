@@ -16,7 +16,7 @@ from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.tasks.teacher_task import Settings, model_name
 from pipelines.teacher.calls import MODEL_ERRORS
 from schemas.errors import UsageError
-from schemas.tasks import Task
+from schemas.task import Task
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "decoder_layers", "encoder_layers")
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "hidden_dim", "emb_dim", "model_dim")

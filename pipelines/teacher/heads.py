@@ -5,7 +5,7 @@ bfloat16 they would cost six times the codec's error, and tie most cuts. A model
 applied, and at load one batch is compared with the model's own forward.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -72,22 +72,27 @@ class Head(NamedTuple):
 
 
 def compare_with_forward(
-    model: Any, body: Any, head: Head, input_ids: torch.Tensor, at_positions: Callable[..., torch.Tensor]
+    model: Any,
+    body: Any,
+    head: Head,
+    inputs: Mapping[str, torch.Tensor],
+    at_positions: Callable[..., torch.Tensor],
 ) -> None:
-    """Compares body and head with the model's own forward on every token of one text.
+    """Compares body and head with the model's own forward on every token of one text, or target.
 
     Raises:
         TeacherError: naming the model's class, when they differ by more than rounding.
     """
-    given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
+    given = {**inputs, "use_cache": False}
     own = model(**accepted(model.forward, **given)).logits[0].float()
     try:
         output = body(**accepted(body.forward, **given))
     except (AttributeError, TypeError, RuntimeError) as error:
         raise _unknown_head(model, f"{type(error).__name__}: {one_line(error)}") from error
-    places = torch.arange(input_ids.shape[1], device=input_ids.device)
-    inputs = _head_inputs(model, output, at_positions, places)
-    ours = head.logits(inputs.to(head.weight.device)).to(own.device)
+    read = inputs.get("decoder_input_ids", inputs["input_ids"])
+    places = torch.arange(read.shape[1], device=read.device)
+    states = _head_inputs(model, output, at_positions, places)
+    ours = head.logits(states.to(head.weight.device)).to(own.device)
     if own.shape != ours.shape:
         raise _unknown_head(model, f"logits of shape {tuple(own.shape)}, not {tuple(ours.shape)}")
     if not own.isfinite().all() and model.dtype == torch.float16:

@@ -18,6 +18,7 @@ from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.calls import accepted
 from pipelines.teacher.carried_state import Carried, put_back
 from pipelines.teacher.heads import Head
+from schemas.decoder_inputs import IGNORED, decoder_inputs
 from schemas.errors import UsageError
 from schemas.features import Pooling
 from schemas.spec import Spec
@@ -48,11 +49,26 @@ class Batch(NamedTuple):
     """Which example each row is of, ascending, where examples hold several texts; None: each its own."""
     classes: Bool[torch.Tensor, "B V"] | None = None
     """Which ids are classes, where these are a row's own tokens."""
+    target_ids: Int[torch.Tensor, "B T"] | None = None
+    """Where `input_ids` are sources: their targets, padded with `IGNORED`. Then positions stand on the tokens of these,
+    each for the one that it predicts."""
+
+    @property
+    def padded_tokens(self) -> int:
+        return self.input_ids.numel() + (0 if self.target_ids is None else self.target_ids.numel())
+
+    @property
+    def num_tokens(self) -> int:
+        """Without padding."""
+        targets = 0 if self.target_ids is None else int((self.target_ids != IGNORED).sum())
+        return int(self.attention_mask.sum()) + targets
 
     def rows(self) -> "Iterator[Batch]":
         """Each row as a batch of its own, without padding."""
         for row, length in enumerate(self.attention_mask.sum(1).tolist()):
-            mine, types = self.position_rows == row, self.token_type_ids
+            mine, types, targets = self.position_rows == row, self.token_type_ids, self.target_ids
+            if targets is not None:
+                targets = targets[row : row + 1, : int((targets[row] != IGNORED).sum())]
             yield Batch(
                 input_ids=self.input_ids[row : row + 1, :length],
                 attention_mask=self.attention_mask[row : row + 1, :length],
@@ -62,6 +78,7 @@ class Batch(NamedTuple):
                 labels=self.labels[mine],
                 uniforms=self.uniforms[mine],
                 classes=None if self.classes is None else self.classes[row : row + 1],
+                target_ids=targets,
             )
 
 
@@ -114,10 +131,14 @@ class Teacher:
     @torch.inference_mode()
     def answer(self, batch: Batch) -> Answer:
         """Runs one batch."""
-        beyond = (batch.input_ids >= self.embedded) & batch.attention_mask.bool()
+        beyond = ((batch.input_ids >= self.embedded) & batch.attention_mask.bool()).any(1)
+        targets = batch.target_ids
+        if targets is not None:
+            beyond |= (targets >= self.embedded).any(1)
+            targets = targets.clamp_max(self.embedded - 1)
         ids = batch.input_ids.masked_fill(batch.input_ids >= self.embedded, self.pad_id)
-        given, features = self._given(batch._replace(input_ids=ids))
-        bad = beyond.any(1).to(self.device)
+        given, features = self._given(batch._replace(input_ids=ids, target_ids=targets))
+        bad = beyond.to(self.device)
         for feature in features:
             bad |= ~feature.isfinite().all(1)
         selected = None
@@ -162,6 +183,8 @@ class Teacher:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids
+        if batch.target_ids is not None:
+            inputs["decoder_input_ids"] = decoder_inputs(self.model, batch.target_ids)
         named = {name: value.to(self.entry) for name, value in inputs.items()}
         task, layers = TEACHER_TASKS[self.spec.task], {feature.layer for feature in self.spec.features}
         inner = bool(layers - {self.num_layers} if self.gives_last_states else layers)

@@ -97,7 +97,10 @@ def _check_head(model: Any, body: Any, head: Head, spec: Spec, entry: torch.devi
             got=len(head.weight),
         )
     ids = torch.arange(min(16, spec.vocab_size), device=entry)[None]
-    compare_with_forward(model, body, head, ids, TEACHER_TASKS[spec.task].at_positions)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if spec.kind.has_source:
+        given["decoder_input_ids"] = ids
+    compare_with_forward(model, body, head, given, TEACHER_TASKS[spec.task].at_positions)
 
 
 def _compiled(teacher: Teacher, path: str) -> Teacher:
@@ -133,4 +136,5 @@ def _blank(rows: int, width: int, spec: Spec) -> Batch:
         labels=torch.full_like(places, -1),
         uniforms=torch.zeros(len(places), num_uniforms(spec.keep), dtype=torch.float64),
         classes=every_token([width] * rows, spec),
+        target_ids=ids if spec.kind.has_source else None,
     )

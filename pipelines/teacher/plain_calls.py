@@ -34,23 +34,47 @@ _LENGTHS = ("window", "block", "chunk", "original_max_position")
 Said = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
 
 
+class Asked(NamedTuple):
+    """One text; or a source with its target behind, which ends in a token that all targets end in."""
+
+    ids: list[int]
+    source: int = 0
+    """How many of these are the source's, where the task has sources."""
+
+    @property
+    def said(self) -> list[int]:
+        """What scores are of."""
+        return self.ids[self.source :]
+
+    @property
+    def begun(self) -> list[int]:
+        """All that may go on: mBART's decoder begins with its target's last token."""
+        return self.ids[:-1] if self.source else self.ids
+
+
 class Text(NamedTuple):
     """One text, and what the model says of it alone, fresh: `[n, V]` of its last positions, and its features."""
 
-    ids: list[int]
+    asked: Asked
     truth: Said
+
+    @property
+    def ids(self) -> list[int]:
+        return self.asked.ids
 
 
 @torch.inference_mode()
-def plain(teacher: Teacher, ids: list[int]) -> tuple[Said, int]:
+def plain(teacher: Teacher, asked: Asked) -> tuple[Said, int]:
     """What the model says of one text when it is called as anybody calls it; and the last index of its states.
 
     Raises:
         TeacherError: it gives no scores of the spec's width, or not the features that the spec declares.
     """
-    spec, model = teacher.spec, teacher.model
-    given = {"input_ids": torch.tensor([ids], device=teacher.entry)}
+    spec, model, ids = teacher.spec, teacher.model, asked.said
+    given = {"input_ids": torch.tensor([asked.ids[: asked.source] or ids], device=teacher.entry)}
     given["attention_mask"] = torch.ones_like(given["input_ids"])
+    if spec.kind.has_source:
+        given["labels"] = torch.tensor([ids], device=teacher.entry)
     options: dict[str, Any] = {"output_hidden_states": True} if spec.features else {}
     if spec.has_token_type_ids:
         given["token_type_ids"] = torch.zeros_like(given["input_ids"])
@@ -105,16 +129,14 @@ def _fits(logits: torch.Tensor, shape: tuple[int, ...]) -> bool:
     return logits.ndim == len(shape) and all(w in (-1, n) for n, w in zip(logits.shape, shape, strict=True))
 
 
-def random_texts(teacher: Teacher, tokenizer: Any, *, seed: int) -> list[list[int]]:
+def random_texts(teacher: Teacher, tokenizer: Any, *, seed: int) -> list[Asked]:
     """Texts of a few lengths between a tokenizer's special tokens, some of one length that batches share, one of which
     holds the padding as if it were text; the last is short."""
     spec, random = teacher.spec, np.random.default_rng(seed)
     before, after = special_tokens(tokenizer, pair=spec.kind.needs_pairs)
     known = sorted(set(range(min(teacher.embedded, len(tokenizer)))) - set(tokenizer.all_special_ids))
     pool = random.permutation(known or range(teacher.embedded))[:_POOL]
-    room = max(1, spec.max_length - len(before) - len(after))
-    if spec.kind.implies_places:
-        after = []  # later tokens change nothing of the earlier ones
+    room = max(1, spec.max_length - len(before) - len(after) - spec.kind.has_source)
     long = min(room, _longest(teacher))
     middle = random.choice(pool, min(room, MIDDLE)).tolist()
     lengths = (*SHORT, *(long // part for part in PARTS))
@@ -122,7 +144,20 @@ def random_texts(teacher: Teacher, tokenizer: Any, *, seed: int) -> list[list[in
     bodies += [middle, middle[: SHORT[-1]]]
     padded = random.choice(pool, min(room, SHORT[-1])).tolist()
     padded[len(padded) // 2] = teacher.pad_id
-    return [[*before, *body, *after] for body in [*bodies, padded]]
+    bodies.append(padded)
+    if spec.kind.has_source:
+        return _with_sources(bodies, before, after, end=(after or pool.tolist())[-1])
+    behind = [] if spec.kind.precedes_tokens else after  # later tokens change nothing of the earlier ones
+    return [Asked([*before, *body, *behind]) for body in bodies]
+
+
+def _with_sources(bodies: list[list[int]], before: list[int], after: list[int], end: int) -> list[Asked]:
+    """The bodies as targets, of sources that are bodies too: long ones of short targets and short ones of long; the
+    same of that which goes on where another ends; and of that with the padding itself."""
+    short, long, (middle, _, padded) = bodies[:3], bodies[3:6], bodies[6:]
+    sources = [*long, *short, middle, middle, padded]
+    asked = zip(([*before, *source, *after] for source in sources), bodies, strict=True)
+    return [Asked([*source, *body, end], len(source)) for source, body in asked]
 
 
 def special_tokens(tokenizer: Any, *, pair: bool = False) -> tuple[list[int], list[int]]:

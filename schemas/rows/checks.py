@@ -22,6 +22,7 @@ from schemas.rows.columns import CODES
 from schemas.rows.layout import expected_lengths, refuse_range
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.spec import MAX_VOCAB, Spec
+from schemas.tasks import SOURCE_TOKENS
 
 MAX_ROW_VALUES = 2**30
 """Values of one list of one example: a row group's lists have offsets of 32 bits."""
@@ -76,9 +77,8 @@ def check_examples(spec: Spec, data: Data, where: str) -> None:
     Raises:
         CorruptionError: naming the first column that does not fit.
     """
-    tokens = data["input_ids"]
-    longest = spec.kind.most_tokens(spec.max_length)
-    refuse_range("input_ids (tokens of an example)", tokens.lengths, 1, longest, where)
+    tokens, most = data["input_ids"], spec.kind.most_tokens(spec.max_length)
+    refuse_range("input_ids (tokens of an example)", tokens.lengths, 1, most, where)
     refuse_range("input_ids", tokens.values, 0, MAX_VOCAB - 1, where)
     index, count = data["window_index"], data["window_count"]
     refuse_range("window_index", index, 0, 2**31 - 1, where)
@@ -112,6 +112,8 @@ def _check_places(spec: Spec, data: Data, where: str) -> None:
             "position_index (of a text)", values - np.arange(len(values)) % max(1, whole), 0, 0, where
         )
         return
+    if spec.kind.has_source:
+        _check_sources(spec, data, where)
     goes_back = np.diff(values, prepend=np.int32(-1)) <= 0
     goes_back[places.offsets[:-1][lengths > 0]] = False
     if goes_back.any():
@@ -127,6 +129,16 @@ def text_offsets(places: Ragged, tokens: Ragged) -> Array:
     begins = np.repeat(tokens.offsets[:-1], places.lengths) + places.values
     found: Array = np.concatenate([begins, tokens.offsets[-1:]]).astype(np.int64)
     return found
+
+
+def _check_sources(spec: Spec, data: Data, where: str) -> None:
+    """A source and its target have a token each, and as many as a model reads at most; no position stands before the
+    last token of its source."""
+    places, tokens, source = data["position_index"], data["input_ids"], data[SOURCE_TOKENS]
+    refuse_range(f"{SOURCE_TOKENS} (of an example)", source, 1, spec.max_length, where)
+    refuse_range(f"{SOURCE_TOKENS} (tokens behind)", tokens.lengths - source, 1, spec.max_length, where)
+    behind = places.values - np.repeat(source, places.lengths)
+    refuse_range(f"position_index (behind {SOURCE_TOKENS})", behind, -1, MAX_ROW_VALUES, where)
 
 
 def check_targets(spec: Spec, data: Data, where: str) -> None:

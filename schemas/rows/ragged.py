@@ -56,6 +56,15 @@ class Ragged:
         valid = None if self.valid is None else self.valid[rows]
         return type(self)(values=values, offsets=offsets, valid=valid)
 
+    def split(self, first: Int64[np.ndarray, " R"]) -> tuple[Ragged, Ragged]:
+        """So many first values of each row, and its others."""
+        lengths, starts = self.lengths, self.offsets[:-1]
+        found = []
+        for begins, own in ((starts, first), (starts + first, lengths - first)):
+            offsets = offsets_of(own)
+            found.append(type(self)(values=_gathered(self.values, begins, own, offsets), offsets=offsets))
+        return found[0], found[1]
+
     @classmethod
     def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
         """The rows of all parts, one part after the other."""

@@ -42,6 +42,7 @@ GOLDEN = {
         "v1-pair-score": ("pairs",),
         "v1-feature-extraction": ("embeddings",),
         "v1-question-answering": ("answers",),
+        "v1-seq2seq-lm": ("sources",),
     }.items()
     for name in names
 }
@@ -79,7 +80,15 @@ def decoded(cache: Cache) -> list[dict[str, object]]:
 def _row(row: Rows) -> dict[str, object]:
     spec = row.spec
     hashes = ("example_id", "document_hash")
-    single = ("window_index", "window_count", "view_index", "document_id", "text", "text_pair")
+    single = (
+        "window_index",
+        "window_count",
+        "view_index",
+        "source_tokens",
+        "document_id",
+        "text",
+        "text_pair",
+    )
     single += ("context_start", "context_end", "has_answer")
     lists = ("input_ids", "token_type_ids", "labels")
     return {

@@ -160,6 +160,58 @@ def answerer(folder: Path, kind: str = "bert") -> Path:
     return save(transformers.AutoModelForQuestionAnswering.from_config(config), words, folder)
 
 
+SEQ2SEQ = {
+    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "initializer_factor": 1.5},
+    "bart": {"d_model": 32, "init_std": 0.4},
+    "marian": {"d_model": 32, "init_std": 0.4},
+    "m2m_100": {"d_model": 32, "init_std": 0.4},
+    "mbart": {"d_model": 32, "init_std": 0.4},
+}
+_HALVES = {
+    f"{half}_{name}": size
+    for half in ("encoder", "decoder")
+    for name, size in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 64))
+}
+
+
+def seq2seq_teacher(folder: Path, kind: str = "t5", seed: int = 0, tokenizer=None, **changes: object) -> Path:
+    """Saves a random encoder-decoder and its tokenizer, which ends a text; BART's begins it too."""
+    words = tokenizer or ending_tokenizer(begins=kind == "bart")
+    shape = {
+        "vocab_size": len(words),
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+        "forced_eos_token_id": None,
+        "decoder_start_token_id": 1 if kind == "bart" else 0,
+        **({} if kind == "t5" else _HALVES),
+        **SEQ2SEQ[kind],
+    }
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(kind, **(shape | changes))
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    if hasattr(model, "final_logits_bias"):
+        model.final_logits_bias.normal_()
+    return save(model, words, folder)
+
+
+@functools.cache
+def ending_tokenizer(*, begins: bool = False) -> transformers.PreTrainedTokenizerFast:
+    """`byte_tokenizer` that puts the end token behind a text, and another before it where it `begins`."""
+    tokenizer = Tokenizer.from_str(byte_tokenizer().backend_tokenizer.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A </s>" if begins else "$A </s>", special_tokens=[("[CLS]", 2), ("</s>", 1)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=64,
+    )
+
+
 def save(model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

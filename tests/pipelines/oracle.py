@@ -48,12 +48,20 @@ class Oracle:
         inputs = {"input_ids": ids}
         if "token_type_ids" in row:
             inputs["token_type_ids"] = torch.from_numpy(row["token_type_ids"].astype(np.int64))[None]
+        if "source_tokens" in row:
+            return self._of_target(ids, int(row["source_tokens"]))
         output = self.model(**inputs, output_hidden_states=True)
         logits = output.logits[0]
         if self.model.dtype != torch.float32:
             weight = self.model.get_output_embeddings().weight.float()
             logits = output.hidden_states[-1][0].float() @ weight.T
         return Truth(logits.double().numpy(), [state[0].float().numpy() for state in output.hidden_states])
+
+    def _of_target(self, ids: torch.Tensor, source: int) -> Truth:
+        """A target's logits, each where the token before stands; before a target nothing is said."""
+        said = self.model(input_ids=ids[:, :source], labels=ids[:, source:]).logits[0].double()
+        before = said.new_full((source - 1, said.shape[1]), torch.nan)
+        return Truth(torch.cat([before, said]).numpy(), [])
 
 
 def check_row(row: dict, truth: Truth, spec, *, rounding: float = ROUNDING) -> int:

@@ -1,6 +1,7 @@
 """A task is one value: what it leaves to the user is checked, kept in the spec, and named to readers that lack it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,32 @@ def test_what_a_masked_row_may_not_say(column, change):
     rows = random_rows(SPECS["masked"], 8).rows
     with pytest.raises(CorruptionError, match=column):
         Rows(spec=rows.spec, data={**rows.data, column: change(rows.data[column])}).check("here")
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("position_index", lambda places: Ragged.of([None] * len(places.lengths), "int32")),
+        ("position_index", lambda places: Ragged(values=places.values - 1, offsets=places.offsets)),
+        ("position_index", lambda places: Ragged(values=places.values + 1, offsets=places.offsets)),
+        ("source_tokens", lambda source: source * 0),
+        ("source_tokens", lambda source: source + 32),
+    ],
+)
+def test_what_a_row_of_source_and_target_may_not_say(column, change):
+    rows = random_rows(SPECS["sources"], 8).rows
+    with pytest.raises(CorruptionError, match=column):
+        Rows(spec=rows.spec, data={**rows.data, column: change(rows.data[column])}).check("here")
+
+
+def test_each_half_may_have_as_many_tokens_as_a_model_reads():
+    rows = random_rows(SPECS["sources"], 40).rows
+    longest = int(rows.input_ids.lengths.max())
+    half = (longest + 1) // 2
+    Rows(spec=replace(rows.spec, max_length=half), data=rows.data).check("here")
+    uneven = {**rows.data, "source_tokens": rows.array("source_tokens") * 0 + 1}
+    with pytest.raises(CorruptionError, match=rf"source_tokens \(tokens behind\).*expected 1 to {half}"):
+        Rows(spec=replace(rows.spec, max_length=half), data=uneven).check("here")
 
 
 def test_a_position_may_stand_on_the_last_token():

@@ -19,15 +19,15 @@ from torch import Tensor
 from schemas.features import Feature
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
-from schemas.tasks import CLASS_COLUMNS
+from schemas.tasks import CLASS_COLUMNS, SOURCE_TOKENS
 from trainer.batches.embeddings import refuse_beyond
 from trainer.batches.entries import ENTRY_COLUMNS, Entries, can_gather, gather_entries, take_entries
 from trainer.batches.packing import Layout, Packed, Packing, Stacked
 from trainer.batches.pool import Pool
+from trainer.batches.sources import Read, Shift
 from trainer.batches.stored import with_stored
-from trainer.batches.targets import BatchTargets, dense_targets, example_keys, gold_ids, sparse_targets
+from trainer.batches.targets import StackedTargets, dense_targets, example_keys, gold_ids, sparse_targets
 from trainer.batches.tensors import mapped
-from trainer.batches.texts import Texts
 from trainer.losses.schedules import Warmth
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
 
@@ -46,7 +46,7 @@ class Batch:
     row: Int64[Tensor, " N"]
     """Which of the R rows each position stands in."""
     token: Int64[Tensor, " N"]
-    """Which of the S tokens each position stands on."""
+    """Which of the S tokens each position stands on, or of the T of the decoder."""
     targets: SparseTargets | DenseTargets
     features: tuple[Float[Tensor, "B _"], ...]
     example_keys: Int64[Tensor, " B"]
@@ -62,6 +62,8 @@ class Batch:
     """Of the targets: what the losses' is."""
     packed: Packed | None = None
     """What keeps several examples in one row apart; None where each has its own."""
+    decoder_input_ids: Int64[Tensor, "R T"] | None = None
+    """Where `input_ids` are sources: what the decoder is given, which predicts the targets."""
 
     @property
     def num_rows(self) -> int:
@@ -70,14 +72,22 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self.attention_mask.sum())
+        """Tokens without padding; of targets those that are predicted."""
+        return int(self.attention_mask.sum()) + (0 if self.decoder_input_ids is None else len(self.token))
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens with padding."""
+        decoder = self.decoder_input_ids
+        return self.input_ids.numel() + (0 if decoder is None else decoder.numel())
 
     @property
     def model_inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of the student's forward."""
         inputs = {"input_ids": self.input_ids}
         inputs |= {"attention_mask": self.attention_mask} if self.packed is None else self.packed.model_inputs
+        if self.decoder_input_ids is not None:
+            inputs["decoder_input_ids"] = self.decoder_input_ids
         return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
 
     @property
@@ -116,7 +126,7 @@ _COLUMNS = frozenset(
     [
         *("example_id", "input_ids", "token_type_ids", "position_index", "labels", "logits", "num_kept"),
         *("kept_ids", "kept_codes", "top_codes", "num_sampled", "sampled_ids", "sampled_counts"),
-        *("sampled_codes", "entropy_codes", "logsumexp", *CLASS_COLUMNS),
+        *("sampled_codes", "entropy_codes", "logsumexp", SOURCE_TOKENS, *CLASS_COLUMNS),
     ]
 )
 """What of a row a batch is made from, beside the features that are asked for, or an error tells."""
@@ -143,6 +153,8 @@ class Collation:
     """How many token types it has embeddings for."""
     packing: Packing | None = None
     """How several examples stand in one row; None: each in its own."""
+    shift: Shift | None = None
+    """What a student of two halves makes of targets for its decoder."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -196,11 +208,11 @@ class Collation:
         targets, features = self._targets(together, entries, begins), self._features(together)
         keys = example_keys(together)
         parts = list(itertools.pairwise(edges.tolist()))
-        texts = Texts.of(together, edges)
-        layouts = Stacked([self._layout(lengths) for lengths in texts.lengths])
-        tokens = self._tokens(together, texts.offsets, layouts)
+        read = Read.of(together, edges)
+        layouts = Stacked([self._layout(lengths) for lengths in read.lengths])
+        tokens = self._tokens(together, read, layouts)
         positions = itertools.pairwise(together.position_offsets[edges].tolist())
-        row, token = layouts.positions(texts.positions, texts.places)
+        row, token = layouts.positions(read.positions, read.places)
         return [
             Batch(
                 **own,
@@ -227,13 +239,13 @@ class Collation:
     def _features(self, rows: Rows) -> list[Tensor]:
         return [torch.from_numpy(rows.feature(feature).copy()) for feature in self.features]
 
-    def _tokens(self, rows: Rows, offsets: Array, layouts: Stacked) -> list[dict[str, Any]]:
-        """What the student reads of each batch; `offsets` are those of its texts."""
-        ids, packing = replace(rows.input_ids, offsets=offsets), self.packing
+    def _tokens(self, rows: Rows, read: Read, layouts: Stacked) -> list[dict[str, Any]]:
+        """What the student reads of each batch."""
+        ids, packing = read.ids, self.packing
         nothing: list[Any] = [None] * len(layouts.layouts)
         types, packed = nothing, nothing
         if self.pass_token_types and rows.spec.has_token_type_ids:
-            types = layouts.filled(replace(rows.ragged("token_type_ids"), offsets=offsets), 0)
+            types = layouts.filled(replace(rows.ragged("token_type_ids"), offsets=ids.offsets), 0)
         if packing is not None:
             own = [ids.values[ids.offsets[first] : ids.offsets[last]] for first, last in layouts.rows]
             packed = [packing.packed(*one) for one in zip(layouts.layouts, own, strict=True)]
@@ -243,6 +255,7 @@ class Collation:
             "attention_mask": layouts.filled(ones, 0),
             "token_type_ids": types,
             "packed": packed,
+            "decoder_input_ids": read.decoder_inputs(layouts, self.shift),
         }
         return [dict(zip(found, one, strict=True)) for one in zip(*found.values(), strict=True)]
 
@@ -256,15 +269,15 @@ class Collation:
         if self.pass_token_types and rows.spec.has_token_type_ids:
             refuse_beyond(rows, "token_type_ids", self.token_types)
 
-    def _targets(self, rows: Rows, entries: Entries | None, begins: Array) -> BatchTargets:
+    def _targets(self, rows: Rows, entries: Entries | None, begins: Array) -> StackedTargets:
         if rows.spec.score != "softmax":
             dense = dense_targets(rows)
             no_entries = np.zeros(rows.num_positions + 1, np.int64)
-            return BatchTargets(dense, no_entries, None, offsets_of(dense.labelled.numpy()))
+            return StackedTargets(dense, no_entries, None, offsets_of(dense.labelled.numpy()))
         entries = take_entries(rows, self.temperature, begins) if entries is None else entries
         gold, student_vocab = gold_ids(rows), self.student_vocab
         targets, offsets, beyond = sparse_targets(
             rows, entries, gold, student_vocab=student_vocab, temperature=self.temperature
         )
         targets = with_stored(targets, rows, np.diff(offsets), self.temperature, self.stored)
-        return BatchTargets(targets, offsets, beyond, offsets_of(gold != NO_LABEL))
+        return StackedTargets(targets, offsets, beyond, offsets_of(gold != NO_LABEL))

@@ -25,32 +25,6 @@ from trainer.batches.kernels import settle as compiled_settle
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
 
 
-class BatchTargets(NamedTuple):
-    """What the teacher says of several batches' positions."""
-
-    all: SparseTargets | DenseTargets
-    entry_offsets: Array
-    beyond: Array | None
-    labelled: Array
-    """How many of the positions before each have a label, `[N + 1]`."""
-
-    def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
-        """The fields of the batch that holds these positions."""
-        offsets = self.entry_offsets[positions.start : positions.stop + 1]
-        labelled = int(self.labelled[positions.stop] - self.labelled[positions.start])
-        if isinstance(self.all, SparseTargets):
-            entries = slice(int(offsets[0]), int(offsets[-1]))
-            targets: Any = self.all.part(positions, entries)
-        else:
-            targets = self.all.chunk(positions.start, positions.stop)
-        return {
-            "targets": targets,
-            "counts": torch.tensor([positions.stop - positions.start, labelled, num_rows]),
-            "entry_offsets": offsets - offsets[0],
-            "beyond": None if self.beyond is None else float(self.beyond[positions].sum()),
-        }
-
-
 def sparse_targets(
     rows: Rows, entries: Entries, gold: Array, *, student_vocab: int, temperature: float
 ) -> tuple[SparseTargets, Array, Array | None]:
@@ -228,3 +202,29 @@ def dense_targets(rows: Rows) -> DenseTargets:
 def example_keys(rows: Rows) -> Int64[Tensor, " B"]:
     """The first 64 bits of each row's example id."""
     return torch.from_numpy(rows.array("example_id")[:, :8].copy().view(np.int64)[:, 0])
+
+
+class StackedTargets(NamedTuple):
+    """What the teacher says of several batches' positions."""
+
+    all: SparseTargets | DenseTargets
+    entry_offsets: Array
+    beyond: Array | None
+    labelled: Array
+    """How many of the positions before each have a label, `[N + 1]`."""
+
+    def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
+        """The fields of the batch that holds these positions."""
+        offsets = self.entry_offsets[positions.start : positions.stop + 1]
+        labelled = int(self.labelled[positions.stop] - self.labelled[positions.start])
+        if isinstance(self.all, SparseTargets):
+            entries = slice(int(offsets[0]), int(offsets[-1]))
+            targets: Any = self.all.part(positions, entries)
+        else:
+            targets = self.all.chunk(positions.start, positions.stop)
+        return {
+            "targets": targets,
+            "counts": torch.tensor([positions.stop - positions.start, labelled, num_rows]),
+            "entry_offsets": offsets - offsets[0],
+            "beyond": None if self.beyond is None else float(self.beyond[positions].sum()),
+        }

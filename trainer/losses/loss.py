@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from schemas.errors import StudentError
 from schemas.spec import Spec
-from schemas.tasks import Score
+from schemas.task import Score
 from trainer.losses.scores import DenseScores, Scores
 
 Value = float | str

@@ -18,7 +18,7 @@ from torch import Tensor
 from schemas.errors import UsageError
 from schemas.policies import KeepAll
 from schemas.spec import Spec
-from schemas.tasks import Score
+from schemas.task import Score
 from trainer.losses.flags import parse_adversarial, parse_losses, parse_schedules, together, with_distance
 from trainer.losses.loss import PER, Asked, Loss, Settings, Value
 from trainer.losses.measures import MEASURES

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from schemas.errors import StudentError
-from schemas.model_heads import head_transform, head_values, headless, output_bias
+from schemas.model_heads import body_of, has_transform, head_transform, head_values, headless, output_bias
 
 _TOLERANCE = 2**-12
 """Largest difference from the model's own logits, relative to the largest of them, in float32."""
@@ -101,6 +101,17 @@ def run_whole(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: i
     return Ran(states, output.logits)
 
 
+def run_language_model(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: int) -> Ran:
+    """A `Run` of a language model, by its body where its output layer follows that, as in most."""
+    if has_transform(student):
+        return run_whole(student, {**inputs, "use_cache": False}, layers, last_layer)
+    inner = any(layer != last_layer for layer in layers)
+    output = body_of(student)(**inputs, output_hidden_states=inner, use_cache=False)
+    last = output.last_hidden_state
+    states = [last if layer == last_layer else output.hidden_states[layer] for layer in layers]
+    return Ran(states, last)
+
+
 def run_own_head(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: int) -> Ran:
     """A `Run` of a model whose own logits are what is taught, of texts or of tokens."""
     output = student(**inputs, output_hidden_states=bool(layers))
@@ -109,8 +120,9 @@ def run_own_head(student: Any, inputs: Inputs, layers: Sequence[int], last_layer
 
 
 @torch.no_grad()
-def check_head(student: nn.Module, run: Run) -> None:
-    """Compares body and head, apart, with the model's own forward on one batch of eight tokens.
+def check_head(student: nn.Module, run: Run, *, has_source: bool = False) -> None:
+    """Compares body and head, apart, with the model's own forward on one batch of eight tokens; `has_source`: and a
+    decoder's eight.
 
     Raises:
         StudentError: naming the model class, when they differ.
@@ -121,6 +133,8 @@ def check_head(student: nn.Module, run: Run) -> None:
     head = Head.of(student)
     ids = torch.arange(8, device=head.weight.device)[None] % len(head.weight)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if has_source:
+        inputs["decoder_input_ids"] = ids
     own = model(**inputs, **without_cache(model)).logits[0]
     try:
         found = run(model, inputs, (), -1).head_inputs

@@ -48,13 +48,13 @@ class Stack:
         return tuple(zip(self.signatures, said, strict=True))
 
 
-def find_stack(model: nn.Module, config: Any) -> Stack:
-    """The one list of modules that is as long as the config counts layers.
+def find_stack(model: nn.Module, config: Any, key: str | None = None) -> Stack:
+    """The one list of modules that is as long as the config counts layers, under `key` where that is told.
 
     Raises:
         StudentError: there is none, or more than one.
     """
-    total = num_layers(config, model)
+    total = num_layers(config, model, key)
     found = {
         name: module
         for name, module in model.named_modules()
@@ -83,13 +83,13 @@ def count_key(config: Any) -> str:
     return "decoder_layers" if hasattr(config, "decoder_layers") else "num_hidden_layers"
 
 
-def num_layers(config: Any, model: nn.Module) -> int:
+def num_layers(config: Any, model: nn.Module, key: str | None = None) -> int:
     """How many layers the config counts.
 
     Raises:
         StudentError: it does not count them.
     """
-    count = getattr(config, count_key(config), None)
+    count = getattr(config, key or count_key(config), None)
     if not isinstance(count, int):
         raise StudentError(
             f"the layers of {type(model).__name__} cannot be told",

@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,26 +30,52 @@ Scores = Callable[[Any], Tensor]
 """From a forward's output."""
 
 
-def parse_shrink(name: str) -> int | None:
-    """The number of layers in `shrink:layers=3`; None for a student that is named otherwise.
+class Halves(NamedTuple):
+    """Layers of an encoder-decoder's two halves."""
+
+    encoder: int
+    decoder: int
+
+
+def parse_shrink(name: str) -> int | Halves | None:
+    """The number of layers in `shrink:layers=3`, or of each half in `shrink:encoder=6,decoder=3`; None for a student
+    that is named otherwise.
 
     Raises:
         UsageError: it begins with `shrink:` and goes on wrongly.
     """
     if not name.startswith(_PREFIX):
         return None
-    match = re.fullmatch(r"layers=([1-9]\d{0,5})", name.removeprefix(_PREFIX))
-    if match is None:
-        raise UsageError("--student shrinks how?", expected="shrink:layers=N", got=name)
-    return int(match[1])
+    number = r"([1-9]\d{0,5})"
+    if match := re.fullmatch(f"layers={number}", name.removeprefix(_PREFIX)):
+        return int(match[1])
+    if match := re.fullmatch(f"encoder={number},decoder={number}", name.removeprefix(_PREFIX)):
+        return Halves(int(match[1]), int(match[2]))
+    expected = "shrink:layers=N; of an encoder-decoder also shrink:encoder=N,decoder=M"
+    raise UsageError("--student shrinks how?", expected=expected, got=name)
 
 
-def shrunk(teacher: Any, layers: int, kind: Any, scores: Scores = lambda output: output.logits) -> Any:
-    """A new model with `layers` of the teacher's layers; `scores` are what of an output must be the teacher's.
+def shrunk(
+    teacher: Any,
+    layers: int | Halves,
+    kind: Any,
+    scores: Scores = lambda output: output.logits,
+    *,
+    has_halves: bool = False,
+) -> Any:
+    """A new model with `layers` of the teacher's layers, by an Auto class; of one with two halves, of each. `scores`
+    are what of an output must be the teacher's.
 
     Raises:
-        StudentError: it has fewer layers, or they cannot be found or moved.
+        StudentError: it has fewer layers, or they cannot be found or moved; or it has no halves.
     """
+    if has_halves:
+        halves = layers if isinstance(layers, Halves) else Halves(layers, layers)
+        return _half_shrunk(
+            _half_shrunk(teacher, "encoder", halves.encoder, kind), "decoder", halves.decoder, kind
+        )
+    if isinstance(layers, Halves):
+        raise StudentError("this teacher is no encoder-decoder", got=type(teacher).__name__, do=_DO)
     config = teacher.config.get_text_config(decoder=True)
     body = teacher if config is teacher.config else teacher.get_decoder()
     stack = find_stack(body, config)
@@ -67,9 +93,48 @@ def shrunk(teacher: Any, layers: int, kind: Any, scores: Scores = lambda output:
     return student
 
 
-def _built(teacher: Any, config: Any, kept: Sequence[int], total: int, kind: Any) -> Any:
+def _half_shrunk(teacher: Any, half: str, layers: int, kind: Any) -> Any:
+    """A new model with so many of one half's layers; what the teacher generates by stays."""
+    config, key = teacher.config, _count_of(teacher, half)
+    module, prefix = _half_of(teacher, half)
+    stack = find_stack(module, config, key)
+    first_alone = len(set(stack.kinds[1:])) <= 1  # T5's has the positions of all, and number 0 is always kept
+    kept = kept_layers(stack.kinds[-1:] * len(stack.kinds) if first_alone else stack.kinds, layers)
+    student = _built(teacher, config, kept, len(stack.kinds), kind, key=key)
+    _check_kinds(teacher, stack, find_stack(_half_of(student, half)[0], student.config, key), kept)
+    place = f"{prefix}.{stack.name}"
+    moved = _moved(teacher.state_dict(), student.state_dict(), place, kept, len(stack.kinds))
+    try:
+        student.load_state_dict(moved)
+    except RuntimeError as error:
+        raise _unmovable(teacher, str(error).splitlines()[-1].strip()) from error
+    _check_scores(teacher, student, stack, kept, lambda output: output.logits)
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student
+
+
+def _half_of(model: Any, half: str) -> tuple[Any, str]:
+    """An encoder, or a decoder, and where it is."""
+    found = model.get_encoder() if half == "encoder" else model.get_decoder()
+    return found, next(name for name, module in model.named_modules() if module is found)
+
+
+def _count_of(teacher: Any, half: str) -> str:
+    """What a config calls the number of a half's layers: BART's names, or T5's."""
+    names = [f"{half}_layers", f"num_{half}_layers", *(["num_layers"] if half == "encoder" else [])]
+    name = next((name for name in names if isinstance(getattr(teacher.config, name, None), int)), None)
+    if name is None:
+        raise _unmovable(teacher, f"a config that does not count the {half}'s layers")
+    return name
+
+
+def _built(
+    teacher: Any, config: Any, kept: Sequence[int], total: int, kind: Any, *, key: str | None = None
+) -> Any:
     """The student, from a config as it will be read again from its folder."""
-    values = cut_config(config.to_dict(), kept, total, count_key(config))
+    values = cut_config(config.to_dict(), kept, total, key or count_key(config))
+    if key == "encoder_layers" and "num_hidden_layers" in values:
+        values["num_hidden_layers"] = len(kept)  # BART's other name of it
     for name in ("num_labels", "id2label", "label2id", "problem_type"):
         values.pop(name, None)
     try:
@@ -132,6 +197,9 @@ def _sliced(tensor: Tensor, wanted: Tensor | None, kept: Sequence[int], total: i
 def _check_scores(teacher: Any, student: Any, stack: Stack, kept: Sequence[int], scores: Scores) -> None:
     """The student is the teacher whose other layers hand on their input; with all layers, the teacher itself."""
     ids = plain_ids(student, 8)
+    inputs = {"input_ids": ids}
+    if getattr(teacher.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids
     training = teacher.training, student.training
     teacher.eval()
     student.eval()
@@ -140,7 +208,7 @@ def _check_scores(teacher: Any, student: Any, stack: Stack, kept: Sequence[int],
             handle = stack.modules[index].register_forward_hook(_hand_on, with_kwargs=True)
             hooks.callback(handle.remove)
         try:
-            expected, got = (scores(model(input_ids=ids)).float() for model in (teacher, student))
+            expected, got = (scores(model(**inputs)).float() for model in (teacher, student))
         except Exception as error:
             raise _unmovable(teacher, one_line(error).rstrip(".")) from error
     teacher.train(training[0])

@@ -233,11 +233,12 @@ class _Batches:
 def _own_inputs(batch: Batch) -> Batch:
     """The batch with copies of what a model is given, whose code is not ours: it may write there. (On a GPU all that a
     model is given is a copy.)"""
-    types = batch.token_type_ids
+    types, decoder = batch.token_type_ids, batch.decoder_input_ids
     return replace(
         batch,
         input_ids=batch.input_ids.clone(),
         attention_mask=batch.attention_mask.clone(),
         token_type_ids=None if types is None else types.clone(),
         packed=copy.deepcopy(batch.packed),
+        decoder_input_ids=None if decoder is None else decoder.clone(),
     )

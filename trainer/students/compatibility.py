@@ -8,6 +8,8 @@ from typing import Any
 
 from schemas.errors import StudentError
 from schemas.spec import Spec
+from schemas.task import Task
+from trainer.students.trial import takes_token_types
 
 
 def check_vocabulary(student: Mapping[str, int], cache: Mapping[str, int], where: str) -> None:
@@ -68,18 +70,29 @@ def check_embedding(rows: int | None, spec: Spec, vocabulary: Mapping[str, int],
         )
 
 
-def check_trainable(config: Any, where: str) -> None:
+def fit_tokenizer(tokenizer: Any, model: Any) -> None:
+    """A student is called with what its tokenizer gives: BERT's gives token types, DistilBERT takes none."""
+    names = [*tokenizer.model_input_names]
+    if takes_token_types(model) or "token_type_ids" not in names:
+        return
+    names.remove("token_type_ids")
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+
+
+def check_trainable(config: Any, task: Task, where: str) -> None:
     """What a config asks for that a student here cannot be.
 
     Raises:
-        StudentError: an encoder-decoder, quantised weights, or a router's loss.
+        StudentError: an encoder-decoder where the task has no sources, or the other way round; quantised weights, or a
+            router's loss.
     """
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False) != task.has_source:
+        both = "an encoder-decoder", "a model that is no encoder-decoder"
         raise StudentError(
-            "an encoder-decoder cannot be a student yet",
+            f"{both[task.has_source]} cannot be a student of {task.name}",
             where=where,
             got=config.model_type,
-            do="Choose a decoder or an encoder",
+            do="Choose an encoder-decoder" if task.has_source else "Choose a decoder or an encoder",
         )
     if getattr(config, "quantization_config", None) is not None:
         raise StudentError(

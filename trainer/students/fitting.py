@@ -7,7 +7,7 @@ from typing import Any
 
 from schemas.errors import StudentError
 from schemas.spec import Spec
-from schemas.tasks import Task
+from schemas.task import Task
 from trainer.students.compatibility import check_labels
 from trainer.students.opening import open_weights
 from trainer.tasks.tasks import STUDENT_TASKS

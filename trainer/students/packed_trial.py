@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import StudentError
-from schemas.tasks import Task
+from schemas.task import Task
 from trainer.batches.packing import Layout, PackedMask, Packing
 from trainer.models.heads import Head, Run
 from trainer.models.shrink import plain_ids
@@ -64,8 +64,9 @@ def check_packs(task: Task) -> None:
     Raises:
         StudentError: it asks for one answer a row, or for what the trial does not look at.
     """
-    if not task.has_vocabulary:
+    if not task.has_vocabulary or task.has_source:
         why = "are no language models" if task.predicts_tokens else "give one answer a row"
+        why = "read two texts" if task.has_source else why
         raise StudentError(
             f"--batching pack is not for {task.name}: its students {why}",
             do="Leave it at bucket",

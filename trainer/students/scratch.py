@@ -41,6 +41,8 @@ def scratch_config(path: str, spec: Spec, tokenizer: Any) -> Any:
         values: Mapping[str, Any] = json.loads(small_text(path, _MOST_CONFIG_BYTES))
         refuse_code(values, path)
         filled = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        if spec.kind.has_source:
+            filled["decoder_start_token_id"] = tokenizer.pad_token_id  # as T5 and Marian begin
         if spec.kind.has_vocabulary:
             filled["vocab_size"] = spec.vocab_size
         else:

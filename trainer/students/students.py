@@ -8,14 +8,16 @@ config and seed begin identical.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from transformers import set_seed
 
 from schemas.cache import Cache
+from schemas.decoder_inputs import decoder_inputs
 from schemas.errors import StudentError, UsageError
 from schemas.spec import Spec
-from schemas.tasks import Task
+from schemas.task import Task
 from trainer.batches.collate import Collation
 from trainer.batches.packing import Packing
 from trainer.models.embeddings import Embedder
@@ -29,6 +31,7 @@ from trainer.students.compatibility import (
     check_labels,
     check_trainable,
     check_vocabulary,
+    fit_tokenizer,
 )
 from trainer.students.fitting import filled, fit_config, freeze_unused, is_unused, refuse_missing
 from trainer.students.lora import Lora
@@ -90,6 +93,7 @@ class Student:
             embeddings=embedding_rows(self.model),
             token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,
             packing=self.packing,
+            shift=partial(decoder_inputs, self.model) if self.task.has_source else None,
             **asked,
         )
 
@@ -126,7 +130,7 @@ def open_student(
         own = open_tokenizer(source)
         check_vocabulary(own.get_vocab(), tokenizer.get_vocab(), source)
         tokenizer = own
-    check_trainable(config, source)
+    check_trainable(config, cache.spec.kind, source)
     fit_config(config, cache.spec, tokenizer)
     check_config(config, cache.spec, tokenizer.get_vocab(), source)
     set_seed(seed)
@@ -139,7 +143,7 @@ def open_student(
     else:
         model, missing = filled(cache.spec, source, config, loading)
     if layers is not None:
-        model = shrunk(model, layers, task.auto, task.scores)
+        model = shrunk(model, layers, task.auto, task.scores, has_halves=cache.spec.kind.has_source)
     freeze_unused(model, cache.spec)
     adapter = None
     if lora is not None:
@@ -202,7 +206,7 @@ def _tried(
 ) -> Student:
     spec = cache.spec
     check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
-    _fit_tokenizer(tokenizer, model)
+    fit_tokenizer(tokenizer, model)
     student = Student(
         model=model, tokenizer=tokenizer, task=spec.kind, adapter=adapter, longest=spec.max_length
     )
@@ -219,7 +223,7 @@ def _tried(
         trained=trained,
     )
     if spec.kind.has_vocabulary:
-        check_head(model, STUDENT_TASKS[spec.task].run)
+        check_head(model, STUDENT_TASKS[spec.task].run, has_source=spec.kind.has_source)
     return student
 
 
@@ -233,15 +237,6 @@ def _own_padding(model: Any) -> int | None:
     """The id that a model itself takes for padding; some configs (CodeGen's) do not speak of any."""
     found: int | None = getattr(model.config.get_text_config(), "pad_token_id", None)
     return found
-
-
-def _fit_tokenizer(tokenizer: Any, model: Any) -> None:
-    """A student is called with what its tokenizer gives: BERT's gives token types, DistilBERT takes none."""
-    names = [*tokenizer.model_input_names]
-    if takes_token_types(model) or "token_type_ids" not in names:
-        return
-    names.remove("token_type_ids")
-    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
 
 
 def _check_padding(student: Student, where: str) -> None:

@@ -11,14 +11,14 @@ import inspect
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from schemas.errors import StudentError, one_line
 from schemas.model_heads import body_of
-from schemas.tasks import Task
+from schemas.task import Task
 from trainer.models.shrink import Scores, plain_ids
 
 _SHORT, _LONG, _NEW = 5, 17, 3
@@ -59,17 +59,18 @@ def try_student(
     model.eval()
     long = plain_ids(model, min(_LONG, max_length))
     short = long[:, : max(1, min(_SHORT, long.shape[1] - 1))]
-    own = _scores(model, long, torch.ones_like(long), scores)
+    told = _Told(model, scores_of=scores, decoder=long if task.has_source else None)
+    own = told.scores(long, torch.ones_like(long))
     if not bool(torch.isfinite(own).all()):
         raise _refused(model, "gives logits that are not numbers", "Its weights are damaged or have diverged")
-    if task.implies_places:
-        _check_causal(model, long, own)
+    if task.precedes_tokens:
+        _check_causal(told, long, own)
     if not alone:
         each_token = task.predicts_tokens or task.classes_are_tokens or not task.has_positions
-        _check_alone(model, short, long, pad_id, scores, each_token=each_token)
-    _check_length(model, max_length, pad_id)
+        _check_alone(told, short, long, pad_id, each_token=each_token)
+    _check_length(told, max_length)
     if generates:
-        _check_generates(model, long, pad_id, max_length)
+        _check_generates(told, long, pad_id, max_length)
     if trained:
         _check_saves(model)
     model.train(was_training)
@@ -84,52 +85,66 @@ def takes_token_types(model: Any) -> bool:
     return counted not in (0, 1) and "token_type_ids" in inspect.signature(model.forward).parameters
 
 
-def _scores(model: Any, ids: Tensor, mask: Tensor, scores: Scores = lambda output: output.logits) -> Tensor:
-    with _named(model, "a plain forward"):
-        return scores(model(input_ids=ids, attention_mask=mask)).float()
+class _Told(NamedTuple):
+    """A student, and what its decoder is given where it has one beside its encoder: for each row the same."""
+
+    model: Any
+    scores_of: Scores
+    decoder: Tensor | None = None
+
+    def inputs(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        given = {"input_ids": ids, "attention_mask": mask}
+        if self.decoder is not None:
+            given["decoder_input_ids"] = self.decoder.expand(len(ids), -1)
+        return given
+
+    def scores(self, ids: Tensor, mask: Tensor, what: str = "a plain forward") -> Tensor:
+        with _named(self.model, what):
+            scores: Tensor = self.scores_of(self.model(**self.inputs(ids, mask))).float()
+        return scores
 
 
-def _check_causal(model: Any, ids: Tensor, own: Tensor) -> None:
+def _check_causal(told: _Told, ids: Tensor, own: Tensor) -> None:
     """Another last token must not change what is said before it."""
     if ids.shape[1] < 2:
         return
-    other = ids.clone()
+    model, other = told.model, ids.clone()
     other[0, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
-    if differ(_scores(model, other, torch.ones_like(ids))[:, :-1], own[:, :-1]):
+    changed = (told, other) if told.decoder is None else (told._replace(decoder=other), ids)
+    if differ(changed[0].scores(changed[1], torch.ones_like(ids))[:, :-1], own[:, :-1]):
         config = model.config.get_text_config()
         do = 'Set "is_decoder": true in its config' if getattr(config, "is_decoder", None) is False else None
         raise _refused(model, "is no causal language model: a token's prediction sees the token after it", do)
 
 
-def _check_alone(
-    model: Any, short: Tensor, long: Tensor, pad_id: int, scores: Scores, *, each_token: bool
-) -> None:
+def _check_alone(told: _Told, short: Tensor, long: Tensor, pad_id: int, *, each_token: bool) -> None:
     """A short text beside a long one must be answered as it is alone."""
     padded = torch.full_like(long, pad_id)
     padded[:, : short.shape[1]] = short
     mask = torch.zeros_like(long)
     mask[:, : short.shape[1]] = 1
     both = torch.cat([padded, long]), torch.cat([mask, torch.ones_like(long)])
-    alone = _scores(model, short, torch.ones_like(short), scores)
-    with _named(model, "a padded batch"):
-        beside = scores(model(input_ids=both[0], attention_mask=both[1]))[:1].float()
-    if differ(beside[:, : short.shape[1]] if each_token else beside, alone):
+    alone = told.scores(short, torch.ones_like(short))
+    beside = told.scores(*both, what="a padded batch")[:1]
+    if differ(beside[:, : alone.shape[1]] if each_token else beside, alone):
         raise _refused(
-            model,
+            told.model,
             f"answers a text otherwise when it is padded beside a longer one (with id {pad_id}, on the right)",
             "Train and measure it one text a batch (--per_device_train_batch_size 1 --per_device_eval_batch_size 1; "
             "evaluate --batch_size 1), or choose another class",
         )
 
 
-def _check_length(model: Any, max_length: int, pad_id: int) -> None:
+def _check_length(told: _Told, max_length: int) -> None:
     """The longest text that the cache may hold: positions that are looked up in a table end somewhere."""
+    model = told.model
     costs = 2.0 * max_length * sum(p.numel() for p in model.parameters())
     if not (_has_position_table(model) or (costs < _TRIED_FLOPS and max_length <= 2**12)):
         return
     ids = plain_ids(model, max_length)
+    given = (told if told.decoder is None else told._replace(decoder=ids)).inputs(ids, torch.ones_like(ids))
     try:
-        body_of(model)(input_ids=ids, attention_mask=torch.ones_like(ids))
+        body_of(model)(**given)
     except Exception as error:
         raise StudentError(
             "the student is too short for the cache's examples",
@@ -148,16 +163,15 @@ def _has_position_table(model: nn.Module) -> bool:
     )
 
 
-def _check_generates(model: Any, ids: Tensor, pad_id: int, max_length: int) -> None:
-    new = min(_NEW, max_length - 1)
+def _check_generates(told: _Told, ids: Tensor, pad_id: int, max_length: int) -> None:
+    model, new = told.model, min(_NEW, max_length - 1)
     prompt = ids[:, : max(1, min(_SHORT, max_length - new))]
-    told = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": pad_id}
+    asked = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": pad_id}
     with _named(model, f"generate for {new} tokens"):
-        found = model.generate(prompt, attention_mask=torch.ones_like(prompt), **told)
-    if found.shape[1] != prompt.shape[1] + new:
-        raise _refused(
-            model, "cannot generate", None, got=f"{found.shape[1] - prompt.shape[1]} of {new} tokens"
-        )
+        found = model.generate(prompt, attention_mask=torch.ones_like(prompt), **asked)
+    before = prompt.shape[1] if told.decoder is None else 1
+    if found.shape[1] != before + new:
+        raise _refused(model, "cannot generate", None, got=f"{found.shape[1] - before} of {new} tokens")
 
 
 def _check_saves(model: Any) -> None:

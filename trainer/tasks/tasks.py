@@ -8,6 +8,7 @@ from trainer.tasks import (
     masked_lm,
     pair_score,
     question_answering,
+    seq2seq_lm,
     sequence_classification,
     token_classification,
 )
@@ -21,4 +22,5 @@ STUDENT_TASKS: dict[str, StudentTask] = {
     "pair-score": pair_score.TASK,
     "feature-extraction": feature_extraction.TASK,
     "question-answering": question_answering.TASK,
+    "seq2seq-lm": seq2seq_lm.TASK,
 }

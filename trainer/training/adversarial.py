@@ -37,9 +37,11 @@ class Embedded:
 
 @contextmanager
 def watched_embedding(student: Any) -> Iterator[Embedded]:
-    """The student's embedding, heard and moved as `Embedded` says, for as long as the context is open."""
-    held = Embedded()
-    handle = student.get_input_embeddings().register_forward_hook(held)
+    """The student's embedding, of two halves the encoder's, heard and moved as `Embedded` says, for as long as the
+    context is open."""
+    held, has_halves = Embedded(), getattr(student.config, "is_encoder_decoder", False)
+    reads = student.get_encoder() if has_halves else student
+    handle = reads.get_input_embeddings().register_forward_hook(held)
     try:
         yield held
     finally:

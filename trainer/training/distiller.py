@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.features import Feature
-from schemas.tasks import Score
+from schemas.task import Score
 from trainer.batches.collate import Batch
 from trainer.losses.fused import fused_loss
 from trainer.losses.loss import Bank, Pooled
@@ -186,7 +186,7 @@ class Distiller(nn.Module):
             int(student.num_parameters(only_trainable=trained, exclude_embeddings=True))
             for trained in (False, True)
         )
-        return (4 * every + 2 * trained) * batch.input_ids.numel()
+        return (4 * every + 2 * trained) * batch.padded_tokens
 
 
 class _Terms:

@@ -153,7 +153,7 @@ class DistillationTrainer(KeepingTrainer):
             return None
         for sample in batch_samples:
             batch: Batch = sample["batch"]
-            self._tokens += torch.tensor([batch.num_tokens, batch.input_ids.numel()])
+            self._tokens += torch.tensor([batch.num_tokens, batch.padded_tokens])
         counts: Tensor = torch.stack([sample["batch"].counts for sample in batch_samples]).sum(0)
         if device.type == "cuda":
             counts = counts.pin_memory()

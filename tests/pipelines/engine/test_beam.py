@@ -9,7 +9,7 @@ import pytest
 from apache_beam.options.pipeline_options import SetupOptions, StandardOptions
 from apache_beam.pipeline import PipelineVisitor
 
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.engine.beam_options import parse_beam_options
 from pipelines.job import pipeline as job_module
 from pipelines.job.outcome import RunSummary

@@ -11,7 +11,7 @@ import pipelines.job.run as run_module
 import pipelines.scoring.sample
 import teachonce
 from pipelines.cli.plan import plan_lines
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.job.plan import break_even, expect, plan
 from pipelines.scoring.sample import Measured, SmallestIds, smallest
 from schemas.errors import MismatchError, TooManyMissingError, TooManyRejectsError, UsageError

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 import pipelines.scoring.units
 import schemas.shards.rewrite
 import teachonce
-from pipelines.corpus.tokenization import Example
+from pipelines.corpus.examples import Example
 from pipelines.scoring.row_checks import askable
 from pipelines.tolerances import BAD_ANSWER, BAD_INPUT, NO_TOKENS
 from schemas import Cache

@@ -216,7 +216,7 @@ def test_inspect_prints_rows_of_every_kind(tmp_path, name, capsys, monkeypatch):
     assert teachonce.main(["inspect", cache.storage.root, "--rows", "6"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("largest entries" if cache.spec.kind.has_positions else "first numbers") == 6
-    assert ("weighs" in shown) == (name in ("threshold", "sampled", "masked")), (
+    assert ("weighs" in shown) == (name in ("threshold", "sampled", "masked", "sources")), (
         "where no log-probability is stored"
     )
 

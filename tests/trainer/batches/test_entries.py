@@ -28,9 +28,8 @@ def batches(name: str, vocab: int, temperature: float) -> list[Batch]:
     parts = [(random_rows(spec, 20, seed).rows, np.arange(20)[::step]) for seed, step in ((1, 1), (2, 2))]
     pool = Pool(parts)
     order = np.random.default_rng(3).permutation(len(pool))
-    return Collation(student_vocab=vocab, pad_id=0, temperature=temperature).batches(
-        pool, np.array_split(order, 4)
-    )
+    collation = Collation(student_vocab=vocab, pad_id=0, temperature=temperature, shift=torch.clone)
+    return collation.batches(pool, np.array_split(order, 4))
 
 
 def equal(ours: Any, theirs: Any, name: str) -> None:

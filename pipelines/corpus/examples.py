@@ -1,0 +1,38 @@
+"""One input of the teacher, as it goes from step to step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pipelines.corpus.labels import Label
+
+
+class Example(NamedTuple):
+    """One tokenised input of the teacher, in plain types: arrays are the bytes of int32."""
+
+    id: bytes
+    document_hash: bytes
+    window_index: int
+    window_count: int
+    input_ids: bytes
+    token_type_ids: bytes | None
+    position_index: bytes | None
+    """None: every token but the last."""
+    label: Label
+    document_id: str | None
+    text: str | None
+    text_pair: str | None
+    file: str
+    offset: int
+    gold_ids: bytes | None = None
+    """What is right at each position, where the task stores that."""
+    columns: tuple[int, ...] = ()
+    """Values of the task's own columns."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids) // 4
+
+    @property
+    def num_positions(self) -> int:
+        return self.num_tokens - 1 if self.position_index is None else len(self.position_index) // 4
