@@ -145,7 +145,7 @@ def test_moving_reaches_every_tensor_but_the_counts(causal_cache: Cache) -> None
     assert not moved.counts.is_meta
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"student_vocab": 0}, {"pad_id": -1}])
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"student_vocab": -2}, {"pad_id": -1}])
 def test_nonsense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         Collation(**({"student_vocab": 5, "pad_id": 0} | wrong))  # type: ignore[arg-type]
