@@ -21,7 +21,7 @@ from pipelines.config import (
     TeacherConfig,
 )
 from pipelines.job.run import precompute as run_precompute
-from pipelines.scoring.rescore import RescoreConfig, Rescored, mean_distance, rescore
+from pipelines.scoring.rescore import RescoreConfig, Rescored, mean_distance, rescore, unit_of
 from schemas import Cache, Verified
 from schemas.cli.arguments import Parser, natural, not_negative, positive
 from schemas.cli.process import DONE, OUT_OF_TIME
@@ -102,7 +102,7 @@ def verify(argv: Sequence[str]) -> int:
         raise DriftError(
             "a fresh teacher does not say what the cache holds",
             where=arguments.cache,
-            expected=f"a {mean_distance(cache.spec)} of at most {arguments.max_mean_kl:g} nats",
+            expected=f"a {mean_distance(cache.spec)} of at most {arguments.max_mean_kl:g}{unit_of(cache.spec)}",
             got=f"{found.mean_kl_nats:.3g}",
             do="Check that device, dtype and library versions are those of the run; see `teachonce inspect`",
         )
@@ -281,5 +281,6 @@ def _print_rescored(found: Rescored, cache: Cache, checked: Verified, *, as_json
     sys.stdout.write(
         f"whole: {checked.examples:,} examples, every byte, count and id\n"
         f"scored again: {found.examples:,} examples, {found.positions:,} positions\n"
-        f"{mean_distance(cache.spec)} to the teacher: {found.mean_kl_nats:.3g} nats, largest {found.max_kl_nats:.3g}\n"
+        f"{mean_distance(cache.spec)} to the teacher: {found.mean_kl_nats:.3g}{unit_of(cache.spec)}, "
+        f"largest {found.max_kl_nats:.3g}\n"
     )

@@ -110,7 +110,10 @@ class Tokeniser:
         if not messages:
             raise RejectedError(NOTHING_SUPERVISED, expected="a message that asks for an answer")
         (part,) = self.chat.of(json.dumps(messages), document.given, supervise=False, prompt=True)
-        return self._encoded(part.text, None, add_special_tokens=False)
+        tokens = self._encoded(part.text, None, add_special_tokens=False)
+        return tokens._replace(
+            special=np.zeros_like(tokens.special)
+        )  # what a template ends in is all its own
 
     def _plain_texts(self, documents: Sequence[Document]) -> list[Tokens] | list[None]:
         """The tokens of documents that are one text each, or a pair; None of others, which are made one by one."""

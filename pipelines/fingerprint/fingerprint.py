@@ -161,7 +161,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     vocab_size = config_shapes.scored_width(task, teacher.config, max_length)
     config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, features, dict(settings))
     refuse_no_embedding(task, features)
-    _refuse_cramped(max_length, config, teacher.tokenizer)
+    _refuse_cramped(max_length, config, teacher.tokenizer, prefix=str(dict(settings).get("prompt", "")))
     try:
         return Spec(
             task=task.name,
@@ -200,17 +200,23 @@ def _scalars(config: PrecomputeConfig, keep: KeepPolicy, task: Task) -> tuple[Sc
     return tuple(name for name in get_args(Scalar) if name in wanted)
 
 
-def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any) -> None:
-    """A window must have room for a token of its own beside its special tokens and those of the window before."""
+def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any, *, prefix: str) -> None:
+    """A window must have room for a token of its own beside its special tokens, those before each text and those of the
+    window before."""
     special = 0
     if corpus_kind(config.corpus) != "messages":
         pair = bool(config.corpus.text_pair_field or config.corpus.passages_field)
         special = tokenizer.num_special_tokens_to_add(pair=pair)
         special += TASKS[config.teacher.task].needs_pairs  # a first text of one token
+        special += (
+            len(tokenizer(prefix, add_special_tokens=False, verbose=False)["input_ids"]) if prefix else 0
+        )
     if max_length - special - config.stride < 1:
         raise UsageError(
             "--max_length leaves no room for text",
-            expected=f"more than {special} special tokens and a stride of {config.stride}",
+            expected=f"more than {special} special tokens"
+            + (" and those of the prompt" if prefix else "")
+            + f" and a stride of {config.stride}",
             got=max_length,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import transformers
 
 from pipelines.config import PrecomputeConfig
-from schemas.errors import UsageError
+from schemas.errors import UsageError, one_line
 from schemas.generation import Generation
 
 
@@ -35,10 +35,20 @@ def written_by(
 
 def end_ids(folder: str, model_config: Any, tokenizer: Any) -> tuple[int, ...]:
     """The ids that end a text, ascending: as the teacher's generation_config.json says, else its config, else the
-    tokenizer."""
+    tokenizer.
+
+    Raises:
+        UsageError: the file is none.
+    """
     found = None
-    if (Path(folder) / "generation_config.json").is_file():
-        found = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+    path = Path(folder) / "generation_config.json"
+    if path.is_file():
+        try:
+            found = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(
+                "the teacher's generation_config.json cannot be read", where=path, got=one_line(error)
+            ) from error
     for other in (getattr(model_config.get_text_config(), "eos_token_id", None), tokenizer.eos_token_id):
         found = other if found is None else found
     ids = found if isinstance(found, list | tuple) else [] if found is None else [found]

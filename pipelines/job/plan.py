@@ -84,7 +84,7 @@ class Plan:
     examples: int
     tokens: int
     positions: int
-    """Of new examples: what the teacher would score."""
+    """Of new examples: what the teacher would score; of answers that it is to write, what they may have at most."""
     adopted_examples: int
     pruned_examples: int
     replaced_examples: int
@@ -196,7 +196,7 @@ def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: fl
     expected = None
     if measured is not None and measured.tokens:
         tokens = counts["tokens"]
-        if run.header.spec.generation is not None:  # counted are the prompts'
+        if run.header.spec.generation is not None:  # counted is what answers may have at most
             tokens = round(measured.tokens * moves["examples"] / measured.examples)
         expected = expect(
             measured,

@@ -125,7 +125,18 @@ def _column_names(piece: Piece) -> list[str]:
 
 def _check_fields(corpus: CorpusConfig, found: Sequence[First], columns: set[str]) -> None:
     there = sorted({name for first in found for name in first.fields} | columns)
-    flags = ("text", "text_pair", "target", "words", "messages", "prompt", "completion", "label", "id")
+    flags = (
+        "text",
+        "text_pair",
+        "target",
+        "words",
+        "passages",
+        "messages",
+        "prompt",
+        "completion",
+        "label",
+        "id",
+    )
     named = {f"--{flag}_field": getattr(corpus, f"{flag}_field") for flag in flags}
     for flag, name in named.items():
         if name in corpus.required_fields and name not in there:
@@ -162,7 +173,9 @@ def check_teacher(
                 where=config.teacher.path,
                 do="Leave the flag out, or take a template that knows tools",
             )
-        _check_template(corpus, tokenizer, found, variables, supervise=by_answer)
+        _check_template(
+            corpus, tokenizer, found, variables, supervise=by_answer, prompt=config.generation is not None
+        )
         if unread := _unread(corpus, Chat(tokenizer), found[:_FILES], variables):
             told = ", ".join(printable(f"{name} ({count} of them)") for name, count in sorted(unread.items()))
             _LOG.warning(
@@ -223,13 +236,13 @@ def _refuse_no_template(tokenizer: Any) -> None:
 
 
 def _check_template(
-    corpus: CorpusConfig, tokenizer: Any, found: Sequence[First], variables: Sequence[str], *, supervise: bool
+    corpus: CorpusConfig, tokenizer: Any, found: Sequence[First], variables: Sequence[str], **how: bool
 ) -> None:
-    """The simplest conversations, and if it takes none of them the corpus's own: a template must take one."""
+    """The simplest conversations, else the corpus's own: a template must take one, asked as `how` says."""
     chat = Chat(tokenizer)
     reply = {}
     for messages in _SIMPLEST:
-        reply = chat.reply(messages, {}, supervise=supervise)
+        reply = chat.reply(messages, {}, **how)
         if "error" not in reply:
             return
         if reply.get("limit"):
@@ -239,11 +252,11 @@ def _check_template(
             document, _ = read_document(
                 first.record, first.source, corpus, None, first.format, variables=variables
             )
-            chat.of(document.text, document.given, supervise=supervise)
+            chat.of(document.text, document.given, **how)
         except RejectedError:
             continue
         return
-    raise _bad_template(chat.reply(_TURNS, {}, supervise=supervise))
+    raise _bad_template(chat.reply(_TURNS, {}, **how))
 
 
 def _unread(

@@ -227,7 +227,8 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
         assert self._tokeniser is not None
         counts = dict.fromkeys(("tokens", "positions", "truncated_pairs"), 0)
         made: list[tuple[Any, ...]] = []
-        size = 0
+        size, written = 0, self._tokeniser.spec.generation
+        answer = 0 if written is None else written.max_new_tokens  # at most; units have room for that
         documents = [(Document(*document), known) for document, known in element]
         for (document, _), found in zip(documents, self._tokeniser.batch(documents), strict=True):
             if isinstance(found, RejectedError):
@@ -239,8 +240,8 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
             if self._forgotten.salts:
                 examples = [example for example in found if not self._forgotten.has(example.id)]
             for example in examples:
-                counts["tokens"] += example.num_tokens
-                counts["positions"] += example.num_positions
+                counts["tokens"] += example.num_tokens + answer
+                counts["positions"] += example.num_positions + answer
                 made.append(tuple(example))
                 size += size_of(example)
             if size > lists.EXAMPLES_BYTES:

@@ -100,10 +100,16 @@ def check_drift(cache: Cache, teacher: Teacher, provenance: Mapping[str, str], m
         raise DriftError(
             f"the teacher is run otherwise than before ({told}), and no longer says what the cache holds",
             where=cache.storage.root,
-            expected=f"a {mean_distance(cache.spec)} of at most {max_drift_kl:g} nats over {found.examples} examples",
+            expected=f"a {mean_distance(cache.spec)} of at most {max_drift_kl:g}{unit_of(cache.spec)} "
+            f"over {found.examples} examples",
             got=f"{found.mean_kl_nats:.3g}",
             do="Run as before, begin another cache, or raise --max_drift_kl",
         )
+
+
+def unit_of(spec: Spec) -> str:
+    """What `mean_distance` is counted in, behind a number."""
+    return " nats" if spec.kind.has_positions else ""
 
 
 def mean_distance(spec: Spec) -> str:

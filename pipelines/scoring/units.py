@@ -28,7 +28,7 @@ from pipelines.scoring.encode import Encoded, without
 from pipelines.scoring.row_checks import Reject, askable, encode_sound
 from pipelines.scoring.written import Writer
 from pipelines.teacher.batching import collate, cost_of, each_batch
-from pipelines.teacher.budget import Budget
+from pipelines.teacher.budget import LARGEST_TOKENS, Budget
 from pipelines.teacher.calls import is_out_of_memory
 from pipelines.teacher.model import Answer, Batch, Teacher
 from pipelines.tolerances import NOT_FINITE, TOO_LARGE
@@ -86,6 +86,8 @@ class UnitScorer:
     deadline: float | None = None
     """Seconds since the epoch after which no unit is begun."""
     turns: AbstractContextManager[bool] = field(default_factory=threading.Lock)
+    writing: Budget = field(default_factory=lambda: Budget(tokens=LARGEST_TOKENS))
+    """What fits when the teacher writes, which takes other memory than scoring."""
 
     def score(self, unit: str, examples: Sequence[Example]) -> ShardLine:
         """Scores a unit and stores its shard, durably, before it returns."""
@@ -95,7 +97,9 @@ class UnitScorer:
                 return no_shard(unit, postponed_examples=len(examples))
             fine, rejects = askable(examples, self.header.spec, num_embeddings(self.teacher))
             if self.header.spec.generation is not None:
-                fine, mute = Writer(self.teacher, self.budget).answered(fine)
+                began = time.monotonic()
+                fine, mute = Writer(self.teacher, self.budget, self.writing).answered(fine)
+                work.teacher_seconds += time.monotonic() - began
                 rejects += mute
             PROGRESS.add(examples=len(rejects), tokens=sum(e.num_tokens for e, _ in rejects))
             encoded = self._encoded(fine, work, rejects)

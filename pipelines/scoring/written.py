@@ -26,10 +26,11 @@ from schemas.rows.ragged import Array
 
 @dataclass(frozen=True)
 class Writer:
-    """A teacher that writes, and how much of it fits."""
+    """A teacher that writes, and how much of it fits: what a batch of scoring has, and no more than went before."""
 
     teacher: Teacher
     budget: Budget
+    own: Budget
 
     def answered(self, prompts: Sequence[Example]) -> tuple[list[Example], list[Reject]]:
         """Each prompt with its answer, in the order of the prompts; and those too large."""
@@ -44,13 +45,18 @@ class Writer:
 
     def _batches(self, prompts: Sequence[Example]) -> Iterator[list[Example]]:
         """Of one length each; a text takes its prompt's and its answer's tokens, once a beam."""
-        how = self.teacher.spec.generation
-        assert how is not None
         alone: Batching = "one text a batch"
         batching: Batching = alone if self.teacher.batching == alone else "batches of one length"
-        sizes = [(prompt.num_tokens + how.max_new_tokens) * how.num_beams for prompt in prompts]
-        for batch in each_batch(sizes, lambda: self.budget.tokens, on_device=False, batching=batching):
+        sizes = [self._size([prompt]) for prompt in prompts]
+        for batch in each_batch(
+            sizes, lambda: min(self.budget.tokens, self.own.tokens), on_device=False, batching=batching
+        ):
             yield [prompts[index] for index in batch]
+
+    def _size(self, members: Sequence[Example]) -> int:
+        how = self.teacher.spec.generation
+        assert how is not None
+        return sum((prompt.num_tokens + how.max_new_tokens) * how.num_beams for prompt in members)
 
     def _written(self, members: Sequence[Example]) -> Iterator[tuple[Example, Array | None]]:
         """What is written behind each; halved where memory does not suffice, None for one that is too large."""
@@ -66,6 +72,7 @@ class Writer:
             return
         if self.teacher.device.type == "cuda":
             torch.cuda.empty_cache()
+        self.own.failed(self._size(members))
         if len(members) == 1:
             yield members[0], None
             return

@@ -15,7 +15,7 @@ from pipelines.engine.device_assignment import claim_number
 from pipelines.keep.classes import only, within_classes
 from pipelines.keep.select import Selected, concatenate, select
 from pipelines.tasks.tasks import TEACHER_TASKS
-from pipelines.teacher.calls import accepted
+from pipelines.teacher.calls import accepted, named
 from pipelines.teacher.carried_state import Carried, put_back
 from pipelines.teacher.heads import Head
 from schemas.decoder_inputs import IGNORED, decoder_inputs
@@ -167,12 +167,13 @@ class Teacher:
 
     def _given(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """As `_forward`; a model that refuses texts for what they are beside (BART: those with another number of end
-        tokens) is asked for each alone."""
-        try:
-            return self._forward(batch)
-        except ValueError:
-            if len(batch.input_ids) == 1:
-                raise
+        tokens) is asked for each alone, and so are an example's texts where lengths would change them."""
+        if batch.owners is None or self.batching == "padded batches":
+            try:
+                return self._forward(batch)
+            except ValueError:
+                if len(batch.input_ids) == 1:
+                    raise
         alone = [self._forward(row) for row in batch.rows()]
         features = zip(*(features for _, features in alone), strict=True)
         return torch.cat([given for given, _ in alone]), tuple(torch.cat(rows) for rows in features)
@@ -185,11 +186,11 @@ class Teacher:
             inputs["token_type_ids"] = batch.token_type_ids
         if batch.target_ids is not None:
             inputs["decoder_input_ids"] = decoder_inputs(self.model, batch.target_ids)
-        named = {name: value.to(self.entry) for name, value in inputs.items()}
+        moved = {name: value.to(self.entry) for name, value in inputs.items()}
         task, layers = TEACHER_TASKS[self.spec.task], {feature.layer for feature in self.spec.features}
         inner = bool(layers - {self.num_layers} if self.gives_last_states else layers)
-        options = {"use_cache": False} if self.head is not None else {}
-        output = self.body(**accepted(self.takes, **named, **options, output_hidden_states=inner))
+        options = named(self.takes, use_cache=False) if self.head is None else {"use_cache": False}
+        output = self.body(**accepted(self.takes, **moved, **options, output_hidden_states=inner))
         given = task.at_positions(output, batch.position_rows, batch.position_tokens).to(self.device)
         if batch.classes is not None:
             given = only(given, batch.classes[batch.position_rows].to(self.device))

@@ -92,7 +92,7 @@ def check_examples(spec: Spec, data: Data, where: str) -> None:
 
 
 def _check_places(spec: Spec, data: Data, where: str) -> None:
-    """A `position_index` that is stored ascends inside its example; a whole text has one position."""
+    """A `position_index` that is stored ascends inside its example; a whole text has as many as its task says."""
     places, tokens = data["position_index"], data["input_ids"]
     values, lengths = places.values, places.lengths
     if spec.score != "softmax" or isinstance(spec.keep, KeepAll):

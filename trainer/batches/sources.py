@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
-from schemas.decoder_inputs import IGNORED
+from schemas.decoder_inputs import IGNORED, decoder_inputs
 from schemas.rows.checks import text_offsets
 from schemas.rows.ragged import Array, Ragged
 from schemas.rows.rows import Rows
@@ -20,6 +20,27 @@ from trainer.batches.packing import Layout, Stacked
 
 Shift = Callable[[Tensor], Tensor]
 """From target ids `[B, T]`, padded with `IGNORED`, to what a student's decoder is given."""
+
+
+class Shifted:
+    """The `Shift` of a student, which holds none of its weights: students that shift alike are equal in it."""
+
+    def __init__(self, student: Any) -> None:
+        config = student.config
+        self._bare = object.__new__(type(student))
+        self._bare.__dict__["config"] = config
+        names = ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bos_token_id")
+        self._key = (type(student), *(str(getattr(config, name, None)) for name in names))
+
+    def __call__(self, targets: Tensor) -> Tensor:
+        found: Tensor = decoder_inputs(self._bare, targets)
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shifted) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
 
 class Read(NamedTuple):

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Int32
 from numpy import ndarray
+from transformers import GenerationConfig
 
+from schemas.decoder_inputs import IGNORED, decoder_inputs
 from schemas.rows.rows import Rows
 from schemas.tasks import SOURCE_TOKENS
 from trainer.metrics.tokens import Metrics
@@ -95,20 +97,39 @@ def _pairs(rows: Iterable[Rows]) -> Iterator[Pair]:
 def _written(
     model: Any, tokenizer: Any, pairs: Sequence[Pair], pad_id: int, device: torch.device
 ) -> list[str]:
-    """The greedy text of each pair's source."""
+    """The greedy text of each pair's source, begun as the student was taught to; what its folder says of lengths,
+    repetitions and forced tokens is left out."""
     width = max(len(pair.source) for pair in pairs)
     ids = torch.full((len(pairs), width), pad_id)
     mask = torch.zeros_like(ids)
     for row, pair in enumerate(pairs):
         ids[row, : len(pair.source)] = torch.from_numpy(pair.source)
         mask[row, : len(pair.source)] = 1
-    found = model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        max_new_tokens=int(_LONGER * max(len(pair.target) for pair in pairs)) + 1,
+    longest = max(len(pair.target) for pair in pairs)
+    targets = torch.full((len(pairs), longest), IGNORED)
+    for row, pair in enumerate(pairs):
+        targets[row, : len(pair.target)] = torch.from_numpy(pair.target)
+    begin = decoder_inputs(model, targets.to(device))[:, :1]
+    own = model.generation_config
+    ends = own.eos_token_id if own.eos_token_id is not None else model.config.eos_token_id
+    greedy = GenerationConfig(
+        max_new_tokens=int(_LONGER * longest) + 1,
         num_beams=1,
         do_sample=False,
+        eos_token_id=ends,
+        pad_token_id=pad_id,
+        decoder_start_token_id=int(begin[0, 0]),
     )
+    model.generation_config = GenerationConfig()  # its values would stand wherever ours say nothing
+    try:
+        found = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            decoder_input_ids=begin,
+            generation_config=greedy,
+        )
+    finally:
+        model.generation_config = own
     return [_text(tokenizer, row) for row in found.tolist()]
 
 

@@ -81,9 +81,19 @@ class Projections(nn.Module):
         if embedder is None:
             return
         self.widths[0] = features[0].width
-        own, begun = self.maps[features[0].column], embedder.dense
-        if begun is not None and isinstance(own, nn.Linear) and own.weight.shape == begun.weight.shape:
-            own.load_state_dict({"bias": torch.zeros_like(own.bias), **begun.state_dict()})
+        if (begun := embedder.dense) is None:
+            return
+        wanted, got = (features[0].width, student_widths[0]), tuple(begun.weight.shape)
+        if wanted != got:
+            raise StudentError(
+                "the student's own linear map has another shape than the cache asks for",
+                expected=f"{wanted[1]} to {wanted[0]}",
+                got=f"{got[1]} to {got[0]}",
+                do="Start from the student without 2_Dense, or from another one",
+            )
+        own = nn.Linear(student_widths[0], features[0].width)
+        own.load_state_dict({"bias": torch.zeros_like(own.bias), **begun.state_dict()})
+        self.maps[features[0].column] = own
 
     def _map(self, feature: Feature, width: int) -> nn.Module:
         is_identity = feature.column == self.embedding and width == feature.width

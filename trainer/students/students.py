@@ -8,18 +8,17 @@ config and seed begin identical.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from transformers import set_seed
 
 from schemas.cache import Cache
-from schemas.decoder_inputs import decoder_inputs
 from schemas.errors import StudentError, UsageError
 from schemas.spec import Spec
 from schemas.task import Task
 from trainer.batches.collate import Collation
 from trainer.batches.packing import Packing
+from trainer.batches.sources import Shifted
 from trainer.models.embeddings import Embedder
 from trainer.models.heads import check_head
 from trainer.models.shrink import embedding_rows, parse_shrink, shrunk
@@ -93,7 +92,7 @@ class Student:
             embeddings=embedding_rows(self.model),
             token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,
             packing=self.packing,
-            shift=partial(decoder_inputs, self.model) if self.task.has_source else None,
+            shift=Shifted(self.model) if self.task.has_source else None,
             **asked,
         )
 
@@ -205,6 +204,7 @@ def _tried(
     adapter: Any = None,
 ) -> Student:
     spec = cache.spec
+    alone = alone and not spec.kind.holds_texts
     check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
     fit_tokenizer(tokenizer, model)
     student = Student(

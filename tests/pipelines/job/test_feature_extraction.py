@@ -165,6 +165,13 @@ def test_flags_that_make_no_sense_are_refused(tmp_path):
             run(path, plain, tmp_path / "c", **TASK | changes)
 
 
+def test_a_prompt_leaves_room_for_a_text(tmp_path):
+    made, path = models.encoder(tmp_path / "t"), write_jsonl(tmp_path / "c.jsonl", documents(2))
+    changes = {"features": ("mean:-1",), "task_settings": {"prompt": "word " * 40}, "max_length": 32}
+    with pytest.raises(UsageError, match=r"leaves no room for text.*those of the prompt"):
+        run(path, made, tmp_path / "c", **TASK | changes)
+
+
 def told(path, made, cache, *more):
     given = ("--corpus", path, "--teacher", made, "--task", "feature-extraction", "--cache", cache)
     return ("precompute", *given, "--no_progress", "--id_field", "id", *more)

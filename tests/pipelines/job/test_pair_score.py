@@ -87,6 +87,24 @@ def test_long_passages_are_cut_and_counted(tmp_path, teacher):
     assert max(max(one) for one in sizes) == 40
 
 
+def test_a_decoder_without_padding_is_asked_for_each_text_alone(tmp_path):
+    """Its score is of the last token: in a padded batch that is padding."""
+    made = models.causal_teacher(tmp_path / "c")
+    config = transformers.AutoConfig.from_pretrained(made)
+    config.update({"num_labels": 1, "pad_token_id": None, "eos_token_id": None})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    models.save(model, models.byte_tokenizer(), tmp_path / "t")
+    told = queries(6)
+    run(write_jsonl(tmp_path / "c.jsonl", told), tmp_path / "t", tmp_path / "cache", **TASK)
+    opened = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "t").eval()
+    for row in read(tmp_path / "cache").values():
+        texts = np.split(row["input_ids"].astype(np.int64), row["position_index"][1:])
+        with torch.inference_mode():
+            scores = [opened(torch.from_numpy(one)[None]).logits.item() for one in texts]
+        np.testing.assert_allclose(row["logits"], scores, rtol=1e-4, atol=1e-4)
+
+
 def test_batches_change_nothing(tmp_path, teacher):
     path = write_jsonl(tmp_path / "c.jsonl", queries(12))
     for name, tokens in (("one", 1), ("many", 100_000)):
@@ -111,6 +129,7 @@ def test_batches_change_nothing(tmp_path, teacher):
         ({"label": ["1"]}, "bad_passages"),
         ({"label": [True]}, "bad_passages"),
         ({"label": [1e300]}, "bad_passages"),
+        ({"label": [10**400]}, "bad_passages"),
         ({"label": None}, "field_missing"),
     ],
 )
@@ -129,6 +148,7 @@ def test_flags_and_teachers_of_other_tasks_are_refused(tmp_path, teacher):
         ({"passages_field": None}, "needs a query and its passages"),
         ({"features": ("mean:-1",)}, "--features has no meaning for pair-score"),
         ({"stride": 2}, "--stride has no meaning"),
+        ({"passages_field": "dcos"}, "--passages_field dcos: none of the first"),
         ({"passages_field": None, "messages_field": "docs"}, "--messages_field has no meaning"),
     ):
         with pytest.raises(UsageError, match=named):

@@ -113,7 +113,7 @@ def test_rows_are_decoded(tmp_path, name):
             )
         return
     if SPECS[name].score != "softmax":
-        logits = [entry["logit"] for one in found for entry in one["positions"][0]["entries"]]
+        logits = [entry["logit"] for one in found for p in one["positions"] for entry in p["entries"]]
         assert logits == rows.ragged("logits").values.tolist()
         return
     first = found[0]["positions"]
@@ -216,7 +216,7 @@ def test_inspect_prints_rows_of_every_kind(tmp_path, name, capsys, monkeypatch):
     assert teachonce.main(["inspect", cache.storage.root, "--rows", "6"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("largest entries" if cache.spec.kind.has_positions else "first numbers") == 6
-    assert ("weighs" in shown) == (name in ("threshold", "sampled", "masked", "sources")), (
+    assert ("weighs" in shown) == (name in ("threshold", "sampled", "masked", "sources", "written")), (
         "where no log-probability is stored"
     )
 

@@ -36,6 +36,8 @@ POOLED = {
     ),
     *("info_nce", "vib", "info_head"),
 }
+LISTS = {"margin_mse", "listwise_kl"}
+"""Of rows that hold a list each, which none here do."""
 NEVER = {"contrast", "attention", "hidden_states"}
 NEEDS_GOLD = {"dkd", "nkd", "pld"}
 NEEDS_ENTROPY = {"kl_entropy", "kl_teacher_unsure"}
@@ -71,7 +73,7 @@ def spec_of(policy: str, stored: str, features: int = 2) -> Spec | None:
 def is_served(name: str, policy: str, spec: Spec) -> bool:
     """By the formula: what it needs of p."""
     draws = policy in ("threshold", "sampled")
-    if name in NEVER:
+    if name in NEVER or name in LISTS:
         return False
     if name in WHOLE and policy != "all":
         return False
@@ -86,7 +88,7 @@ def is_served(name: str, policy: str, spec: Spec) -> bool:
 
 
 def test_every_loss_stands_in_one_class() -> None:
-    classes = [LINEAR, FINITE, EXACT, WHOLE, LOGITS, LABELS, POOLED, NEVER]
+    classes = [LINEAR, FINITE, EXACT, WHOLE, LOGITS, LABELS, POOLED, LISTS, NEVER]
     assert sorted(name for each in classes for name in each) == sorted(LOSSES)
 
 
@@ -125,7 +127,11 @@ def test_other_scores(name: str, score: Any) -> None:
             with pytest.raises(StudentError, match=f"{name} has no tail here.*Leave tail out"):
                 flat.check(spec)
         return
-    said = f"^{name} (goes|compares) " if name in NEVER else f"(^|: ){name} has no meaning"
+    said = (
+        f"^{name} (goes|compares) "
+        if name in NEVER or (name in LISTS and score == "identity")
+        else f"(^|: ){name} has no meaning"
+    )
     with pytest.raises(StudentError, match=said) as caught:
         objective.check(spec)
     assert re.search("[Uu]se --losses ", str(caught.value))

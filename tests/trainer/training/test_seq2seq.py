@@ -1,6 +1,8 @@
 """Students that read a source and say its target: batches, losses and texts, beside transformers' own."""
 
+import gc
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -113,6 +115,21 @@ def test_a_batch_pads_sources_and_targets_apart(rows):
         assert batch.token[batch.row == row].tolist() == list(range(len(target)))
 
 
+@pytest.mark.parametrize("kind", ["t5", "bart", "m2m"])
+def test_students_that_shift_alike_share_batches_and_hold_no_weights(kind):
+    one, other = student_of(kind), student_of(kind)
+    assert one.collation() == other.collation()
+    assert len({one.collation(), other.collation(), student_of("t5").collation()}) == (
+        1 if kind == "t5" else 2
+    )
+    model = weakref.ref(one.model)
+    held = one.collation()
+    del one
+    gc.collect()
+    assert model() is None
+    assert held.shift is not None
+
+
 def test_a_class_that_does_not_say_how_begins_with_what_its_config_names():
     student = student_of("m2m")
     assert not hasattr(student.model, "prepare_decoder_input_ids_from_labels")
@@ -172,6 +189,7 @@ def test_what_a_student_writes_is_compared_as_sacrebleu_does(rows):
     student = student_of("bart")
     student.model.eval()
     found = texts.text_metrics(student.model, student.tokenizer, [rows], pad_id=0, device=torch.device("cpu"))
+    student.model.generation_config.forced_eos_token_id = None  # nobody taught it
     written, wanted = [], []
     most = int(1.5 * max(len(target) for _, target in apart(rows))) + 1
     for source, target in apart(rows):
