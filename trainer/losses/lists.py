@@ -55,7 +55,7 @@ def _lists_only(asked: Asked) -> StudentError | None:
     return asked.error(
         "compares the scores of a list, and this cache's rows are single texts",
         got=asked.spec.task,
-        do="Use a cache of --task pair-score, or --losses mse_logits=1.0",
+        do="Use --losses mse_logits=1.0, or a cache of --task pair-score",
     )
 
 

@@ -11,7 +11,7 @@ import transformers
 
 from pipelines.scoring import written
 from schemas import Cache
-from schemas.errors import MismatchError, UsageError
+from schemas.errors import MismatchError
 from schemas.generation import parse_generation
 from schemas.policies import TopK
 from tests.pipelines import models
@@ -234,19 +234,6 @@ def test_nonsense_is_refused(tmp_path, teacher, words, named):
     assert status == 2
     assert named.partition(" .")[0] in said
     assert named.rpartition(" .")[2] in said
-
-
-def test_a_generation_config_that_is_none_is_named(tmp_path):
-    made = models.causal_teacher(tmp_path / "t")
-    (made / "generation_config.json").write_text("{")
-    with pytest.raises(UsageError, match=r"generation_config.json cannot be read"):
-        run(corpus(tmp_path / "c.jsonl"), made, tmp_path / "c", **PROMPT, **how("greedy"))
-
-
-def test_units_have_room_for_the_longest_answers(tmp_path, teacher):
-    path = corpus(tmp_path / "c.jsonl", [f"{i} {text}" for i, text in enumerate(ASKED * 4)])
-    summary = run(path, teacher, tmp_path / "c", **PROMPT, **how("greedy", 40), unit_tokens=400)
-    assert summary.shards >= 3
 
 
 def test_other_tasks_write_nothing(tmp_path):

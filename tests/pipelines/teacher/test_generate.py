@@ -9,6 +9,7 @@ from pipelines import TeacherConfig
 from pipelines.teacher.generate import continuations
 from pipelines.teacher.opening import open_teacher
 from schemas import Cache
+from schemas.errors import UsageError
 from tests.pipelines import models
 from tests.pipelines.helpers import run
 from tests.pipelines.job.test_generate import ASKED, PROMPT, corpus, how, teacher
@@ -46,3 +47,16 @@ def test_draws_are_of_the_distribution_that_is_asked_for(tmp_path, teacher, way,
     assert not seen[expected == 0].any()
     spread = np.sqrt(expected * (1 - expected) / count)
     assert (np.abs(seen - expected) <= 5 * spread + 3 / count).all()
+
+
+def test_a_generation_config_that_is_none_is_named(tmp_path):
+    made = models.causal_teacher(tmp_path / "t")
+    (made / "generation_config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"generation_config.json cannot be read"):
+        run(corpus(tmp_path / "c.jsonl"), made, tmp_path / "c", **PROMPT, **how("greedy"))
+
+
+def test_units_have_room_for_the_longest_answers(tmp_path, teacher):
+    path = corpus(tmp_path / "c.jsonl", [f"{i} {text}" for i, text in enumerate(ASKED * 4)])
+    summary = run(path, teacher, tmp_path / "c", **PROMPT, **how("greedy", 40), unit_tokens=400)
+    assert summary.shards >= 3
