@@ -106,6 +106,14 @@ class Task:
     is_declared: bool = True
     """Whether a reader must know the task by name; the first two stand in format 1 itself."""
 
+    def column_index(self, name: str) -> int:
+        """Which of its columns has this name.
+
+        Raises:
+            ValueError: none.
+        """
+        return [column.name for column in self.columns].index(name)
+
     @property
     def required_features(self) -> tuple[str, ...]:
         """What a reader must know to read such a cache."""

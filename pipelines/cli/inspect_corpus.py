@@ -167,7 +167,7 @@ def stretches(example: Example, maker: Tokeniser) -> list[Stretch]:
         gold = {place: maker.spec.label_names[own] for place, own in zip(places.tolist(), told, strict=True)}
     cuts = list[int]()
     if kind.class_columns is not None:
-        begin, end = (example.columns[[c.name for c in kind.columns].index(n)] for n in kind.class_columns)
+        begin, end = (example.columns[kind.column_index(name)] for name in kind.class_columns)
         supervised[begin:end] = True
         if example.gold_ids is not None:
             begin, end = np.frombuffer(example.gold_ids, np.int32).tolist()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int64
+
 from pipelines.corpus.labels import Label
+from schemas.rows.ragged import Array
 
 
 class Example(NamedTuple):
@@ -32,6 +36,13 @@ class Example(NamedTuple):
     @property
     def num_tokens(self) -> int:
         return len(self.input_ids) // 4
+
+    @property
+    def text_lengths(self) -> Int64[np.ndarray, " X"]:
+        """Tokens of each of its texts, where it holds several, each begun by a position."""
+        begins = np.frombuffer(self.position_index or b"", np.int32)
+        found: Array = np.diff(np.append(begins, self.num_tokens)).astype(np.int64)
+        return found
 
     @property
     def num_positions(self) -> int:

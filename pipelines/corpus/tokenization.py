@@ -181,8 +181,7 @@ class Tokeniser:
         """Whether a document lost tokens to `max_length`: pairs have one window, the longer text is cut; and so has
         what has features alone, and a source."""
         if self.kind == "passages":
-            begins = np.append(np.frombuffer(example.position_index or b"", np.int32), example.num_tokens)
-            full = np.diff(begins) >= self.spec.max_length
+            full = example.text_lengths >= self.spec.max_length
             passages = itertools.compress(json.loads(document.pair or "[]"), full)
             return any(self._exceeds(document.text, passage) for passage in passages)
         cuts = document.pair is not None or not self.spec.kind.has_positions

@@ -47,7 +47,10 @@ def end_ids(folder: str, model_config: Any, tokenizer: Any) -> tuple[int, ...]:
             found = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(
-                "the teacher's generation_config.json cannot be read", where=path, got=one_line(error)
+                "the teacher's generation_config.json cannot be read",
+                where=path,
+                got=one_line(error),
+                do="Mend it, or take it away: then the config says what ends a text",
             ) from error
     for other in (getattr(model_config.get_text_config(), "eos_token_id", None), tokenizer.eos_token_id):
         found = other if found is None else found

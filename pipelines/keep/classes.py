@@ -10,9 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from pipelines.keep.select import Selected
-
-NO_CLASS = -1e30
-"""The logit of what is no class."""
+from schemas.rows.classes import NO_CLASS
 
 
 def only(

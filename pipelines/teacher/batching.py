@@ -116,13 +116,16 @@ def cost_of(example: Example, spec: Spec) -> int:
     """Tokens of an example as a batch has them: of several texts in it, each padded to the longest."""
     if not spec.kind.holds_texts:
         return example.num_tokens
-    begins = np.append(np.frombuffer(example.position_index or b"", np.int32), example.num_tokens)
-    return int(np.diff(begins).max()) * example.num_positions
+    return int(example.text_lengths.max()) * example.num_positions
 
 
 def sources_of(examples: Sequence[Example], spec: Spec) -> Int64[np.ndarray, " B"]:
     """How many tokens of each example are its source's."""
-    place = [column.name for column in spec.kind.columns].index(SOURCE_TOKENS)
+    return _column(examples, spec, SOURCE_TOKENS)
+
+
+def _column(examples: Sequence[Example], spec: Spec, name: str) -> Int64[np.ndarray, " B"]:
+    place = spec.kind.column_index(name)
     return np.array([example.columns[place] for example in examples], np.int64)
 
 
@@ -184,11 +187,7 @@ def _classes(examples: Sequence[Example], spec: Spec) -> torch.Tensor | None:
     """Which ids are classes of each example, where these are its own tokens."""
     if spec.kind.class_columns is None:
         return None
-    names = [column.name for column in spec.kind.columns]
-    start, end = (
-        np.array([example.columns[names.index(name)] for example in examples], np.int64)
-        for name in spec.kind.class_columns
-    )
+    start, end = (_column(examples, spec, name) for name in spec.kind.class_columns)
     return torch.from_numpy(class_mask(spec, start, end))
 
 

@@ -167,12 +167,14 @@ def _kept(
         scores = {
             i: inputs[token] for i, token in enumerate(row.input_ids.values.tolist()) if token in inputs
         }
+    by_text = row.spec.kind.classes_are_tokens
     for n, index in enumerate(row.position_index().tolist()):
         ends = slice(offsets[n], min(offsets[n] + top, offsets[n + 1]))
         triples = zip(*(values[ends].tolist() for values in (ids, logprobs, weights)), strict=True)
         yield {
             "index": index,
-            "input": _named(int(row.input_ids.values[index]), inputs),
+            # of positions that belong to no token there is none
+            **({} if by_text else {"input": _named(int(row.input_ids.values[index]), inputs)}),
             "label": None if labels is None else _named(labels[n], scores),
             **({} if entropy is None else {"entropy_nats": entropy[n]}),
             "kept": int(found.counts[n]),

@@ -13,6 +13,8 @@ from schemas.rows.ragged import Array
 from schemas.spec import Spec
 
 Data = Mapping[str, Any]
+NO_CLASS = -1e30
+"""The logit of what is no class: finite, so that it times a probability of 0 is 0."""
 
 
 def has_first(spec: Spec) -> bool:

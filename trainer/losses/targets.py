@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from schemas.rows.classes import NO_CLASS
+
 NO_LABEL = -100
 """The gold label of a position that has none."""
-
-NO_CLASS = -1e30
-"""The logit of an id that a position cannot be: its probability is 0, and 0 times it is 0."""
 
 TINY = 1e-30
 """Smallest mass that a student's tail is taken to have: its logarithm stays finite."""

@@ -17,14 +17,14 @@ import torch
 from jaxtyping import Float
 
 from schemas.errors import StudentError
-from schemas.rows.classes import bounds, has_first
+from schemas.rows.classes import NO_CLASS, bounds, has_first
 from schemas.rows.entries import entries_of
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from trainer.batches.collate import Batch
 from trainer.batches.targets import example_keys
 from trainer.losses.divergences import kl_divergence
-from trainer.losses.targets import NO_CLASS, NO_LABEL, SparseTargets, first_ids, only_classes
+from trainer.losses.targets import NO_LABEL, SparseTargets, first_ids, only_classes
 from trainer.metrics.answer_texts import by_characters, exact_match_and_f1
 from trainer.metrics.tokens import Metrics
 from trainer.models.heads import Run

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -204,7 +205,8 @@ def test_what_does_not_fit_is_halved_and_written_all_the_same(tmp_path, teacher,
     summary = run(path, teacher, tmp_path / "tight", **told, **how("greedy"))
     assert dict(summary.rejects) == {"too_large": beyond}
     whole, found = read(tmp_path / "whole"), read(tmp_path / "tight")
-    assert len(whole) == len(found) + beyond > beyond
+    assert found
+    assert len(whole) == len(found) + beyond
     assert all(row["input_ids"].tolist() == whole[key]["input_ids"].tolist() for key, row in found.items())
 
 
@@ -232,8 +234,7 @@ def test_nonsense_is_refused(tmp_path, teacher, words, named):
     told = ("--corpus", corpus(tmp_path / "c.jsonl"), "--teacher", teacher, "--task", "causal-lm")
     status, said = teachonce_main("precompute", *told, "--cache", tmp_path / "c", "--no_progress", *words)
     assert status == 2
-    assert named.partition(" .")[0] in said
-    assert named.rpartition(" .")[2] in said
+    assert re.search(named, said), said
 
 
 def test_other_tasks_write_nothing(tmp_path):

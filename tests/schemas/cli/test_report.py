@@ -119,12 +119,12 @@ def test_rows_are_decoded(tmp_path, name):
     first = found[0]["positions"]
     every = entries_of(rows)
     assert [p["kept"] for p in first] == every.counts[: len(first)].tolist()
+    assert all(("input" in p) != SPECS[name].kind.classes_are_tokens for p in first), "no token, no input"
     assert [p["index"] for p in first] == rows.position_index()[: len(first)].tolist()
     of_first = slice(0, int(every.counts[0]))
     columns = (every.ids, every.logprobs, every.weights)
-    kept = sorted(zip(*(values[of_first].tolist() for values in columns), strict=True), key=likeliest_first)[
-        :5
-    ]
+    triples = zip(*(values[of_first].tolist() for values in columns), strict=True)
+    kept = sorted(triples, key=likeliest_first)[:5]
     assert [(e["id"], e["weight"]) for e in first[0]["entries"]] == [(i, weight) for i, _, weight in kept]
     logprobs = [e.get("logprob", np.nan) for e in first[0]["entries"]]
     np.testing.assert_array_equal(logprobs, [logprob for _, logprob, _ in kept])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.losses.targets import NO_CLASS
+from schemas.rows.classes import NO_CLASS
 from trainer.metrics.answer_texts import by_characters, exact_match_and_f1
 from trainer.metrics.answers import MOST_TOKENS, Span, Window, answer_of, best_spans, question_metrics
 
