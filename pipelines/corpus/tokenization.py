@@ -111,9 +111,8 @@ class Tokeniser:
             raise RejectedError(NOTHING_SUPERVISED, expected="a message that asks for an answer")
         (part,) = self.chat.of(json.dumps(messages), document.given, supervise=False, prompt=True)
         tokens = self._encoded(part.text, None, add_special_tokens=False)
-        return tokens._replace(
-            special=np.zeros_like(tokens.special)
-        )  # what a template ends in is all its own
+        # what a template ends in is all its own
+        return tokens._replace(special=np.zeros_like(tokens.special))
 
     def _plain_texts(self, documents: Sequence[Document]) -> list[Tokens] | list[None]:
         """The tokens of documents that are one text each, or a pair; None of others, which are made one by one."""
@@ -197,7 +196,7 @@ class Tokeniser:
 
     @property
     def _prefix(self) -> str:
-        return TEACHER_TASKS[self.spec.task].prefix(self.spec)
+        return TEACHER_TASKS[self.spec.task].prefix(dict(self.spec.task_settings))
 
     @property
     def _reads_characters(self) -> bool:

@@ -161,7 +161,8 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     vocab_size = config_shapes.scored_width(task, teacher.config, max_length)
     config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, features, dict(settings))
     refuse_no_embedding(task, features)
-    _refuse_cramped(max_length, config, teacher.tokenizer, prefix=str(dict(settings).get("prompt", "")))
+    prefix = TEACHER_TASKS[task.name].prefix(dict(settings))
+    _refuse_cramped(max_length, config, teacher.tokenizer, prefix=prefix)
     try:
         return Spec(
             task=task.name,
@@ -208,9 +209,8 @@ def _refuse_cramped(max_length: int, config: PrecomputeConfig, tokenizer: Any, *
         pair = bool(config.corpus.text_pair_field or config.corpus.passages_field)
         special = tokenizer.num_special_tokens_to_add(pair=pair)
         special += TASKS[config.teacher.task].needs_pairs  # a first text of one token
-        special += (
-            len(tokenizer(prefix, add_special_tokens=False, verbose=False)["input_ids"]) if prefix else 0
-        )
+        if prefix:
+            special += len(tokenizer(prefix, add_special_tokens=False, verbose=False)["input_ids"])
     if max_length - special - config.stride < 1:
         raise UsageError(
             "--max_length leaves no room for text",

@@ -78,7 +78,7 @@ class TeacherTask:
     """Whether of a pair the second text is cut into windows, the first before each; else the longer is cut short."""
     least: str = "two tokens or more"
     """What a document must have for a position, in words."""
-    prefix: Callable[[Spec], str] = lambda spec: ""
+    prefix: Callable[[Settings], str] = lambda settings: ""
     """What stands before each text."""
     finished: Callable[[Float[torch.Tensor, "B D"], Spec], Float[torch.Tensor, "B _"]] = lambda pooled, spec: (
         pooled

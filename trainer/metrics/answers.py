@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from schemas.errors import StudentError
 from schemas.rows.classes import NO_CLASS, bounds, has_first
 from schemas.rows.entries import entries_of
 from schemas.rows.ragged import Array
@@ -26,6 +25,7 @@ from trainer.batches.targets import example_keys
 from trainer.losses.divergences import kl_divergence
 from trainer.losses.targets import NO_LABEL, SparseTargets, first_ids, only_classes
 from trainer.metrics.answer_texts import by_characters, exact_match_and_f1
+from trainer.metrics.classes import scored
 from trainer.metrics.tokens import Metrics
 from trainer.models.heads import Run
 
@@ -73,8 +73,9 @@ def answer_metrics(
     """
     by_key, questions, may_be_none = _windows(rows)
     sums, counts = torch.zeros(5, dtype=torch.float64), np.zeros(2, np.int64)
-    for batch, logits in _scored(model, run, batches, device):
+    for batch, given in scored(model, batches, device, run):
         assert isinstance(batch.targets, SparseTargets)
+        logits = only_classes(given, batch.targets.classes)
         found = best_spans(logits.reshape(-1, 2, logits.shape[-1]).numpy())
         for key, span in zip(batch.example_keys.tolist(), found, strict=True):
             by_key[key].student = span
@@ -91,21 +92,6 @@ def answer_metrics(
     if counts[1]:
         metrics |= {"cross_entropy_nats": ce, "accuracy": accuracy, "teacher_accuracy": teacher}
     return metrics | question_metrics(questions, tokenizer, may_be_none=may_be_none)
-
-
-def _scored(
-    model: Any, run: Run, batches: Iterable[Batch], device: torch.device
-) -> Iterable[tuple[Batch, Float[torch.Tensor, "N V"]]]:
-    for batch in batches:
-        on_device = batch.to(device)
-        with torch.no_grad():
-            given = run(model, on_device.model_inputs, (), -1).logits
-        assert given is not None
-        assert isinstance(batch.targets, SparseTargets)
-        logits = only_classes(on_device.at_positions(given).float().cpu(), batch.targets.classes)
-        if not bool(torch.isfinite(logits).all()):
-            raise StudentError("the student gives logits that are not numbers", where=type(model).__name__)
-        yield batch, logits
 
 
 def _position_sums(logits: Float[torch.Tensor, "N V"], targets: SparseTargets) -> Float[torch.Tensor, 5]:

@@ -26,6 +26,7 @@ from trainer.batches.collate import Batch
 from trainer.losses.divergences import binary_kl_divergence, cross_entropy, kl_divergence
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets, first_ids
 from trainer.metrics.tokens import Metrics
+from trainer.models.heads import Run, run_own_head
 
 
 def class_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torch.device) -> Metrics:
@@ -45,9 +46,9 @@ def class_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torc
 
 
 def scored(
-    model: Any, batches: Iterable[Batch], device: torch.device
-) -> Iterator[tuple[Batch, Float[Tensor, "N V"]]]:
-    """Each batch with the student's logits at its positions, on the CPU.
+    model: Any, batches: Iterable[Batch], device: torch.device, run: Run = run_own_head
+) -> Iterator[tuple[Batch, Float[Tensor, "N _"]]]:
+    """Each batch with the student's logits at its positions, on the CPU; `run` calls a student with logits of its own.
 
     Raises:
         StudentError: they are not finite.
@@ -55,7 +56,9 @@ def scored(
     for batch in batches:
         on_device = batch.to(device)
         with torch.no_grad():
-            logits = on_device.at_positions(model(**on_device.model_inputs).logits).float().cpu()
+            given = run(model, on_device.model_inputs, (), -1).logits
+            assert given is not None
+            logits = on_device.at_positions(given).float().cpu()
         if not bool(torch.isfinite(logits).all()):
             raise StudentError("the student gives logits that are not numbers", where=type(model).__name__)
         yield batch, logits
