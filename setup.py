@@ -33,10 +33,13 @@ setup(
     ],
     extras_require={
         "gcs": ["apache-beam[gcp]>=2.77"],
+        "images": ["pillow>=11", "timm>=1.0", "torchvision>=0.24"],
         "lora": ["peft>=0.20"],
         "large": ["accelerate>=1.1", "compressed-tensors>=0.12"],
         "pipelines": ["apache-beam>=2.77", "jinja2>=3.1", "numba>=0.60", *TORCH],
+        "report": ["altair>=6", "vl-convert-python>=1.8"],
         "s3": ["boto3>=1.35"],
+        "sweep": ["optuna>=4.5"],
         "tensorboard": ["tensorboard>=2.19"],
         "text": ["sacrebleu>=2.4", "torchmetrics>=1.4"],
         "trainer": ["accelerate>=1.1", "numba>=0.60", "scikit-learn>=1.6", "scipy>=1.11", "pyyaml", *TORCH],
