@@ -31,8 +31,9 @@ from schemas.cli.process import (
     status_of,
 )
 from schemas.cli.run_report import expected_report, fail_report
-from schemas.cli.terminal import guarded_streams
-from schemas.errors import UsageError
+from schemas.cli.terminal import guarded_streams, print_lines
+from schemas.cli.versions import versions
+from schemas.errors import UsageError, nearest
 from schemas.printable import printable
 
 _LAST_SECONDS = 10.0
@@ -40,18 +41,31 @@ _LAST_SECONDS = 10.0
 
 
 class Verb(NamedTuple):
-    """Where a verb lives, which extra brings it, and what it does."""
+    """Where a verb lives, which extra brings it, what it does, and where its flags are known without its half.
+
+    A module of flags has a function of the verb's name, which refuses a wrong line, or prints the help and leaves,
+    before a second and a gigabyte go into torch, Beam and transformers.
+    """
 
     module: str
     extra: str
     purpose: str
+    flags: str | None = None
 
 
 VERBS = {
     "precompute": Verb(
-        "pipelines.cli.precompute", "pipelines", "run the teacher over a corpus, into a cache"
+        "pipelines.cli.precompute",
+        "pipelines",
+        "run the teacher over a corpus, into a cache",
+        "pipelines.cli.run_flags",
     ),
-    "plan": Verb("pipelines.cli.plan", "pipelines", "what a precompute would do and cost; writes nothing"),
+    "plan": Verb(
+        "pipelines.cli.plan",
+        "pipelines",
+        "what a precompute would do and cost; writes nothing",
+        "pipelines.cli.run_flags",
+    ),
     "inspect": Verb(
         "schemas.cli.inspect_and_verify",
         "",
@@ -64,13 +78,31 @@ VERBS = {
     ),
     "export": Verb("schemas.cli.export", "", "write a cache as plain Parquet, for other tools"),
     "compact": Verb(
-        "pipelines.cli.upkeep", "pipelines", "merge the small shards of many runs into full ones"
+        "pipelines.cli.upkeep",
+        "pipelines",
+        "merge the small shards of many runs into full ones",
+        "pipelines.cli.upkeep_flags",
     ),
-    "thin": Verb("pipelines.cli.thin", "pipelines", "make a smaller cache from a larger one"),
-    "forget": Verb("pipelines.cli.upkeep", "pipelines", "erase documents or examples, and keep them out"),
+    "thin": Verb(
+        "pipelines.cli.thin",
+        "pipelines",
+        "make a smaller cache from a larger one",
+        "pipelines.cli.upkeep_flags",
+    ),
+    "forget": Verb(
+        "pipelines.cli.upkeep",
+        "pipelines",
+        "erase documents or examples, and keep them out",
+        "pipelines.cli.upkeep_flags",
+    ),
     "vacuum": Verb("schemas.cli.vacuum", "", "delete what no kept version needs"),
-    "train": Verb("trainer.cli.commands", "trainer", "distil a student from a cache"),
-    "evaluate": Verb("trainer.cli.commands", "trainer", "measure a student on a cache's held-out part"),
+    "train": Verb("trainer.cli.commands", "trainer", "distil a student from a cache", "trainer.cli.flags"),
+    "evaluate": Verb(
+        "trainer.cli.commands",
+        "trainer",
+        "measure a student on a cache's held-out part",
+        "trainer.cli.flags",
+    ),
 }
 
 
@@ -84,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return DONE if arguments else USAGE
+    if arguments[0] == "--version":
+        print_lines(*versions())
+        return DONE
     # Libraries warn while they are imported; an error of ours is one line.
     logging.basicConfig(level=logging.ERROR)
     report = expected_report(arguments[0], arguments[1:])
@@ -110,13 +145,21 @@ def run(name: str, arguments: list[str]) -> int:
         UsageError: there is no such verb, or its half is not installed.
     """
     if name not in VERBS:
-        raise UsageError("no such verb", expected=", ".join(VERBS), got=name, do="See `teachonce --help`")
+        raise UsageError(
+            "no such verb",
+            expected=", ".join(VERBS),
+            got=name,
+            do=f"{nearest(name, VERBS)}See `teachonce --help`",
+        )
     verb = VERBS[name]
     if name == "verify" and any(argument.startswith("--teacher") for argument in arguments):
-        verb = Verb("pipelines.cli.precompute", "pipelines", verb.purpose)
+        verb = Verb("pipelines.cli.precompute", "pipelines", verb.purpose, "pipelines.cli.run_flags")
     if name == "inspect" and any(argument.startswith("--corpus") for argument in arguments):
-        verb = Verb("pipelines.cli.inspect_corpus", "pipelines", verb.purpose)
+        flags = "pipelines.cli.inspect_flags"
+        verb = Verb("pipelines.cli.inspect_corpus", "pipelines", verb.purpose, flags)
     try:
+        if verb.flags is not None:
+            getattr(importlib.import_module(verb.flags), name)(arguments)
         module = importlib.import_module(verb.module)
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -143,7 +186,8 @@ def usage() -> str:
           teachonce train --cache ./cache --student student.json --losses kl=1.0 --output_dir ./student
           teachonce evaluate --cache ./cache --student ./student
 
-        `teachonce VERB --help` explains each verb, with examples. --traceback shows where an error came from.
+        `teachonce VERB --help` explains each verb, with examples. --traceback shows where an error came from,
+        --version what is installed.
         Exit status: 0 done, 1 failed, 2 wrong flag, path or model, 3 too many documents rejected, 4 out of time,
         128 and its number by a signal (130 Ctrl-C, 143 SIGTERM).
         """).format(verbs=verbs)

@@ -24,6 +24,8 @@ CorpusFormat = Literal["auto", "jsonl", "text", "parquet"]
 MAX_LINE_BYTES = 64 * 2**20
 """Holds the longest document (`max_document_chars`) also where each of its characters is escaped."""
 _ACCELERATOR = re.compile(r"type:[a-z0-9-]+;count:[1-9][0-9]*(;[a-z0-9_-]+(:[a-z0-9._-]+)?)*")
+SAMPLE_TOKENS = 8192
+"""That a plan has scored, where nothing else is said."""
 MIN_TEMPERATURE = 0.1
 """At T a stored log-probability is off by half a step divided by T: at 0.1 weights sum up to 1.003, at 0.02 to 1.04."""
 _RAM = re.compile(r"[1-9][0-9]*(\.[0-9]+)?[KMGTP]i?B")

@@ -24,9 +24,10 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from schemas.printable import printable
@@ -35,6 +36,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SYSTEM_REFUSED = re.compile(r"\(os error ([0-9]{1,4})\)")
 """How libraries in Rust tell what the system said, inside errors of their own."""
 _MAX_GOT_CHARS = 300
+_LEAST_START = 3
+"""Letters from which the beginning of a name is taken for it."""
 
 _ADVICE: Mapping[int | None, str] = {
     errno.ENOSPC: "Free some space, or choose another disk",
@@ -191,3 +194,21 @@ class StudentError(TeachonceError):
 
 class TrainingError(TeachonceError):
     """Training cannot go on: it is no longer finite, or what it comes to cannot be saved."""
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """`Did you mean NAME? `, where a name is near to a word that is none; else nothing.
+
+    A transposition, a dash for an underscore, a missing or another ending are near. What merely shares some letters is
+    not: a wrong hint is worse than none.
+    """
+    known = {_plain(name): name for name in reversed(list(names))}
+    plain = _plain(word)
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
+    if not near and len(plain) >= _LEAST_START:
+        near = sorted((name for name in known if name.startswith(plain)), key=len)[:1]
+    return f"Did you mean {known[near[0]]}? " if near else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().lstrip("-").replace("-", "_")

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from schemas.errors import UsageError
+from schemas.errors import UsageError, nearest
 
 _FORMER_WHOLE = 4096
 MIN_TAU = 2.0**-40
@@ -189,7 +189,8 @@ def parse_keep(text: str) -> KeepPolicy:
     except ValueError as error:
         raise UsageError("--keep is out of range", got=f"{text!r} ({error})") from error
     known = "all, top_k:K, top_p:P,k=K, threshold:TAU[,k=K] or sampled:N"
-    raise UsageError("--keep names no policy", expected=known, got=repr(text))
+    near = nearest(text.partition(":")[0], ("all", "top_k", "top_p", "threshold", "sampled")).strip()
+    raise UsageError("--keep names no policy", expected=known, got=repr(text), do=near or None)
 
 
 def _count(text: str) -> int:

@@ -10,13 +10,19 @@ train(
     StudentArguments(output_dir="student", num_train_epochs=3),
 )
 ```
+
+A name is opened when it is asked for: a help text imports this package too, and needs neither torch nor transformers.
 """
 
-from trainer.evaluation.evaluation import EvaluateConfig, Evaluated, evaluate
-from trainer.training.arguments import StudentArguments
-from trainer.training.config import TrainConfig
-from trainer.training.fanout import Outcome, train_students
-from trainer.training.training import Trained, train
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.evaluation.evaluation import EvaluateConfig, Evaluated, evaluate
+    from trainer.training.arguments import StudentArguments
+    from trainer.training.config import TrainConfig
+    from trainer.training.fanout import Outcome, train_students
+    from trainer.training.training import Trained, train
 
 __all__ = [
     "EvaluateConfig",
@@ -29,3 +35,23 @@ __all__ = [
     "train",
     "train_students",
 ]
+
+_HOMES = {
+    "trainer.evaluation.evaluation": ("EvaluateConfig", "Evaluated", "evaluate"),
+    "trainer.training.arguments": ("StudentArguments",),
+    "trainer.training.config": ("TrainConfig",),
+    "trainer.training.fanout": ("Outcome", "train_students"),
+    "trainer.training.training": ("Trained", "train"),
+}
+"""Where each name lives."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

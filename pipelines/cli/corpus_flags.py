@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import get_args
 
 from pipelines.config import CorpusFormat
-from schemas.cli.arguments import positive
+from schemas.cli.arguments import Flags, positive
 
 
-def add_corpus_flags(group: argparse._ActionsContainer) -> None:
+def add_corpus_flags(group: Flags) -> None:
     """Which files, and which of their fields are what."""
     group.add_argument("--corpus", nargs="+", required=True, metavar="FILES", help="paths or quoted globs")
     formats = "jsonl, text (one document a line) or parquet; each also .gz or .zst; auto: by the name"

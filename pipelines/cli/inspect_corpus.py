@@ -6,16 +6,15 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from pipelines.cli.corpus_flags import add_corpus_flags
+from pipelines.cli import inspect_flags
 from pipelines.cli.logs import quiet, warnings_on_stderr
 from pipelines.cli.precompute import run_config
-from pipelines.cli.task_flags import add_generation_flags, add_task_flags
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus.documents import Document, Source, is_blank, read_document
 from pipelines.corpus.examples import Example
@@ -26,26 +25,9 @@ from pipelines.fingerprint.fingerprint import corpus_kind, make_spec, resolve
 from pipelines.job.preflight import check_teacher, columns_of, first_records, template_variables
 from pipelines.rejects import RejectedError
 from pipelines.tasks.tasks import TEACHER_TASKS
-from schemas.cli.arguments import Parser, natural, positive
 from schemas.cli.terminal import print_json, print_lines
 from schemas.printable import printable
-from schemas.spec import Supervise
-from schemas.task import Score
-from schemas.tasks import DEFAULT, TASKS
-
-_HELP = """\
-Shows what of a corpus would be supervised: its first records as the teacher's tokenizer and chat template make them.
-
-The teacher's weights are not opened. What is supervised is coloured; where there are no colours (a file, a pipe, or
-NO_COLOR is set), it stands in [[double brackets]]. Records that would be rejected are told with their reason.
-"""
-
-_EXAMPLES = """\
-examples:
-  teachonce inspect --corpus chats.jsonl --teacher ./teacher --messages_field messages --rows 3
-  teachonce inspect --corpus 'qa/*.parquet' --teacher ./teacher --prompt_field question --completion_field answer
-"""
-
+from schemas.tasks import TASKS
 
 _ANSWER, _NO_ANSWER = "answer", "no answer"
 
@@ -62,7 +44,7 @@ class Stretch(NamedTuple):
 def inspect(argv: Sequence[str]) -> int:
     """`teachonce inspect --corpus FILES --teacher DIR`."""
     quiet()
-    arguments = _parser().parse_args(list(argv))
+    arguments = inspect_flags.inspect(argv)
     config = run_config(arguments, ())
     with warnings_on_stderr():
         shown = look(config, arguments.rows)
@@ -77,29 +59,6 @@ def inspect(argv: Sequence[str]) -> int:
         for one in itertools.chain([first], shown):
             _print(one, console, by_text=not TASKS[config.teacher.task].predicts_tokens)
     return 0
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="teachonce inspect", description=_HELP, epilog=_EXAMPLES)
-    add_corpus_flags(parser)
-    parser.add_argument(
-        "--teacher", required=True, metavar="DIR", help="model folder, or hub name[@revision]"
-    )
-    parser.add_argument("--task", choices=tuple(TASKS), default=DEFAULT, help=f"default: {DEFAULT}")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own Python code")
-    parser.add_argument("--score", choices=get_args(Score), help="default: what the teacher's config says")
-    parser.add_argument("--max_length", type=positive, metavar="N", help="tokens of a window (up to 1,024)")
-    parser.add_argument(
-        "--stride", type=natural, metavar="N", help="tokens shared with the window before (0)"
-    )
-    supervise = "which tokens are positions of instruction data (default: assistant)"
-    parser.add_argument("--supervise", choices=get_args(Supervise), help=supervise)
-    add_task_flags(parser)
-    add_generation_flags(parser)
-    parser.add_argument("--rows", type=positive, default=3, metavar="N", help="records to show (3)")
-    parser.add_argument("--json", action="store_true", help="one JSON list instead of text")
-    parser.set_defaults(cache="none", report=None, keep=None)
-    return parser
 
 
 class Shown(NamedTuple):

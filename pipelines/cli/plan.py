@@ -7,54 +7,23 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.cli import run_flags
 from pipelines.cli.logs import quiet, warnings_on_stderr
-from pipelines.cli.precompute import run_config, run_parser, split_beam
+from pipelines.cli.precompute import run_config
 from pipelines.cli.run_tables import labels_read
-from pipelines.job.plan import SAMPLE_TOKENS, Expected, Plan
+from pipelines.job.plan import Expected, Plan
 from pipelines.job.plan import plan as make_plan
 from pipelines.scoring.sample import Measured
-from schemas.cli.arguments import positive
 from schemas.cli.process import DONE
 from schemas.cli.run_report import begin_report, finish_report
 from schemas.cli.terminal import print_json
 from schemas.printable import printable
 
-_HELP = """\
-Says what `teachonce precompute` with the same flags would do, what it would cost, and whether it would be refused.
-
-The corpus is read and joined with the cache as the run does it, so the counts are exact. A sample of the new examples
-is scored by the real teacher, on a worker with its share of the machine: time (by so many --workers), shards and bytes
-are reckoned from it. Nothing is written to the cache. On an engine elsewhere, workers tell what they found through
-Beam's --temp_location.
-"""
-
-_EXAMPLES = """\
-examples:
-  What tonight's corpus would add, and what would leave:
-    teachonce plan --corpus 'corpus/*.jsonl.zst' --teacher ./teacher --task causal-lm --cache ./cache --prune
-  From how many students of three epochs on a cache pays, for a script; a larger sample, on Flink:
-    teachonce plan --corpus 's3://bucket/*.parquet' --teacher ./teacher --task causal-lm --cache s3://bucket/cache \\
-      --sample_tokens 100000 --epochs 3 --json -- --runner=FlinkRunner --flink_master=host:8081 --flink_version=1.19 \\
-      --temp_location=s3://bucket/tmp | jq .expected.students
-
-exit status: 0 planned, also where the run would be refused for its rejects or for what it would prune; 1 failed, or
-another teacher or spec than the cache's; 2 a wrong flag, path or model
-"""
-
 
 def plan(argv: Sequence[str]) -> int:
     """`teachonce plan`."""
     quiet()
-    own, beam = split_beam(list(argv))
-    parser = run_parser("plan", _HELP, _EXAMPLES)
-    group = parser.add_argument_group("plan")
-    group.add_argument(
-        "--sample_tokens", type=positive, default=SAMPLE_TOKENS, metavar="N", help="tokens to score (8,192)"
-    )
-    epochs = "epochs that each student would train (1)"
-    group.add_argument("--epochs", type=positive, default=1, metavar="E", help=epochs)
-    group.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    arguments = parser.parse_args(own)
+    arguments, beam = run_flags.plan(argv)
     config = run_config(arguments, beam)
     begin_report(arguments.report)
     with warnings_on_stderr():

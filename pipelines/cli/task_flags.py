@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from schemas.cli.arguments import positive
+from schemas.cli.arguments import Flags, positive
 from schemas.errors import UsageError
 from schemas.generation import Generation, parse_generation
 from schemas.task import SettingValue
@@ -14,7 +14,7 @@ from schemas.tasks import TASKS
 _BY_NAME = {setting.name: setting for task in TASKS.values() for setting in task.settings}
 
 
-def add_task_flags(group: argparse._ActionsContainer) -> None:
+def add_task_flags(group: Flags) -> None:
     """One flag for each setting of any task; what is not given is None."""
     for name, setting in _BY_NAME.items():
         tasks = ", ".join(task.name for task in TASKS.values() if setting in task.settings)
@@ -35,7 +35,7 @@ def add_task_flags(group: argparse._ActionsContainer) -> None:
 _NEW_TOKENS = 256
 
 
-def add_generation_flags(group: argparse._ActionsContainer) -> None:
+def add_generation_flags(group: Flags) -> None:
     """Whether the teacher writes the texts, and how."""
     write = (
         "let the teacher answer each prompt, or the last message: greedy, beams:B or sample[:temperature=T,"

@@ -5,74 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.cli.precompute import split_beam
+from pipelines.cli import upkeep_flags
 from pipelines.upkeep.compaction import CompactConfig, Compacted
 from pipelines.upkeep.compaction import compact as run_compact
 from pipelines.upkeep.erasure import Erased
 from pipelines.upkeep.forgetting import ForgetConfig
 from pipelines.upkeep.forgetting import forget as run_forget
-from schemas.cli.arguments import Parser, positive, small_text
+from schemas.cli.arguments import small_text
 from schemas.cli.terminal import print_json, print_lines
 from schemas.cli.vacuum import ranges
 from schemas.errors import UsageError
-from schemas.shards.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
 
 _SHOWN = 10
 """Ids that were found nowhere, and strangers, that are named."""
 _MOST_IDS_BYTES = 2**28
 
-_COMPACT_HELP = """\
-Merges the small shards of many runs into full ones, rows in id order, in one commit. The teacher is not asked.
-
-Where there are no more shards than full ones, nothing is committed. Rows and totals stay the same, and old versions
-still open: the folder shrinks at `teachonce vacuum` alone. If a run commits meanwhile, it starts again by itself, once.
-Everything behind ` -- ` goes to Beam.
-"""
-
-_COMPACT_EXAMPLES = """\
-examples:
-  Once a week, on this machine:
-    teachonce compact ./cache
-  Larger shards, on Flink:
-    teachonce compact s3://bucket/cache --unit_tokens 4194304 \\
-      -- --runner=FlinkRunner --flink_master=host:8081 --flink_version=1.19
-
-exit status: 0 done, or nothing to merge; 1 failed, and nothing was committed; 2 a wrong flag or path
-"""
-
-_FORGET_HELP = """\
-Erases documents or examples from a cache, for good, and keeps them out of later runs.
-
-FILE has one id a line: a value of --id_field; or, as 32 hex digits, a document's hash or an example's id. A document id
-keeps out any later content with that id, a hash this content, an example id this window. Rows leave the newest version
-in one commit; then every file that held them is deleted, whatever version it belongs to, and it says which versions can
-no longer be read. Salted hashes are left, which tell nothing to who does not hold the ids. What was interrupted is
-finished by the same call. An id is taken as it stands, blanks and quotes included: one that is nearly an id of the
-cache is not forgotten, and told. A store that keeps old versions of objects, and copies and backups, are yours to
-clear. Everything behind ` -- ` goes to Beam.
-"""
-
-_FORGET_EXAMPLES = """\
-examples:
-  Two users asked to be forgotten; ids.txt has their ids, one a line:
-    teachonce forget ./cache --ids ids.txt
-  After a run crashed, whose lease says that it may still live:
-    teachonce forget s3://bucket/cache --ids ids.txt --force
-
-exit status: 0 done, also where some ids were found nowhere; 1 failed: call it again; 2 a wrong flag or path
-"""
-
 
 def compact(argv: Sequence[str]) -> int:
     """`teachonce compact CACHE`."""
-    own, beam = split_beam(list(argv))
-    parser = _parser("compact", _COMPACT_HELP, _COMPACT_EXAMPLES)
-    shard, group = "tokens of a full shard (default: 1,048,576)", "tokens of a row group (default: 32,768)"
-    parser.add_argument("--unit_tokens", type=positive, default=UNIT_TOKENS, metavar="N", help=shard)
-    parser.add_argument(
-        "--row_group_tokens", type=positive, default=ROW_GROUP_TOKENS, metavar="N", help=group
-    )
-    arguments = parser.parse_args(own)
+    arguments, beam = upkeep_flags.compact(argv)
     done = run_compact(
         CompactConfig(
             cache=arguments.cache,
@@ -88,12 +39,7 @@ def compact(argv: Sequence[str]) -> int:
 
 def forget(argv: Sequence[str]) -> int:
     """`teachonce forget CACHE --ids FILE`."""
-    own, beam = split_beam(list(argv))
-    parser = _parser("forget", _FORGET_HELP, _FORGET_EXAMPLES)
-    parser.add_argument("--ids", required=True, metavar="FILE", help="ids to forget, one a line")
-    force = "take runs that seem to live for dead: they crashed"
-    parser.add_argument("--force", action="store_true", help=force)
-    arguments = parser.parse_args(own)
+    arguments, beam = upkeep_flags.forget(argv)
     try:
         config = ForgetConfig(
             cache=arguments.cache,
@@ -176,11 +122,3 @@ def _print(value: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> 
         print_json(value)
     else:
         print_lines(*lines)
-
-
-def _parser(verb: str, description: str, examples: str) -> Parser:
-    parser = Parser(prog=f"teachonce {verb}", description=description, epilog=examples)
-    parser.add_argument("cache", metavar="CACHE", help="folder, s3://, gs:// or az://")
-    parser.add_argument("--no_progress", dest="show_progress", action="store_false", help="no progress lines")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
-    return parser

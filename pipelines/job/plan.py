@@ -32,7 +32,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 from apache_beam.pvalue import AsDict, AsIter
 
-from pipelines.config import PrecomputeConfig
+from pipelines.config import SAMPLE_TOKENS, PrecomputeConfig
 from pipelines.job.outcome import COUNTED
 from pipelines.job.pipeline import Job, gate_of, hinted, in_unit, read, teacher_job
 from pipelines.job.run import in_process, prepare, run_wired
@@ -41,8 +41,6 @@ from pipelines.scoring.sample import Measured, SampleHandler, SmallestIds, Unit
 from pipelines.tolerances import Run, labels_of, rejects_of, too_many_missing, too_many_rejects
 from schemas.errors import UsageError
 from schemas.shards.rewrite import ENTRIES_A_TOKEN
-
-SAMPLE_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from typing import Any, NoReturn
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
-from schemas.errors import UsageError
+from schemas.errors import UsageError, nearest
 
 _UNIT_SECONDS = {"d": 86_400.0, "h": 3_600.0}
 _MOST_DIGITS, _MOST_SHOWN = 15, 40
@@ -30,6 +32,73 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.replace("\n", " "), do=f"See `{self.prog} --help`")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; a flag that is none is told with the nearest that is one.
+
+        Raises:
+            UsageError: the line cannot be parsed.
+        """
+        flags = [text for action in self._actions for text in action.option_strings]
+        words = list(sys.argv[1:] if args is None else args)
+        # before argparse, which tells what is missing first: what is missing may be what is misspelt
+        wrong = _unknown(words, flags)
+        found, unknown = (None, wrong) if wrong else self.parse_known_args(words, namespace)
+        if unknown:
+            do = f"{nearest(unknown[0].partition('=')[0], flags)}See `{self.prog} --help`"
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)}", do=do)
+        return found
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse's, with the nearest choice."""
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            told = f"invalid choice: {_cut(str(value))} ({nearest(str(value), choices)}choose from "
+            raise argparse.ArgumentError(action, f"{told}{', '.join(choices)})")
+
+
+def _unknown(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Long flags that are none, each with what stands behind it."""
+    found: list[str] = []
+    follows = False
+    for word in words:
+        if word.startswith("--"):
+            follows = word.partition("=")[0] not in flags
+        if follows:
+            found.append(word)
+    return found
+
+
+class Groups:
+    """Titled groups of flags in a help text, behind one with the few flags that matter first.
+
+    `groups["corpus"].add_argument(...)` puts a flag under its title, or, where it is one of `first`, under that.
+    """
+
+    def __init__(self, parser: argparse.ArgumentParser, first: Iterable[str]) -> None:
+        self._parser, self._first = parser, frozenset(first)
+        self._lead = parser.add_argument_group("what matters first")
+
+    def __getitem__(self, title: str) -> Flags:
+        group = self._parser.add_argument_group(title)
+        return _Divided(self._lead, group, self._first)
+
+
+@runtime_checkable
+class Flags(Protocol):
+    """What flags are added to."""
+
+    def add_argument(self, *names: str, **keywords: Any) -> Any:
+        """As argparse's."""
+
+
+class _Divided(NamedTuple):
+    lead: argparse._ArgumentGroup
+    group: argparse._ArgumentGroup
+    first: frozenset[str]
+
+    def add_argument(self, *names: str, **keywords: Any) -> argparse.Action:
+        return (self.lead if self.first & set(names) else self.group).add_argument(*names, **keywords)
 
 
 class Repeatable(argparse.Action):
@@ -98,3 +167,11 @@ def small_text(path: str, most_bytes: int) -> str:
     if len(data) > most_bytes:
         raise ValueError(f"more than {most_bytes:,} bytes")
     return data.decode("utf-8-sig")
+
+
+def split_beam(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Our flags, and Beam's behind `--`."""
+    if "--" not in argv:
+        return argv, []
+    place = argv.index("--")
+    return argv[:place], argv[place + 1 :]

@@ -1,29 +1,34 @@
-"""Parsing shared by the verbs: dataclasses become flags, a YAML or JSON file gives defaults, errors are one line."""
+"""Parsing shared by the verbs: dataclasses become flags, a YAML or JSON file gives defaults, errors are one line.
+
+A field is the flag that transformers' `HfArgumentParser` would make of it (a test compares the two); that one is not
+used, because a help text would wait for transformers.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml  # type: ignore[import-untyped]
-from transformers import HfArgumentParser
-
-from schemas.cli.arguments import Repeatable, small_text
-from schemas.errors import TeachonceError, UsageError, one_line
+from schemas.cli.arguments import Parser as BaseParser
+from schemas.cli.arguments import Repeatable
+from schemas.errors import TeachonceError, UsageError, nearest, one_line
+from trainer.cli.flag_files import Told, read_file
 
 HELP_ALL = "--help_all"
-_MOST_BYTES = 2**24
-"""Of a file of flags."""
-_OF_WORDS = ("stages",)
-"""Lists whose items may be mappings."""
-_OFF_IS_NO = ("eval_strategy", "save_strategy", "logging_strategy", "include_num_input_tokens_seen")
+_HELP_COLUMN = 30
+_YES, _NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
+_METAVARS: Mapping[Any, str] = {int: "N", float: "X", str: "TEXT", dict: "JSON"}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Help with defaults where there are any, examples as they are written, and each flag in one spelling."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=_HELP_COLUMN)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         told = action.default in (None, argparse.SUPPRESS, False, []) or not action.option_strings
@@ -36,36 +41,62 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         action.option_strings = spellings
         return text
 
+    def _format_args(self, action: argparse.Action, default_metavar: Any) -> str:
+        if action.nargs == "+":
+            return f"{action.metavar or default_metavar} ..."
+        return "" if action.nargs == "?" else super()._format_args(action, default_metavar)
 
-class Parser(HfArgumentParser):  # type: ignore[misc]
-    """`HfArgumentParser` whose every error is a `UsageError`, with defaults from a file before the flags."""
+
+class Parser(BaseParser):
+    """A parser of the fields of dataclasses; `groups` are the titles of the help and whose names stand under each."""
 
     def __init__(
-        self, kinds: Sequence[type], *, description: str, examples: str, shown: Iterable[str] = ()
+        self,
+        kinds: Sequence[type],
+        *,
+        description: str,
+        examples: str,
+        groups: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        first, *others = kinds
-        names = " ".join(f"--{f.name} {f.name.upper()}" for f in dataclasses.fields(first) if _required(f))
+        verb = description.split(maxsplit=1)[0]
+        needed = [f for f in dataclasses.fields(kinds[0]) if _is_required(f)]
+        names = " ".join(f"--{f.name} {f.metadata.get('metavar', f.name.upper())}" for f in needed)
         super().__init__(
-            list(kinds),
-            usage=f"teachonce {description.split(maxsplit=1)[0]} [FILE.yaml] {names} [flags]",
+            prog=f"teachonce {verb}",
+            usage=f"teachonce {verb} [FILE.yaml] {names} [flags]",
             description=description.partition(" ")[2],
             epilog=examples,
             formatter_class=_Formatter,
-            allow_abbrev=False,
         )
-        self._hidden = {f.name for kind in others for f in dataclasses.fields(kind)} - set(shown)
-        self._shows_all = False
+        self.dataclass_types = list(kinds)
+        self._shows_all = len(kinds) == 1
+        self._add_fields(groups or {})
         # What was not told is left to the dataclass: argparse has its own idea of some defaults. Where `--no_x` stands
         # behind `--x`, the first says what is so.
         self._untold = {action.dest: action.default for action in reversed(self._actions)}
-        if others:
+        if not self._shows_all:
             self.add_argument(
                 HELP_ALL, action="store_true", help="also show every other flag of transformers"
             )
 
-    def error(self, message: str) -> NoReturn:
-        """What argparse would print with its usage."""
-        raise UsageError(message, do="See --help")
+    def _add_fields(self, groups: Mapping[str, Sequence[str]]) -> None:
+        """Each group's flags in its order, then the others; of these only the first kind's are in a short help."""
+        own, *others = self.dataclass_types
+        fields = {f.name: f for kind in self.dataclass_types for f in dataclasses.fields(kind) if f.init}
+        hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
+        grouped = {title: [name for name in names if name in fields] for title, names in groups.items()}
+        left = [name for name in fields if not any(name in names for names in grouped.values())]
+        shown = {f.name for f in dataclasses.fields(own)}
+        grouped |= {"others": [name for name in left if name in shown]} if others or groups else {}
+        self._hidden = {name for name in left if name not in shown}
+        for title, names in grouped.items():
+            group = self.add_argument_group(title) if names else self
+            for name in names:
+                _add_field(group, fields[name], hints[name])
+        rest = [name for name in left if name not in {n for names in grouped.values() for n in names}]
+        group = self.add_argument_group("of transformers") if self._hidden else self
+        for name in rest:
+            _add_field(group, fields[name], hints[name])
 
     def format_help(self) -> str:
         """The help without the flags that only `--help_all` shows."""
@@ -73,8 +104,7 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
             for action in self._actions:
                 if action.dest in self._hidden:
                     action.help = argparse.SUPPRESS
-        text: str = super().format_help()
-        return text
+        return super().format_help()
 
     def values(self, argv: Sequence[str]) -> list[Any]:
         """One value of each dataclass from `[FILE] flags`; flags win over the file.
@@ -82,17 +112,23 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
         Raises:
             UsageError: an unknown flag or key, a wrong value, or a file that cannot be read.
         """
+        values = self.words(argv)
+        return [self._build(kind, values) for kind in self.dataclass_types]
+
+    def words(self, argv: Sequence[str]) -> Mapping[str, Any]:
+        """What each flag says, as far as no dataclass is asked.
+
+        Raises:
+            UsageError: as `values`.
+        """
         arguments = list(argv)
         if HELP_ALL in arguments:
             self._shows_all, arguments = True, ["--help"]
         if arguments and not arguments[0].startswith("-"):
             path = arguments.pop(0)
             self.use(read_file(path), path)
-        namespace, unknown = self.parse_known_args(arguments)
-        if unknown:
-            raise UsageError("there is no such flag", got=" ".join(unknown), do="See --help")
-        values = vars(namespace)
-        return [self._build(kind, values) for kind in self.dataclass_types]
+        found: Mapping[str, Any] = vars(self.parse_args(arguments))
+        return found
 
     def _build(self, kind: Any, values: Mapping[str, Any]) -> Any:
         said = {
@@ -120,9 +156,11 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
         for key, value in keys.items():
             action = actions.get(key)
             if action is None or key in ("help", "help_all", "students"):
-                raise UsageError("there is no such key", where=path, got=key, do="See --help")
+                raise UsageError(
+                    "there is no such key", where=path, got=key, do=f"{nearest(str(key), actions)}See --help"
+                )
             action.required = False
-            action.default = _Told(
+            action.default = Told(
                 where=path,
                 key=key,
                 kind=kinds.get(key),
@@ -132,123 +170,67 @@ class Parser(HfArgumentParser):  # type: ignore[misc]
             ).text(value)
 
 
-class _Told(NamedTuple):
-    """One key of a file, and what its flag is."""
-
-    where: str
-    key: str
-    kind: Any
-    takes_list: bool
-    is_path: bool
-    """One text is one item then: a path may hold spaces."""
-    may_be_nothing: bool
-
-    def text(self, value: Any) -> Any:
-        """As argparse would have it: scalars as text, so that a flag's own type reads them.
-
-        A list where the flag takes one; there `{kl: 1, jsd: {weight: 1, beta: 0.3}}` is `[kl=1, "jsd=1,beta=0.3"]`,
-        and one text is read as on the command line. A mapping where the flag takes one, as JSON. Nothing where the
-        flag may be nothing.
-        """
-        if value is None:
-            if not self.may_be_nothing:
-                raise self._wrong("a value, or no such line", "nothing")
-            return None
-        if self.takes_list:
-            return self._items(value)
-        if isinstance(value, dict):
-            if dict not in [get_origin(kind) or kind for kind in (self.kind, *get_args(self.kind))]:
-                raise self._wrong("one value", value)
-            return json.dumps(value)
-        if isinstance(value, list):
-            raise self._wrong("one value", value)
-        if value is False and self.key in _OFF_IS_NO:
-            return "no"  # what YAML makes of it
-        return str(value)
-
-    def _items(self, value: Any) -> list[str]:
-        if isinstance(value, dict):
-            found = [f"{name}={self._value(item)}" for name, item in value.items()]
-        elif isinstance(value, list):
-            found = [self._words(item) for item in value]
-        else:
-            found = [self._scalar(value)] if self.is_path else self._scalar(value).split()
-        if not found:
-            raise self._wrong("at least one value", value)
-        return found
-
-    def _words(self, item: Any) -> str:
-        """`{share: 0.3, losses: {pkd: 1}, freeze: [a, b]}` is `share=0.3 losses=pkd=1 freeze=a freeze=b`."""
-        if not isinstance(item, dict) or self.key not in _OF_WORDS:
-            return self._scalar(item)
-        words = []
-        for name, value in item.items():
-            is_text = isinstance(value, str)
-            each = (
-                value.split()
-                if is_text
-                else self._items(value)
-                if isinstance(value, dict | list)
-                else [value]
-            )
-            words += [f"{name}={self._scalar(one)}" for one in each]
-        return " ".join(words)
-
-    def _value(self, item: Any) -> str:
-        """`{weight: 0.5, beta: 0.3}` is `0.5,beta=0.3`."""
-        if not isinstance(item, dict) or "weight" not in item:
-            return self._scalar(item)
-        others = [f",{name}={self._scalar(value)}" for name, value in item.items() if name != "weight"]
-        return "".join([self._scalar(item["weight"]), *others])
-
-    def _scalar(self, value: Any) -> str:
-        if value is None or isinstance(value, dict | list):
-            raise self._wrong("texts or numbers", "nothing" if value is None else value)
-        return str(value)
-
-    def _wrong(self, expected: str, got: Any) -> UsageError:
-        return UsageError(
-            f"the key {self.key} has a value that cannot be", where=self.where, expected=expected, got=got
-        )
+def _add_field(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
+    """A field as a flag: in both spellings, and with a `--no_` where it is on by itself."""
+    name, kind = field.name, _kind(hint)
+    spellings = [f"--{name}"] + [f"--{name.replace('_', '-')}"] * ("_" in name)
+    told = dict(field.metadata)
+    keywords = {**told, **_default(field, is_list=get_origin(kind) is list), **_type(kind, field)}
+    choices = keywords.get("choices")
+    if not choices and keywords.get("nargs") != "?":
+        keywords.setdefault("metavar", _METAVARS.get(keywords["type"], "TEXT"))
+    group.add_argument(*spellings, **keywords)
+    if field.default is True and kind in (bool, bool | None):
+        off = [f"--no_{name}", f"--no-{name.replace('_', '-')}"]
+        group.add_argument(*off, action="store_false", dest=name, **{**told, "default": False})
 
 
-def read_file(path: str) -> dict[str, Any]:
-    """The keys of a YAML or JSON file.
-
-    Raises:
-        UsageError: it is not there, or holds no mapping.
-    """
-    try:
-        text = small_text(path, _MOST_BYTES)
-        found = (
-            json.loads(text, object_pairs_hook=_once)
-            if path.endswith(".json")
-            else yaml.load(text, _OnceLoader)
-        )
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        raise UsageError("the file of flags cannot be read", where=path, got=one_line(error)) from error
-    if not isinstance(found, dict):
-        raise UsageError("a file of flags holds `flag: value` lines", where=path, got=type(found).__name__)
-    return found
+def _kind(hint: Any) -> Any:
+    """What one value of a field is, where it may be several things: as transformers chooses."""
+    arguments = get_args(hint)
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    if NoneType not in arguments:
+        return arguments[0] if arguments[1] is str else arguments[1]
+    if bool in arguments:
+        return hint
+    return arguments[0] if arguments[1] is NoneType else arguments[1]
 
 
-class _OnceLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """Safe YAML in which a key may stand once."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        _once([(self.construct_object(key, deep=True), None) for key, _ in node.value])
-        return super().construct_mapping(node, deep)
-
-
-def _once(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key} stands there twice")
-        found[key] = value
-    return found
+def _type(kind: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        choices = [one.value for one in kind]
+        return {"choices": choices, "type": _choice(choices)}
+    if get_origin(kind) is Literal:
+        return {"choices": list(get_args(kind)), "type": _choice(get_args(kind))}
+    if kind in (bool, bool | None):
+        takes_none = kind is not bool and field.default in (None, dataclasses.MISSING)
+        return {"type": truth} if takes_none else {"type": truth, "nargs": "?", "const": True}
+    if get_origin(kind) is list:
+        return {"type": get_args(kind)[0], "nargs": "+"}
+    return {"type": get_origin(kind) or kind}
 
 
-def _required(field: dataclasses.Field[Any]) -> bool:
+def _choice(choices: Sequence[Any]) -> Callable[[str], Any]:
+    by_text = {str(choice): choice for choice in choices}
+    return lambda text: by_text.get(text, text)
+
+
+def _default(field: dataclasses.Field[Any], *, is_list: bool) -> dict[str, Any]:
+    if field.default is not dataclasses.MISSING:
+        return {} if is_list else {"default": field.default}
+    if field.default_factory is not dataclasses.MISSING:
+        return {"default": field.default_factory()}
+    return {"required": True}
+
+
+def truth(text: str) -> bool:
+    """Yes or no, as the `type` of a flag."""
+    if text.lower() not in (*_YES, *_NO):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() in _YES
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
     missing = dataclasses.MISSING
     return field.default is missing and field.default_factory is missing

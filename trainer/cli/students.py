@@ -13,42 +13,14 @@ from schemas.cli.process import reason_of, status_of
 from schemas.errors import UsageError
 from schemas.printable import printable
 from trainer.checkpoints.signals import Stopped
-from trainer.cli.parsing import Parser, read_file
+from trainer.cli.flag_files import read_file
+from trainer.cli.parsing import Parser
+from trainer.cli.student_lists import FLAG
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
 from trainer.training.fanout import THREAD, Outcome, train_students
 
-HELP = "Several students from one decode: a file of flags, and a list `students` of what each has of its own."
-_FLAG, _KEY = "--students", "students"
-
-
-def split(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The file of `--students`, if it is there, and the other flags.
-
-    Raises:
-        UsageError: no file follows, it stands there twice, or another file of flags stands beside it.
-    """
-    found: list[str] = []
-    others: list[str] = []
-    words = iter(argv)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name != _FLAG:
-            others.append(word)
-            continue
-        path = value if equals else next(words, "")
-        if not path or path.startswith("-"):
-            raise UsageError(f"{_FLAG} names no file", do="See --help")
-        found.append(path)
-    if len(found) > 1:
-        raise UsageError(f"{_FLAG} stands there twice", got=" ".join(found))
-    if found and others and not others[0].startswith("-"):
-        raise UsageError(
-            f"a file of flags has no place beside {_FLAG}",
-            got=others[0],
-            do="Move what it says of all students to the top of the other file",
-        )
-    return (found[0] if found else None), others
+_KEY = "students"
 
 
 def read_students(
@@ -63,7 +35,7 @@ def read_students(
     told = common.pop(_KEY, None)
     if not isinstance(told, list) or not told or not all(isinstance(own, dict) for own in told):
         raise UsageError(
-            f"the file of {_FLAG} has no list of students",
+            f"the file of {FLAG} has no list of students",
             where=path,
             expected=f"{_KEY}: [{{student: ..., output_dir: ...}}, ...]",
         )
@@ -96,7 +68,7 @@ def train_file(path: str, flags: Sequence[str], parser: Callable[[], Parser]) ->
     """
     if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
         raise UsageError(
-            f"{_FLAG} trains in one process, and not in several ranks",
+            f"{FLAG} trains in one process, and not in several ranks",
             got=f"{os.environ['WORLD_SIZE']} ranks",
             do="Run it without torchrun, or train each student by itself",
         )

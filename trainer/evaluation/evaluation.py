@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from schemas.cache import Cache
-from schemas.cli.arguments import Repeatable
 from schemas.errors import UsageError, one_line
 from schemas.identity import DEFAULT_EVAL_FRACTION
 from schemas.rows.rows import Rows
 from trainer.batches.collate import Batch, Collation
 from trainer.batches.pool import Pool
 from trainer.checkpoints.records import Record
+from trainer.evaluation.flags import EvaluateFlags
 from trainer.losses.worth import knows_entropy
 from trainer.metrics.tokens import Metrics
 from trainer.stream.order import by_length
@@ -32,39 +32,12 @@ from trainer.students.opening import open_config
 from trainer.students.students import Student, open_trained
 from trainer.tasks.student_task import Measured
 from trainer.tasks.tasks import STUDENT_TASKS
-from trainer.training.local_cache import GB_DEFAULT, GB_HELP, HELP, check_flags, local_copies
+from trainer.training.local_cache import check_flags, local_copies
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(EvaluateFlags):
     """Which student to measure, and on what."""
-
-    cache: str = field(metadata={"help": "The cache: a folder, s3://, gs:// or az://."})
-    student: str = field(
-        metadata={"help": "A trained student's folder (an adapter's is opened with its base), or a hub name."}
-    )
-    teacher: str | None = field(
-        default=None, metadata={"help": "The teacher's folder, to measure its size and speed beside."}
-    )
-    eval_fraction: float | None = field(
-        default=None, metadata={"help": "Share of documents held out. [what the student was trained with]"}
-    )
-    where: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Only held-out rows that meet all of these, as length<=512; names and operators are those of "
-            "train. [all, whatever the student was trained on]",
-            "action": Repeatable,
-        },
-    )
-    batch_size: int = field(default=16, metadata={"help": "Rows of a batch."})
-    cache_version: int | None = field(default=None, metadata={"help": "Version of the cache. [newest]"})
-    speed_seconds: float = field(
-        default=3.0, metadata={"help": "Least time to measure each model's speed for; 0 leaves it out."}
-    )
-    device: str | None = field(default=None, metadata={"help": "cuda, cpu, ... [cuda where there is one]"})
-    local_cache: str | None = field(default=None, metadata={"help": HELP})
-    local_cache_gb: float = field(default=GB_DEFAULT, metadata={"help": GB_HELP})
 
     def __post_init__(self) -> None:
         if self.eval_fraction is not None and not 0 < self.eval_fraction < 1:

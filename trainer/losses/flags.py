@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from schemas.errors import nearest
 from trainer.losses.loss import Loss, Parameter, Settings, Value
 from trainer.losses.registry import LOSSES
 from trainer.losses.schedules import Schedule
@@ -89,7 +90,7 @@ def _parse(text: str) -> tuple[str, float, dict[str, Value]]:
     head, *rest = text.split(",")
     name, equals, weight = head.partition("=")
     if name not in LOSSES:
-        raise ValueError(f"no such loss: {name!r}; there are {', '.join(LOSSES)}")
+        raise ValueError(f"no such loss: {name!r}. {nearest(name, LOSSES)}There are {', '.join(LOSSES)}")
     try:
         found = float(weight) if equals else 1.0
     except ValueError as error:
@@ -99,7 +100,9 @@ def _parse(text: str) -> tuple[str, float, dict[str, Value]]:
         key, _, value = part.partition("=")
         if key not in parameters:
             known = ", ".join(parameters) or "none"
-            raise ValueError(f"{name} has no parameter {key!r}; its parameters: {known}")
+            raise ValueError(
+                f"{name} has no parameter {key!r}. {nearest(key, parameters)}Its parameters: {known}"
+            )
         if key in told:
             raise ValueError(f"{key} stands twice in {text!r}")
         told[key] = parameters[key].read(f"{name}'s {key}", value)

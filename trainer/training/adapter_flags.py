@@ -1,8 +1,6 @@
-"""The flags of students that are trained by adapters: a part of `TrainConfig`."""
+"""Students that are trained by adapters: what the flags ask for, and how much is trained."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -10,53 +8,29 @@ from schemas.errors import UsageError
 from trainer.models.shrink import parse_shrink
 from trainer.students.lora import Lora
 from trainer.students.students import Student
+from trainer.training.flags import TrainFlags
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterFlags:
-    """Whether the student's own weights are trained, or adapters beside them."""
+def adapters_of(flags: TrainFlags) -> Lora | None:
+    """What adapters are asked for. What can be known before anything is opened: an adapter is of a base that can be
+    opened again.
 
-    lora: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "NAME=VALUE ...: train LoRA adapters and leave the student's own weights as they are. r (16), "
-            "alpha (2 r), dropout (0), targets (all-linear; or names of layers, as q_proj,v_proj). Saved as PEFT saves "
-            "it. Needs teachonce[lora]."
-        },
-    )
-    load_in_4bit: bool = field(
-        default=False,
-        metadata={"help": "Hold the frozen weights in 4 bits (QLoRA); needs bitsandbytes, CUDA and --lora."},
-    )
-
-    @property
-    def adapters(self) -> Lora | None:
-        """What adapters are asked for.
-
-        Raises:
-            UsageError: they are not what they should be.
-        """
-        if self.lora is None:
-            return None
-        return Lora.parse(self.lora, load_in_4bit=self.load_in_4bit)
-
-    def check_adapters(self, student: str) -> None:
-        """What can be known before anything is opened: an adapter is of a base that can be opened again.
-
-        Raises:
-            UsageError: it is not.
-        """
-        if self.load_in_4bit and self.lora is None:
+    Raises:
+        UsageError: they are not what they should be, or their base is none.
+    """
+    if flags.lora is None:
+        if flags.load_in_4bit:
             raise UsageError("--load_in_4bit has no effect without --lora: 4-bit weights cannot be trained")
-        if self.adapters is None:
-            return
-        if parse_shrink(student) is not None or student.endswith(".json"):
-            raise UsageError(
-                "--lora needs a --student that can be opened again, for an adapter alone is saved",
-                expected="a model folder or hub name",
-                got=student,
-                do="Train that student whole first, then name its folder",
-            )
+        return None
+    asked = Lora.parse(flags.lora, load_in_4bit=flags.load_in_4bit)
+    if parse_shrink(flags.student) is not None or flags.student.endswith(".json"):
+        raise UsageError(
+            "--lora needs a --student that can be opened again, for an adapter alone is saved",
+            expected="a model folder or hub name",
+            got=flags.student,
+            do="Train that student whole first, then name its folder",
+        )
+    return asked
 
 
 def adapter_lines(student: Student) -> list[str]:

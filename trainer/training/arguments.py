@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainingArguments
@@ -17,6 +17,7 @@ from transformers.integrations import integration_utils
 
 from schemas.errors import UsageError
 from trainer.students.compiling import Compiling
+from trainer.training.flags import LoopFlags
 from trainer.training.settings import FOLLOWS_METRICS, check_told, defaults, word
 
 _PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -57,71 +58,12 @@ _SHARDING = {"reshard_after_forward", "cpu_offload", "transformer_layer_cls_to_w
 
 
 @dataclass
-class StudentArguments(TrainingArguments):  # type: ignore[misc]
+class StudentArguments(LoopFlags, TrainingArguments):  # type: ignore[misc]
     """`TrainingArguments` whose defaults suit distillation from a cache.
 
     Other than transformers': nothing is reported to a service (`report_to="none"`), a log every 20 steps, three
     checkpoints kept, a learning rate for small students, warm-up, and a cosine schedule.
     """
-
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for the finished student, and for checkpoints on the way."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={
-            "help": "Replace the model and the checkpoints that --output_dir holds. Never a cache, nor what this run "
-            "begins with."
-        },
-    )
-    report_to: str | None = field(
-        default="none",
-        metadata={"help": "Where to report, for instance tensorboard or wandb."},
-    )
-    logging_steps: float = field(default=20, metadata={"help": "Log every so many steps."})
-    num_train_epochs: float = field(default=3.0, metadata={"help": "Epochs in all."})
-    eval_steps: float | None = field(
-        default=None,
-        metadata={"help": "Evaluate every so many steps, or below 1 their share. [--logging_steps]"},
-    )
-    save_steps: float = field(
-        default=500, metadata={"help": "Save every so many steps, or below 1 their share."}
-    )
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of each rank a step."})
-    bf16: bool = field(default=False, metadata={"help": "Mixed precision in bfloat16."})
-    weight_decay: float = field(
-        default=0.0, metadata={"help": "The optimizer's, but of biases and normalisations."}
-    )
-    save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
-    warmup_steps: float = field(default=0.02, metadata={"help": "Steps of warm-up, or below 1 their share."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
-    logging_nan_inf_filter: bool = field(
-        default=False,
-        metadata={"help": "Refused: training stops at a loss that is not finite."},
-    )
-    metric_for_best_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "What --load_best_model_at_end goes by: loss, or one of --losses, as eval_kl. [loss]"
-        },
-    )
-    greater_is_better: bool | None = field(
-        default=None, metadata={"help": "Known of each metric: lower is better for every loss."}
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "auto: go on with what --output_dir holds, or start, so that one command serves a job that is "
-            "restarted; last: its newest whole checkpoint; or a checkpoint's folder."
-        },
-    )
-    max_steps: int = field(
-        default=-1, metadata={"help": "Steps in all; above 0 it overrules --num_train_epochs."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Without meaning here: batches are the project's own."}
-    )
 
     def __post_init__(self) -> None:
         if not self.output_dir:

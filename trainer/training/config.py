@@ -4,127 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from schemas.cli.arguments import Repeatable
 from schemas.errors import UsageError
-from schemas.identity import DEFAULT_EVAL_FRACTION
 from trainer.losses.objective import Objective
 from trainer.models.shrink import parse_shrink
 from trainer.stream.where import Where
-from trainer.training.adapter_flags import AdapterFlags
-from trainer.training.local_cache import GB_DEFAULT, GB_HELP, HELP, check_flags
-from trainer.training.presets import PRESETS, preset
+from trainer.students.lora import Lora
+from trainer.training.adapter_flags import adapters_of
+from trainer.training.flags import TrainFlags
+from trainer.training.local_cache import check_flags
+from trainer.training.presets import preset
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(AdapterFlags):
+class TrainConfig(TrainFlags):
     """What to distil, from what, by which losses. Everything about the loop is in `TrainingArguments`."""
 
     SETTLED: ClassVar = ("losses", "temperature", "feature_loss", "stages")
     """Fields that are None until `__post_init__` has settled them: nobody may say that they are nothing."""
-
-    cache: list[str] | str = field(
-        metadata={
-            "help": "The cache: a folder, s3://, gs:// or az://. Several give one stream: each PATH=WEIGHT, its share "
-            "of the rows; or each PATH, and every row comes once an epoch.",
-            "action": Repeatable,
-        }
-    )
-    student: str = field(
-        metadata={
-            "help": "A model folder or hub name; a config .json to start from scratch; or shrink:layers=N, the "
-            "teacher's own weights with N of its layers."
-        }
-    )
-    teacher: str | None = field(
-        default=None, metadata={"help": "The teacher's folder; only for --student shrink:layers=N."}
-    )
-    losses: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "NAME=WEIGHT[,PARAMETER=VALUE...] ... of docs/losses.md: kl (from the teacher), ce (the corpus's "
-            "own labels), jsd=1,beta=0.3, feature (pooled states). [kl=1.0]"
-        },
-    )
-    temperature: float | None = field(
-        default=None,
-        metadata={"help": "Of kl and its kin, times its square. The cache must have declared it. [1]"},
-    )
-    temperature_schedule: str | None = field(
-        default=None,
-        metadata={
-            "help": "SHAPE, by which the temperature goes between 1 (factor 0) and --temperature (factor 1). Needs a "
-            "cache with --keep all."
-        },
-    )
-    feature_loss: str | None = field(default=None, metadata={"help": "mse or cosine. [mse]"})
-    loss_schedule: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "NAME=SHAPE ...: a loss's weight times a factor by step. linear:1:0 and cosine:1:0 go from one to "
-            "another; hold:0.1:0.8 rises over a tenth of the steps and falls from eight tenths on.",
-        },
-    )
-    stages: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "In place of --losses, a text a stage: 'share=0.3 pkd=1 freeze=lm_head.*' 'kl=1 "
-            "learning_rate=1e-4'.",
-            "action": Repeatable,
-        },
-    )
-    adversarial: str | None = field(
-        default=None,
-        metadata={
-            "help": "fgm=EPSILON: the losses once more on embeddings that are moved so far where they grow most."
-        },
-    )
-    preset: str | None = field(
-        default=None,
-        metadata={
-            "help": f"A recipe's losses and temperature, in place of these flags: {', '.join(PRESETS)}."
-        },
-    )
-    eval_fraction: float = field(
-        default=DEFAULT_EVAL_FRACTION,
-        metadata={"help": "Share of documents held out, by their hash: the same for every student."},
-    )
-    shuffle_row_groups: int = field(
-        default=8, metadata={"help": "Row groups that are shuffled together; memory grows with it."}
-    )
-    where: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Only rows that meet all of these, as length<=512: of length and positions (numbers), label (a "
-            "class), entropy and kept_mass (means over a row's positions), document_id; < <= = != > >=.",
-            "action": Repeatable,
-        },
-    )
-    lanes: int | None = field(
-        default=None,
-        metadata={
-            "help": "Parts of the stream, each read by one rank: any number of ranks that divides it gives the same "
-            "steps. [8; with other numbers of ranks the next multiple; a resume takes its checkpoint's]"
-        },
-    )
-    batching: str = field(
-        default="bucket", metadata={"help": "bucket: one text a row, padded; pack: several, kept apart."}
-    )
-    cache_version: int | None = field(
-        default=None, metadata={"help": "Version of the cache. [newest; a resume takes its checkpoint's]"}
-    )
-
-    allow_new_data: bool = field(
-        default=False,
-        metadata={
-            "help": "Resume on another version of the cache than the checkpoint's: its newest, or --cache_version."
-        },
-    )
-
-    local_cache: str | None = field(default=None, metadata={"help": HELP})
-    local_cache_gb: float = field(default=GB_DEFAULT, metadata={"help": GB_HELP})
 
     def __post_init__(self) -> None:
         self._settle()
@@ -174,7 +73,7 @@ class TrainConfig(AdapterFlags):
             )
 
     def _check_effects(self) -> None:
-        self.check_adapters(self.student)
+        _ = self.adapters
         names = set(self.objective.weights)
         layers = parse_shrink(self.student)
         if self.teacher is not None and layers is None:
@@ -186,6 +85,15 @@ class TrainConfig(AdapterFlags):
             )
         if self.feature_loss != "mse" and "feature" not in names:
             raise UsageError("--feature_loss has no effect without the loss feature", got=self.feature_loss)
+
+    @property
+    def adapters(self) -> Lora | None:
+        """What adapters are asked for.
+
+        Raises:
+            UsageError: they are not what they should be, or have no base that could be opened again.
+        """
+        return adapters_of(self)
 
     @property
     def sources(self) -> dict[str, float | None]:

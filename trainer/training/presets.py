@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from schemas.errors import UsageError
+from schemas.errors import UsageError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,6 @@ def preset(name: str) -> Preset:
             "--preset names no recipe",
             expected=", ".join(PRESETS),
             got=name,
-            do="Name one of these, or say its losses with --losses",
+            do=f"{nearest(name, PRESETS)}Name one of these, or say its losses with --losses",
         )
     return PRESETS[name]
