@@ -189,7 +189,7 @@ def usage() -> str:
         `teachonce VERB --help` explains each verb, with examples. --traceback shows where an error came from,
         --version what is installed.
         Exit status: 0 done, 1 failed, 2 wrong flag, path or model, 3 too many documents rejected, 4 out of time,
-        128 and its number by a signal (130 Ctrl-C, 143 SIGTERM).
+        128 and its number by a signal (130 Ctrl-C, 143 SIGTERM): docs/exit-statuses.md
         """).format(verbs=verbs)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from schemas.errors import NEWER, CorruptionError, FormatError, UsageError
 from schemas.features import Feature
+from schemas.field_flags import told_by_flags
 from schemas.fingerprint import Fingerprint
 from schemas.generation import FEATURE as GENERATED
 from schemas.generation import Generation
@@ -265,12 +266,12 @@ class Header:
 
 
 def differences(ours: Header, theirs: Header) -> list[str]:
-    """One line for each field of fingerprint and spec in which two headers differ: `field: cache A, run B`."""
+    """One line for each field of fingerprint and spec in which two headers differ: `FLAG: cache A, run B`."""
     lines = []
     for part in ("fingerprint", "spec"):
         a, b = ours.to_json()[part], theirs.to_json()[part]
         keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
-        lines += [f"{part}.{key}: cache {a.get(key)}, run {b.get(key)}" for key in keys]
+        lines += [line for key in keys for line in told_by_flags(part, key, a.get(key), b.get(key))]
     return lines
 
 

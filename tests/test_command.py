@@ -203,7 +203,7 @@ def test_too_many_rejects_are_status_3_and_say_where_they_are(capsys, tmp_path, 
 def test_another_teacher_for_the_same_cache_is_status_1(capsys, tmp_path, flags):
     assert told(capsys, "precompute", *flags)[0] == 0
     status, _, err = told(capsys, "precompute", *flags, "--keep=top_k:3")
-    assert (status, err.count("\n"), "spec.keep: cache threshold:0.03125,k=1, run top_k:3" in err) == (
+    assert (status, err.count("\n"), "--keep: cache threshold:0.03125,k=1, run top_k:3" in err) == (
         1,
         1,
         True,
@@ -237,7 +237,7 @@ def test_a_cache_of_the_former_default_is_gone_on_with_by_the_same_command(capsy
 def test_any_other_policy_must_be_said_again(capsys, tmp_path, flags):
     assert told(capsys, "precompute", *flags, "--keep=top_k:5")[0] == 0
     status, _, err = told(capsys, "precompute", *flags)
-    assert (status, "spec.keep: cache top_k:5, run threshold:0.03125,k=1" in err) == (1, True)
+    assert (status, "--keep: cache top_k:5, run threshold:0.03125,k=1" in err) == (1, True)
 
 
 def test_traceback_raises_the_error_itself(flags):

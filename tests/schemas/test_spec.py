@@ -7,6 +7,7 @@ import pytest
 
 from schemas import Feature, Fingerprint, Header, Spec
 from schemas.errors import CorruptionError, FormatError, TeachonceError
+from schemas.field_flags import FLAGS, told_by_flags
 from schemas.generation import parse_generation
 from schemas.identity import canonical_json, digest
 from schemas.policies import Sampled, Threshold, TopK
@@ -178,9 +179,21 @@ def test_differences_are_told_field_by_field():
     )
     assert differences(ours, ours) == []
     assert differences(ours, theirs) == [
-        "fingerprint.dtype: cache float32, run bfloat16",
-        "spec.stride: cache 0, run 4",
+        "--dtype: cache float32, run bfloat16",
+        "--stride: cache 0, run 4",
     ]
+
+
+def test_every_field_that_may_differ_is_told_by_a_flag():
+    told = {(part, name) for part, fields in FLAGS.items() for name in fields}
+    kinds = {"fingerprint": Fingerprint, "spec": Spec}
+    assert told == {(part, f.name) for part, kind in kinds.items() for f in dataclasses.fields(kind)}
+    assert told_by_flags("spec", "has_document_id", False, True) == [
+        "--id_field: cache without it, run with it"
+    ]
+    settings = [{"views": 1, "whole_word_mask": False}, {"views": 2, "whole_word_mask": False}]
+    assert told_by_flags("spec", "task_settings", *settings) == ["--views: cache 1, run 2"]
+    assert told_by_flags("spec", "generation", None, "greedy")[0].endswith("cache nothing, run greedy")
 
 
 def test_how_the_teacher_writes_is_in_the_hash_and_comes_back():

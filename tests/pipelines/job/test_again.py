@@ -137,7 +137,7 @@ def test_a_document_of_which_windows_are_missing_gets_only_those(tmp_path, corpu
 
 def test_another_seed_of_the_same_shape_is_another_teacher(copy, corpus, teacher, tmp_path):
     other = models.causal_teacher(tmp_path / "other", seed=1)
-    with pytest.raises(MismatchError, match=r"fingerprint\.weights: cache \w+, run \w+"):
+    with pytest.raises(MismatchError, match=r"--teacher, its weights: cache \w+, run \w+"):
         run(corpus, other, copy)
     assert Cache.open(copy).version == 0
     assert run(corpus, teacher, copy).committed is False
@@ -146,15 +146,15 @@ def test_another_seed_of_the_same_shape_is_another_teacher(copy, corpus, teacher
 @pytest.mark.parametrize(
     ("changes", "fields"),
     [
-        ({"dtype": "bfloat16"}, ["fingerprint.dtype: cache float32, run bfloat16"]),
-        ({"keep": TopK(k=4)}, ["spec.keep: cache all, run top_k:4", "spec.scalars"]),
+        ({"dtype": "bfloat16"}, ["--dtype: cache float32, run bfloat16"]),
+        ({"keep": TopK(k=4)}, ["--keep: cache all, run top_k:4", "--scalars"]),
         (
             {"max_length": 25, "stride": 2},
-            ["spec.max_length: cache 24, run 25", "spec.stride: cache 0, run 2"],
+            ["--max_length: cache 24, run 25", "--stride: cache 0, run 2"],
         ),
         ({"temperatures": (1.0, 3.0)}, ["spec.temperatures"]),
         ({"features": ("mean:1",)}, ["spec.features"]),
-        ({"keep_text": True}, ["spec.has_text: cache False, run True"]),
+        ({"keep_text": True}, ["--keep_text: cache without it, run with it"]),
     ],
 )
 def test_another_spec_is_refused_field_by_field(whole, corpus, teacher, changes, fields):
@@ -202,7 +202,7 @@ def test_labels_that_come_or_go_are_another_spec(tmp_path, classifier):
     corpus = write_jsonl(tmp_path / "c.jsonl", [{**d, "label": 1} for d in documents(3)])
     flags = {"task": "sequence-classification"}
     run(corpus, classifier, tmp_path / "c", **flags, label_field="label")
-    with pytest.raises(MismatchError, match=r"spec\.has_labels: cache True, run False"):
+    with pytest.raises(MismatchError, match=r"--label_field: cache with it, run without it"):
         run(corpus, classifier, tmp_path / "c", **flags)
 
 

@@ -209,7 +209,7 @@ def test_a_header_of_another_run_that_never_committed_is_refused_before_the_teac
         run(corpus, teacher, tmp_path / "c")
     monkeypatch.undo()
     monkeypatch.setattr(handler, "open_teacher", fail)
-    with pytest.raises(MismatchError, match=r"spec\.max_length: cache 24, run 30"):
+    with pytest.raises(MismatchError, match=r"--max_length: cache 24, run 30"):
         run(corpus, teacher, tmp_path / "c", max_length=30)
 
 

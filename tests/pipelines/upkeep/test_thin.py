@@ -246,7 +246,7 @@ def test_another_call_that_commits_meanwhile_is_met(tmp_path, monkeypatch, large
 def test_what_is_no_image_of_this_cache_is_left_alone(tmp_path, larger):
     root, out = larger.storage.root, tmp_path / "out"
     begin(tmp_path / "other", larger.spec)
-    with pytest.raises(MismatchError, match=r"spec\.keep: cache all, run top_k:3"):
+    with pytest.raises(MismatchError, match=r"--keep: cache all, run top_k:3"):
         thin(config(root, tmp_path / "other", TopK(k=3)))
     thin(config(root, out, TopK(k=3)))
     twin = begin(tmp_path / "twin", larger.spec)
