@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-_PLAIN_SECONDS = 10.0
+from schemas.cli.logs import stamp
+
+_PLAIN_SECONDS = 60.0
 _TERMINAL_SECONDS = 0.5
 
 
@@ -182,7 +184,7 @@ def _print_until(line_of: Callable[[], str], stop: threading.Event, out: Screen)
     while not stop.wait(_TERMINAL_SECONDS if terminal else _PLAIN_SECONDS):
         line = line_of()
         if line != last:
-            out.write(f"\r\x1b[K{line}" if terminal else f"{line}\n")
+            out.write(f"\r\x1b[K{line}" if terminal else f"{stamp()} {line}\n")
             out.flush()
         last = line
     if terminal:

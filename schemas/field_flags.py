@@ -58,4 +58,8 @@ def _word(value: object) -> str:
     """As people say it: whether there is something, or what."""
     if isinstance(value, bool):
         return "with it" if value else "without it"
+    if isinstance(value, list | tuple):
+        return " ".join(_word(item) for item in value) or "nothing"
+    if isinstance(value, Mapping) and "pooling" in value:
+        return f"{value['pooling']}:{value['layer']} as {value['dtype']}"
     return "nothing" if value is None else str(value)

@@ -3,11 +3,9 @@
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,14 +15,10 @@ import teachonce
 from pipelines.job import run as run_module
 from pipelines.scoring import handler
 from schemas import Cache
-from schemas.cli import process
-from schemas.errors import TeachonceError, TooManyRejectsError, UsageError
 from schemas.storage.storage import Storage
 from schemas.versions.history import living_runs
 from tests.pipelines import models
 from tests.pipelines.helpers import documents, write_jsonl
-
-ROOT = Path(teachonce.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -289,17 +283,3 @@ def test_a_second_signal_ends_at_once(held_up, name):
     assert done.returncode == -getattr(signal, name)
     assert "went on" not in done.stdout
     assert done.stdout == ("remembered\n" if "watched" in TWICE[held_up] else "")
-
-
-def test_exit_statuses_are_those_of_the_docs():
-    """Each number of the table is a constant or a signal that is caught, and the other way round."""
-    rows = re.findall(r"^\| ([0-9]+) \| (.*?) \|", (ROOT / "docs/exit-statuses.md").read_text(), re.MULTILINE)
-    told = {int(number): meaning for number, meaning in rows}
-    constants = {process.DONE, process.FAILED, process.USAGE, process.TOO_MANY_REJECTS, process.OUT_OF_TIME}
-    assert told.keys() == constants | {128 + number for number in process._SIGNALS}
-    assert all(signal.Signals(n).name in told[128 + n] for n in process._SIGNALS)
-    errors = [UsageError("u"), TooManyRejectsError("t"), TeachonceError("f"), KeyboardInterrupt()]
-    assert [process.status_of(error) for error in errors] == [2, 3, 1, 130]
-    shown = teachonce.usage()
-    assert all(f" {number} " in shown for number in sorted(constants)), shown
-    assert "docs/exit-statuses.md" in shown

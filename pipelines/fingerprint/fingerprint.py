@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
+from pipelines.fingerprint.hub_names import locate
 from pipelines.fingerprint.refusals import refuse_meaningless, refuse_no_embedding
 from pipelines.fingerprint.teacher_files import (
     config_text,
@@ -61,7 +60,7 @@ def resolve(config: TeacherConfig) -> ResolvedTeacher:
     Raises:
         UsageError: there is no such folder or hub name, or it does not hold a model with a tokenizer.
     """
-    folder, name = _locate(config.path)
+    folder, name = locate(config.path)
     refuse_adapter(folder)
     try:
         options = {"trust_remote_code": config.trust_remote_code, "local_files_only": True}
@@ -274,24 +273,6 @@ def corpus_kind(corpus: CorpusConfig) -> str:
     """How documents become tokens: `messages`, `passages`, `prompt`, `target` or `text`."""
     kinds = ("messages", "passages", "prompt", "target")
     return next((kind for kind in kinds if getattr(corpus, f"{kind}_field")), "text")
-
-
-def _locate(path: str) -> tuple[str, str]:
-    folder = Path(path)
-    if folder.is_dir():
-        return str(folder.resolve()), folder.resolve().name
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UsageError("--teacher: no such folder", where=path)
-    name, _, revision = path.partition("@")
-    try:
-        found = Path(snapshot_download(name, revision=revision or None))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise UsageError(
-            "--teacher is neither a folder nor a model of the hub",
-            where=path,
-            got=str(error).strip().splitlines()[0],
-        ) from error
-    return str(found), f"{name}@{found.name}"
 
 
 def _longest(teacher: ResolvedTeacher, most: int) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import select
 import time
 import tty
@@ -159,8 +160,8 @@ def test_the_verbs_without_a_teacher_tell_how_far_they_are(nights, tmp_path, cap
     ):
         assert teachonce.main(call) == 0
         told = capfd.readouterr()
-        lines = told.err.splitlines()
-        assert lines, call
+        times, lines = zip(*(line.split(" ", 1) for line in told.err.splitlines()), strict=True)
+        assert all(re.fullmatch(r"[0-9T:+-]{24}", at) for at in times), call
         assert all(line.startswith(f"{call[0]}: ") and " shards " in line for line in lines), lines
         assert SHARDS.line() == last
         assert call[0] + ": " not in told.out

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
-from schemas.cli.logs import log_on_stderr
+from schemas.cli.logs import is_watched, log_on_stderr
 from schemas.cli.terminal import print_json
 from schemas.printable import printable
 from trainer.checkpoints.signals import Stopped
@@ -27,8 +28,10 @@ def train(argv: list[str]) -> int:
     """`teachonce train`: returns the exit status."""
     path, flags = split(argv)
     if path is not None:
+        _bars_for_people_alone()
         return train_file(path, flags, _train_parser)
     config, arguments = _train_parser().values(flags)
+    _bars_for_people_alone()
     try:
         with log_on_stderr("trainer", logging.INFO), log_on_stderr("schemas", logging.WARNING):
             trained = run_train(config, arguments)
@@ -42,6 +45,13 @@ def train(argv: list[str]) -> int:
     return 0
 
 
+def _bars_for_people_alone() -> None:
+    """Libraries' bars (loading weights, writing shards) move on a terminal; a file they would fill."""
+    if not is_watched():
+        transformers_logging.disable_progress_bar()
+        disable_progress_bars()
+
+
 def _train_parser() -> Parser:
     return train_parser([TrainConfig, StudentArguments])
 
@@ -50,6 +60,7 @@ def evaluate(argv: list[str]) -> int:
     """`teachonce evaluate`: returns the exit status."""
     (config,) = evaluate_parser(EvaluateConfig).values(argv)
     as_json = "--json" in argv
+    _bars_for_people_alone()
     if as_json:
         transformers_logging.disable_progress_bar()
     with log_on_stderr("schemas", logging.WARNING):

@@ -21,6 +21,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError, one_line
+from schemas.network import why_no_hub
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
@@ -35,7 +36,7 @@ def open_config(source: str, revision: str | None = None) -> Any:
     _check_folder(source)
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise UsageError("this is no model folder: it has no config.json", where=source)
-    at = _at(revision)
+    at = _at(source, revision)
     values, _ = _opened("config", source, lambda: PreTrainedConfig.get_config_dict(source, **at))
     refuse_code(values, f"{source} (config.json)")
     return _opened(
@@ -50,7 +51,7 @@ def open_tokenizer(source: str, revision: str | None = None, *, of_adapter: bool
         UsageError: it cannot be opened, or asks for code.
     """
     _check_folder(source, may_be_adapter=of_adapter)
-    at = _at(revision)
+    at = _at(source, revision)
     values = _opened("tokenizer", source, lambda: get_tokenizer_config(source, trust_remote_code=False, **at))
     refuse_code(values, f"{source} (tokenizer_config.json)")
     return _opened(
@@ -104,6 +105,7 @@ def open_weights(
         "output_loading_info": True,
         **(loading or {}),
     }
+    options = {**_at(source, None), **options}
     model, told = _opened("weights", source, lambda: kind.from_pretrained(source, **options))
     return model, sorted(told["missing_keys"])
 
@@ -154,8 +156,12 @@ def hub_commit(source: str) -> str | None:
     return commit
 
 
-def _at(revision: str | None) -> dict[str, str]:
-    return {} if revision is None else {"revision": revision}
+def _at(source: str, revision: str | None) -> dict[str, Any]:
+    """At which revision; and without a network only what was downloaded before, at once."""
+    found: dict[str, Any] = {} if revision is None else {"revision": revision}
+    if not Path(source).expanduser().exists() and why_no_hub() is not None:
+        found["local_files_only"] = True
+    return found
 
 
 def _check_folder(source: str, *, may_be_adapter: bool = False) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import Trainer
 
+from trainer.training.log_lines import log_in_lines
 from trainer.training.streams import SharedSides
 from trainer.training.turns import Turn
 
@@ -22,16 +22,4 @@ class Company:
 
     def name_logs(self, loop: Trainer) -> None:
         """Logs go to stdout with the student's name, in place of transformers' own lines and bars without one."""
-        for nameless in (PrinterCallback, ProgressCallback):
-            loop.remove_callback(nameless)
-        loop.add_callback(_NamedLogs(self.name))
-
-
-class _NamedLogs(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **keywords: Any) -> None:
-        told = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in logs.items()}
-        told.pop("total_flos", None)
-        print(f"{self._name}: {told}", flush=True)  # noqa: T201
+        log_in_lines(loop, self.name)

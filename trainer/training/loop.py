@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
+from schemas.cli.logs import is_watched
 from schemas.errors import UsageError
 from trainer.batches.collate import Batch
 from trainer.checkpoints.keeping import EvaluationStopped, KeepingTrainer
@@ -33,6 +34,7 @@ from trainer.losses.stages import stage_at
 from trainer.stream.replay import Address, Replay, loader
 from trainer.students.students import Student
 from trainer.training.distiller import Distiller
+from trainer.training.log_lines import log_in_lines
 from trainer.training.sharding import shard_on_cpus
 from trainer.training.staged import frozen_names, staged_scheduler
 from trainer.training.student_files import load_student, save_student
@@ -69,6 +71,8 @@ class DistillationTrainer(KeepingTrainer):
             train_dataset=training,
             eval_dataset=evaluation,
         )
+        if arguments.disable_tqdm or not is_watched():
+            log_in_lines(self)
         self._distiller, self.student, self._turn = distiller, student, turn
         self._stages = distiller.objective.stages
         self._frozen = [frozen_names(stage, student.model) for stage in self._stages] or [[]]

@@ -152,8 +152,8 @@ def test_another_seed_of_the_same_shape_is_another_teacher(copy, corpus, teacher
             {"max_length": 25, "stride": 2},
             ["--max_length: cache 24, run 25", "--stride: cache 0, run 2"],
         ),
-        ({"temperatures": (1.0, 3.0)}, ["spec.temperatures"]),
-        ({"features": ("mean:1",)}, ["spec.features"]),
+        ({"temperatures": (1.0, 3.0)}, ["--temperatures: cache 1.0, run 1.0 3.0"]),
+        ({"features": ("mean:1",)}, ["--features, --feature_dtype: cache nothing, run mean:1 as int8"]),
         ({"keep_text": True}, ["--keep_text: cache without it, run with it"]),
     ],
 )
@@ -170,13 +170,13 @@ def test_a_changed_tokenizer_template_or_config_is_another_teacher(tmp_path, who
     for name, old, new, field in (
         ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.1', "config"),
         ("tokenizer.json", '"</s>"', '"<end>"', "tokenizer"),
-        ("chat_template.jinja", "<|assistant|>", "<|model|>", "chat_template"),
+        ("chat_template.jinja", "<|assistant|>", "<|model|>", "chat template"),
     ):
         other = shutil.copytree(teacher, tmp_path / name)
         assert old in (other / name).read_text()
         for file in other.glob("*token*.json") if field == "tokenizer" else [other / name]:
             file.write_text(file.read_text().replace(old, new))
-        with pytest.raises(MismatchError, match=f"fingerprint.{field}"):
+        with pytest.raises(MismatchError, match=f"--teacher, its {field}: cache"):
             run(corpus, other, whole[0])
 
 
