@@ -70,6 +70,9 @@ VERBS = {
     "forget": Verb("pipelines.cli.upkeep", "pipelines", "erase documents or examples, and keep them out"),
     "vacuum": Verb("schemas.cli.vacuum", "", "delete what no kept version needs"),
     "train": Verb("trainer.cli.commands", "trainer", "distil a student from a cache"),
+    "sweep": Verb(
+        "trainer.cli.sweep", "trainer,sweep", "search over losses, rates and students, by one cache"
+    ),
     "evaluate": Verb("trainer.cli.commands", "trainer", "measure a student on a cache's held-out part"),
 }
 

@@ -88,8 +88,8 @@ def train(argv: list[str]) -> int:
     """`teachonce train`: returns the exit status."""
     path, flags = split(argv)
     if path is not None:
-        return train_file(path, flags, _train_parser)
-    config, arguments = _train_parser().values(flags)
+        return train_file(path, flags, train_parser)
+    config, arguments = train_parser().values(flags)
     try:
         with log_on_stderr("trainer", logging.INFO), log_on_stderr("schemas", logging.WARNING):
             trained = run_train(config, arguments)
@@ -103,7 +103,8 @@ def train(argv: list[str]) -> int:
     return 0
 
 
-def _train_parser() -> Parser:
+def train_parser() -> Parser:
+    """Of `train`'s flags, one call of which it takes."""
     parser = Parser(
         [TrainConfig, StudentArguments],
         description="train Distils a student from a cache, with no teacher in memory.",
