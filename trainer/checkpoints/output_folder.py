@@ -231,7 +231,7 @@ def check_space(folder: Path, parameters: int, *, saves_optimizer: bool) -> None
             where=folder,
             expected=f"{needed:,} bytes",
             got=f"{free:,}",
-        )
+        ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < largest:
         raise UsageError(

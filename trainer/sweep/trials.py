@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
+
 from schemas.cache import Cache
 from schemas.errors import CacheError, TeachonceError, UsageError, one_line
 from trainer.sweep.config import SweepConfig
@@ -137,7 +139,9 @@ def is_foreign(error: BaseException) -> bool:
     """Whether an error is no trial's fault: the cache's, or the system's."""
     link: BaseException | None = error
     while link is not None:
-        if isinstance(link, CacheError | OSError):
+        if isinstance(
+            link, CacheError | OSError | SafetensorError
+        ):  # the last: a file that cannot be written
             return True
         link = link.__cause__
     return False

@@ -4,6 +4,7 @@ import json
 import shutil
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 import teachonce
 from tests.trainer.outputs import same
 from tests.trainer.sweep.sweeping import USUAL, Sweeping, told
+from trainer.checkpoints import output_folder
 from trainer.sweep import trials as trials_module
 
 SPACE = {"losses": {"kl": 1, "ce": {"uniform": [0, 1]}}, "learning_rate": {"log": [1e-4, 1e-2]}}
@@ -228,6 +230,18 @@ def test_a_cache_that_is_damaged_is_no_trials_fault(sweeping: Sweeping, capsys: 
     assert teachonce.main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     assert [t["value"] for t in found["trials"]] == [t["value"] for t in whole["trials"]]
+
+
+def test_a_full_disk_is_no_trials_fault(sweeping: Sweeping, capsys: Any) -> None:
+    """The trials are open still, and trained when there is room."""
+    rates = {"learning_rate": [1e-3, 1e-2], "max_steps": 2}
+    flags = ("--sampler", "grid", "--parallel", "2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output_folder.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+        assert sweeping.run("study", *flags, **rates) == 2
+    assert "too full" in capsys.readouterr().err.splitlines()[-1]
+    found = sweeping.found(capsys, "study", *flags, **rates)
+    assert [trial["state"] for trial in found["trials"]] == ["complete"] * 2
 
 
 def test_the_yaml_of_a_trial_is_all_of_it(sweeping: Sweeping, capsys: Any) -> None:
