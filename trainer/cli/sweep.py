@@ -18,7 +18,7 @@ from schemas.cli.arguments import Parser, natural, positive, small_text
 from schemas.cli.logs import log_on_stderr
 from schemas.cli.terminal import print_json
 from schemas.errors import TrainingError, UsageError
-from trainer.checkpoints.signals import Stopped
+from trainer.checkpoints.signals import Stopped, name_of
 from trainer.cli.commands import train_parser
 from trainer.cli.parsing import MOST_BYTES, read_file
 from trainer.cli.sweep_tables import show, show_plan
@@ -68,7 +68,8 @@ def sweep(argv: list[str]) -> int:
         with _logs():
             found = run_sweep(config, build)
     except Stopped as stopped:
-        sys.stderr.write(f"teachonce sweep: {stopped}\n")
+        told = "what was training is saved; the same command goes on"
+        sys.stderr.write(f"teachonce sweep: {name_of(stopped.number)}: {told}\n")
         return stopped.status
     if told.json:
         print_json(found.to_json())
