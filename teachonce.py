@@ -97,6 +97,12 @@ VERBS = {
     ),
     "vacuum": Verb("schemas.cli.vacuum", "", "delete what no kept version needs"),
     "train": Verb("trainer.cli.commands", "trainer", "distil a student from a cache", "trainer.cli.flags"),
+    "sweep": Verb(
+        "trainer.cli.sweep",
+        "trainer,sweep",
+        "search over losses, rates and students, by one cache",
+        "trainer.cli.sweep_flags",
+    ),
     "evaluate": Verb(
         "trainer.cli.commands",
         "trainer",

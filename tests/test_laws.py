@@ -86,6 +86,7 @@ MAY_IMPORT = {
         "sklearn",
         "scipy",
         "yaml",
+        "optuna",
     }
     | {"numpy", "pyarrow", "jaxtyping", "rich", "safetensors", "huggingface_hub"},
 }
@@ -235,7 +236,8 @@ def test_packaging_keeps_the_halves_apart(packaging):
     for half in HALVES:
         wanted = {name.replace("_", "-") for name in MAY_IMPORT[half]}
         missing = wanted - set(HALVES) - base - extras.get(half, set())
-        assert missing <= {"sklearn", "yaml"}, "these two come as scikit-learn and pyyaml"
+        others = {"sklearn", "yaml"} | required(packaging["extras_require"]["sweep"])
+        assert missing <= others, "the first two come as scikit-learn and pyyaml"
     assert {"scikit-learn", "pyyaml"} <= extras["trainer"]
 
 

@@ -21,6 +21,13 @@ students:
   - {output_dir: ./two, learning_rate: 1.0e-3}
 """
 
+SPACE = """
+student: student.json
+losses: {kl: 1.0, ce: {uniform: [0, 1]}}
+learning_rate: {log: [1.0e-4, 1.0e-2]}
+max_steps: 4
+"""
+
 
 def tour():
     """The commands of the first block in bash."""
@@ -34,6 +41,7 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys):
     compress(write_jsonl(tmp_path / "corpus" / "part.jsonl", documents(80)), ".zst")
     shutil.copy(teacher / "config.json", tmp_path / "student.json")
     (tmp_path / "students.yaml").write_text(STUDENTS)
+    (tmp_path / "space.yaml").write_text(SPACE)
     monkeypatch.chdir(tmp_path)
     commands = tour()
     assert {words[1] for words in commands} == set(teachonce.VERBS) - {"forget"}

@@ -44,7 +44,9 @@ _MODEL_FILES = (
 _CACHE_FILES = ("_teachonce", "_delta_log")
 
 
-def check_place(output: str, caches: Iterable[str], beginnings: Sequence[str | None]) -> Path:
+def check_place(
+    output: str, caches: Iterable[str], beginnings: Sequence[str | None], flag: str = "--output_dir"
+) -> Path:
     """The folder as an absolute path; nothing is made yet.
 
     Raises:
@@ -52,28 +54,28 @@ def check_place(output: str, caches: Iterable[str], beginnings: Sequence[str | N
     """
     if "://" in output:
         raise UsageError(
-            "--output_dir must be a local folder", got=output, do="Train to a disk and copy what is done"
+            f"{flag} must be a local folder", got=output, do="Train to a disk and copy what is done"
         )
     try:
         folder = Path(output).resolve()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError("--output_dir cannot be used", where=output, got=one_line(error)) from error
+        raise UsageError(f"{flag} cannot be used", where=output, got=one_line(error)) from error
     if not existing.is_dir():
-        raise UsageError("--output_dir is, or lies below, a file", where=existing, do="Name a folder")
+        raise UsageError(f"{flag} is, or lies below, a file", where=existing, do="Name a folder")
     for cache in caches:
-        _refuse_cache(folder, cache)
+        _refuse_cache(folder, cache, flag)
     for beginning in beginnings:
         _refuse_beginning(folder, beginning)
     return folder
 
 
-def _refuse_cache(folder: Path, cache: str) -> None:
+def _refuse_cache(folder: Path, cache: str, flag: str) -> None:
     for path in (folder, *folder.parents):
         if any((path / name).exists() for name in _CACHE_FILES):
-            raise UsageError("--output_dir is, or lies in, a cache", where=path, do="Name another folder")
+            raise UsageError(f"{flag} is, or lies in, a cache", where=path, do="Name another folder")
     if "://" not in cache and folder == Path(cache).expanduser().resolve():
-        raise UsageError("--output_dir is the cache", where=folder, do="Name another folder")
+        raise UsageError(f"{flag} is the cache", where=folder, do="Name another folder")
 
 
 def _refuse_beginning(folder: Path, beginning: str | None) -> None:
@@ -89,20 +91,20 @@ def _refuse_beginning(folder: Path, beginning: str | None) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder; it is this process's alone while it lasts.
+def locked(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
+    """Makes the folder that a flag names; it is this process's alone while it lasts.
 
     Raises:
-        UsageError: another training has it, or it cannot be written to.
+        UsageError: another run has it, or it cannot be written to.
     """
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
     except OSError as error:
-        raise UsageError("--output_dir cannot be written to", where=folder, got=one_line(error)) from error
+        raise UsageError(f"{flag} cannot be written to", where=folder, got=one_line(error)) from error
     with file:
-        _lock(file, folder)
+        _lock(file, folder, flag)
         try:
             yield
         finally:
@@ -115,7 +117,7 @@ def locked(folder: Path) -> Iterator[None]:
                     folder.rmdir()
 
 
-def _lock(file: TextIO, folder: Path) -> None:
+def _lock(file: TextIO, folder: Path, flag: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The run before us may have removed, as its last act, the file that we opened.
@@ -124,22 +126,22 @@ def _lock(file: TextIO, folder: Path) -> None:
         is_gone = True
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise UsageError("--output_dir cannot be locked", where=folder, got=one_line(error)) from error
-        raise _taken(folder, file.read(_MAX_LOCK_CHARS).strip()) from error
+            raise UsageError(f"{flag} cannot be locked", where=folder, got=one_line(error)) from error
+        raise _taken(folder, flag, file.read(_MAX_LOCK_CHARS).strip()) from error
     if is_gone:
-        raise _taken(folder, "")
+        raise _taken(folder, flag, "")
     try:
         file.truncate(0)
         began = datetime.now(UTC).isoformat(timespec="seconds")
         json.dump({"host": socket.gethostname(), "process": os.getpid(), "began": began}, file)
         file.flush()
     except OSError as error:
-        raise UsageError("--output_dir cannot be written to", where=folder, got=one_line(error)) from error
+        raise UsageError(f"{flag} cannot be written to", where=folder, got=one_line(error)) from error
 
 
-def _taken(folder: Path, holder: str) -> UsageError:
+def _taken(folder: Path, flag: str, holder: str) -> UsageError:
     return UsageError(
-        "another training writes into --output_dir",
+        f"another training writes into {flag}",
         where=folder,
         got=holder or None,
         do="Wait for its end, or name another folder",
@@ -229,7 +231,7 @@ def check_space(folder: Path, parameters: int, *, saves_optimizer: bool) -> None
             where=folder,
             expected=f"{needed:,} bytes",
             got=f"{free:,}",
-        )
+        ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < largest:
         raise UsageError(

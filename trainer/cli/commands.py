@@ -29,8 +29,8 @@ def train(argv: list[str]) -> int:
     path, flags = split(argv)
     if path is not None:
         _bars_for_people_alone()
-        return train_file(path, flags, _train_parser)
-    config, arguments = _train_parser().values(flags)
+        return train_file(path, flags, own_train_parser)
+    config, arguments = own_train_parser().values(flags)
     _bars_for_people_alone()
     try:
         with log_on_stderr("trainer", logging.INFO), log_on_stderr("schemas", logging.WARNING):
@@ -52,7 +52,8 @@ def _bars_for_people_alone() -> None:
         disable_progress_bars()
 
 
-def _train_parser() -> Parser:
+def own_train_parser() -> Parser:
+    """Of `train`'s flags, one call of which it takes."""
     return train_parser([TrainConfig, StudentArguments])
 
 

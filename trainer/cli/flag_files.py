@@ -11,7 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from schemas.cli.arguments import small_text
 from schemas.errors import UsageError, one_line
 
-_MOST_BYTES = 2**24
+MOST_BYTES = 2**24
 """Of a file of flags."""
 _OF_WORDS = ("stages",)
 """Lists whose items may be mappings."""
@@ -105,7 +105,7 @@ def read_file(path: str) -> dict[str, Any]:
         UsageError: it is not there, or holds no mapping.
     """
     try:
-        text = small_text(path, _MOST_BYTES)
+        text = small_text(path, MOST_BYTES)
         found = (
             json.loads(text, object_pairs_hook=_once)
             if path.endswith(".json")

@@ -18,6 +18,7 @@ from schemas.cache import Cache
 from schemas.errors import UsageError, one_line
 from schemas.identity import DEFAULT_EVAL_FRACTION
 from schemas.rows.rows import Rows
+from schemas.spec import Spec
 from trainer.batches.collate import Batch, Collation
 from trainer.batches.pool import Pool
 from trainer.checkpoints.records import Record
@@ -104,19 +105,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         [] if config.teacher is None else [_teacher_size(config.teacher, cache, held_out, config, device)]
     )
     student.model.to(device)
-    metrics = STUDENT_TASKS[cache.spec.task].measure(
-        Measured(
-            model=student.model,
-            tokenizer=student.tokenizer,
-            spec=cache.spec,
-            held_out=held_out,
-            collation=student.collation(),
-            device=device,
-            embedder=student.embedder,
-        )
-    )
-    if not knows_entropy(cache.spec, 1.0, student_has_all=student.vocab_size >= cache.spec.vocab_size):
-        metrics["cross_entropy_with_teacher_nats"] = metrics.pop("kl_nats")
+    metrics = measured(student, cache.spec, held_out, device)
     models = [_size("student", student, held_out, config, device), *others]
     return Evaluated(
         task=cache.spec.task,
@@ -128,6 +117,24 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         device=_device_name(device),
         batch_size=config.batch_size,
     )
+
+
+def measured(student: Student, spec: Spec, held_out: HeldOut, device: torch.device) -> Metrics:
+    """The task's metrics of a student that is on the device, in evaluation mode."""
+    metrics = STUDENT_TASKS[spec.task].measure(
+        Measured(
+            model=student.model,
+            tokenizer=student.tokenizer,
+            spec=spec,
+            held_out=held_out,
+            collation=student.collation(),
+            device=device,
+            embedder=student.embedder,
+        )
+    )
+    if not knows_entropy(spec, 1.0, student_has_all=student.vocab_size >= spec.vocab_size):
+        metrics["cross_entropy_with_teacher_nats"] = metrics.pop("kl_nats")
+    return metrics
 
 
 def usable_device(name: str | None) -> torch.device:

@@ -32,7 +32,7 @@ def entity_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: tor
         scores.append((logits, batch.targets))
         seen.append((_texts(batch), batch.targets.gold, logits.argmax(-1), first_ids(batch.targets)))
     found, names = single_label(scores), spec.label_names or ()
-    if not any(name[:2] in ("B-", "I-") for name in names):
+    if not has_entities(spec):
         return found
     counts = torch.zeros(2, 3, dtype=torch.int64)
     for texts, gold, *guesses in seen:
@@ -47,6 +47,11 @@ def entity_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: tor
     for prefix, row in zip(("", "teacher_"), counts.tolist(), strict=True):
         found |= {f"{prefix}entity_{name}": value for name, value in _scores(*row).items()}
     return found
+
+
+def has_entities(spec: Spec) -> bool:
+    """Whether a class is named as a part of an entity."""
+    return any(name[:2] in ("B-", "I-") for name in spec.label_names or ())
 
 
 def _texts(batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from trainer.metrics.tokens import Metrics, token_metrics
 from trainer.models.heads import run_language_model
-from trainer.tasks.student_task import Measured, StudentTask, teacher_cross_entropy
+from trainer.tasks.student_task import LOSS_ON_TEXT, Measured, StudentTask, teacher_cross_entropy
 
 
 def _measure(measured: Measured) -> Metrics:
@@ -19,6 +19,7 @@ TASK = StudentTask(
     auto=AutoModelForCausalLM,
     run=run_language_model,
     measure=_measure,
+    goal=lambda spec, labelled: LOSS_ON_TEXT,
     peft_task="CAUSAL_LM",
     generates=True,
 )

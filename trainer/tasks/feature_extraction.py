@@ -11,7 +11,7 @@ from transformers import AutoModel
 from trainer.metrics.embeddings import embedded, embedding_metrics
 from trainer.metrics.tokens import Metrics
 from trainer.models.heads import Inputs, Ran, without_cache
-from trainer.tasks.student_task import Measured, StudentTask
+from trainer.tasks.student_task import Goal, Measured, StudentTask
 
 
 def _run(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: int) -> Ran:
@@ -33,6 +33,7 @@ TASK = StudentTask(
     run=_run,
     scores=lambda output: output.last_hidden_state,
     measure=_measure,
+    goal=lambda spec, labelled: Goal("spearman", is_maximised=True),
     peft_task="FEATURE_EXTRACTION",
     unused=("pooler",),
 )

@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM
 from schemas.rows.rows import Rows
 from trainer.metrics.tokens import Metrics, token_metrics
 from trainer.models.heads import Head, run_whole
-from trainer.tasks.student_task import Measured, StudentTask, teacher_cross_entropy
+from trainer.tasks.student_task import LOSS_ON_TEXT, Measured, StudentTask, teacher_cross_entropy
 
 MOST_TOKENS = 1024
 """Tokens that pseudo-perplexity is taken over: each costs a forward of its text."""
@@ -82,4 +82,9 @@ def _written(rows: Rows, row: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(places)
 
 
-TASK = StudentTask(auto=AutoModelForMaskedLM, run=run_whole, measure=_measure)
+TASK = StudentTask(
+    auto=AutoModelForMaskedLM,
+    run=run_whole,
+    measure=_measure,
+    goal=lambda spec, labelled: LOSS_ON_TEXT,
+)

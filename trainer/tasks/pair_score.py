@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification
 from trainer.metrics.lists import list_metrics
 from trainer.metrics.tokens import Metrics
 from trainer.models.heads import run_own_head
-from trainer.tasks.student_task import Measured, StudentTask
+from trainer.tasks.student_task import Goal, Measured, StudentTask
 
 
 def _measure(measured: Measured) -> Metrics:
@@ -16,5 +16,9 @@ def _measure(measured: Measured) -> Metrics:
 
 
 TASK = StudentTask(
-    auto=AutoModelForSequenceClassification, run=run_own_head, measure=_measure, peft_task="SEQ_CLS"
+    auto=AutoModelForSequenceClassification,
+    run=run_own_head,
+    measure=_measure,
+    goal=lambda spec, labelled: Goal("ndcg" if labelled else "ndcg_with_teacher", is_maximised=True),
+    peft_task="SEQ_CLS",
 )

@@ -12,7 +12,7 @@ from transformers import AutoModelForQuestionAnswering
 from trainer.metrics.answers import answer_metrics
 from trainer.metrics.tokens import Metrics
 from trainer.models.heads import Inputs, Ran
-from trainer.tasks.student_task import Measured, StudentTask
+from trainer.tasks.student_task import Goal, Measured, StudentTask
 
 
 def _scores(output: Any) -> Tensor:
@@ -42,5 +42,6 @@ TASK = StudentTask(
     run=_run,
     scores=_scores,
     measure=_measure,
+    goal=lambda spec, labelled: Goal("f1" if labelled else "agreement", is_maximised=True),
     peft_task="QUESTION_ANS",
 )

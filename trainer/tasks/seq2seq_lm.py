@@ -15,7 +15,7 @@ from schemas.model_heads import body_of
 from trainer.metrics.texts import text_metrics
 from trainer.metrics.tokens import Metrics, token_metrics
 from trainer.models.heads import Inputs, Ran, run_language_model, run_whole
-from trainer.tasks.student_task import Measured, StudentTask, teacher_cross_entropy
+from trainer.tasks.student_task import LOSS_ON_TEXT, Measured, StudentTask, teacher_cross_entropy
 
 
 def _run(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: int) -> Ran:
@@ -37,5 +37,10 @@ def _measure(measured: Measured) -> Metrics:
 
 
 TASK = StudentTask(
-    auto=AutoModelForSeq2SeqLM, run=_run, measure=_measure, peft_task="SEQ_2_SEQ_LM", generates=True
+    auto=AutoModelForSeq2SeqLM,
+    run=_run,
+    measure=_measure,
+    goal=lambda spec, labelled: LOSS_ON_TEXT,
+    peft_task="SEQ_2_SEQ_LM",
+    generates=True,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -40,6 +40,22 @@ class Measured(NamedTuple):
     """How its states become embeddings, where that is what it gives."""
 
 
+class Goal(NamedTuple):
+    """A metric by which students are compared."""
+
+    metric: str
+    is_maximised: bool
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """In Optuna's words."""
+        return "maximize" if self.is_maximised else "minimize"
+
+
+LOSS_ON_TEXT = Goal("cross_entropy_nats", is_maximised=False)
+"""What a language model is judged by."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudentTask:
     """How a task's students are opened, run and measured."""
@@ -50,6 +66,8 @@ class StudentTask:
     scores: Callable[[Any], torch.Tensor] = lambda output: output.logits
     """From a plain forward's output: of each text, or of each of its tokens, `[B, S, _]`."""
     measure: Callable[[Measured], Metrics]
+    goal: Callable[[Spec, bool], Goal]
+    """What of its metrics students are compared by: where the held-out rows have labels, and where they have none."""
     peft_task: str | None = None
     """What the PEFT library calls it, in the config of an adapter."""
     generates: bool = False

@@ -25,7 +25,7 @@ from trainer.checkpoints.records import Record
 from trainer.checkpoints.resuming import Beginning
 from trainer.checkpoints.signals import Signals, Stopped, name_of, watched
 from trainer.training.arguments import StudentArguments
-from trainer.training.company import Company
+from trainer.training.company import Company, Observer, Pruned
 from trainer.training.config import TrainConfig
 from trainer.training.settings import word
 from trainer.training.streams import Opened, SharedSides, global_batch, open_caches, stream_seed
@@ -62,6 +62,7 @@ class _Run:
     arguments: StudentArguments
     stack: ExitStack
     name: str
+    observer: Observer | None = None
     beginning: Beginning | None = None
     trained: Trained | None = None
     error: BaseException | None = None
@@ -76,7 +77,7 @@ class _Run:
     def train(self, turn: Turn, sides: SharedSides, opened: Opened, signals: Signals) -> None:
         """The student's thread."""
         assert self.beginning is not None
-        company = Company(name=self.name, turn=turn, sides=sides)
+        company = Company(name=self.name, turn=turn, sides=sides, observer=self.observer)
         try:
             turn.take()
             if signals.asked is not None:
@@ -99,6 +100,10 @@ class _Run:
         self.stack.close()
         if isinstance(error, Stopped):
             _log.warning("%s", error)
+        elif isinstance(error, Pruned):
+            _log.info("%s: %s", self.name, error)
+        elif isinstance(error, TeachonceError) and self.observer is not None:
+            _log.info("%s: failed: %s", self.name, error)  # who looks on tells it
         elif isinstance(error, TeachonceError):
             _log.error("%s: failed, and leaves the others: %s", self.name, error)
         else:
@@ -115,11 +120,13 @@ class _Run:
         return Outcome(self.name, self.trained, self.error)
 
 
-def train_students(students: Sequence[tuple[TrainConfig, StudentArguments]]) -> list[Outcome]:
+def train_students(
+    students: Sequence[tuple[TrainConfig, StudentArguments]], observers: Sequence[Observer] | None = None
+) -> list[Outcome]:
     """Distils several students, each as `train` would, from one decode of the caches.
 
     One that cannot start, is no longer finite or cannot be saved is told in its outcome; the others go on. Each may
-    resume: all go on with the version of the caches that those have who began.
+    resume: all go on with the version of the caches that those have who began. `observers` look on, one at each.
 
     Raises:
         UsageError: the students cannot share a decode, or several ranks would.
@@ -127,11 +134,12 @@ def train_students(students: Sequence[tuple[TrainConfig, StudentArguments]]) -> 
         Stopped: SIGTERM or SIGINT came; what was trained is saved. (A `KeyboardInterrupt`.)
     """
     check_together(students)
+    watching: Sequence[Observer | None] = observers or [None] * len(students)
     with ExitStack() as stack:
         signals = stack.enter_context(watched())
         runs = [
-            _Run(config, arguments, stack.enter_context(ExitStack()), str(arguments.output_dir))
-            for config, arguments in students
+            _Run(config, arguments, stack.enter_context(ExitStack()), str(arguments.output_dir), observer)
+            for (config, arguments), observer in zip(students, watching, strict=True)
         ]
         for run in runs:
             run.begin()
@@ -206,7 +214,7 @@ def check_together(students: Sequence[tuple[TrainConfig, StudentArguments]]) -> 
             )
         _check_folder(number, students)
         _check_reports(arguments)
-        ours, theirs = _shared(config, first), _shared(own, arguments)
+        ours, theirs = shared_settings(config, first), shared_settings(own, arguments)
         for name, value in ours.items():
             if theirs[name] != value:
                 raise UsageError(
@@ -217,7 +225,8 @@ def check_together(students: Sequence[tuple[TrainConfig, StudentArguments]]) -> 
                 )
 
 
-def _shared(config: TrainConfig, arguments: StudentArguments) -> Mapping[str, Any]:
+def shared_settings(config: TrainConfig, arguments: StudentArguments) -> Mapping[str, Any]:
+    """What students of one decode must have alike, by its flag."""
     return {
         "--cache": list(config.sources.items()),
         "--data_seed (without one, --seed)": stream_seed(arguments),

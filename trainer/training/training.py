@@ -177,7 +177,7 @@ def distil(
         turn=None if company is None else company.turn,
     )
     if company is not None:
-        company.name_logs(loop)
+        company.join(loop)
     try:
         return _run(loop, arguments, beginning, signals, total)
     finally:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +56,16 @@ class _State(NamedTuple):
         for kind, values in zip(_ONCE, self.accelerate, strict=True):
             kind._shared_state.clear()
             kind._shared_state.update(values)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What the block changes of what a process has once is brought back."""
+    state = _State.now()
+    try:
+        yield
+    finally:
+        state.restore()
 
 
 def _device() -> Any:
