@@ -12,19 +12,23 @@ train(
 ```
 """
 
-from trainer.evaluation.evaluation import EvaluateConfig, Evaluated, evaluate
+from trainer.evaluation.comparison import Compared, compare
+from trainer.evaluation.config import EvaluateConfig
+from trainer.evaluation.evaluation import Evaluated, evaluate
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
 from trainer.training.fanout import Outcome, train_students
 from trainer.training.training import Trained, train
 
 __all__ = [
+    "Compared",
     "EvaluateConfig",
     "Evaluated",
     "Outcome",
     "StudentArguments",
     "TrainConfig",
     "Trained",
+    "compare",
     "evaluate",
     "train",
     "train_students",

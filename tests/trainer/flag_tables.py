@@ -159,6 +159,8 @@ HARMFUL: Mapping[str, str] = {
 EVALUATE: Mapping[str, Case] = {
     "cache": Case("c", ""),
     "student": Case("s", ""),
+    "students": Case("a b", "a"),
+    "ensemble": Case("mean", "median", "--students a b"),
     "teacher": Case("t", ""),
     "eval_fraction": Case("0.3", "1"),
     "where": Case("length<=512", "size<=512"),

@@ -30,6 +30,7 @@ from trainer.batches.targets import StackedTargets, dense_targets, example_keys,
 from trainer.batches.tensors import mapped
 from trainer.losses.schedules import Warmth
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
+from trainer.models.feature_classifier import joined_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,8 @@ class Batch:
     """What keeps several examples in one row apart; None where each has its own."""
     decoder_input_ids: Int64[Tensor, "R T"] | None = None
     """Where `input_ids` are sources: what the decoder is given, which predicts the targets."""
+    reads_features: bool = False
+    """Whether the student is given `features`, beside the tokens."""
 
     @property
     def num_rows(self) -> int:
@@ -88,6 +91,8 @@ class Batch:
         inputs |= {"attention_mask": self.attention_mask} if self.packed is None else self.packed.model_inputs
         if self.decoder_input_ids is not None:
             inputs["decoder_input_ids"] = self.decoder_input_ids
+        if self.reads_features:
+            inputs["features"] = joined_features(self.features)
         return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
 
     @property
@@ -143,7 +148,8 @@ class Collation:
     warmth: Warmth | None = None
     """How the temperature changes by step; None where it stays."""
     features: tuple[Feature, ...] = ()
-    """Features that the losses need; others are not decoded."""
+    """Features that the losses need, or the student reads; others are not decoded."""
+    reads_features: bool = False
     stored: frozenset[str] = frozenset()
     """What of a position the losses need beside its entries: of `gold`, `entropy` and `own`."""
     pass_token_types: bool = True
@@ -221,6 +227,7 @@ class Collation:
                 temperature=self.temperature,
                 features=tuple(feature[first:last] for feature in features),
                 example_keys=keys[first:last],
+                reads_features=self.reads_features,
                 **targets.cut(slice(begin, end), last - first),
             )
             for own, (first, last), (begin, end) in zip(tokens, parts, positions, strict=True)

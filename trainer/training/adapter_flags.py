@@ -9,6 +9,7 @@ from torch import nn
 from schemas.errors import UsageError
 from trainer.models.shrink import parse_shrink
 from trainer.students.lora import Lora
+from trainer.students.on_features import parse_on_features
 from trainer.students.students import Student
 
 
@@ -50,7 +51,8 @@ class AdapterFlags:
             raise UsageError("--load_in_4bit has no effect without --lora: 4-bit weights cannot be trained")
         if self.adapters is None:
             return
-        if parse_shrink(student) is not None or student.endswith(".json"):
+        is_new = parse_shrink(student) is not None or parse_on_features(student) is not None
+        if is_new or student.endswith(".json"):
             raise UsageError(
                 "--lora needs a --student that can be opened again, for an adapter alone is saved",
                 expected="a model folder or hub name",

@@ -13,6 +13,7 @@ from schemas.identity import DEFAULT_EVAL_FRACTION
 from trainer.losses.objective import Objective
 from trainer.models.shrink import parse_shrink
 from trainer.stream.where import Where
+from trainer.students.on_features import parse_on_features
 from trainer.training.adapter_flags import AdapterFlags
 from trainer.training.local_cache import GB_DEFAULT, GB_HELP, HELP, check_flags
 from trainer.training.presets import PRESETS, preset
@@ -34,8 +35,8 @@ class TrainConfig(AdapterFlags):
     )
     student: str = field(
         metadata={
-            "help": "A model folder or hub name; a config .json to start from scratch; or shrink:layers=N, the "
-            "teacher's own weights with N of its layers."
+            "help": "A model folder or hub name; a config .json to start from scratch; shrink:layers=N, the "
+            "teacher's own weights with N of its layers; linear or mlp:256, on the cache's features."
         }
     )
     teacher: str | None = field(
@@ -176,7 +177,7 @@ class TrainConfig(AdapterFlags):
     def _check_effects(self) -> None:
         self.check_adapters(self.student)
         names = set(self.objective.weights)
-        layers = parse_shrink(self.student)
+        layers, _ = parse_shrink(self.student), parse_on_features(self.student)
         if self.teacher is not None and layers is None:
             raise UsageError("--teacher has no effect without --student shrink:layers=N", got=self.teacher)
         if self.temperature != 1 and not self.objective.softens:
@@ -195,6 +196,11 @@ class TrainConfig(AdapterFlags):
             UsageError: some have a weight and others none, or a cache stands twice.
         """
         return parse_sources([self.cache] if isinstance(self.cache, str) else self.cache)
+
+    @property
+    def beginnings(self) -> tuple[str | None, ...]:
+        """What may be folders that the run begins with."""
+        return (None if parse_on_features(self.student) is not None else self.student, self.teacher)
 
     @property
     def objective(self) -> Objective:

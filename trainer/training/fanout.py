@@ -244,7 +244,7 @@ def _check_folder(number: int, students: Sequence[tuple[TrainConfig, StudentArgu
     others = [str(arguments.output_dir) for _, arguments in students[:number]]
     if any(Path(folder).resolve() == Path(other).resolve() for other in others):
         raise UsageError("two students have one --output_dir", got=folder, do="Name a folder for each")
-    beginnings = [name for config, _ in students for name in (config.student, config.teacher)]
+    beginnings = [name for config, _ in students for name in config.beginnings]
     check_place(folder, students[number][0].sources, beginnings)
 
 
