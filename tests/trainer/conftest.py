@@ -114,7 +114,8 @@ def run(tmp_path: Path, causal_cache: Cache) -> Callable[..., Path]:
     def start(name: str = "out", cache: Cache = causal_cache, **changes: Any) -> Path:
         student = tmp_path / "student.json"
         student.write_text(json.dumps(STUDENT | changes.pop("model", {})))
-        config = {"cache": cache.storage.root, "student": str(student), "eval_fraction": 0.2}
+        sources = changes.pop("caches", cache.storage.root)
+        config = {"cache": sources, "student": str(student), "eval_fraction": 0.2}
         names = set(TrainConfig.__dataclass_fields__)
         config |= {key: value for key, value in changes.items() if key in names}
         arguments = {

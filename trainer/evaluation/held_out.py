@@ -54,7 +54,7 @@ class HeldOut:
     def rows(self) -> Iterator[Rows]:
         """The rows of each row group that has any."""
         for group, count in self._counts.items():
-            rows, chosen = self._side.counted(group, count)
+            rows, chosen, _ = self._side.counted(group, count)
             if self._half is not None:
                 chosen = chosen[in_half(rows, self._half)[chosen]]
             if len(chosen):

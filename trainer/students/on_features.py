@@ -117,14 +117,20 @@ def check_features(spec: Spec) -> None:
         )
 
 
-def check_objective(model: Any, objective: Objective) -> None:
+def check_objective(model: Any, objective: Objective, *, is_joined: bool) -> None:
     """What such a student cannot be trained by.
 
     Raises:
-        StudentError: losses compare its states, or move its embeddings; it has neither.
+        StudentError: losses compare its states, or move its embeddings, and it has neither; or caches are joined.
     """
     if not isinstance(model, FeatureClassifier):
         return
+    if is_joined:
+        raise StudentError(
+            "a student without a backbone reads one teacher's features",
+            got="--join",
+            do="Train it on one cache, or name another --student",
+        )
     asked = [*objective.feature_losses, *(["--adversarial"] if objective.adversarial else [])]
     if asked:
         raise StudentError(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from schemas.cli.arguments import Repeatable
 from schemas.errors import UsageError
 from schemas.identity import DEFAULT_EVAL_FRACTION
+from trainer.batches.join import PICKS
 from trainer.losses.objective import Objective
 from trainer.models.shrink import parse_shrink
 from trainer.stream.where import Where
@@ -32,6 +33,19 @@ class TrainConfig(AdapterFlags):
             "of the rows; or each PATH, and every row comes once an epoch.",
             "action": Repeatable,
         }
+    )
+    join: str | None = field(
+        default=None,
+        metadata={
+            "help": "example: the caches are of several teachers over one corpus, and each example that all have is "
+            "taught by the mean of them, with PATH=WEIGHT as weights (docs/several.md)."
+        },
+    )
+    join_pick: str | None = field(
+        default=None,
+        metadata={
+            "help": "In place of the mean one teacher at each position: the one of the lower loss, or entropy."
+        },
     )
     student: str = field(
         metadata={
@@ -129,6 +143,7 @@ class TrainConfig(AdapterFlags):
 
     def __post_init__(self) -> None:
         self._settle()
+        self._check_join()
         if self.lanes is not None and self.lanes < 1:
             raise UsageError("--lanes must be at least 1", got=self.lanes)
         if self.cache_version is not None and len(self.sources) > 1:
@@ -142,6 +157,25 @@ class TrainConfig(AdapterFlags):
         _ = self.objective, self.sources, Where.parse(self.where)
         check_flags(self.local_cache, self.local_cache_gb, self.sources)
         self._check_effects()
+
+    def _check_join(self) -> None:
+        if self.join not in (None, "example"):
+            raise UsageError("--join must be example", got=self.join)
+        if self.join_pick is not None and (self.join is None or self.join_pick not in PICKS):
+            expected = f"--join example and one of {', '.join(PICKS)}"
+            raise UsageError("--join_pick cannot be this", expected=expected, got=self.join_pick)
+        if self.join is None:
+            return
+        if len(self.sources) < 2:
+            raise UsageError("--join is of two caches or more", got=f"{len(self.sources)} cache")
+        if self.where:
+            raise UsageError("--where does not go with --join", got=" ".join(self.where))
+        if self.join_pick is not None and any(weight is not None for weight in self.sources.values()):
+            raise UsageError(
+                "caches have no weights where one is picked",
+                got=" ".join(self.cache),
+                do="Name each --cache PATH without =WEIGHT",
+            )
 
     def _settle(self) -> None:
         """The recipe's losses, or what is told of them and the rest as usual. What a recipe says is not told beside it.
@@ -195,7 +229,8 @@ class TrainConfig(AdapterFlags):
         Raises:
             UsageError: some have a weight and others none, or a cache stands twice.
         """
-        return parse_sources([self.cache] if isinstance(self.cache, str) else self.cache)
+        caches = [self.cache] if isinstance(self.cache, str) else self.cache
+        return parse_sources(caches, may_be_zero=self.join is not None)
 
     @property
     def beginnings(self) -> tuple[str | None, ...]:
@@ -222,7 +257,7 @@ class TrainConfig(AdapterFlags):
         )
 
 
-def parse_sources(told: Sequence[str]) -> dict[str, float | None]:
+def parse_sources(told: Sequence[str], *, may_be_zero: bool = False) -> dict[str, float | None]:
     """Caches by path, from `PATH` alone, or several `PATH` or `PATH=WEIGHT`.
 
     Raises:
@@ -237,7 +272,8 @@ def parse_sources(told: Sequence[str]) -> dict[str, float | None]:
     if not told or (weights and len(weights) < len(found)):
         expected = "PATH ..., or PATH=WEIGHT ..., for all alike"
         raise UsageError("--cache cannot be read", expected=expected, got=" ".join(told) or "nothing")
-    if not all(0 < weight < math.inf for weight in weights):
+    low = 0.0 if may_be_zero and any(weights) else math.ulp(0.0)
+    if not all(low <= weight < math.inf for weight in weights):
         raise UsageError("--cache needs weights above 0", got=" ".join(told))
     return found
 

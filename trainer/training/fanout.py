@@ -38,7 +38,16 @@ THREAD = "student "
 _REPORTS = ("none", "tensorboard")
 """Services that keep several runs of one process apart."""
 _OF_ORDER = (
-    *("cache_version", "eval_fraction", "shuffle_row_groups", "where", "lanes", "allow_new_data"),
+    *(
+        "join",
+        "join_pick",
+        "cache_version",
+        "eval_fraction",
+        "shuffle_row_groups",
+        "where",
+        "lanes",
+        "allow_new_data",
+    ),
     *("local_cache", "local_cache_gb"),
 )
 _OF_PROCESS = ("use_cpu", "tf32", "full_determinism", "log_level")

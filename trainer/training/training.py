@@ -144,7 +144,7 @@ def distil(
     if arguments.overwrite_output_dir:
         check_replaceable(folder, cache.header.teacher.get("weight_bytes"))
     student = _open_student(config, arguments, cache)
-    check_objective(student.model, config.objective)
+    check_objective(student.model, config.objective, is_joined=opened.joined is not None)
     training, evaluation = make_replays(
         config, arguments, opened, student, None if company is None else company.sides
     )
@@ -161,7 +161,7 @@ def distil(
     if arguments.process_index == 0:
         lines = bias_lines(config.objective, cache.spec, student.vocab_size)
         lines += type_lines(cache.spec, takes_types=student.takes_token_types or bool(student.features))
-        lines += adapter_lines(student)
+        lines += adapter_lines(student) + ([] if opened.joined is None else opened.joined.lines())
         _log.info("\n".join([*lines, *router_lines(student.model.config)]))
     features, number = needed_features(cache, config.objective), config.objective.bank
     bank = read_bank(training.sides, features, number, stream_seed(arguments)) if number else None
