@@ -60,6 +60,7 @@ EXPORTED = {
         "thin",
     },
     trainer: {
+        "Compared",
         "EvaluateConfig",
         "Evaluated",
         "StudentArguments",
@@ -67,6 +68,7 @@ EXPORTED = {
         "Trained",
         "Outcome",
         "train_students",
+        "compare",
         "evaluate",
         "train",
     },

@@ -18,26 +18,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.evaluation.evaluation import EvaluateConfig, Evaluated, evaluate
+    from trainer.evaluation.comparison import Compared, compare
+    from trainer.evaluation.config import EvaluateConfig
+    from trainer.evaluation.evaluation import Evaluated, evaluate
     from trainer.training.arguments import StudentArguments
     from trainer.training.config import TrainConfig
     from trainer.training.fanout import Outcome, train_students
     from trainer.training.training import Trained, train
 
 __all__ = [
+    "Compared",
     "EvaluateConfig",
     "Evaluated",
     "Outcome",
     "StudentArguments",
     "TrainConfig",
     "Trained",
+    "compare",
     "evaluate",
     "train",
     "train_students",
 ]
 
 _HOMES = {
-    "trainer.evaluation.evaluation": ("EvaluateConfig", "Evaluated", "evaluate"),
+    "trainer.evaluation.comparison": ("Compared", "compare"),
+    "trainer.evaluation.config": ("EvaluateConfig",),
+    "trainer.evaluation.evaluation": ("Evaluated", "evaluate"),
     "trainer.training.arguments": ("StudentArguments",),
     "trainer.training.config": ("TrainConfig",),
     "trainer.training.fanout": ("Outcome", "train_students"),

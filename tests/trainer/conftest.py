@@ -71,7 +71,13 @@ def bert_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 def class_cache_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Cache]:
     """Builds a classification cache for a score, from a tiny BERT."""
 
-    def build(score: str = "softmax", num_labels: int = 3, labelled: bool = True, rows: int = 90) -> Cache:
+    def build(
+        score: str = "softmax",
+        num_labels: int = 3,
+        labelled: bool = True,
+        rows: int = 90,
+        features: tuple[int, ...] = (0,),
+    ) -> Cache:
         folder = tmp_path_factory.mktemp("class")
         model = BertForSequenceClassification.from_pretrained(
             make_bert(folder / "teacher", num_labels=num_labels)
@@ -83,7 +89,7 @@ def class_cache_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ca
             keep=KeepAll(),
             max_length=64,
             scalars=("entropy", "gold", "logsumexp"),
-            features=FEATURES[:1],
+            features=tuple(FEATURES[place] for place in features),
         )
         rng, labels = np.random.default_rng(1), []
         for i in range(rows):
@@ -108,7 +114,8 @@ def run(tmp_path: Path, causal_cache: Cache) -> Callable[..., Path]:
     def start(name: str = "out", cache: Cache = causal_cache, **changes: Any) -> Path:
         student = tmp_path / "student.json"
         student.write_text(json.dumps(STUDENT | changes.pop("model", {})))
-        config = {"cache": cache.storage.root, "student": str(student), "eval_fraction": 0.2}
+        sources = changes.pop("caches", cache.storage.root)
+        config = {"cache": sources, "student": str(student), "eval_fraction": 0.2}
         names = set(TrainConfig.__dataclass_fields__)
         config |= {key: value for key, value in changes.items() if key in names}
         arguments = {

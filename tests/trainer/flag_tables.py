@@ -31,6 +31,8 @@ TRAIN: Mapping[str, Case] = {
     "preset": Case("hinton", "hintom"),
     "eval_fraction": Case("0.3", "1"),
     "shuffle_row_groups": Case("2", "0"),
+    "join": Case("example", "document", "--cache d"),
+    "join_pick": Case("entropy", "variance", "--cache d --join example"),
     "where": Case("length<=512", "size<=512"),
     "lanes": Case("16", "0"),
     "allow_new_data": Case("true", "perhaps"),
@@ -159,6 +161,8 @@ HARMFUL: Mapping[str, str] = {
 EVALUATE: Mapping[str, Case] = {
     "cache": Case("c", ""),
     "student": Case("s", ""),
+    "students": Case("a b", "a"),
+    "ensemble": Case("mean", "median", "--students a b"),
     "teacher": Case("t", ""),
     "eval_fraction": Case("0.3", "1"),
     "where": Case("length<=512", "size<=512"),

@@ -19,9 +19,16 @@ from torch import Tensor
 from schemas.features import Feature
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
-from schemas.tasks import CLASS_COLUMNS, SOURCE_TOKENS
 from trainer.batches.embeddings import refuse_beyond
-from trainer.batches.entries import ENTRY_COLUMNS, Entries, can_gather, gather_entries, take_entries
+from trainer.batches.entries import (
+    BATCH_COLUMNS,
+    ENTRY_COLUMNS,
+    Entries,
+    can_gather,
+    gather_entries,
+    take_entries,
+)
+from trainer.batches.join import Join
 from trainer.batches.packing import Layout, Packed, Packing, Stacked
 from trainer.batches.pool import Pool
 from trainer.batches.sources import Read, Shift
@@ -30,6 +37,7 @@ from trainer.batches.targets import StackedTargets, dense_targets, example_keys,
 from trainer.batches.tensors import mapped
 from trainer.losses.schedules import Warmth
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
+from trainer.models.feature_classifier import joined_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,8 @@ class Batch:
     """What keeps several examples in one row apart; None where each has its own."""
     decoder_input_ids: Int64[Tensor, "R T"] | None = None
     """Where `input_ids` are sources: what the decoder is given, which predicts the targets."""
+    reads_features: bool = False
+    """Whether the student is given `features`, beside the tokens."""
 
     @property
     def num_rows(self) -> int:
@@ -88,6 +98,8 @@ class Batch:
         inputs |= {"attention_mask": self.attention_mask} if self.packed is None else self.packed.model_inputs
         if self.decoder_input_ids is not None:
             inputs["decoder_input_ids"] = self.decoder_input_ids
+        if self.reads_features:
+            inputs["features"] = joined_features(self.features)
         return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
 
     @property
@@ -122,14 +134,6 @@ class Batch:
 
 TOGETHER = 2**15
 """Tokens of the batches whose targets are made at once, or of one that is larger."""
-_COLUMNS = frozenset(
-    [
-        *("example_id", "input_ids", "token_type_ids", "position_index", "labels", "logits", "num_kept"),
-        *("kept_ids", "kept_codes", "top_codes", "num_sampled", "sampled_ids", "sampled_counts"),
-        *("sampled_codes", "entropy_codes", "logsumexp", SOURCE_TOKENS, *CLASS_COLUMNS),
-    ]
-)
-"""What of a row a batch is made from, beside the features that are asked for, or an error tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +147,8 @@ class Collation:
     warmth: Warmth | None = None
     """How the temperature changes by step; None where it stays."""
     features: tuple[Feature, ...] = ()
-    """Features that the losses need; others are not decoded."""
+    """Features that the losses need, or the student `reads_features`; others are not decoded."""
+    reads_features: bool = False
     stored: frozenset[str] = frozenset()
     """What of a position the losses need beside its entries: of `gold`, `entropy` and `own`."""
     pass_token_types: bool = True
@@ -155,6 +160,8 @@ class Collation:
     """How several examples stand in one row; None: each in its own."""
     shift: Shift | None = None
     """What a student of two halves makes of targets for its decoder."""
+    join: Join | None = None
+    """How what several caches say of a row is one; None: they are not joined."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -198,16 +205,9 @@ class Collation:
         Raises:
             StudentError: an id that the student has no embedding for.
         """
-        chosen, gathers = np.concatenate(cuts), can_gather(rows.spec, self.temperature)
-        together = rows.take(chosen, self._columns - ENTRY_COLUMNS if gathers else self._columns)
-        self.check(together)
-        sizes = np.array([*map(len, cuts)], np.int64)
-        edges = offsets_of(sizes)
-        begins = np.repeat(together.position_offsets[edges[:-1]], sizes)
-        entries = gather_entries(rows.places(chosen), together, begins) if gathers else None
-        targets, features = self._targets(together, entries, begins), self._features(together)
-        keys = example_keys(together)
-        parts = list(itertools.pairwise(edges.tolist()))
+        chosen, edges = np.concatenate(cuts), offsets_of(np.array([*map(len, cuts)], np.int64))
+        together, targets, features = self._said(rows, chosen, edges)
+        parts, keys = list(itertools.pairwise(edges.tolist())), example_keys(together)
         read = Read.of(together, edges)
         layouts = Stacked([self._layout(lengths) for lengths in read.lengths])
         tokens = self._tokens(together, read, layouts)
@@ -221,15 +221,31 @@ class Collation:
                 temperature=self.temperature,
                 features=tuple(feature[first:last] for feature in features),
                 example_keys=keys[first:last],
+                reads_features=self.reads_features,
                 **targets.cut(slice(begin, end), last - first),
             )
             for own, (first, last), (begin, end) in zip(tokens, parts, positions, strict=True)
         ]
 
+    def _said(
+        self, pool: Pool, chosen: Array, edges: Int64[np.ndarray, " _"]
+    ) -> tuple[Rows, StackedTargets, list[Tensor]]:
+        """Rows of batches that begin at `edges`, and what is said of them; by several teachers as one."""
+        gathers = can_gather(pool.spec, self.temperature)
+        rows = pool.take(chosen, self._columns - ENTRY_COLUMNS if gathers else self._columns)
+        self.check(rows)
+        begins = np.repeat(rows.position_offsets[edges[:-1]], np.diff(edges))
+        entries = gather_entries(pool.places(chosen), rows, begins) if gathers else None
+        targets, features = self._targets(rows, entries, begins), self._features(rows)
+        if self.join is not None and pool.beside:
+            said = [(targets, features), *(self._said(other, chosen, edges)[1:] for other in pool.beside)]
+            targets, features = self.join.both(said, rows, begins, self.temperature)
+        return rows, targets, features
+
     @property
     def _columns(self) -> frozenset[str]:
         features = [name for one in self.features for name in (one.column, one.scale_column)]
-        return _COLUMNS | set(features) | ({"gold_codes"} if "gold" in self.stored else set())
+        return BATCH_COLUMNS | set(features) | ({"gold_codes"} if "gold" in self.stored else set())
 
     def _layout(self, lengths: Array) -> Layout:
         if self.packing is None:
@@ -237,7 +253,8 @@ class Collation:
         return Layout.packed(lengths, self.packing.max_length)
 
     def _features(self, rows: Rows) -> list[Tensor]:
-        return [torch.from_numpy(rows.feature(feature).copy()) for feature in self.features]
+        own = {feature.column: feature for feature in rows.spec.features}  # joined ones are wider
+        return [torch.from_numpy(rows.feature(own[one.column]).copy()) for one in self.features]
 
     def _tokens(self, rows: Rows, read: Read, layouts: Stacked) -> list[dict[str, Any]]:
         """What the student reads of each batch."""

@@ -20,11 +20,20 @@ from schemas.rows.entries import entries_of
 from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
 from schemas.spec import Spec
+from schemas.tasks import CLASS_COLUMNS, SOURCE_TOKENS
 from trainer.batches.kernels import gather_drawn, gather_exact
 from trainer.batches.memory import arrays
 
 ENTRY_COLUMNS = frozenset(["kept_ids", "kept_codes", "sampled_ids", "sampled_counts", "sampled_codes"])
 """Columns of one value an entry."""
+BATCH_COLUMNS = frozenset(
+    [
+        *("example_id", "input_ids", "token_type_ids", "position_index", "labels", "logits", "num_kept"),
+        *("kept_ids", "kept_codes", "top_codes", "num_sampled", "sampled_ids", "sampled_counts"),
+        *("sampled_codes", "entropy_codes", "logsumexp", SOURCE_TOKENS, *CLASS_COLUMNS),
+    ]
+)
+"""What of a row a batch is made from, beside the features that are asked for, or an error tells."""
 _NONE_DRAWN, _NO_CODES = np.empty(0, np.int32), np.empty(0, np.int16)
 _NOTHING_NATS, _LARGEST_TABLE = 128, 2**15
 """Below a position's top, where a probability is none in float32; and how many code steps it may be away."""

@@ -9,7 +9,7 @@ whole, also rows of the other side of the split.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -22,14 +22,25 @@ from schemas.spec import Spec
 from trainer.batches.kernels import gather_lists
 from trainer.batches.memory import arrays
 
-Chosen = tuple[Rows, Int64[np.ndarray, " _"]]
-"""A row group, and which of its rows are meant, in order."""
+Part = tuple[Rows, Int64[np.ndarray, " _"]]
+"""Some rows, and which of them are meant, in order."""
+
+
+class Chosen(NamedTuple):
+    """A row group, and which of its rows are meant, in order."""
+
+    rows: Rows
+    chosen: Int64[np.ndarray, " _"]
+    beside: tuple[Rows, ...] = ()
+    """The chosen rows, in order, as other caches hold them."""
 
 
 class Pool:
     """Chosen rows of several row groups, one after the other."""
 
-    def __init__(self, parts: Sequence[Chosen]) -> None:
+    def __init__(self, parts: Sequence[Part], beside: Sequence[Pool] = ()) -> None:
+        """`beside` has the same rows as other caches hold them."""
+        self.beside = tuple(beside)
         numbers = {
             id(rows): number for number, rows in enumerate({id(rows): rows for rows, _ in parts}.values())
         }
@@ -113,6 +124,15 @@ class Pool:
         return Ragged(
             values=np.concatenate(found), offsets=offsets_of(np.array([*map(len, found)], np.int64))
         )
+
+
+def pooled(pieces: Sequence[tuple[Chosen, Int64[np.ndarray, " _"]]]) -> Pool:
+    """Of each what was chosen the rows at some places; and the same as other caches hold them."""
+    beside = [
+        Pool([(held.beside[number], places) for held, places in pieces])
+        for number in range(len(pieces[0][0].beside) if pieces else 0)
+    ]
+    return Pool([(held.rows, held.chosen[places]) for held, places in pieces], beside)
 
 
 def _is_list_of_numbers(column: ColumnData) -> bool:

@@ -16,9 +16,11 @@ from trainer.cli.flags import evaluate_parser, train_parser
 from trainer.cli.parsing import Parser
 from trainer.cli.student_lists import split
 from trainer.cli.students import train_file
-from trainer.evaluation.evaluation import EvaluateConfig
+from trainer.evaluation.comparison import compare
+from trainer.evaluation.config import EvaluateConfig
+from trainer.evaluation.evaluation import Evaluated
 from trainer.evaluation.evaluation import evaluate as run_evaluate
-from trainer.evaluation.tables import show
+from trainer.evaluation.tables import show, show_compared
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
 from trainer.training.training import train as run_train
@@ -65,9 +67,11 @@ def evaluate(argv: list[str]) -> int:
     if as_json:
         transformers_logging.disable_progress_bar()
     with log_on_stderr("schemas", logging.WARNING):
-        evaluated = run_evaluate(config)
+        found = compare(config) if config.students else run_evaluate(config)
     if as_json:
-        print_json(evaluated.to_json())
+        print_json(found.to_json())
+    elif isinstance(found, Evaluated):
+        show(found)
     else:
-        show(evaluated)
+        show_compared(found)
     return 0

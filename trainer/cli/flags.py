@@ -26,7 +26,16 @@ _TRAIN_GROUPS: Mapping[str, Sequence[str]] = {
         *("preset", "stages", "loss_schedule", "temperature_schedule", "feature_loss", "adversarial"),
     ),
     "which rows, in which order": (
-        *("eval_fraction", "where", "batching", "lanes", "shuffle_row_groups", "cache_version"),
+        *(
+            "join",
+            "join_pick",
+            "eval_fraction",
+            "where",
+            "batching",
+            "lanes",
+            "shuffle_row_groups",
+            "cache_version",
+        ),
         *("allow_new_data", "local_cache", "local_cache_gb"),
     ),
     "steps": (
@@ -76,6 +85,9 @@ _EVALUATE_EXAMPLES = textwrap.dedent("""\
 
       beside the teacher, with speeds of both, for a program to read:
         teachonce evaluate --cache ./cache --student ./student --teacher ./teacher --json
+
+      several students on the same rows, and what they are together (docs/several.md):
+        teachonce evaluate --cache ./cache --students ./a ./b ./c --ensemble mean
     """)
 
 

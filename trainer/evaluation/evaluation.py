@@ -6,61 +6,28 @@ on the same batches, forward only, in float32, on the device that is named with 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from schemas.cache import Cache
 from schemas.errors import UsageError, one_line
 from schemas.identity import DEFAULT_EVAL_FRACTION
-from schemas.rows.rows import Rows
-from schemas.spec import Spec
-from trainer.batches.collate import Batch, Collation
-from trainer.batches.pool import Pool
+from trainer.batches.collate import Collation
 from trainer.checkpoints.records import Record
-from trainer.evaluation.flags import EvaluateFlags
+from trainer.evaluation.config import EvaluateConfig
+from trainer.evaluation.held_out import HeldOut
+from trainer.evaluation.speed import ModelSize, device_name, model_size
 from trainer.losses.worth import knows_entropy
 from trainer.metrics.tokens import Metrics
-from trainer.stream.order import by_length
-from trainer.stream.replay import BATCHES_AHEAD, Ahead
-from trainer.stream.side import Side
+from trainer.models.embeddings import Embedder
 from trainer.stream.where import Where
 from trainer.students.opening import open_config
 from trainer.students.students import Student, open_trained
 from trainer.tasks.student_task import Measured
 from trainer.tasks.tasks import STUDENT_TASKS
-from trainer.training.local_cache import check_flags, local_copies
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluateFlags):
-    """Which student to measure, and on what."""
-
-    def __post_init__(self) -> None:
-        if self.eval_fraction is not None and not 0 < self.eval_fraction < 1:
-            raise UsageError("--eval_fraction must be between 0 and 1", got=self.eval_fraction)
-        if self.batch_size < 1:
-            raise UsageError("--batch_size must be at least 1", got=self.batch_size)
-        if self.speed_seconds < 0:
-            raise UsageError("--speed_seconds cannot be negative", got=self.speed_seconds)
-        Where.parse(self.where)
-        check_flags(self.local_cache, self.local_cache_gb, [self.cache])
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """How large and how fast a model is."""
-
-    name: str
-    parameters: int
-    megabytes: float
-    """Of the weights in float32, 10^6 bytes."""
-    tokens_per_second: float | None
-    """Forward only, padding not counted."""
+from trainer.training.local_cache import local_copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +35,15 @@ class Evaluated:
     """Everything that was measured."""
 
     task: str
+    student: str
+    """As it was named."""
+    cache: str
     cache_version: int
     eval_fraction: float
     where: list[str]
     """Which of the held-out rows were measured on; all where nothing is said."""
+    classes: tuple[str, ...]
+    """Their names, in the order of a confusion matrix; none where the teacher names none."""
     metrics: Metrics
     models: tuple[ModelSize, ...]
     """The student, and the teacher where one was named."""
@@ -83,6 +55,16 @@ class Evaluated:
         return asdict(self)
 
 
+class Ground(NamedTuple):
+    """What students are measured on, and where."""
+
+    cache: Cache
+    held_out: HeldOut
+    fraction: float
+    device: torch.device
+    config: EvaluateConfig
+
+
 def evaluate(config: EvaluateConfig) -> Evaluated:
     """Measures a student on the documents that a cache holds out.
 
@@ -91,50 +73,91 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         StudentError: the student does not fit the cache.
         CacheError: the cache cannot be read.
     """
-    cache = Cache.open(
-        config.cache, config.cache_version, copies=local_copies(config.local_cache, config.local_cache_gb)
-    )
-    fraction = _fraction(config)
-    device = usable_device(config.device)
-    where = Where.parse(config.where)
-    held_out = HeldOut(cache=cache, eval_fraction=fraction, batch_size=config.batch_size, where=where)
+    if config.student is None:
+        raise ValueError("several students are compared by compare(config)")
+    ground = open_ground(config, [config.student])
     if config.teacher is not None:
         open_config(config.teacher)
-    student = open_trained(config.student, cache, alone=config.batch_size == 1)
-    others = (
-        [] if config.teacher is None else [_teacher_size(config.teacher, cache, held_out, config, device)]
-    )
-    student.model.to(device)
-    metrics = measured(student, cache.spec, held_out, device)
-    models = [_size("student", student, held_out, config, device), *others]
+    student = open_trained(config.student, ground.cache, alone=config.batch_size == 1)
+    teacher = teacher_size(ground)
+    return measured(ground, config.student, student, "student", teacher)
+
+
+def open_ground(config: EvaluateConfig, students: list[str], half: int | None = None) -> Ground:
+    """The cache, and what of it no student was trained on; or one half of that.
+
+    Raises:
+        UsageError: a path or device that cannot be used, or no row is left.
+    """
+    copies = local_copies(config.local_cache, config.local_cache_gb)
+    cache = Cache.open(config.cache, config.cache_version, copies=copies)
+    fraction = min(_fraction(config, student) for student in students)
+    device = usable_device(config.device)
+    where = Where.parse(config.where)
+    size = config.batch_size
+    held_out = HeldOut(cache=cache, eval_fraction=fraction, batch_size=size, where=where, half=half)
+    return Ground(cache, held_out, fraction, device, config)
+
+
+def measured(
+    ground: Ground, named: str, student: Student, name: str, teacher: ModelSize | None = None
+) -> Evaluated:
+    """A student's numbers; `name` is its own in the table of models."""
+    cache, config = ground.cache, ground.config
+    student.model.to(ground.device)
+    collation, seconds = student.collation(), config.speed_seconds
+    metrics = metrics_of(ground, student.model, student.tokenizer, collation, student.embedder)
+    own = model_size(name, student.model, collation, ground.held_out, seconds=seconds)
     return Evaluated(
         task=cache.spec.task,
+        student=named,
+        cache=config.cache,
         cache_version=cache.version,
-        eval_fraction=fraction,
+        eval_fraction=ground.fraction,
         where=config.where,
+        classes=cache.spec.label_names,
         metrics=metrics,
-        models=tuple(models),
-        device=_device_name(device),
+        models=(own,) if teacher is None else (own, teacher),
+        device=device_name(ground.device),
         batch_size=config.batch_size,
     )
 
 
-def measured(student: Student, spec: Spec, held_out: HeldOut, device: torch.device) -> Metrics:
-    """The task's metrics of a student that is on the device, in evaluation mode."""
-    metrics = STUDENT_TASKS[spec.task].measure(
+def metrics_of(
+    ground: Ground, model: Any, tokenizer: Any, collation: Collation, embedder: Embedder | None = None
+) -> Metrics:
+    """The task's metrics of a model that is fed so."""
+    return metrics_on(
         Measured(
-            model=student.model,
-            tokenizer=student.tokenizer,
-            spec=spec,
-            held_out=held_out,
-            collation=student.collation(),
-            device=device,
-            embedder=student.embedder,
+            model=model,
+            tokenizer=tokenizer,
+            spec=ground.cache.spec,
+            held_out=ground.held_out,
+            collation=collation,
+            device=ground.device,
+            embedder=embedder,
         )
     )
-    if not knows_entropy(spec, 1.0, student_has_all=student.vocab_size >= spec.vocab_size):
+
+
+def metrics_on(measured: Measured) -> Metrics:
+    """The same of a model that is on the device, in evaluation mode."""
+    spec, student_vocab = measured.spec, measured.collation.student_vocab
+    metrics = STUDENT_TASKS[spec.task].measure(measured)
+    if not knows_entropy(spec, 1.0, student_has_all=student_vocab >= spec.vocab_size):
         metrics["cross_entropy_with_teacher_nats"] = metrics.pop("kl_nats")
     return metrics
+
+
+def teacher_size(ground: Ground) -> ModelSize | None:
+    """Measured before the student, so that a teacher that cannot be opened costs nothing; let go of at once."""
+    config = ground.config
+    if config.teacher is None:
+        return None
+    teacher = open_trained(config.teacher, ground.cache, alone=config.batch_size == 1)
+    model = teacher.model.to(ground.device)
+    seconds = config.speed_seconds
+    return model_size("teacher", model, teacher.collation(), ground.held_out, seconds=seconds)
 
 
 def usable_device(name: str | None) -> torch.device:
@@ -155,114 +178,16 @@ def usable_device(name: str | None) -> torch.device:
     return device
 
 
-def _fraction(config: EvaluateConfig) -> float:
+def _fraction(config: EvaluateConfig, student: str) -> float:
     """The fraction asked for, else the one that the student was trained with."""
     if config.eval_fraction is not None:
         return config.eval_fraction
-    record = Record.load(config.student)
+    record = Record.load(student)
     fraction = DEFAULT_EVAL_FRACTION if record is None else record.eval_fraction
     if fraction == 0:
         raise UsageError(
             "the student was trained on every document: nothing is held out",
-            where=config.student,
+            where=student,
             do="Name an --eval_fraction to measure it on what it has seen",
         )
     return fraction
-
-
-class HeldOut:
-    """The held-out rows of a cache, in the order of the cache, a row group at a time."""
-
-    def __init__(
-        self, *, cache: Cache, eval_fraction: float, batch_size: int, where: Where | None = None
-    ) -> None:
-        if where is not None:
-            where.check(cache.spec)
-        self._side = Side(cache=cache, eval_fraction=eval_fraction, is_eval=True, where=where)
-        counts = self._side.counts()
-        self._counts = {group: int(counts[group]) for group in np.flatnonzero(counts).tolist()}
-        self._batch_size = batch_size
-        if not self._counts:
-            raise UsageError(
-                "no document is held out" if where is None else f"no held-out row meets --where {where}",
-                where=cache.storage.root,
-                got=f"eval_fraction {eval_fraction:g} of {cache.totals.examples} rows",
-                do="Name a larger --eval_fraction, also to train the student, which else has seen what is added; or "
-                "precompute more documents",
-            )
-
-    def rows(self) -> Iterator[Rows]:
-        """The held-out rows of each row group that has any."""
-        for group, count in self._counts.items():
-            rows, chosen = self._side.counted(group, count)
-            yield rows.take(chosen)
-
-    def batches(self, collation: Collation) -> Iterator[Batch]:
-        """All batches, once, collated ahead in a thread; of similar lengths within a row group."""
-        ahead = Ahead(lambda: self._collated(collation), BATCHES_AHEAD)
-        try:
-            yield from ahead
-        finally:
-            ahead.close()
-
-    def _collated(self, collation: Collation) -> Iterator[Batch]:
-        for rows in self.rows():
-            pool = Pool([(rows, np.arange(len(rows)))])
-            yield from collation.each(pool, by_length(pool.lengths, self._batch_size))
-
-
-def _teacher_size(
-    folder: str, cache: Cache, held_out: HeldOut, config: EvaluateConfig, device: torch.device
-) -> ModelSize:
-    """Measured before the student, so that a teacher that cannot be opened costs nothing; let go of at once."""
-    teacher = open_trained(folder, cache, alone=config.batch_size == 1)
-    return _size("teacher", teacher, held_out, config, device)
-
-
-def _size(
-    name: str, student: Student, held_out: HeldOut, config: EvaluateConfig, device: torch.device
-) -> ModelSize:
-    model = student.model.to(device)
-    parameters = list(model.parameters())
-    speed = None
-    if config.speed_seconds:
-        speed = tokens_per_second(model, held_out.batches(student.collation()), config.speed_seconds, device)
-    return ModelSize(
-        name=name,
-        parameters=sum(p.numel() for p in parameters),
-        megabytes=sum(p.numel() * p.element_size() for p in parameters) / 1e6,
-        tokens_per_second=speed,
-    )
-
-
-@torch.no_grad()
-def tokens_per_second(
-    model: Any, batches: Iterator[Batch], seconds: float, device: torch.device, most: int = 16
-) -> float:
-    """Tokens (without padding) that the model's own forward takes in a second, over at most `most` batches, cycled.
-
-    One round of all of them comes first, unmeasured.
-    """
-    chosen = [batch.to(device) for batch, _ in zip(batches, range(most), strict=False)]
-    tokens = [batch.num_tokens for batch in chosen]
-    for batch in chosen:
-        model(**batch.model_inputs)
-    _wait(device)
-    seen, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        for batch, count in zip(chosen, tokens, strict=True):
-            model(**batch.model_inputs)
-            seen += count
-        _wait(device)
-    return seen / (time.perf_counter() - start)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -7,14 +7,33 @@ from dataclasses import dataclass, field
 from schemas.cli.arguments import Repeatable
 from trainer.training.local_cache import GB_DEFAULT, GB_HELP, HELP
 
+ENSEMBLES = ("mean", "vote", "fitted")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateFlags:
     """Which student to measure, and on what."""
 
     cache: str = field(metadata={"help": "The cache: a folder, s3://, gs:// or az://."})
-    student: str = field(
-        metadata={"help": "A trained student's folder (an adapter's is opened with its base), or a hub name."}
+    student: str | None = field(
+        default=None,
+        metadata={
+            "help": "A trained student's folder (an adapter's is opened with its base), or a hub name."
+        },
+    )
+    students: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "In place of --student: two students or more, compared on the same rows in one table.",
+            "action": Repeatable,
+        },
+    )
+    ensemble: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Also measure the --students together: {', '.join(ENSEMBLES)} (mean of their distributions, each "
+            "one vote, a mean whose weights are fitted on half of the held-out documents; the other half is measured)."
+        },
     )
     teacher: str | None = field(
         default=None, metadata={"help": "The teacher's folder, to measure its size and speed beside."}

@@ -2,35 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
 from schemas.printable import printable
+from trainer.evaluation.comparison import Compared
 from trainer.evaluation.evaluation import Evaluated
+from trainer.evaluation.speed import ModelSize
 
 
 def show(evaluated: Evaluated, console: Console | None = None) -> None:
-    """Prints the metrics and the models' sizes."""
-    out = console or Console(markup=False, highlight=False, emoji=False)
+    """Prints a student's metrics and the models' sizes."""
+    out = console or _console()
+    table = Table("metric", "value", title=_title(evaluated))
+    for name, value in _numbers(evaluated.metrics).items():
+        table.add_row(printable(name), _text(value))
+    out.print(table)
+    if "confusion_matrix" in evaluated.metrics:
+        out.print("\n".join(_confusion(evaluated)))
+    out.print(_models(evaluated, evaluated.models))
+
+
+def show_compared(compared: Compared, console: Console | None = None) -> None:
+    """Prints several students' metrics, a column each, the ensemble's last; and the sizes of all."""
+    out, first, ensemble = console or _console(), compared.students[0], compared.ensemble
+    columns = {one.models[0].name: one.metrics for one in compared.students}
+    models = [one.models[0] for one in compared.students]
+    title = _title(first)
+    if ensemble is not None:
+        columns[f"ensemble ({ensemble.how})"] = ensemble.metrics
+        models.append(ensemble.model)
+        if ensemble.fitted_rows:
+            title += f", less the half ({ensemble.fitted_rows:,} rows) that the weights were fitted on"
+    table = Table("metric", *map(printable, columns), title=title)
+    for name in dict.fromkeys(name for metrics in columns.values() for name in _numbers(metrics)):
+        table.add_row(printable(name), *(_text(metrics.get(name)) for metrics in columns.values()))
+    out.print(table)
+    if ensemble is not None and ensemble.weights is not None:
+        told = ", ".join(f"{name} {weight:.3f}" for name, weight in ensemble.weights.items())
+        out.print(printable(f"weights of the ensemble: {told}"))
+    out.print(_models(first, [*models, *first.models[1:]]))
+
+
+def _console() -> Console:
+    return Console(markup=False, highlight=False, emoji=False)
+
+
+def _title(evaluated: Evaluated) -> str:
     title = f"held out: {evaluated.eval_fraction:g} of the documents of version {evaluated.cache_version}"
     if evaluated.where:
         title += f", where {printable(' '.join(evaluated.where))}"
-    table = Table("metric", "value", title=title)
-    for name, value in evaluated.metrics.items():
-        if not isinstance(value, list):
-            table.add_row(printable(name), _text(value))
-    out.print(table)
-    matrix = evaluated.metrics.get("confusion_matrix")
-    if matrix is not None:
-        out.print("confusion matrix (rows: label, columns: student)")
-        out.print("\n".join("  ".join(printable(str(cell)) for cell in row) for row in matrix))
-    out.print(_models(evaluated))
+    return title
 
 
-def _models(evaluated: Evaluated) -> Table:
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if not isinstance(value, list)}
+
+
+def _confusion(evaluated: Evaluated) -> list[str]:
+    """A line a class, by its name; several classes a row have two by two numbers each."""
+    matrix = evaluated.metrics["confusion_matrix"]
+    names = [printable(name) for name in evaluated.classes or map(str, range(len(matrix)))]
+    width = max(map(len, names))
+    head = "confusion matrix (rows: label, columns: student, in the same order)"
+    if isinstance(matrix[0][0], list):
+        head = "confusion matrix of each class (true negatives, false positives / false negatives, true positives)"
+        lines = ["  /  ".join("  ".join(map(str, row)) for row in own) for own in matrix]
+    else:
+        lines = ["  ".join(map(str, row)) for row in matrix]
+    return [head, *(f"{name:<{width}}  {line}" for name, line in zip(names, lines, strict=True))]
+
+
+def _models(evaluated: Evaluated, models: Sequence[ModelSize]) -> Table:
     title = f"{evaluated.device}, batches of {evaluated.batch_size}, forward only, float32"
     table = Table("model", "parameters", "megabytes", "tokens/s", title=title)
-    for model in evaluated.models:
+    for model in models:
         table.add_row(
             printable(model.name),
             f"{model.parameters:,}",

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from trainer.batches.collate import Batch, Collation
-from trainer.batches.pool import Pool
+from trainer.batches.pool import Pool, pooled
 from trainer.stream.order import Order
 from trainer.stream.runs import read_runs
 from trainer.stream.side import Side
@@ -148,8 +148,7 @@ def read_batches(
 def _any_row(sides: Sequence[Side], order: Order) -> Pool:
     """For a rank that has no row in a whole run."""
     cache = next(cache for cache, rows in enumerate(order.rows) if rows)
-    rows, chosen = sides[cache].whole(order.some_group(cache))
-    return Pool([(rows, chosen[:1])])
+    return pooled([(sides[cache].whole(order.some_group(cache)), np.zeros(1, np.int64))])
 
 
 class Ahead(Generic[T]):

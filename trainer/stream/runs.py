@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from schemas.rows.ragged import Array
-from trainer.batches.pool import Chosen, Pool
+from trainer.batches.pool import Chosen, Pool, pooled
 from trainer.stream.order import Order
 from trainer.stream.side import Side
 
@@ -56,14 +56,12 @@ class _Reader:
         lanes = [self._order.pieces(epoch, number, lane) for lane in self._lanes]
         keys = list(dict.fromkeys((piece.cache, piece.group) for lane in lanes for piece in lane))
         self._held = dict(zip(keys, self._pool.map(self._group, keys), strict=True))
-        parts, sizes = [], []
-        for pieces in lanes:
-            taken = [
-                (self._held[piece.cache, piece.group], piece.rows) for piece in pieces if len(piece.rows)
-            ]
-            parts += [(rows, chosen[places]) for (rows, chosen), places in taken]
-            sizes.append(sum(len(places) for _, places in taken))
-        rows = Pool(parts)
+        taken = [
+            [(self._held[piece.cache, piece.group], piece.rows) for piece in pieces if len(piece.rows)]
+            for pieces in lanes
+        ]
+        sizes = [sum(len(places) for _, places in pieces) for pieces in taken]
+        rows = pooled([piece for pieces in taken for piece in pieces])
         lengths, begin = rows.lengths, 0
         shares: list[list[Array]] = []
         for lane, size in zip(self._lanes, sizes, strict=True):

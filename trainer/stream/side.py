@@ -14,6 +14,7 @@ from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from schemas.versions.row_index import INDEX_FOLDER
 from trainer.batches.pool import Chosen
+from trainer.stream.beside import Beside
 from trainer.stream.where import Where
 
 
@@ -26,6 +27,8 @@ class Side:
     is_eval: bool
     where: Where | None = None
     """Which rows of the side."""
+    beside: Beside | None = None
+    """Other caches that must have a row too, and give theirs with it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:
@@ -34,6 +37,8 @@ class Side:
     def counts(self) -> Int64[np.ndarray, " _"]:
         """Rows of each row group on this side, from the cache's index: no shard is read at the default fraction. Those
         that `where` chooses are counted once."""
+        if self.beside is not None:
+            return self.beside.counts(self.eval_fraction, is_eval=self.is_eval)
         if self.where is not None:
             key = self.where.key(self.eval_fraction, self.is_eval)
             return self.cache.filtered_counts(key, lambda rows: int(self._chosen(rows).sum()))
@@ -43,8 +48,8 @@ class Side:
 
     def read(self, group: int) -> Rows:
         """A row group's rows on this side, checked."""
-        rows, chosen = self.whole(group)
-        return rows.take(chosen)
+        whole = self.whole(group)
+        return whole.rows.take(whole.chosen)
 
     def whole(self, group: int) -> Chosen:
         """A row group, checked, and which of its rows are on this side.
@@ -54,7 +59,11 @@ class Side:
         """
         counts = self.cache.row_counts(self.eval_fraction)
         rows = self.cache.read_group(int(counts.shard[group]), int(counts.place[group]))
-        return rows, np.flatnonzero(self._chosen(rows))
+        chosen = self._chosen(rows)
+        if self.beside is None:
+            return Chosen(rows, np.flatnonzero(chosen))
+        every = np.flatnonzero(chosen & self.beside.has(group))
+        return Chosen(rows, every, self.beside.rows(rows, every))
 
     def counted(self, group: int, count: int) -> Chosen:
         """As `whole`, of a row group that an order counts on.
@@ -62,18 +71,18 @@ class Side:
         Raises:
             CorruptionError: as `whole`; or other rows are chosen than were counted, so that some would be passed over.
         """
-        rows, chosen = self.whole(group)
-        if len(chosen) != count:
+        whole = self.whole(group)
+        if len(whole.chosen) != count:
             counts = self.cache.row_counts(self.eval_fraction)
             shard, place = self.cache.shards[counts.shard[group]], counts.place[group]
             raise CorruptionError(
                 "a row group has not the rows that the run counts on",
                 where=f"{self.cache.storage.root}/{shard.name}, row group {place}",
                 expected=f"{count} that are chosen",
-                got=len(chosen),
+                got=len(whole.chosen),
                 do=f"Remove {INDEX_FOLDER}: it is made anew",
             )
-        return rows, chosen
+        return whole
 
     def _chosen(self, rows: Rows) -> Bool[np.ndarray, " R"]:
         chosen: Array = held_out(rows.array("document_hash"), self.eval_fraction) == self.is_eval

@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
+from schemas.features import Feature
 from schemas.spec import Spec
 from schemas.task import Task
 from trainer.batches.collate import Collation
@@ -34,6 +35,12 @@ from trainer.students.compatibility import (
 )
 from trainer.students.fitting import filled, fit_config, freeze_unused, is_unused, refuse_missing
 from trainer.students.lora import Lora
+from trainer.students.on_features import (
+    begin_on_features,
+    is_on_features,
+    open_on_features,
+    parse_on_features,
+)
 from trainer.students.opening import cached_tokenizer, hub_commit, open_config, open_tokenizer, open_weights
 from trainer.students.packed_trial import check_packs, find_packing
 from trainer.students.scratch import model_of, scratch_config
@@ -59,6 +66,8 @@ class Student:
     """How its states become embeddings, where that is what it is to give."""
     longest: int = 0
     """Tokens of the cache's longest example."""
+    features: tuple[Feature, ...] = ()
+    """What it reads in place of texts, where it is one without a backbone."""
 
     @property
     def vocab_size(self) -> int:
@@ -85,6 +94,8 @@ class Student:
 
     def collation(self, **asked: Any) -> Collation:
         """How a cache's rows become its batches; `temperature`, `features` and `stored` are as `Collation` has them."""
+        if self.features:
+            asked |= {"features": self.features, "reads_features": True}
         return Collation(
             student_vocab=self.vocab_size,
             pad_id=self.pad_id,
@@ -107,7 +118,7 @@ def open_student(
     lora: Lora | None = None,
     packs: bool = False,
 ) -> Student:
-    """Opens `name`: a folder or hub name, a config `.json`, or `shrink:layers=3` of the `teacher`.
+    """Opens `name`: a folder or hub name, a config `.json`, `shrink:layers=3` of the `teacher`, `linear` or `mlp:256`.
 
     `alone` says that each batch will hold one row; a model that cannot be padded is refused else. With `lora` its
     weights are frozen, and adapters stand beside them. `packs` says that a row will hold several texts; a model that
@@ -119,6 +130,10 @@ def open_student(
     """
     if packs:
         check_packs(cache.spec.kind)
+    if (hidden := parse_on_features(name)) is not None:
+        return _reader(*begin_on_features(hidden, cache, seed), cache)
+    if is_on_features(name):
+        return _reader(*open_on_features(name, cache), cache)
     layers = parse_shrink(name)
     loading = None if lora is None else loading_options(lora)
     source = name if layers is None else _needed_teacher(teacher, name)
@@ -164,6 +179,9 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     """
     if is_adapter(folder):
         return _open_adapted(folder, cache, alone=alone)
+    if is_on_features(folder):
+        model, tokenizer = open_on_features(folder, cache)
+        return _reader(model.eval(), tokenizer, cache)
     config, tokenizer = open_config(folder), open_tokenizer(folder)
     check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
     check_labels(config, cache.spec, folder)
@@ -172,6 +190,14 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     refuse_missing(model, [name for name in missing if not is_unused(name, cache.spec)], folder)
     student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
     return replace(student, embedder=Embedder.of(cache.spec, folder))
+
+
+def _reader(model: Any, tokenizer: Any, cache: Cache) -> Student:
+    """A student that reads the cache's features."""
+    spec = cache.spec
+    return Student(
+        model=model, tokenizer=tokenizer, task=spec.kind, longest=spec.max_length, features=spec.features
+    )
 
 
 def _open_adapted(folder: str, cache: Cache, *, alone: bool) -> Student:

@@ -21,7 +21,7 @@ import yaml  # type: ignore[import-untyped]
 from schemas.cache import Cache
 from schemas.errors import UsageError
 from trainer.checkpoints.whole_folders import checkpoints
-from trainer.evaluation.evaluation import HeldOut
+from trainer.evaluation.held_out import HeldOut
 from trainer.students.students import open_student
 from trainer.sweep.choices import DEFAULT_TRIALS
 from trainer.sweep.config import SweepConfig

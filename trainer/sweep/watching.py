@@ -12,10 +12,12 @@ import optuna
 
 from schemas.cache import Cache
 from schemas.errors import TrainingError
-from trainer.evaluation.evaluation import EvaluateConfig, Evaluated, HeldOut, evaluate, measured
+from trainer.evaluation.config import EvaluateConfig
+from trainer.evaluation.evaluation import Evaluated, evaluate, metrics_on
+from trainer.evaluation.held_out import HeldOut
 from trainer.students.students import Student
 from trainer.sweep.study import TrialOutcome
-from trainer.tasks.student_task import Goal
+from trainer.tasks.student_task import Goal, Measured
 from trainer.training.arguments import StudentArguments
 from trainer.training.company import Pruned
 from trainer.training.config import TrainConfig
@@ -79,7 +81,17 @@ def measurer(
         student.model.eval()
         try:
             with undisturbed():
-                return measured(student, cache.spec, held_out, arguments.device)
+                return metrics_on(
+                    Measured(
+                        model=student.model,
+                        tokenizer=student.tokenizer,
+                        spec=cache.spec,
+                        held_out=held_out,
+                        collation=student.collation(),
+                        device=arguments.device,
+                        embedder=student.embedder,
+                    )
+                )
         finally:
             for module, was_training in modes:
                 module.training = was_training

@@ -7,6 +7,7 @@ from torch import nn
 from schemas.errors import UsageError
 from trainer.models.shrink import parse_shrink
 from trainer.students.lora import Lora
+from trainer.students.on_features import parse_on_features
 from trainer.students.students import Student
 from trainer.training.flags import TrainFlags
 
@@ -23,7 +24,8 @@ def adapters_of(flags: TrainFlags) -> Lora | None:
             raise UsageError("--load_in_4bit has no effect without --lora: 4-bit weights cannot be trained")
         return None
     asked = Lora.parse(flags.lora, load_in_4bit=flags.load_in_4bit)
-    if parse_shrink(flags.student) is not None or flags.student.endswith(".json"):
+    is_new = parse_shrink(flags.student) is not None or parse_on_features(flags.student) is not None
+    if is_new or flags.student.endswith(".json"):
         raise UsageError(
             "--lora needs a --student that can be opened again, for an adapter alone is saved",
             expected="a model folder or hub name",

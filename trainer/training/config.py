@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schemas.errors import UsageError
+from trainer.batches.join import PICKS
 from trainer.losses.objective import Objective
 from trainer.models.shrink import parse_shrink
 from trainer.stream.where import Where
 from trainer.students.lora import Lora
+from trainer.students.on_features import parse_on_features
 from trainer.training.adapter_flags import adapters_of
 from trainer.training.flags import TrainFlags
 from trainer.training.local_cache import check_flags
@@ -27,6 +29,7 @@ class TrainConfig(TrainFlags):
 
     def __post_init__(self) -> None:
         self._settle()
+        self._check_join()
         if self.lanes is not None and self.lanes < 1:
             raise UsageError("--lanes must be at least 1", got=self.lanes)
         if self.cache_version is not None and len(self.sources) > 1:
@@ -40,6 +43,25 @@ class TrainConfig(TrainFlags):
         _ = self.objective, self.sources, Where.parse(self.where)
         check_flags(self.local_cache, self.local_cache_gb, self.sources)
         self._check_effects()
+
+    def _check_join(self) -> None:
+        if self.join not in (None, "example"):
+            raise UsageError("--join must be example", got=self.join)
+        if self.join_pick is not None and (self.join is None or self.join_pick not in PICKS):
+            expected = f"--join example and one of {', '.join(PICKS)}"
+            raise UsageError("--join_pick cannot be this", expected=expected, got=self.join_pick)
+        if self.join is None:
+            return
+        if len(self.sources) < 2:
+            raise UsageError("--join is of two caches or more", got=f"{len(self.sources)} cache")
+        if self.where:
+            raise UsageError("--where does not go with --join", got=" ".join(self.where))
+        if self.join_pick is not None and any(weight is not None for weight in self.sources.values()):
+            raise UsageError(
+                "caches have no weights where one is picked",
+                got=" ".join(self.cache),
+                do="Name each --cache PATH without =WEIGHT",
+            )
 
     def _settle(self) -> None:
         """The recipe's losses, or what is told of them and the rest as usual. What a recipe says is not told beside it.
@@ -75,7 +97,7 @@ class TrainConfig(TrainFlags):
     def _check_effects(self) -> None:
         _ = self.adapters
         names = set(self.objective.weights)
-        layers = parse_shrink(self.student)
+        layers, _ = parse_shrink(self.student), parse_on_features(self.student)
         if self.teacher is not None and layers is None:
             raise UsageError("--teacher has no effect without --student shrink:layers=N", got=self.teacher)
         if self.temperature != 1 and not self.objective.softens:
@@ -102,7 +124,13 @@ class TrainConfig(TrainFlags):
         Raises:
             UsageError: some have a weight and others none, or a cache stands twice.
         """
-        return parse_sources([self.cache] if isinstance(self.cache, str) else self.cache)
+        caches = [self.cache] if isinstance(self.cache, str) else self.cache
+        return parse_sources(caches, may_be_zero=self.join is not None)
+
+    @property
+    def beginnings(self) -> tuple[str | None, ...]:
+        """What may be folders that the run begins with."""
+        return (None if parse_on_features(self.student) is not None else self.student, self.teacher)
 
     @property
     def objective(self) -> Objective:
@@ -124,7 +152,7 @@ class TrainConfig(TrainFlags):
         )
 
 
-def parse_sources(told: Sequence[str]) -> dict[str, float | None]:
+def parse_sources(told: Sequence[str], *, may_be_zero: bool = False) -> dict[str, float | None]:
     """Caches by path, from `PATH` alone, or several `PATH` or `PATH=WEIGHT`.
 
     Raises:
@@ -139,7 +167,8 @@ def parse_sources(told: Sequence[str]) -> dict[str, float | None]:
     if not told or (weights and len(weights) < len(found)):
         expected = "PATH ..., or PATH=WEIGHT ..., for all alike"
         raise UsageError("--cache cannot be read", expected=expected, got=" ".join(told) or "nothing")
-    if not all(0 < weight < math.inf for weight in weights):
+    low = 0.0 if may_be_zero and any(weights) else math.ulp(0.0)
+    if not all(low <= weight < math.inf for weight in weights):
         raise UsageError("--cache needs weights above 0", got=" ".join(told))
     return found
 

@@ -70,7 +70,7 @@ class Distiller(nn.Module):
             )
             for feature in features
         ]
-        self.last_layer = text_config.num_hidden_layers
+        self.last_layer = getattr(text_config, "num_hidden_layers", 0)
         self.bank = bank
         self.projections = None
         if features:
@@ -180,13 +180,14 @@ class Distiller(nn.Module):
         self.student.activation_checkpointing_enable(**arguments)  # type: ignore[operator]
 
     def floating_point_ops(self, batch: Batch) -> int:
-        """Of a forward and a backward pass, by the rule of six a parameter and token; of four, where it is frozen."""
+        """Of a forward and a backward pass, by the rule of six a parameter and token; of four, where it is frozen.
+        A student without a backbone sees a row where others see tokens."""
         student: Any = self.student
         every, trained = (
             int(student.num_parameters(only_trainable=trained, exclude_embeddings=True))
             for trained in (False, True)
         )
-        return (4 * every + 2 * trained) * batch.padded_tokens
+        return (4 * every + 2 * trained) * (batch.num_rows if batch.reads_features else batch.padded_tokens)
 
 
 class _Terms:

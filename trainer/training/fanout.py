@@ -38,7 +38,16 @@ THREAD = "student "
 _REPORTS = ("none", "tensorboard")
 """Services that keep several runs of one process apart."""
 _OF_ORDER = (
-    *("cache_version", "eval_fraction", "shuffle_row_groups", "where", "lanes", "allow_new_data"),
+    *(
+        "join",
+        "join_pick",
+        "cache_version",
+        "eval_fraction",
+        "shuffle_row_groups",
+        "where",
+        "lanes",
+        "allow_new_data",
+    ),
     *("local_cache", "local_cache_gb"),
 )
 _OF_PROCESS = ("use_cpu", "tf32", "full_determinism", "log_level")
@@ -253,7 +262,7 @@ def _check_folder(number: int, students: Sequence[tuple[TrainConfig, StudentArgu
     others = [str(arguments.output_dir) for _, arguments in students[:number]]
     if any(Path(folder).resolve() == Path(other).resolve() for other in others):
         raise UsageError("two students have one --output_dir", got=folder, do="Name a folder for each")
-    beginnings = [name for config, _ in students for name in (config.student, config.teacher)]
+    beginnings = [name for config, _ in students for name in config.beginnings]
     check_place(folder, students[number][0].sources, beginnings)
 
 

@@ -25,10 +25,23 @@ class TrainFlags:
             "action": Repeatable,
         }
     )
+    join: str | None = field(
+        default=None,
+        metadata={
+            "help": "example: the caches are of several teachers over one corpus, and each example that all have is "
+            "taught by the mean of them, with PATH=WEIGHT as weights (docs/several.md)."
+        },
+    )
+    join_pick: str | None = field(
+        default=None,
+        metadata={
+            "help": "In place of the mean one teacher at each position: the one of the lower loss, or entropy."
+        },
+    )
     student: str = field(
         metadata={
-            "help": "A model folder or hub name; a config .json to start from scratch; or shrink:layers=N, the "
-            "teacher's own weights with N of its layers."
+            "help": "A model folder or hub name; a config .json to start from scratch; shrink:layers=N, the "
+            "teacher's own weights with N of its layers; linear or mlp:256, on the cache's features."
         }
     )
     teacher: str | None = field(

@@ -132,9 +132,9 @@ def router_lines(config: Any) -> list[str]:
     return [f"{', '.join(named)}: the student's own router losses have no part in training"] if named else []
 
 
-def type_lines(spec: Spec, *, takes_token_types: bool) -> list[str]:
+def type_lines(spec: Spec, *, takes_types: bool) -> list[str]:
     """What a student that knows no pairs does without."""
-    if takes_token_types or not spec.has_token_type_ids:
+    if takes_types or not spec.has_token_type_ids:
         return []
     return ["the student knows no token types: the cache's are left out, and its tokenizer will give none"]
 

@@ -53,9 +53,15 @@ def make_record(
         temperature=config.objective.temperature,
         feature_loss=config.objective.feature_loss,
         batching=config.batching,
-        settings={**decide_weights(arguments), **config.objective.told},
+        settings={**decide_weights(arguments), **config.objective.told, **_joined(config)},
         run=run,
     )
+
+
+def _joined(config: TrainConfig) -> dict[str, str]:
+    """Nothing of a run whose caches are not joined."""
+    told = {"join": config.join, "join pick": config.join_pick}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _counts_hash(config: TrainConfig, cache: Cache) -> str:

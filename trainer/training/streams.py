@@ -21,6 +21,7 @@ from trainer.stream.where import Where
 from trainer.students.students import Student
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
+from trainer.training.joining import Joined, join_caches
 from trainer.training.local_cache import local_copies
 from trainer.training.preflight import total_steps
 
@@ -31,10 +32,13 @@ class Opened(NamedTuple):
     caches: tuple[Cache, ...]
     weights: tuple[float, ...] | None
     lanes: int
+    joined: Joined | None = None
+    """How their rows are one teacher's; None: each row is one cache's."""
 
     @property
     def first(self) -> Cache:
-        return self.caches[0]
+        """The first, as students see it: joined caches have the joined spec. Nothing is read from it."""
+        return self.caches[0] if self.joined is None else self.joined.view
 
 
 def open_caches(config: TrainConfig, world_size: int, before: Record | None) -> Opened:
@@ -54,6 +58,9 @@ def open_caches(config: TrainConfig, world_size: int, before: Record | None) -> 
     opened = zip(paths, versions, strict=True)
     caches = tuple(Cache.open(path, version, copies=copies) for path, version in opened)
     first, *others = caches
+    if config.join is not None:
+        shares = [0.0 if weight is None else weight for weight in paths.values()]
+        return Opened(caches, None, lanes, join_caches(caches, shares, config.join_pick, config.objective))
     for other in others:
         _check_alike(first, other)
     if (where := Where.parse(config.where)) is not None:
@@ -134,10 +141,12 @@ def make_replays(
         StudentError: the student has no embedding for an id, or the losses need labels that are not there.
     """
     features = needed_features(opened.first, config.objective)
+    join = None if opened.joined is None else opened.joined.join
     collation = student.collation(
         temperature=config.objective.temperature,
         features=features,
-        stored=config.objective.stored(opened.first.spec),
+        stored=config.objective.stored(opened.first.spec) | (frozenset() if join is None else join.needs),
+        join=join,
     )
     training = _replay(config, arguments, opened, collation, shared, is_eval=False)
     if not all(training.order.rows):
@@ -165,8 +174,10 @@ def _replay(
 ) -> Replay:
     size = arguments.per_device_eval_batch_size if is_eval else arguments.per_device_train_batch_size
     where, fraction = Where.parse(config.where), config.eval_fraction
+    beside = None if opened.joined is None else opened.joined.beside
     sides = [
-        Side(cache=cache, eval_fraction=fraction, is_eval=is_eval, where=where) for cache in opened.caches
+        Side(cache=cache, eval_fraction=fraction, is_eval=is_eval, where=where, beside=beside)
+        for cache in (opened.caches if beside is None else opened.caches[:1])
     ]
     order = Order(
         counts=tuple(side.counts() for side in sides),

@@ -19,6 +19,7 @@ from trainer.losses.measures import MEASURES
 from trainer.losses.objective import Objective
 from trainer.losses.unbiasedness import bias_lines
 from trainer.losses.worth import knows_entropy
+from trainer.students.on_features import check_objective
 from trainer.students.students import Student, open_student
 from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.adapter_flags import adapter_lines, saved_parameters
@@ -117,7 +118,7 @@ def begin(config: TrainConfig, arguments: StudentArguments, stack: ExitStack) ->
 
 def _claim(config: TrainConfig, arguments: StudentArguments, stack: ExitStack) -> Path:
     """The output folder, this run's alone from now on."""
-    folder = check_place(str(arguments.output_dir), config.sources, (config.student, config.teacher))
+    folder = check_place(str(arguments.output_dir), config.sources, config.beginnings)
     stack.enter_context(locked(folder))
     clear_up(folder)
     return folder
@@ -143,6 +144,7 @@ def distil(
     if arguments.overwrite_output_dir:
         check_replaceable(folder, cache.header.teacher.get("weight_bytes"))
     student = _open_student(config, arguments, cache)
+    check_objective(student.model, config.objective, is_joined=opened.joined is not None)
     training, evaluation = make_replays(
         config, arguments, opened, student, None if company is None else company.sides
     )
@@ -158,8 +160,8 @@ def distil(
         check_total(beginning.manifest, total, config.objective)
     if arguments.process_index == 0:
         lines = bias_lines(config.objective, cache.spec, student.vocab_size)
-        lines += type_lines(cache.spec, takes_token_types=student.takes_token_types)
-        lines += adapter_lines(student)
+        lines += type_lines(cache.spec, takes_types=student.takes_token_types or bool(student.features))
+        lines += adapter_lines(student) + ([] if opened.joined is None else opened.joined.lines())
         _log.info("\n".join([*lines, *router_lines(student.model.config)]))
     features, number = needed_features(cache, config.objective), config.objective.bank
     bank = read_bank(training.sides, features, number, stream_seed(arguments)) if number else None

@@ -21,7 +21,7 @@ from tests.trainer.flag_tables import BEST, EVAL, EVALUATE, HARMFUL, NEEDED, NO_
 from tests.trainer.outputs import logs
 from trainer.cli import commands
 from trainer.cli.parsing import Parser
-from trainer.evaluation.evaluation import EvaluateConfig
+from trainer.evaluation.config import EvaluateConfig
 from trainer.training.arguments import StudentArguments
 from trainer.training.settings import REFUSED, WORKS
 from trainer.training.training import TrainConfig
@@ -39,7 +39,7 @@ def words_for(name: str, value: str, beside: str, needed: Mapping[str, str]) -> 
         *usual,
         *shlex.split(beside),
         f"--{name}",
-        *(value.split() if name in ("losses", "lora") else [value]),
+        *(value.split() if name in ("losses", "lora", "students") else [value]),
     ]
 
 
@@ -225,6 +225,8 @@ def test_what_cannot_be_made_is_said_before_the_first_step(
 @pytest.mark.parametrize("name", EVALUATE)
 def test_flags_of_evaluate(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     case, needed = EVALUATE[name], {"cache": "c", "student": "s"}
+    if "students" in (name, *case.beside.removeprefix("--").split()[:1]):
+        del needed["student"]
     (config,) = parsed([EvaluateConfig], words_for(name, case.good, case.beside, needed))
     assert getattr(config, name) is not None
     if case.bad:
