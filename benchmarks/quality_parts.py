@@ -17,7 +17,7 @@ from schemas.identity import document_hash, is_held_out
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from trainer.batches.collate import Batch, Collation
-from trainer.evaluation.evaluation import HeldOut
+from trainer.evaluation.held_out import HeldOut
 from trainer.losses.fused import CHUNK_ELEMENTS, chunks, fused_loss
 from trainer.models.heads import Head
 from trainer.stream.side import Side, held_out

@@ -16,7 +16,7 @@ from schemas import Cache
 from tests.pipelines.families import masked_teacher, teachonce_main
 from tests.pipelines.helpers import documents, write_jsonl
 from trainer.batches.collate import Collation
-from trainer.evaluation.evaluation import HeldOut
+from trainer.evaluation.held_out import HeldOut
 from trainer.losses.objective import Objective
 from trainer.tasks.masked_lm import pseudo_perplexity
 from trainer.tasks.student_task import Measured

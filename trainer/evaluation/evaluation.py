@@ -11,22 +11,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from schemas.cache import Cache
 from schemas.cli.arguments import Repeatable
 from schemas.errors import UsageError, one_line
 from schemas.identity import DEFAULT_EVAL_FRACTION
-from schemas.rows.rows import Rows
-from trainer.batches.collate import Batch, Collation
-from trainer.batches.pool import Pool
+from trainer.batches.collate import Batch
 from trainer.checkpoints.records import Record
+from trainer.evaluation.closer import look_closer
+from trainer.evaluation.held_out import HeldOut
+from trainer.evaluation.saving import check_place, save_evaluation
 from trainer.losses.worth import knows_entropy
 from trainer.metrics.tokens import Metrics
-from trainer.stream.order import by_length
-from trainer.stream.replay import BATCHES_AHEAD, Ahead
-from trainer.stream.side import Side
 from trainer.stream.where import Where
 from trainer.students.opening import open_config
 from trainer.students.students import Student, open_trained
@@ -61,6 +58,13 @@ class EvaluateConfig:
     cache_version: int | None = field(default=None, metadata={"help": "Version of the cache. [newest]"})
     speed_seconds: float = field(
         default=3.0, metadata={"help": "Least time to measure each model's speed for; 0 leaves it out."}
+    )
+    save: bool = field(
+        default=False,
+        metadata={
+            "help": "Also look at single positions, and keep all that was measured beside the student, where "
+            "`teachonce report` finds it."
+        },
     )
     device: str | None = field(default=None, metadata={"help": "cuda, cpu, ... [cuda where there is one]"})
     local_cache: str | None = field(default=None, metadata={"help": HELP})
@@ -117,6 +121,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         StudentError: the student does not fit the cache.
         CacheError: the cache cannot be read.
     """
+    seal = check_place(config.student) if config.save else ""
     cache = Cache.open(
         config.cache, config.cache_version, copies=local_copies(config.local_cache, config.local_cache_gb)
     )
@@ -131,21 +136,20 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         [] if config.teacher is None else [_teacher_size(config.teacher, cache, held_out, config, device)]
     )
     student.model.to(device)
-    metrics = STUDENT_TASKS[cache.spec.task].measure(
-        Measured(
-            model=student.model,
-            tokenizer=student.tokenizer,
-            spec=cache.spec,
-            held_out=held_out,
-            collation=student.collation(),
-            device=device,
-            embedder=student.embedder,
-        )
+    measured = Measured(
+        model=student.model,
+        tokenizer=student.tokenizer,
+        spec=cache.spec,
+        held_out=held_out,
+        collation=student.collation(),
+        device=device,
+        embedder=student.embedder,
     )
+    metrics = STUDENT_TASKS[cache.spec.task].measure(measured)
     if not knows_entropy(cache.spec, 1.0, student_has_all=student.vocab_size >= cache.spec.vocab_size):
         metrics["cross_entropy_with_teacher_nats"] = metrics.pop("kl_nats")
     models = [_size("student", student, held_out, config, device), *others]
-    return Evaluated(
+    found = Evaluated(
         task=cache.spec.task,
         cache_version=cache.version,
         eval_fraction=fraction,
@@ -155,6 +159,10 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         device=_device_name(device),
         batch_size=config.batch_size,
     )
+    if config.save:
+        closer = look_closer(measured, STUDENT_TASKS[cache.spec.task].run, config.batch_size)
+        save_evaluation(config.student, seal, cache, found.to_json(), closer)
+    return found
 
 
 def usable_device(name: str | None) -> torch.device:
@@ -188,47 +196,6 @@ def _fraction(config: EvaluateConfig) -> float:
             do="Name an --eval_fraction to measure it on what it has seen",
         )
     return fraction
-
-
-class HeldOut:
-    """The held-out rows of a cache, in the order of the cache, a row group at a time."""
-
-    def __init__(
-        self, *, cache: Cache, eval_fraction: float, batch_size: int, where: Where | None = None
-    ) -> None:
-        if where is not None:
-            where.check(cache.spec)
-        self._side = Side(cache=cache, eval_fraction=eval_fraction, is_eval=True, where=where)
-        counts = self._side.counts()
-        self._counts = {group: int(counts[group]) for group in np.flatnonzero(counts).tolist()}
-        self._batch_size = batch_size
-        if not self._counts:
-            raise UsageError(
-                "no document is held out" if where is None else f"no held-out row meets --where {where}",
-                where=cache.storage.root,
-                got=f"eval_fraction {eval_fraction:g} of {cache.totals.examples} rows",
-                do="Name a larger --eval_fraction, also to train the student, which else has seen what is added; or "
-                "precompute more documents",
-            )
-
-    def rows(self) -> Iterator[Rows]:
-        """The held-out rows of each row group that has any."""
-        for group, count in self._counts.items():
-            rows, chosen = self._side.counted(group, count)
-            yield rows.take(chosen)
-
-    def batches(self, collation: Collation) -> Iterator[Batch]:
-        """All batches, once, collated ahead in a thread; of similar lengths within a row group."""
-        ahead = Ahead(lambda: self._collated(collation), BATCHES_AHEAD)
-        try:
-            yield from ahead
-        finally:
-            ahead.close()
-
-    def _collated(self, collation: Collation) -> Iterator[Batch]:
-        for rows in self.rows():
-            pool = Pool([(rows, np.arange(len(rows)))])
-            yield from collation.each(pool, by_length(pool.lengths, self._batch_size))
 
 
 def _teacher_size(

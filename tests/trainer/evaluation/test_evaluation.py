@@ -20,7 +20,7 @@ from schemas.rows.rows import Rows
 from tests.trainer.tiny import make_bert, make_llama
 from trainer import EvaluateConfig, evaluate
 from trainer.checkpoints.records import Manifest, Record
-from trainer.evaluation.evaluation import HeldOut
+from trainer.evaluation.held_out import HeldOut
 from trainer.evaluation.tables import show
 
 FRACTION = 0.3

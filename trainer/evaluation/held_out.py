@@ -1,0 +1,58 @@
+"""The held-out part of a cache, as batches and as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from schemas.cache import Cache
+from schemas.errors import UsageError
+from schemas.rows.rows import Rows
+from trainer.batches.collate import Batch, Collation
+from trainer.batches.pool import Pool
+from trainer.stream.order import by_length
+from trainer.stream.replay import BATCHES_AHEAD, Ahead
+from trainer.stream.side import Side
+from trainer.stream.where import Where
+
+
+class HeldOut:
+    """The held-out rows of a cache, in the order of the cache, a row group at a time."""
+
+    def __init__(
+        self, *, cache: Cache, eval_fraction: float, batch_size: int, where: Where | None = None
+    ) -> None:
+        if where is not None:
+            where.check(cache.spec)
+        self._side = Side(cache=cache, eval_fraction=eval_fraction, is_eval=True, where=where)
+        counts = self._side.counts()
+        self._counts = {group: int(counts[group]) for group in np.flatnonzero(counts).tolist()}
+        self._batch_size = batch_size
+        if not self._counts:
+            raise UsageError(
+                "no document is held out" if where is None else f"no held-out row meets --where {where}",
+                where=cache.storage.root,
+                got=f"eval_fraction {eval_fraction:g} of {cache.totals.examples} rows",
+                do="Name a larger --eval_fraction, also to train the student, which else has seen what is added; or "
+                "precompute more documents",
+            )
+
+    def rows(self) -> Iterator[Rows]:
+        """The held-out rows of each row group that has any."""
+        for group, count in self._counts.items():
+            rows, chosen = self._side.counted(group, count)
+            yield rows.take(chosen)
+
+    def batches(self, collation: Collation) -> Iterator[Batch]:
+        """All batches, once, collated ahead in a thread; of similar lengths within a row group."""
+        ahead = Ahead(lambda: self._collated(collation), BATCHES_AHEAD)
+        try:
+            yield from ahead
+        finally:
+            ahead.close()
+
+    def _collated(self, collation: Collation) -> Iterator[Batch]:
+        for rows in self.rows():
+            pool = Pool([(rows, np.arange(len(rows)))])
+            yield from collation.each(pool, by_length(pool.lengths, self._batch_size))
