@@ -6,7 +6,7 @@ Beam installs it on workers *without* extras: a worker image holds `[pipelines]`
 from setuptools import setup
 
 ROOMS = {
-    "schemas": "storage rows shards versions upkeep cli",
+    "schemas": "storage rows shards versions upkeep reports reports.plots cli",
     "pipelines": "keep engine tasks corpus teacher fingerprint scoring job upkeep cli",
     "trainer": "models losses batches metrics tasks stream students checkpoints training evaluation sweep cli",
 }

@@ -76,6 +76,7 @@ VERBS = {
         "",
         "check every byte, count and id; with --teacher, the values; or --repair",
     ),
+    "report": Verb("schemas.cli.report", "report", "draw a page on a cache, on students, or on both"),
     "export": Verb("schemas.cli.export", "", "write a cache as plain Parquet, for other tools"),
     "compact": Verb(
         "pipelines.cli.upkeep",

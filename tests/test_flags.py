@@ -62,6 +62,7 @@ GOOD = {
         "{cache} --teacher={causal} --version=0 --sample=2 --max_mean_kl=0.1 --device=cpu --trust_remote_code "
         "--allow_pickle --json"
     ],
+    "report": ["{cache} --out={new} --version=0 --sample_tokens=100"],
     "export": ["{cache} --out={new} --version=0 --format=parquet --columns=input_ids,ids --overwrite --json"],
     "compact": ["{cache} --unit_tokens=99999 --row_group_tokens=100 --no_progress --json"],
     "thin": [
@@ -148,6 +149,7 @@ BAD = {
         "--max_mean_kl": "nan",
         "--device": "tpu",
     },
+    "report": {"--out": "nothing-here/report.html", "--version": "9", "--sample_tokens": "0"},
     "export": {
         "--out": "{cache}",
         "--version": "9",

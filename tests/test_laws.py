@@ -75,7 +75,8 @@ EXPORTED = {
 }
 
 MAY_IMPORT = {
-    "schemas": {"numpy", "pyarrow", "deltalake", "obstore", "jaxtyping", "rich", "zstandard", "schemas"},
+    "schemas": {"numpy", "pyarrow", "deltalake", "obstore", "jaxtyping", "rich", "zstandard", "schemas"}
+    | {"altair", "vl_convert"},
     "pipelines": {"pipelines", "schemas", "apache_beam", "jinja2", "torch", "transformers", "tokenizers"}
     | {"numpy", "pyarrow", "zstandard", "jaxtyping", "rich", "safetensors", "huggingface_hub"},
     "trainer": {
@@ -92,6 +93,10 @@ MAY_IMPORT = {
     }
     | {"numpy", "pyarrow", "jaxtyping", "rich", "safetensors", "huggingface_hub"},
 }
+
+
+DRAWING = {"altair", "vl_convert"}
+"""What a report is drawn with: an extra of its own, for one room and its verb."""
 
 
 def name_of(file):
@@ -146,6 +151,14 @@ def test_imports_stand_at_the_head():
         if imported(node)
     ]
     assert late == []
+
+
+def test_reports_alone_draw():
+    drawing = {name_of(f) for f in OURS for node in ast.walk(tree(f)) if imported(node) & DRAWING}
+    assert drawing
+    assert {name for name in drawing if not name.startswith("schemas/reports/")} == set()
+    users = {name_of(f) for f in OURS for line in f.read_text().splitlines() if "schemas.reports.p" in line}
+    assert {name for name in users if not name.startswith("schemas/reports/")} == {"schemas/cli/report.py"}
 
 
 def task_names_in(source):
@@ -236,11 +249,12 @@ def test_packaging_keeps_the_halves_apart(packaging):
     base = required(packaging["install_requires"])
     assert not base & {"torch", "transformers", "apache-beam", "accelerate"}
     for half in HALVES:
-        wanted = {name.replace("_", "-") for name in MAY_IMPORT[half]}
+        wanted = {name.replace("_", "-") for name in MAY_IMPORT[half] - DRAWING}
         missing = wanted - set(HALVES) - base - extras.get(half, set())
         others = {"sklearn", "yaml"} | required(packaging["extras_require"]["sweep"])
         assert missing <= others, "the first two come as scikit-learn and pyyaml"
     assert {"scikit-learn", "pyyaml"} <= extras["trainer"]
+    assert extras["report"] == {"altair", "vl-convert-python"}
 
 
 def test_what_an_import_brings_with_it():

@@ -169,6 +169,7 @@ EVALUATE: Mapping[str, Case] = {
     "batch_size": Case("4", "0"),
     "cache_version": Case("0", "x"),
     "speed_seconds": Case("0", "-1"),
+    "save": Case("true", "perhaps"),
     "device": Case("cpu", ""),
     "local_cache": Case("copies", "s3://b/copies", "--cache s3://b/c"),
     "local_cache_gb": Case("10", "0", "--cache s3://b/c --local_cache copies"),

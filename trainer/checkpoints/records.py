@@ -164,6 +164,11 @@ class Manifest:
         return cls(record=_record(values, folder), **_own(values))
 
 
+def seal_of(folder: str | Path) -> str:
+    """What a folder's manifest ends in: another student has another one. Empty where there is none."""
+    return str((_read(folder) or {}).get("seal", ""))
+
+
 def _is_well_formed(values: Mapping[str, Any]) -> bool:
     """Whether the manifest's own part is what we write: names stay below the folder, whoever wrote them."""
     files, numbers = values.get("files"), [values.get(name) for name in ("step", "total", "saved")]

@@ -37,5 +37,9 @@ class EvaluateConfig(EvaluateFlags):
             )
         if self.ensemble is not None and self.ensemble not in ENSEMBLES:
             raise UsageError("--ensemble is none", expected=", ".join(ENSEMBLES), got=self.ensemble)
+        if self.save and self.students:
+            raise UsageError(
+                "--save is of one student", got=" ".join(self.students), do="Name it with --student"
+            )
         if self.ensemble is not None and not self.students:
             raise UsageError("--ensemble has no effect without --students", got=self.ensemble)

@@ -16,8 +16,10 @@ from schemas.errors import UsageError, one_line
 from schemas.identity import DEFAULT_EVAL_FRACTION
 from trainer.batches.collate import Collation
 from trainer.checkpoints.records import Record
+from trainer.evaluation.closer import look_closer
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.held_out import HeldOut
+from trainer.evaluation.saving import check_place, save_evaluation
 from trainer.evaluation.speed import ModelSize, device_name, model_size
 from trainer.losses.worth import knows_entropy
 from trainer.metrics.tokens import Metrics
@@ -75,12 +77,18 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     """
     if config.student is None:
         raise ValueError("several students are compared by compare(config)")
+    seal = check_place(config.student) if config.save else ""
     ground = open_ground(config, [config.student])
     if config.teacher is not None:
         open_config(config.teacher)
     student = open_trained(config.student, ground.cache, alone=config.batch_size == 1)
     teacher = teacher_size(ground)
-    return measured(ground, config.student, student, "student", teacher)
+    found = measured(ground, config.student, student, "student", teacher)
+    if config.save:
+        look = asked_of(ground, student.model, student.tokenizer, student.collation(), student.embedder)
+        closer = look_closer(look, STUDENT_TASKS[ground.cache.spec.task].run, config.batch_size)
+        save_evaluation(config.student, seal, ground.cache, found.to_json(), closer)
+    return found
 
 
 def open_ground(config: EvaluateConfig, students: list[str], half: int | None = None) -> Ground:
@@ -127,16 +135,21 @@ def metrics_of(
     ground: Ground, model: Any, tokenizer: Any, collation: Collation, embedder: Embedder | None = None
 ) -> Metrics:
     """The task's metrics of a model that is fed so."""
-    return metrics_on(
-        Measured(
-            model=model,
-            tokenizer=tokenizer,
-            spec=ground.cache.spec,
-            held_out=ground.held_out,
-            collation=collation,
-            device=ground.device,
-            embedder=embedder,
-        )
+    return metrics_on(asked_of(ground, model, tokenizer, collation, embedder))
+
+
+def asked_of(
+    ground: Ground, model: Any, tokenizer: Any, collation: Collation, embedder: Embedder | None = None
+) -> Measured:
+    """What is to be measured of a model that is fed so."""
+    return Measured(
+        model=model,
+        tokenizer=tokenizer,
+        spec=ground.cache.spec,
+        held_out=ground.held_out,
+        collation=collation,
+        device=ground.device,
+        embedder=embedder,
     )
 
 

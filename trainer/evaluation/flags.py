@@ -54,6 +54,13 @@ class EvaluateFlags:
     speed_seconds: float = field(
         default=3.0, metadata={"help": "Least time to measure each model's speed for; 0 leaves it out."}
     )
+    save: bool = field(
+        default=False,
+        metadata={
+            "help": "Also look at single positions, and keep all that was measured beside the student, where "
+            "`teachonce report` finds it."
+        },
+    )
     device: str | None = field(default=None, metadata={"help": "cuda, cpu, ... [cuda where there is one]"})
     local_cache: str | None = field(default=None, metadata={"help": HELP})
     local_cache_gb: float = field(default=GB_DEFAULT, metadata={"help": GB_HELP})
