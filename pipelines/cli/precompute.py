@@ -128,6 +128,8 @@ def _config(arguments: argparse.Namespace, beam: Sequence[str]) -> PrecomputeCon
     if arguments.supervise is None:
         given["supervise"] = "assistant" if arguments.messages_field or arguments.prompt_field else "all"
     given["generation"] = generation_of(arguments)
+    if TASKS[arguments.task].reads_images:
+        given.setdefault("image_field", "image")
     if arguments.keep is not None:
         given["keep"] = parse_keep(arguments.keep)
     return PrecomputeConfig(

@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
+from schemas.images import Pictures
 from schemas.spec import Spec
 from schemas.task import Task
 from trainer.batches.collate import Collation
@@ -33,6 +34,7 @@ from trainer.students.compatibility import (
     fit_tokenizer,
 )
 from trainer.students.fitting import filled, fit_config, freeze_unused, is_unused, refuse_missing
+from trainer.students.image_students import open_image_model, open_images, open_trained_images
 from trainer.students.lora import Lora
 from trainer.students.opening import cached_tokenizer, hub_commit, open_config, open_tokenizer, open_weights
 from trainer.students.packed_trial import check_packs, find_packing
@@ -59,6 +61,8 @@ class Student:
     """How its states become embeddings, where that is what it is to give."""
     longest: int = 0
     """Tokens of the cache's longest example."""
+    pictures: Pictures | None = None
+    """How the cache's images become what it is given; then `tokenizer` is the image processor."""
 
     @property
     def vocab_size(self) -> int:
@@ -72,6 +76,8 @@ class Student:
     @property
     def pad_id(self) -> int:
         """What pads `input_ids`: masked out, so any id that has an embedding will do where the model names none."""
+        if self.pictures is not None:
+            return 0
         rows = embedding_rows(self.model)
         for found in (_own_padding(self.model), self.tokenizer.pad_token_id):
             if found is not None and found >= 0 and (rows is None or found < rows):
@@ -93,6 +99,7 @@ class Student:
             token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,
             packing=self.packing,
             shift=Shifted(self.model) if self.task.has_source else None,
+            pictures=self.pictures,
             **asked,
         )
 
@@ -119,6 +126,10 @@ def open_student(
     """
     if packs:
         check_packs(cache.spec.kind)
+    if cache.spec.kind.reads_images:
+        pictures = open_images(cache)
+        model = open_image_model(name, cache, pictures, seed=seed, lora=lora, alone=alone)
+        return _of_images(model, pictures, cache.spec)
     layers = parse_shrink(name)
     loading = None if lora is None else loading_options(lora)
     source = name if layers is None else _needed_teacher(teacher, name)
@@ -162,6 +173,10 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
         UsageError: it cannot be opened.
         StudentError: it does not fit the cache, or has weights missing.
     """
+    if cache.spec.kind.reads_images:
+        pictures = open_images(cache)
+        model = open_trained_images(folder, cache, pictures, alone=alone)
+        return _of_images(model, pictures, cache.spec)
     if is_adapter(folder):
         return _open_adapted(folder, cache, alone=alone)
     config, tokenizer = open_config(folder), open_tokenizer(folder)
@@ -172,6 +187,12 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     refuse_missing(model, [name for name in missing if not is_unused(name, cache.spec)], folder)
     student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
     return replace(student, embedder=Embedder.of(cache.spec, folder))
+
+
+def _of_images(model: Any, pictures: Pictures, spec: Spec) -> Student:
+    return Student(
+        model=model, tokenizer=pictures.processor, task=spec.kind, longest=spec.max_length, pictures=pictures
+    )
 
 
 def _open_adapted(folder: str, cache: Cache, *, alone: bool) -> Student:
