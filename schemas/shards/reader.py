@@ -61,8 +61,9 @@ class OpenFooter:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """As Arrow reads the file."""
-        return self.metadata.schema.to_arrow_schema()
+        """As Arrow reads the file. Not `metadata.schema`: it and the metadata hold each other, and megabytes of C++
+        would wait for Python's collector, which sees a few objects."""
+        return pq.ParquetFile(pa.BufferReader(b""), metadata=self.metadata).schema_arrow
 
     def ranking(self, spec: Spec, where: str) -> Ranking | None:
         """How the shard's ids are ranked.

@@ -1,5 +1,6 @@
 """Seals: whatever happens to a shard's bytes is seen, and before Arrow parses them."""
 
+import gc
 import hashlib
 import itertools
 from pathlib import Path
@@ -196,3 +197,21 @@ def test_errors_of_a_broken_cache_are_one_line(own_cache, shard):
     with pytest.raises(TeachonceError) as caught:
         own_cache.verify()
     assert "\n" not in str(caught.value)
+
+
+def test_what_was_read_is_freed_without_the_collector(own_cache, shard):
+    """Arrow's metadata and its schema would hold each other, of which Python's collector sees two small objects."""
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        opened = own_cache.open_shard(shard)
+        read_group(own_cache.storage, shard.name, opened, 0, own_cache.spec)
+        read_identities(own_cache.storage, shard.name, opened, own_cache.spec)
+        del opened
+        gc.collect()
+        assert not [each for each in gc.garbage if isinstance(each, pq.FileMetaData)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
