@@ -19,7 +19,7 @@ from schemas.tasks import TASKS
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 DeviceMap = Literal["auto", "balanced", "sequential"]
-CorpusFormat = Literal["auto", "jsonl", "text", "parquet"]
+CorpusFormat = Literal["auto", "jsonl", "text", "parquet", "tar", "image"]
 
 MAX_LINE_BYTES = 64 * 2**20
 """Holds the longest document (`max_document_chars`) also where each of its characters is escaped."""
@@ -67,7 +67,8 @@ class CorpusConfig:
     files: tuple[str, ...]
     """Paths or globs, on any filesystem that Beam knows."""
     format: CorpusFormat = "auto"
-    """`auto` goes by the name: `.jsonl`/`.json`/`.ndjson`, `.txt`, `.parquet`, each also `.gz` or `.zst`."""
+    """`auto` goes by the name: `.jsonl`/`.json`/`.ndjson`, `.txt`, `.parquet`, `.tar`, each also `.gz` or `.zst`; and
+    `.jpg`, `.png` and their like."""
     text_field: str = "text"
     text_pair_field: str | None = None
     target_field: str | None = None
@@ -76,6 +77,8 @@ class CorpusConfig:
     """The text as a list of words, whose labels are a list too."""
     passages_field: str | None = None
     """The texts that are scored beside the text, each alone."""
+    image_field: str | None = None
+    """An image, in place of any text."""
     messages_field: str | None = None
     prompt_field: str | None = None
     completion_field: str | None = None
@@ -97,7 +100,7 @@ class CorpusConfig:
         _refuse_unless(self.prompt_field is not None or pair == (None, None), "completion_field alone", pair)
         alone = self.messages_field is None and self.tools_field != "tools"
         _refuse_unless(not alone, "tools_field (without --messages_field)", self.tools_field)
-        kinds = ("messages", "prompt", "text_pair", "words", "passages", "target")
+        kinds = ("messages", "prompt", "text_pair", "words", "passages", "target", "image")
         names = [f"{kind}_field" for kind in kinds]
         given = [value for value in (getattr(self, name) for name in names) if value]
         _refuse_unless(len(given) <= 1, ", ".join(names), given)
@@ -116,8 +119,8 @@ class CorpusConfig:
             content = (self.messages_field,)
         elif self.prompt_field:
             content = (self.prompt_field, self.completion_field)
-        elif self.words_field:
-            content = (self.words_field,)
+        elif self.words_field or self.image_field:
+            content = (self.words_field or self.image_field,)
         return tuple(name for name in (*content, self.label_field, self.id_field) if name)
 
 

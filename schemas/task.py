@@ -90,6 +90,8 @@ class Task:
     takes_pairs: bool
     needs_pairs: bool = False
     """Whether a document is always a pair."""
+    reads_images: bool = False
+    """Whether an example is an image: its row has the bytes, and one token that stands for it."""
     text_positions: int = 1
     """How many positions a whole text has."""
     class_columns: tuple[str, str] | None = None
@@ -147,7 +149,8 @@ class Task:
     @property
     def takes_conversations(self) -> bool:
         """Whether a document may be messages, or a prompt with its completion."""
-        return self.has_positions and not self.has_source and self.labels not in ("word", "text", "answer")
+        texts = self.has_positions and not (self.has_source or self.reads_images)
+        return texts and self.labels not in ("word", "text", "answer")
 
     @property
     def classes_are_tokens(self) -> bool:
@@ -175,6 +178,8 @@ class Task:
 
     def most_tokens(self, max_length: int) -> int:
         """Tokens of the longest row; `max_length` is what a model reads at once, of each of source and target."""
+        if self.reads_images:
+            return 1
         if self.holds_texts:
             return MAX_ROW_TOKENS
         return 2 * max_length if self.has_source else max_length

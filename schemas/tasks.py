@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from schemas.images import MAX_PIXELS, MOST_PIXELS
 from schemas.task import Setting, Task, TaskColumn
 
 CAUSAL_LM = Task(
@@ -24,6 +25,14 @@ SEQUENCE_CLASSIFICATION = Task(
     is_declared=False,
 )
 MAX_VIEWS = 1024
+VIEWS = Setting(
+    "views",
+    1,
+    1,
+    MAX_VIEWS,
+    "views of each window, each with masks of its own; or of each image, the first as it is, others as --augment says",
+)
+VIEW_INDEX = TaskColumn("view_index", 0, MAX_VIEWS - 1)
 MASKED_LM = Task(
     name="masked-lm",
     places="token",
@@ -31,9 +40,9 @@ MASKED_LM = Task(
     scores=("softmax",),
     has_vocabulary=True,
     takes_pairs=True,
-    columns=(TaskColumn("view_index", 0, MAX_VIEWS - 1),),
+    columns=(VIEW_INDEX,),
     settings=(
-        Setting("views", 1, 1, MAX_VIEWS, "masked views of each window, each with masks of its own"),
+        VIEWS,
         Setting("mlm_probability", 0.15, 0.001, 1.0, "share of a window's tokens that are positions"),
         Setting("mask_replace_prob", 0.8, 0.0, 1.0, "share of these that the teacher sees as the mask token"),
         Setting(
@@ -123,9 +132,26 @@ SEQ2SEQ_LM = Task(
         ),
     ),
 )
+IMAGE_CLASSIFICATION = Task(
+    name="image-classification",
+    places="whole_text",
+    labels="document",
+    scores=("softmax", "sigmoid", "identity"),
+    has_vocabulary=False,
+    takes_pairs=False,
+    reads_images=True,
+    columns=(VIEW_INDEX,),
+    settings=(
+        VIEWS,
+        Setting("augment", "", 0, 100, "what views but the first do, of crop,flip,colour"),
+        Setting(
+            "max_image_pixels", MAX_PIXELS, 1, MOST_PIXELS, "larger images are rejected, by their headers"
+        ),
+    ),
+)
 _ALL = (
     *(CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, PAIR_SCORE),
-    *(FEATURE_EXTRACTION, QUESTION_ANSWERING, SEQ2SEQ_LM),
+    *(FEATURE_EXTRACTION, QUESTION_ANSWERING, SEQ2SEQ_LM, IMAGE_CLASSIFICATION),
 )
 TASKS = {task.name: task for task in _ALL}
 CLASS_COLUMNS = tuple({name for task in _ALL for name in task.class_columns or ()})

@@ -3,7 +3,7 @@
 from schemas import Feature, Spec
 from schemas.generation import Generation
 from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
-from schemas.tasks import FEATURE_EXTRACTION, MASKED_LM, QUESTION_ANSWERING, SEQ2SEQ_LM
+from schemas.tasks import FEATURE_EXTRACTION, IMAGE_CLASSIFICATION, MASKED_LM, QUESTION_ANSWERING, SEQ2SEQ_LM
 
 SCALARS = ("entropy", "gold", "logsumexp")
 
@@ -85,6 +85,20 @@ def answers_spec(**changes) -> Spec:
     return class_spec(**fields | changes)
 
 
+def image_spec(**changes) -> Spec:
+    """Of images in two views, of which some have no labels."""
+    settings = IMAGE_CLASSIFICATION.settled({"views": 2, "augment": "crop,flip"})
+    fields = {
+        "task": IMAGE_CLASSIFICATION.name,
+        "max_length": 2,
+        "task_settings": settings,
+        "has_token_type_ids": False,
+        "has_text": False,
+        "has_text_pair": False,
+    }
+    return class_spec(**fields | changes)
+
+
 def source_spec(**changes) -> Spec:
     """Of sources and targets."""
     settings = SEQ2SEQ_LM.settled({})
@@ -118,5 +132,6 @@ SPECS = {
     "embeddings": embeddings_spec(),
     "answers": answers_spec(),
     "sources": source_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), has_text=True, has_text_pair=True),
+    "images": image_spec(),
     "regression": class_spec(score="identity", vocab_size=1, label_names=()),
 }

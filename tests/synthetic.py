@@ -28,6 +28,7 @@ from tests.specs import (
     causal_spec,
     class_spec,
     embeddings_spec,
+    image_spec,
     masked_spec,
     source_spec,
     words_spec,
@@ -40,6 +41,7 @@ __all__ = [
     "causal_spec",
     "class_spec",
     "embeddings_spec",
+    "image_spec",
     "masked_spec",
     "source_spec",
     "words_spec",
@@ -75,6 +77,8 @@ def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
     """Rows with ascending ids, ragged positions and entries, nulls and empty lists."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, spec.max_length + 1, num_rows)
+    if spec.kind.reads_images:
+        lengths[:] = 1
     places = _places(spec, lengths, rng)
     counts = np.array(
         [length - 1 if p is None else len(p) for length, p in zip(lengths, places, strict=True)]
@@ -98,6 +102,8 @@ def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
         data["token_type_ids"] = ragged(rng.integers(0, 2, lengths.sum()).astype(np.int8), lengths)
     for column in spec.kind.columns:
         data[column.name] = rng.integers(column.low, column.high + 1, num_rows).astype(np.int32)
+    if spec.kind.reads_images:
+        data["image"] = np.array([rng.bytes(size) for size in rng.integers(1, 999, num_rows)], object)
     if spec.kind.has_source:
         data[SOURCE_TOKENS] = _sources(lengths)
     classes = None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import teachonce
+from tests.images import image_teacher, images, write_parquet
 from tests.pipelines import models
 from tests.pipelines.families import masked_teacher
 from tests.pipelines.helpers import documents, write_jsonl
@@ -49,6 +50,8 @@ SHARED = [
     "--task=question-answering --always_answerable --cache={new} --no_progress --max_length=64",
     "--corpus={texts} --target_field=label --teacher={halves} --task=seq2seq-lm --cache={new} --no_progress "
     "--max_length=64 --truncate_source",
+    "--corpus={pictures} --image_field=picture --label_field=label --teacher={images} --task=image-classification "
+    "--cache={new} --no_progress --views=2 --augment=crop,flip --max_image_pixels=9999",
 ]
 GOOD = {
     "precompute": SHARED,
@@ -83,6 +86,9 @@ RUN = {
     "--target_field": "nothing_here",
     "--messages_field": "nothing_here",
     "--passages_field": "nothing_here",
+    "--image_field": "nothing_here",
+    "--augment": "mixup",
+    "--max_image_pixels": "0",
     "--prompt_field": "nothing_here",
     "--completion_field": "nothing_here",
     "--label_field": "nothing_here",
@@ -131,6 +137,7 @@ CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
 CALLS |= {"--words_field": 6, "--generate": 7, "--max_new_tokens": 7, "--passages_field": 8}
 CALLS |= dict.fromkeys(("--prompt", "--truncate_dim"), 5) | {"--always_answerable": 9}
 CALLS |= {"--target_field": 10, "--truncate_source": 10}
+CALLS |= dict.fromkeys(("--image_field", "--augment", "--max_image_pixels"), 11)
 CALLS |= dict.fromkeys(
     ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
 )
@@ -195,6 +202,8 @@ def places(tmp_path_factory):
         "ids": folder / "ids.txt",
         "causal": models.causal_teacher(folder / "causal"),
         "classes": models.classifier(folder / "classes"),
+        "pictures": write_parquet(folder / "pictures.parquet", images(6), field="picture"),
+        "images": image_teacher(folder / "images"),
         "pairs": models.classifier(folder / "pairs", num_labels=1),
         "masked": masked_teacher(folder / "masked"),
         "encoder": models.encoder(folder / "encoder"),

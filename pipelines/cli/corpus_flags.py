@@ -11,7 +11,9 @@ from schemas.cli.arguments import Flags, positive
 def add_corpus_flags(group: Flags) -> None:
     """Which files, and which of their fields are what."""
     group.add_argument("--corpus", nargs="+", required=True, metavar="FILES", help="paths or quoted globs")
-    formats = "jsonl, text (one document a line) or parquet; each also .gz or .zst; auto: by the name"
+    formats = (
+        "jsonl, text (one document a line), parquet, tar, each also .gz or .zst; image; auto: by the name"
+    )
     group.add_argument("--format", choices=get_args(CorpusFormat), help=formats)
     group.add_argument(
         "--text_field", metavar="NAME", help="field with the text, or question (default: text)"
@@ -23,6 +25,8 @@ def add_corpus_flags(group: Flags) -> None:
     group.add_argument("--words_field", metavar="NAME", help=words)
     passages = "a list of texts that are scored beside the text, for pair-score"
     group.add_argument("--passages_field", metavar="NAME", help=passages)
+    image = "encoded images, for image-classification (default there: image)"
+    group.add_argument("--image_field", metavar="NAME", help=image)
     messages = (
         "list of messages: the chat template applies, to whole messages and what else it reads of a record"
     )

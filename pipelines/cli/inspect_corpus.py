@@ -24,6 +24,7 @@ from pipelines.corpus.tokenization import Tokeniser
 from pipelines.fingerprint.fingerprint import corpus_kind, make_spec, resolve
 from pipelines.job.preflight import check_teacher, columns_of, first_records, template_variables
 from pipelines.rejects import RejectedError
+from pipelines.tasks.image_classification import Views
 from pipelines.tasks.tasks import TEACHER_TASKS
 from schemas.cli.terminal import print_json, print_lines
 from schemas.printable import printable
@@ -102,11 +103,21 @@ def look(config: PrecomputeConfig, rows: int) -> Iterator[Shown]:
                 document, reading = read_document(
                     record, source, config.corpus, labels, piece.format, variables=variables
                 )
-                examples = [(one, stretches(one, maker)) for one in maker.examples(document)]
+                examples = [(one, shown_of(one, maker)) for one in maker.examples(document)]
             except RejectedError as error:
                 yield Shown(source, None, None, error, [])
                 continue
             yield Shown(source, document, reading, None, examples)
+
+
+def shown_of(example: Example, maker: Tokeniser) -> list[Stretch]:
+    """What people see of an example: its text, or its image's size and bytes."""
+    if example.image is None or not isinstance(maker.inputs, Views):
+        return stretches(example, maker)
+    image = maker.inputs.pictures.decoded(example.image)
+    (view,) = example.columns
+    told = f"{image.width} x {image.height} pixels, {len(example.image):,} bytes, view {view}"
+    return [Stretch(told, False)]
 
 
 def stretches(example: Example, maker: Tokeniser) -> list[Stretch]:

@@ -25,6 +25,7 @@ from schemas.cli.run_report import begin_report, finish_report
 from schemas.cli.terminal import print_json
 from schemas.errors import DriftError, UsageError
 from schemas.policies import parse_keep
+from schemas.tasks import TASKS
 
 
 def precompute(argv: Sequence[str]) -> int:
@@ -87,6 +88,8 @@ def _config(arguments: argparse.Namespace, beam: Sequence[str]) -> PrecomputeCon
     if arguments.supervise is None:
         given["supervise"] = "assistant" if arguments.messages_field or arguments.prompt_field else "all"
     given["generation"] = generation_of(arguments)
+    if TASKS[arguments.task].reads_images:
+        given.setdefault("image_field", "image")
     if arguments.keep is not None:
         given["keep"] = parse_keep(arguments.keep)
     return PrecomputeConfig(

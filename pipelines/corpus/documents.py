@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pipelines.config import CorpusConfig
 from pipelines.corpus.answers import read_answers
+from pipelines.corpus.images import read_image
 from pipelines.corpus.labels import NAMES, VALUES, Label, LabelMap, read_label
 from pipelines.corpus.lines import LongLine, Record
 from pipelines.corpus.messages import read_given, read_messages
@@ -61,6 +62,8 @@ class Document(NamedTuple):
     line: int = 0
     words: tuple[int, ...] | None = None
     """First and last character, exclusive, of each word, one after the other, where the corpus says them."""
+    image: bytes | None = None
+    """An image's bytes, where documents are images."""
 
 
 def is_blank(record: Record) -> bool:
@@ -94,7 +97,8 @@ def read_document(
         RejectedError: with the reason.
     """
     fields = record_fields(record, corpus, kind)
-    text, pair, content = ("", None, {}) if corpus.words_field else _content(fields, corpus)
+    own = corpus.words_field or corpus.image_field
+    text, pair, content = ("", None, {}) if own else _content(fields, corpus)
     given = read_given(fields, variables, corpus.tools_field) if corpus.messages_field else {}
     if given:
         content["given"] = given
@@ -102,6 +106,9 @@ def read_document(
     words = None
     if corpus.words_field:
         text, words, content = read_words(_field(fields, corpus.words_field), corpus.words_field)
+    image = None
+    if corpus.image_field:
+        image, content = read_image(_field(fields, corpus.image_field), corpus.image_field)
     parts = None if words is None else len(words) // 2
     if corpus.passages_field:
         parts = len(content["passages"])
@@ -113,7 +120,7 @@ def read_document(
     if length > corpus.max_document_chars:
         expected = f"at most {corpus.max_document_chars:,} characters"
         raise RejectedError(TOO_LONG, digest, expected=expected, got=f"{length:,}")
-    told = (source.file, source.offset, extra, source.line, words)
+    told = (source.file, source.offset, extra, source.line, words, image)
     return Document(digest, key, text, pair, label, *told), reading
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Int64
 
 from pipelines.corpus.labels import Label
 from schemas.rows.ragged import Array
+from schemas.shards.rewrite import IMAGE_BYTES_A_TOKEN
 
 
 class Example(NamedTuple):
@@ -32,10 +33,17 @@ class Example(NamedTuple):
     """What is right at each position, where the task stores that."""
     columns: tuple[int, ...] = ()
     """Values of the task's own columns."""
+    image: bytes | None = None
+    """An image as it was in the corpus, where examples are images."""
 
     @property
     def num_tokens(self) -> int:
         return len(self.input_ids) // 4
+
+    @property
+    def weight(self) -> int:
+        """What it takes of a unit: its tokens, or its image's bytes."""
+        return max(self.num_tokens, len(self.image or b"") // IMAGE_BYTES_A_TOKEN)
 
     @property
     def text_lengths(self) -> Int64[np.ndarray, " X"]:

@@ -25,6 +25,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from pipelines.config import MAX_LINE_BYTES, CorpusConfig
+from pipelines.corpus.image_files import IMAGE_FORMATS, IMAGE_SUFFIXES, image_records
 from pipelines.corpus.lines import LongLine, Record, decompressed, lines, lines_between
 from schemas.errors import CorpusError, UsageError
 
@@ -40,8 +41,12 @@ _FORMATS = {
     ".txt": "text",
     ".text": "text",
     ".parquet": "parquet",
+    ".tar": "tar",
+    **dict.fromkeys(IMAGE_SUFFIXES, "image"),
 }
 _COMPRESSED = (".gz", ".zst", ".zstd")
+LINES_OF = ("jsonl", "text")
+"""Formats whose records are lines."""
 
 
 class Piece(NamedTuple):
@@ -78,7 +83,10 @@ def read_piece(
     """
     try:
         with FileSystems.open(piece.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            if piece.format == "parquet":
+            if piece.format in IMAGE_FORMATS:
+                chunks = decompressed(file, piece.path) if is_compressed(piece.path) else None
+                yield from image_records(file, piece.path, piece.format, max_line_bytes, chunks)
+            elif piece.format == "parquet":
                 yield from _parquet_records(file, piece, columns, max_line_bytes)
             elif is_compressed(piece.path):
                 yield from lines(decompressed(file, piece.path), max_line_bytes)
@@ -137,7 +145,7 @@ def _refuse_special(path: str) -> None:
 
 def _pieces(path: str, size: int, corpus: CorpusConfig) -> Iterator[Piece]:
     name = next((path.removesuffix(s) for s in _COMPRESSED if path.endswith(s)), path)
-    known = next((f for suffix, f in _FORMATS.items() if name.endswith(suffix)), None)
+    known = next((f for suffix, f in _FORMATS.items() if name.lower().endswith(suffix)), None)
     kind = known if corpus.format == "auto" else corpus.format
     if kind is None:
         raise UsageError(
@@ -146,7 +154,7 @@ def _pieces(path: str, size: int, corpus: CorpusConfig) -> Iterator[Piece]:
             expected=", ".join(_FORMATS),
             do="Rename it, or say --format",
         )
-    if kind == "parquet" or name != path:
+    if kind in ("parquet", *IMAGE_FORMATS) or name != path:
         yield Piece(path, kind, 0, -1, size)
         return
     for start in range(0, size, PIECE_BYTES):
@@ -161,9 +169,10 @@ def _parquet_records(file: IO[bytes], piece: Piece, columns: Iterable[str], limi
         parquet = pq.ParquetFile(
             source, read_dictionary=strings
         )  # a value that stands there often is held once
+        rows = _PARQUET_ROWS if present == strings else _PARQUET_ROWS // 16  # images are larger than texts
         row = 0
         for group in range(parquet.num_row_groups):
-            for batch in parquet.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=present):
+            for batch in parquet.iter_batches(rows, row_groups=[group], columns=present):
                 for index in range(len(batch)):
                     yield Record(row, _row_value(batch.slice(index, 1), limit))
                     row += 1

@@ -20,10 +20,12 @@ from pipelines.corpus.documents import Document
 from pipelines.corpus.examples import Example
 from pipelines.corpus.spans import around_second, joined, overlapping
 from pipelines.rejects import NOTHING_SUPERVISED, RejectedError
+from pipelines.tasks.image_classification import Views
 from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.tasks.teacher_task import Inputs
 from pipelines.tasks.windows import Tokens, Window, edges_of_texts
 from schemas.identity import canonical_json, digest, example_id
+from schemas.images import BadImageError
 from schemas.rows.ragged import Array
 from schemas.spec import Spec
 
@@ -36,7 +38,7 @@ class Tokeniser:
     """A `PreTrainedTokenizerBase`."""
     spec: Spec
     kind: str
-    """`text`, `messages`, `prompt`, `passages` or `target`."""
+    """`text`, `messages`, `prompt`, `passages`, `target` or `image`."""
     how: bytes
     """Hash of all that decides tokenisation; part of every example's id."""
     chat: Chat
@@ -98,7 +100,15 @@ class Tokeniser:
             return [self._pairs(document)]
         if self.kind == "target":
             return [self._with_target(document.text, document.pair or "")]
+        if isinstance(self.inputs, Views):
+            return [self._of_image(self.inputs, document)]
         return self._split([document])
+
+    def _of_image(self, views: Views, document: Document) -> Tokens:
+        try:
+            return views.tokens(document.image or b"")
+        except BadImageError as error:
+            raise RejectedError(str(error), document.hash, expected=error.expected, got=error.got) from error
 
     def _unanswered(self, document: Document) -> Tokens:
         """A prompt, or a conversation up to where the assistant is to speak."""
@@ -262,6 +272,7 @@ class Tokeniser:
             offset=document.offset,
             gold_ids=None if asked.gold_ids is None else asked.gold_ids.tobytes(),
             columns=window.columns,
+            image=document.image,
         )
 
     def _tokens(self, encoded: Any) -> Tokens:

@@ -18,6 +18,7 @@ from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
 from pipelines.fingerprint.hub_names import locate
 from pipelines.fingerprint.refusals import refuse_meaningless, refuse_no_embedding
 from pipelines.fingerprint.teacher_files import (
+    PROCESSOR_FILES,
     config_text,
     hash_tokenizer,
     hash_weights,
@@ -30,7 +31,7 @@ from pipelines.fingerprint.writing import written_by
 from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.tasks.teacher_task import Settings
 from pipelines.teacher import config_shapes
-from schemas.errors import UsageError
+from schemas.errors import TeachonceError, UsageError
 from schemas.features import Feature, Pooling
 from schemas.fingerprint import Fingerprint
 from schemas.identity import canonical_json
@@ -44,7 +45,7 @@ MAX_LENGTH = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTeacher:
-    """A teacher that was found: a local folder, its config and its tokenizer."""
+    """A teacher that was found: a local folder, its config and its tokenizer, or what else makes its inputs."""
 
     folder: str
     name: str
@@ -65,13 +66,15 @@ def resolve(config: TeacherConfig) -> ResolvedTeacher:
     try:
         options = {"trust_remote_code": config.trust_remote_code, "local_files_only": True}
         model_config = transformers.AutoConfig.from_pretrained(folder, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer = TEACHER_TASKS[config.task].opens(folder, **options)
+    except TeachonceError:
+        raise
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise UsageError(
             "the teacher's config or tokenizer cannot be opened",
             where=config.path,
             got=str(error).strip().splitlines()[0] if str(error).strip() else repr(error),
-            do="It must be a folder that AutoConfig and AutoTokenizer open",
+            do="It must be a folder that AutoConfig and AutoTokenizer open, or of images AutoImageProcessor",
         ) from error
     return ResolvedTeacher(
         folder=folder,
@@ -97,13 +100,17 @@ def make_header(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Header:
         UsageError: flags that do not fit the teacher.
     """
     weights = weight_files(teacher.folder, allow_pickle=config.teacher.allow_pickle)
+    spec, depth = make_spec(config, teacher), {}
+    if spec.kind.reads_images and spec.features:  # what stages there are, a config may not say
+        depth["layers"] = len(config_shapes.state_widths(spec.task, teacher.config)) - 1
     return Header(
         fingerprint=make_fingerprint(config.teacher, teacher.folder, teacher.tokenizer),
-        spec=make_spec(config, teacher),
+        spec=spec,
         teacher={
             "name": teacher.name,
             "architecture": (teacher.config.architectures or [type(teacher.config).__name__])[0],
             **config_shapes.described(teacher.config),
+            **depth,
             "weight_bytes": sum(path.stat().st_size for path in weights),
             "config": config_text(teacher.folder),
         },
@@ -117,10 +124,12 @@ def make_fingerprint(config: TeacherConfig, folder: str, opened: Any) -> Fingerp
     Raises:
         UsageError: weights are missing, or code lies where no hash covers it.
     """
-    template = opened.chat_template or ""
+    template = getattr(opened, "chat_template", None) or ""
     code = sorted(Path(folder).glob("*.py")) if config.trust_remote_code else []
     _refuse_code_elsewhere(config, folder)
-    more = [name for name in dict(opened.vocab_files_names).values() if isinstance(name, str)]
+    named = dict(getattr(opened, "vocab_files_names", {})).values()
+    more = [name for name in named if isinstance(name, str)]
+    more += PROCESSOR_FILES if TASKS[config.task].reads_images else []
     return Fingerprint(
         weights=hash_weights(folder, allow_pickle=config.allow_pickle),
         config=sha256(config_text(folder).encode("utf-8", "surrogatepass")),
@@ -156,12 +165,13 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     settings = task.settled({**defaults.settings, **config.task_settings})
     pairs = any((corpus.text_pair_field, corpus.passages_field, corpus.target_field))
     features = config.features or defaults.features
-    max_length = config.max_length or _longest(teacher, defaults.max_length or MAX_LENGTH)
+    max_length = config.max_length or _longest(task, teacher, defaults.max_length or MAX_LENGTH)
     vocab_size = config_shapes.scored_width(task, teacher.config, max_length)
     config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, features, dict(settings))
     refuse_no_embedding(task, features)
     prefix = TEACHER_TASKS[task.name].prefix(dict(settings))
-    _refuse_cramped(max_length, config, teacher.tokenizer, prefix=prefix)
+    if not task.reads_images:
+        _refuse_cramped(max_length, config, teacher.tokenizer, prefix=prefix)
     try:
         return Spec(
             task=task.name,
@@ -270,12 +280,14 @@ def parse_feature(text: str, config: PrecomputeConfig, model_config: Any) -> Fea
 
 
 def corpus_kind(corpus: CorpusConfig) -> str:
-    """How documents become tokens: `messages`, `passages`, `prompt`, `target` or `text`."""
-    kinds = ("messages", "passages", "prompt", "target")
+    """How documents become tokens: `messages`, `passages`, `prompt`, `target`, `image` or `text`."""
+    kinds = ("messages", "passages", "prompt", "target", "image")
     return next((kind for kind in kinds if getattr(corpus, f"{kind}_field")), "text")
 
 
-def _longest(teacher: ResolvedTeacher, most: int) -> int:
-    """What tokenizer and model allow, at most so many tokens."""
+def _longest(task: Task, teacher: ResolvedTeacher, most: int) -> int:
+    """What tokenizer and model allow, at most so many tokens; of images the least that there is."""
+    if task.reads_images:
+        return 2
     positions = config_shapes.usable_length(teacher.config) or most
     return int(min(teacher.tokenizer.model_max_length, positions, most))

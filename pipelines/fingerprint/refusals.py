@@ -34,8 +34,13 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
         UsageError: naming the first of them; or what the task needs is not there.
     """
     task, corpus = TASKS[config.teacher.task], config.corpus
-    converses, scores = task.takes_conversations, task.has_positions
+    converses, scores, reads = task.takes_conversations, task.has_positions, not task.reads_images
     given = [
+        ("--image_field", corpus.image_field, task.reads_images),
+        ("--text_field", corpus.text_field != "text", reads),
+        ("--max_length", config.max_length, reads),
+        ("--keep_text", config.keep_text, reads),
+        ("--supervise", config.supervise != "all", reads),
         ("--label_field", corpus.label_field, task.reads_labels),
         ("--text_pair_field", corpus.text_pair_field, task.takes_pairs),
         ("--target_field", corpus.target_field, task.has_source),
@@ -48,7 +53,7 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
         ("--own_logits", config.own_logits, scores),
         ("--temperatures", config.temperatures != (1.0,), scores),
         ("--score", config.score, scores),
-        ("--stride", config.stride, scores and not task.holds_texts and not task.has_source),
+        ("--stride", config.stride, scores and reads and not task.holds_texts and not task.has_source),
         ("--features", config.features, not task.holds_texts),
     ]
     for flag in (name for name, value, has_meaning in given if value and not has_meaning):
@@ -61,6 +66,8 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
             expected="--text_field with the question, --text_pair_field with the context",
             got="no --text_pair_field",
         )
+    if task.reads_images and not corpus.image_field:
+        raise UsageError(f"{task.name} needs images", do="Say --image_field, with the field that holds them")
     if task.holds_texts and not corpus.passages_field:
         raise UsageError(
             f"{task.name} needs a query and its passages",

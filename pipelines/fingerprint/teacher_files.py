@@ -57,6 +57,8 @@ _NO_RULES = frozenset(("padding", "truncation"))
 """Keys of `tokenizer.json` that every call sets anew."""
 
 _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+PROCESSOR_FILES = ["preprocessor_config.json", "processor_config.json"]
+"""What decides the pixels of an image."""
 _TOKENIZER_FILES = (
     *_TOKENIZER_JSON,
     *("*vocab*.json", "encoder.json", "normalizer.json", "tekken.json"),

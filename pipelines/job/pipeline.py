@@ -47,7 +47,7 @@ from pipelines.scoring.handler import TeacherHandler, TeacherJob
 from pipelines.scoring.units import ShardLine
 from pipelines.tolerances import MAX_REJECT_LINES, Gate, Run, check_missing, check_rejects
 from schemas.identity import unit_number
-from schemas.shards.rewrite import ENTRIES_A_TOKEN
+from schemas.shards.rewrite import ENTRIES_A_TOKEN, IMAGE_BYTES_A_TOKEN
 from schemas.shards.seal import Shard
 from schemas.storage.storage import StoredFile
 
@@ -225,6 +225,7 @@ def gate_of(run: Run, config: PrecomputeConfig, counts: Mapping[str, int]) -> Ga
     spec = run.header.spec
     entries = counts.get("positions", 0) * spec.max_entries
     weight = max(counts.get("tokens", 0), entries // ENTRIES_A_TOKEN)
+    weight = max(weight, counts.get("image_bytes", 0) // IMAGE_BYTES_A_TOKEN)
     count = num_units(weight, config.unit_tokens, config.workers)
     return Gate(num_units=count, prune_withheld=counts.get("unidentified", 0) > 0)
 

@@ -131,6 +131,7 @@ def _check_fields(corpus: CorpusConfig, found: Sequence[First], columns: set[str
         "target",
         "words",
         "passages",
+        "image",
         "messages",
         "prompt",
         "completion",

@@ -18,7 +18,7 @@ from apache_beam.pvalue import TaggedOutput
 
 from pipelines.config import PrecomputeConfig
 from pipelines.corpus.documents import Document, Source, is_blank, read_document, record_id
-from pipelines.corpus.files import Piece, is_part, read_piece
+from pipelines.corpus.files import LINES_OF, Piece, is_part, read_piece
 from pipelines.corpus.labels import LabelMap
 from pipelines.corpus.lines import Record
 from pipelines.corpus.tokenization import Tokeniser
@@ -80,7 +80,7 @@ class ReadDocuments(beam.DoFn):  # type: ignore[misc]
             counts["documents"] += 1
             if counts["documents"] % _TOLD == 0:
                 PROGRESS.add(documents=_TOLD)
-            source = Source(piece.path, record.offset, 0 if piece.format == "parquet" else line)
+            source = Source(piece.path, record.offset, line if piece.format in LINES_OF else 0)
             yield from self._outputs(record, piece.format, source, counts, met)
         PROGRESS.add(documents=counts["documents"] % _TOLD)
         if is_part(piece):
@@ -225,7 +225,7 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
 
     def process(self, element: list[tuple[tuple[Any, ...], list[int]]]) -> Iterator[Any]:
         assert self._tokeniser is not None
-        counts = dict.fromkeys(("tokens", "positions", "truncated_pairs"), 0)
+        counts = dict.fromkeys(("tokens", "positions", "image_bytes", "truncated_pairs"), 0)
         made: list[tuple[Any, ...]] = []
         size, written = 0, self._tokeniser.spec.generation
         answer = 0 if written is None else written.max_new_tokens  # at most; units have room for that
@@ -242,6 +242,7 @@ class Tokenise(beam.DoFn):  # type: ignore[misc]
             for example in examples:
                 counts["tokens"] += example.num_tokens + answer
                 counts["positions"] += example.num_positions + answer
+                counts["image_bytes"] += len(example.image or b"")
                 made.append(tuple(example))
                 size += size_of(example)
             if size > lists.EXAMPLES_BYTES:

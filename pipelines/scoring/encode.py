@@ -18,6 +18,7 @@ from pipelines.teacher.model import Answer
 from schemas.policies import Sampled
 from schemas.rows.arrow import ColumnData
 from schemas.rows.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars, quantise
+from schemas.rows.columns import IMAGE
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
 from schemas.shards.seal import Totals
@@ -81,6 +82,8 @@ def example_columns(examples: Sequence[Example], spec: Spec) -> dict[str, Any]:
     if spec.has_token_type_ids:
         types = int_lists([example.token_type_ids or b"" for example in examples])
         data["token_type_ids"] = replace(types, values=types.values.astype(np.int8))
+    if spec.kind.reads_images:
+        data[IMAGE] = np.array([example.image for example in examples], object)
     for place, column in enumerate(spec.kind.columns):
         data[column.name] = np.array([example.columns[place] for example in examples], np.int32)
     if spec.kind.stores_gold:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from pipelines.config import Device, TeacherConfig
-from pipelines.corpus.examples import Example
 from pipelines.fingerprint.fingerprint import make_fingerprint, resolve
 from pipelines.fingerprint.teacher_files import former_hash
+from pipelines.scoring.stored_examples import stored_examples
 from pipelines.teacher.batching import collate
 from pipelines.teacher.model import Answer, Teacher
 from pipelines.teacher.opening import open_teacher
@@ -148,7 +148,9 @@ def _distances(rows: Rows, teacher: Teacher) -> Array:
     found = []
     for index in range(len(rows)):
         members = rows.take(np.array([index], np.int64))
-        collated = collate(_examples(members), rows.spec, pad_id=teacher.pad_id)
+        collated = collate(
+            stored_examples(members), rows.spec, pad_id=teacher.pad_id, pictures=teacher.pictures
+        )
         if not rows.spec.kind.has_positions:
             found.append(_angles(members, teacher.answer(collated)))
         elif rows.spec.score == "softmax":
@@ -267,32 +269,3 @@ def _angles(rows: Rows, answer: Answer) -> Array:
         found.append(np.where(same, 0, 1 - cosine))
     mean: Array = np.mean(found, axis=0)
     return mean
-
-
-def _examples(rows: Rows) -> list[Example]:
-    """Examples as the teacher takes them, from rows."""
-    spec, stored = rows.spec, rows.ragged("position_index")
-    gold = rows.ragged("labels") if spec.kind.stores_gold else None
-    found = []
-    for index in range(len(rows)):
-        types = rows.ragged("token_type_ids").row(index) if spec.has_token_type_ids else None
-        found.append(
-            Example(
-                id=rows.array("example_id")[index].tobytes(),
-                document_hash=rows.array("document_hash")[index].tobytes(),
-                window_index=0,
-                window_count=1,
-                input_ids=np.ascontiguousarray(rows.input_ids.row(index)).tobytes(),
-                token_type_ids=None if types is None else types.astype(np.int32).tobytes(),
-                position_index=stored.row(index).tobytes() if stored.validity[index] else None,
-                label=None,
-                document_id=None,
-                text=None,
-                text_pair=None,
-                file="",
-                offset=0,
-                gold_ids=None if gold is None or not gold.validity[index] else gold.row(index).tobytes(),
-                columns=tuple(int(rows.array(column.name)[index]) for column in spec.kind.columns),
-            )
-        )
-    return found

@@ -84,7 +84,7 @@ def smallest(examples: Sequence[tuple[Any, ...]], tokens: int) -> Unit:
             break
         if example[0] not in taken:
             taken[example[0]] = example
-            tokens -= Example(*example).num_tokens
+            tokens -= Example(*example).weight
     return list(taken.values())
 
 

@@ -121,7 +121,7 @@ class UnitScorer:
         if self.teacher.device.index is not None:
             torch.cuda.set_device(self.teacher.device)  # each thread has a device of its own
         plan = each_batch(
-            [cost_of(example, self.header.spec) for example in examples],
+            [cost_of(example, self.header.spec, self.teacher.pictures) for example in examples],
             lambda: self.budget.tokens,
             on_device=self._on_device,
             batching=self.teacher.batching,
@@ -185,7 +185,9 @@ class UnitScorer:
     def _collate(self, members: Sequence[Example]) -> Batch:
         teacher = self.teacher
         padded = self._on_device and teacher.batching == "padded batches"
-        return collate(members, teacher.spec, pad_id=teacher.pad_id, on_device=padded)
+        return collate(
+            members, teacher.spec, pad_id=teacher.pad_id, on_device=padded, pictures=teacher.pictures
+        )
 
     def _encode(
         self, members: Sequence[Example], answer: Answer, work: Work
@@ -217,6 +219,8 @@ class UnitScorer:
 
 def num_embeddings(teacher: Teacher) -> int | None:
     """How many ids the teacher's embedding has; None where that is no plain table."""
+    if teacher.pictures is not None:
+        return None
     weight = getattr(teacher.model.get_input_embeddings(), "weight", None)
     return None if weight is None else len(weight)
 

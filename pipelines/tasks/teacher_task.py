@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import transformers
 from jaxtyping import Float, Int, Int32
 
 from pipelines.tasks.windows import Tokens, Window
@@ -57,6 +58,8 @@ class TeacherTask:
 
     auto: Any
     """The Auto class that opens its teachers."""
+    opens: Callable[..., Any] = transformers.AutoTokenizer.from_pretrained
+    """Opens what makes its inputs, from a folder and the usual options; raises UsageError where a package lacks."""
     inputs: Callable[[Any, Spec], Inputs]
     """From tokenizer and spec."""
     body: Callable[[Any], Any]

@@ -99,7 +99,7 @@ def _difference(teacher: Teacher, texts: list[Text]) -> str:
         for row, (text, part) in enumerate(zip(members, parts, strict=True)):
             scored = text.truth[0].shape[1]  # of V, where that is the longest text's number of tokens
             ours = (part[:, :scored], tuple(feature[row : row + 1] for feature in features))
-            if found := _apart(ours, text.truth, teacher.model.dtype):
+            if found := apart(ours, text.truth, teacher.model.dtype):
                 return f"{found}, of {len(text.ids)} tokens among {len(members)} texts"
     return ""
 
@@ -127,7 +127,7 @@ def _alike(texts: Sequence[Text]) -> Iterator[tuple[Text, list[Text]]]:
         yield text, [other for other in texts[place + 1 :] if len(other.ids) == len(text.ids)]
 
 
-def _apart(ours: Said, truth: Said, dtype: torch.dtype) -> str:
+def apart(ours: Said, truth: Said, dtype: torch.dtype) -> str:
     """What differs by more than rounding. In half precision one flip of a router is no fault: the median counts."""
     pairs = [
         *([("scores", ours[0], truth[0])] if truth[0].numel() else []),
@@ -173,7 +173,7 @@ def _refuse_unsettled(teacher: Teacher, texts: list[Text]) -> None:
     for text in (texts[0], texts[-1]):
         put_back(teacher.carried)
         again, _ = plain(teacher, text.asked)
-        if found := _apart(again, text.truth, teacher.model.dtype):
+        if found := apart(again, text.truth, teacher.model.dtype):
             raise TeacherError(
                 f"{type(teacher.model).__name__} does not say the same of a text twice",
                 got=found,
@@ -192,7 +192,7 @@ def _refuse_clairvoyant(teacher: Teacher, texts: list[Text]) -> None:
         if before is None or len(text.ids) > (original_length(teacher.model.config) or math.inf):
             continue
         known = len(before.truth[0])
-        if found := _apart((text.truth[0][:known], ()), (before.truth[0], ()), teacher.model.dtype):
+        if found := apart((text.truth[0][:known], ()), (before.truth[0], ()), teacher.model.dtype):
             raise TeacherError(
                 f"{type(teacher.model).__name__} sees the tokens that it is to predict",
                 got=f"{found} when more text follows",

@@ -19,11 +19,12 @@ from pipelines.keep.select import num_uniforms
 from pipelines.keep.uniforms import streams, uniforms
 from pipelines.teacher.model import Batch, Batching
 from schemas.decoder_inputs import IGNORED
+from schemas.images import Pictures
 from schemas.policies import Sampled
 from schemas.rows.classes import class_mask
 from schemas.rows.ragged import Array, Ragged, offsets_of, spans
 from schemas.spec import Spec
-from schemas.tasks import SOURCE_TOKENS
+from schemas.tasks import SOURCE_TOKENS, VIEW_INDEX
 
 _PADDING, _BUSY_TOKENS = 0.04, 4096
 """Share of a batch that may be padding; a batch smaller than that may have more."""
@@ -78,7 +79,14 @@ def padded_width(longest: int, *, on_device: bool) -> int:
     return -(-longest // multiple) * multiple
 
 
-def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: bool = False) -> Batch:
+def collate(
+    examples: Sequence[Example],
+    spec: Spec,
+    *,
+    pad_id: int,
+    on_device: bool = False,
+    pictures: Pictures | None = None,
+) -> Batch:
     """Pads examples on the right to one width, or sources and targets each to its own, and lists their positions, with
     the random numbers of their draws."""
     ids = int_lists([example.input_ids for example in examples])
@@ -109,11 +117,22 @@ def collate(examples: Sequence[Example], spec: Spec, *, pad_id: int, on_device: 
         owners=owners,
         classes=_classes(examples, spec),
         target_ids=target_ids,
+        pixel_values=None if pictures is None else pixels_of(examples, spec, pictures),
     )
 
 
-def cost_of(example: Example, spec: Spec) -> int:
-    """Tokens of an example as a batch has them: of several texts in it, each padded to the longest."""
+def pixels_of(examples: Sequence[Example], spec: Spec, pictures: Pictures) -> torch.Tensor:
+    """Each example's image, float32 `[B, C, H, W]`."""
+    views = _column(examples, spec, VIEW_INDEX.name).tolist()
+    found = [pictures.pixels(e.image or b"", e.id, view) for e, view in zip(examples, views, strict=True)]
+    return torch.from_numpy(np.stack(found))
+
+
+def cost_of(example: Example, spec: Spec, pictures: Pictures | None = None) -> int:
+    """Tokens of an example as a batch has them: of several texts in it, each padded to the longest; of an image, what
+    it counts as."""
+    if pictures is not None:
+        return pictures.tokens
     if not spec.kind.holds_texts:
         return example.num_tokens
     return int(example.text_lengths.max()) * example.num_positions

@@ -17,10 +17,13 @@ from pipelines.tasks.teacher_task import Settings, model_name
 from pipelines.teacher.calls import MODEL_ERRORS
 from schemas.errors import UsageError
 from schemas.task import Task
+from schemas.tasks import TASKS
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "decoder_layers", "encoder_layers")
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "hidden_dim", "emb_dim", "model_dim")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
+_TRIED_SIZE = 224
+"""Pixels of a side, where a config names none."""
 _OFFSET = (
     *(
         "camembert",
@@ -124,6 +127,8 @@ def refuse_unfit(
             got=", ".join(features),
             do="Leave --features out",
         )
+    if TASKS[task].reads_images:
+        return
     rows = getattr(text_config(config), "vocab_size", None)
     padding = getattr(tokenizer, "pad_token", None)
     beyond = {t: i for t, i in tokenizer.get_vocab().items() if isinstance(rows, int) and i >= rows}
@@ -151,14 +156,23 @@ def _is_rare(tokenizer: Any, token: str, token_id: int) -> bool:
 def state_widths(task: str, config: Any, *, trust_remote_code: bool = False) -> list[int]:
     """The width of each of the model's `hidden_states`, from a forward without weights; where the model cannot run
     without, as the config says. What is true is looked at again when the teacher is opened."""
-    ids = torch.zeros(1, 8, dtype=torch.int64, device="meta")
+    given = {"input_ids": torch.zeros(1, 8, dtype=torch.int64, device="meta")}
+    if TASKS[task].reads_images:
+        given = {"pixel_values": torch.zeros(1, *image_shape(config), device="meta")}
     try:
         with torch.device("meta"), torch.inference_mode():
             model = TEACHER_TASKS[task].auto.from_config(config, trust_remote_code=trust_remote_code).eval()
-            states = model(input_ids=ids, output_hidden_states=True).hidden_states
-        return [int(state.shape[-1]) for state in states]
+            states = model(**given, output_hidden_states=True).hidden_states
+        return [int(state.shape[1 if state.ndim == 4 else -1]) for state in states]
     except MODEL_ERRORS:
         return [hidden_size(config)] * (num_layers(config) + 1)
+
+
+def image_shape(config: Any) -> tuple[int, int, int]:
+    """Channels, height and width of an image that a model can be tried with; what it is given, the processor says."""
+    size = getattr(config, "image_size", None) or _TRIED_SIZE
+    height, width = (size[0], size[-1]) if isinstance(size, list | tuple) else (size, size)
+    return int(getattr(config, "num_channels", 3)), int(height), int(width)
 
 
 def _first(config: Any, names: tuple[str, ...], what: str) -> int:

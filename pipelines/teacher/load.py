@@ -45,13 +45,13 @@ def load_model(config: TeacherConfig, path: str, device: torch.device) -> Any:
 
 
 def open_tokenizer(config: TeacherConfig, path: str) -> Any:
-    """The teacher's tokenizer.
+    """The teacher's tokenizer, or its image processor.
 
     Raises:
         TeacherError: it cannot be opened.
     """
     try:
-        return transformers.AutoTokenizer.from_pretrained(
+        return TEACHER_TASKS[config.task].opens(
             path, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
     except MODEL_ERRORS as error:

@@ -21,6 +21,7 @@ from pipelines.teacher.heads import Head
 from schemas.decoder_inputs import IGNORED, decoder_inputs
 from schemas.errors import UsageError
 from schemas.features import Pooling
+from schemas.images import Pictures, image_tokens
 from schemas.spec import Spec
 
 Batching = Literal["padded batches", "batches of one length", "one text a batch"]
@@ -52,9 +53,14 @@ class Batch(NamedTuple):
     target_ids: Int[torch.Tensor, "B T"] | None = None
     """Where `input_ids` are sources: their targets, padded with `IGNORED`. Then positions stand on the tokens of these,
     each for the one that it predicts."""
+    pixel_values: Float[torch.Tensor, "B C H W"] | None = None
+    """Images, for each of which one token stands in `input_ids`."""
 
     @property
     def padded_tokens(self) -> int:
+        if self.pixel_values is not None:
+            height, width = self.pixel_values.shape[-2:]
+            return len(self.pixel_values) * image_tokens(height, width)
         return self.input_ids.numel() + (0 if self.target_ids is None else self.target_ids.numel())
 
     @property
@@ -79,6 +85,7 @@ class Batch(NamedTuple):
                 uniforms=self.uniforms[mine],
                 classes=None if self.classes is None else self.classes[row : row + 1],
                 target_ids=targets,
+                pixel_values=None if self.pixel_values is None else self.pixel_values[row : row + 1],
             )
 
 
@@ -121,6 +128,8 @@ class Teacher:
     """What the model would carry from one batch to the next."""
     num_layers: int = 0
     """Of a teacher that is asked for features: the last index into its `hidden_states`."""
+    pictures: Pictures | None = None
+    """How images become pixels, where examples are images."""
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Iterator[torch.Tensor]:
@@ -182,6 +191,8 @@ class Teacher:
         """Head inputs `[N, D]`, or without a head logits `[N, V]`; and the pooled features."""
         put_back(self.carried)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if batch.pixel_values is not None:
+            inputs = {"pixel_values": batch.pixel_values.to(self.model.dtype)}
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids
         if batch.target_ids is not None:
@@ -203,7 +214,7 @@ class Teacher:
         """Pooled features, from hidden states by layer."""
         finished = TEACHER_TASKS[self.spec.task].finished
         return tuple(
-            finished(pooled(states[f.layer], batch.attention_mask, f.pooling), self.spec).to(self.device)
+            finished(pool(states[f.layer], batch, f.pooling), self.spec).to(self.device)
             for f in self.spec.features
         )
 
@@ -253,6 +264,16 @@ def own_device(device: torch.device, run: str) -> torch.device:
     if device.type != "cuda" or torch.cuda.device_count() == 1:
         return device
     return torch.device("cuda", claim_number(run) % torch.cuda.device_count())
+
+
+def pool(states: torch.Tensor, batch: Batch, pooling: Pooling) -> Float[torch.Tensor, "B D"]:
+    """One pooled hidden state of each example: of a map `[B, D, H, W]` its mean, whatever the pooling; all tokens of an
+    image count."""
+    if batch.pixel_values is None:
+        return pooled(states, batch.attention_mask, pooling)
+    if states.ndim == 4:
+        return states.float().mean((2, 3))
+    return pooled(states, torch.ones(states.shape[:2], dtype=torch.int64), pooling)
 
 
 def pooled(

@@ -14,6 +14,7 @@ import torch
 
 from pipelines.config import TeacherConfig
 from pipelines.keep.select import num_uniforms
+from pipelines.tasks.image_classification import pictures_of
 from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.batch_independence import settled
 from pipelines.teacher.batching import every_token
@@ -21,9 +22,11 @@ from pipelines.teacher.calls import MODEL_ERRORS, told
 from pipelines.teacher.config_shapes import refuse_unfit, text_config
 from pipelines.teacher.generate import refuse_mute
 from pipelines.teacher.heads import Head, compare_with_forward
+from pipelines.teacher.image_checks import settled_images
 from pipelines.teacher.load import load_model, open_tokenizer
 from pipelines.teacher.model import Batch, Batching, Teacher, pick_device
 from schemas.errors import TeacherError, one_line
+from schemas.images import Pictures
 from schemas.model_heads import body_of
 from schemas.spec import Spec
 
@@ -63,9 +66,12 @@ def open_teacher(config: TeacherConfig, spec: Spec, path: str, device: torch.dev
         gives_last_states=body is body_of(model) and (head is not None or not spec.kind.has_positions),
         entry=entry,
         embedded=embedded,
-        pad_id=pad_id(model, tokenizer, embedded),
+        pad_id=0 if spec.kind.reads_images else pad_id(model, tokenizer, embedded),
     )
-    teacher = settled(teacher, tokenizer)
+    if spec.kind.reads_images:
+        teacher = settled_images(replace(teacher, pictures=pictures_of(tokenizer, spec)))
+    else:
+        teacher = settled(teacher, tokenizer)
     if cost := _COSTS[teacher.batching]:
         sys.stderr.write(f"{type(model).__name__}: {teacher.batching}: {cost}\n")
     return _compiled(teacher, path) if config.compile else teacher
@@ -112,7 +118,7 @@ def _compiled(teacher: Teacher, path: str) -> Teacher:
     ready = replace(teacher, body=torch.compile(teacher.body, dynamic=True))
     try:
         for rows, width in ((2, 8), (3, 12)):
-            ready.answer(_blank(rows, width, teacher.spec))
+            ready.answer(_blank(rows, width, teacher.spec, teacher.pictures))
     except MODEL_ERRORS as error:
         raise TeacherError(
             "the teacher cannot be compiled",
@@ -123,7 +129,7 @@ def _compiled(teacher: Teacher, path: str) -> Teacher:
     return ready
 
 
-def _blank(rows: int, width: int, spec: Spec) -> Batch:
+def _blank(rows: int, width: int, spec: Spec, pictures: Pictures | None) -> Batch:
     """A batch of one token over and over, with the last token of each row as position, or the text's first one."""
     ids = torch.zeros(rows, width, dtype=torch.int64)
     places = torch.arange(rows if spec.kind.has_positions else 0)
@@ -137,4 +143,5 @@ def _blank(rows: int, width: int, spec: Spec) -> Batch:
         uniforms=torch.zeros(len(places), num_uniforms(spec.keep), dtype=torch.float64),
         classes=every_token([width] * rows, spec),
         target_ids=ids if spec.kind.has_source else None,
+        pixel_values=None if pictures is None else torch.zeros(rows, *pictures.shape),
     )

@@ -8,6 +8,7 @@ from importlib.metadata import version
 import torch
 
 from pipelines.config import TeacherConfig
+from schemas.tasks import TASKS
 
 
 def job_provenance(runner: str) -> dict[str, str]:
@@ -27,5 +28,10 @@ def teacher_provenance(config: TeacherConfig, device: torch.device) -> dict[str,
         "device_map": config.device_map or "none",
         "compile": "yes" if config.compile else "no",
         "attn_implementation": config.attn_implementation or "default",
-        **{name: version(name) for name in ("torch", "transformers")},
+        **{name: version(name) for name in ("torch", "transformers", *_of_images(config))},
     }
+
+
+def _of_images(config: TeacherConfig) -> tuple[str, ...]:
+    """The libraries that make an image's pixels."""
+    return ("pillow", "torchvision") if TASKS[config.task].reads_images else ()

@@ -33,7 +33,14 @@ from pipelines.progress import SHARDS, shards_shown
 from pipelines.scoring.units import ShardLine, counts_of, line_of, no_shard
 from schemas.errors import ConflictError, CorruptionError, NoCacheError
 from schemas.shards.reader import open_shard
-from schemas.shards.rewrite import ENTRIES_A_TOKEN, ROW_GROUP_TOKENS, UNIT_TOKENS, copy_range, units_of
+from schemas.shards.rewrite import (
+    ENTRIES_A_TOKEN,
+    IMAGE_BYTES_A_TOKEN,
+    ROW_GROUP_TOKENS,
+    UNIT_TOKENS,
+    copy_range,
+    units_of,
+)
 from schemas.shards.seal import Shard, Totals
 from schemas.spec import Header
 from schemas.storage.storage import Storage
@@ -128,13 +135,14 @@ def _leased(
         raise NoCacheError("no cache is there: nothing was committed", where=storage.root)
     small = small_shards(storage, header, base, config.unit_tokens)
     totals = sum(small.values(), Totals())
+    images = sum(shard.size_bytes for shard in small) if header.spec.kind.reads_images else 0
     task = Task(
         run=run,
         root=storage.root,
         base=base.number,
         header=header,
         small=frozenset(shard.name for shard in small),
-        num_units=full_shards(totals, config.unit_tokens),
+        num_units=full_shards(totals, config.unit_tokens, images),
         row_group_tokens=config.row_group_tokens,
         totals=totals,
     )
@@ -155,24 +163,28 @@ def small_shards(storage: Storage, header: Header, base: Version, unit_tokens: i
 
     No footer is read of a shard that by the log has both the rows and the bytes of half a full one.
     """
-    half = unit_tokens / 2 / max(_weight(base.record.totals), 1)
-    rows, size = base.record.live_rows * half, sum(shard.size_bytes for shard in base.shards) * half
+    every, images = sum(shard.size_bytes for shard in base.shards), int(header.spec.kind.reads_images)
+    half = unit_tokens / 2 / max(_weight(base.record.totals, images * every), 1)
+    rows, size = base.record.live_rows * half, every * half
     likely = [shard for shard in base.shards if shard.examples < rows or shard.size_bytes < size]
     with ThreadPoolExecutor(_THREADS) as pool:
         opened = pool.map(lambda shard: open_shard(storage, header, shard), likely)
         totals = [one.footer.totals for one in opened]
     return {
-        shard: held for shard, held in zip(likely, totals, strict=True) if 2 * _weight(held) < unit_tokens
+        shard: held
+        for shard, held in zip(likely, totals, strict=True)
+        if 2 * _weight(held, images * shard.size_bytes) < unit_tokens
     }
 
 
-def full_shards(totals: Totals, unit_tokens: int) -> int:
-    """How many shards of about `unit_tokens` some rows make; entries count where they are many."""
-    return max(1, -(-_weight(totals) // unit_tokens))
+def full_shards(totals: Totals, unit_tokens: int, image_bytes: int = 0) -> int:
+    """How many shards of about `unit_tokens` some rows make; entries count where they are many, and images' bytes."""
+    return max(1, -(-_weight(totals, image_bytes) // unit_tokens))
 
 
-def _weight(totals: Totals) -> int:
-    return max(totals.tokens, totals.entries // ENTRIES_A_TOKEN)
+def _weight(totals: Totals, size_bytes: int = 0) -> int:
+    """Of rows with so many bytes of images, which are nearly all that their shards hold; 0 of texts."""
+    return max(totals.tokens, totals.entries // ENTRIES_A_TOKEN, size_bytes // IMAGE_BYTES_A_TOKEN)
 
 
 def build(pipeline: beam.Pipeline, task: Task, shards: Sequence[Shard]) -> None:

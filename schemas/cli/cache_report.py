@@ -19,6 +19,7 @@ from schemas.cache import Cache
 from schemas.cli.vocabulary import id_texts, token_texts
 from schemas.errors import REPAIR
 from schemas.limits import told
+from schemas.rows.columns import IMAGE
 from schemas.rows.entries import Entries, entries_of
 from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
@@ -141,6 +142,7 @@ def _example(row: Rows, inputs: Mapping[int, str], scores: Mapping[int, str], to
         "window": f"{row.array('window_index')[0] + 1} of {row.array('window_count')[0]}",
         "tokens": row.num_tokens,
         **optional,
+        **({"image_bytes": len(row.array(IMAGE)[0])} if IMAGE in row.data else {}),
         **_scored(row, inputs, scores, top),
     }
 
@@ -167,7 +169,7 @@ def _kept(
         scores = {
             i: inputs[token] for i, token in enumerate(row.input_ids.values.tolist()) if token in inputs
         }
-    by_text = row.spec.kind.classes_are_tokens
+    by_text = row.spec.kind.classes_are_tokens or row.spec.kind.reads_images
     for n, index in enumerate(row.position_index().tolist()):
         ends = slice(offsets[n], min(offsets[n] + top, offsets[n + 1]))
         triples = zip(*(values[ends].tolist() for values in (ids, logprobs, weights)), strict=True)

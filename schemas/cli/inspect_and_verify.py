@@ -195,6 +195,7 @@ def _example(row: Mapping[str, Any]) -> Table:
     shown = [
         f"{name}: {printable(row[name])}" for name in ("document_id", "text", "text_pair") if row.get(name)
     ]
+    shown += [f"image: {row['image_bytes']:,} bytes"] if "image_bytes" in row else []
     title = "\n".join([title, *shown])
     if "features" in row:
         features = ((name, one["length"], _numbers_of(one["first"])) for name, one in row["features"].items())

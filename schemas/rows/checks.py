@@ -18,8 +18,8 @@ from schemas.errors import REPAIR, CorruptionError
 from schemas.policies import KeepAll, Sampled
 from schemas.rows.classes import check_bounds, check_classes, check_whole
 from schemas.rows.codec import LEVEL_MAX, decode_logprobs, decode_scalars
-from schemas.rows.columns import CODES
-from schemas.rows.layout import expected_lengths, refuse_range
+from schemas.rows.columns import CODES, IMAGE
+from schemas.rows.layout import expected_lengths, image_bytes, refuse_range
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.spec import MAX_VOCAB, Spec
 from schemas.tasks import SOURCE_TOKENS
@@ -87,6 +87,8 @@ def check_examples(spec: Spec, data: Data, where: str) -> None:
         refuse_range("token_type_ids", data["token_type_ids"].values, 0, 127, where)
     for column in spec.kind.columns:
         refuse_range(column.name, data[column.name], column.low, column.high, where)
+    if spec.kind.reads_images and IMAGE in data:
+        refuse_range(f"{IMAGE} (bytes)", image_bytes(data[IMAGE]), 1, MAX_ROW_VALUES, where)
     check_bounds(spec, data, where)
     _check_places(spec, data, where)
 

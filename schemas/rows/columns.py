@@ -25,6 +25,8 @@ ZSTD_LEVEL = 1
 """Not part of the format. Planes hold next to no repeats: level 3 takes a quarter longer and saves nothing."""
 CODES = ("kept_codes", "sampled_codes", "top_codes", "entropy_codes", "gold_codes")
 """Columns whose values are steps, clamped where they do not fit."""
+IMAGE = "image"
+"""The column of an image's bytes, as they were in the corpus."""
 
 _SPLIT, _DICTIONARY, _PLAIN = "BYTE_STREAM_SPLIT", "RLE_DICTIONARY", "PLAIN"
 
@@ -85,7 +87,7 @@ def write_options(spec: Spec) -> dict[str, Any]:
         "use_dictionary": [c.path for c in every if c.encoding == _DICTIONARY],
         "column_encoding": {c.path: c.encoding for c in every if c.encoding != _DICTIONARY},
         "write_page_checksum": True,
-        "write_statistics": [c.path for c in every if not pa.types.is_list(c.type)],
+        "write_statistics": [c.path for c in every if not pa.types.is_list(c.type) and c.name != IMAGE],
         "data_page_size": 2**20,
         "dictionary_pagesize_limit": 2**20,
     }
@@ -146,6 +148,7 @@ def _example_columns(spec: Spec) -> list[Column]:
             Column("token_type_ids", _list_of(pa.int8()), _DICTIONARY),
         ),
         *((True, Column(column.name, pa.int32(), _DICTIONARY)) for column in spec.kind.columns),
+        (spec.kind.reads_images, Column(IMAGE, pa.binary(), _PLAIN)),
     ]
     return [
         Column("example_id", pa.binary(), _PLAIN),

@@ -35,6 +35,11 @@ def _of_entries(spec: Spec, data: Mapping[str, Any], positions: Array) -> dict[s
     return expected
 
 
+def image_bytes(images: Array) -> Array:
+    """How many bytes each image has."""
+    return np.fromiter(map(len, images), np.int64, len(images))
+
+
 def refuse_range(name: str, values: Array, low: int, high: int, where: str) -> None:
     """Asserts that a column's values lie between two, both included.
 

@@ -18,7 +18,8 @@ from jaxtyping import Bool
 from schemas.errors import CorruptionError
 from schemas.identity import unit_name, unit_number
 from schemas.rows.codec import CODE_MAX
-from schemas.rows.columns import CODES
+from schemas.rows.columns import CODES, IMAGE
+from schemas.rows.layout import image_bytes
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
 from schemas.shards.parquet_limits import check_counts
@@ -30,6 +31,8 @@ from schemas.storage.storage import Storage
 ENTRIES_A_TOKEN = 64
 """A unit and a row group hold at most so many kept entries for each token of their size, so that `--keep all` over
 thousands of classes makes smaller ones instead of filling the memory."""
+IMAGE_BYTES_A_TOKEN = 128
+"""And so many bytes of images: a shard of 128 MiB, of row groups of 4 MiB, where nothing else is said."""
 UNIT_TOKENS, ROW_GROUP_TOKENS = 2**20, 2**15
 """Tokens of a shard and of a row group, where nothing else is said."""
 
@@ -164,10 +167,12 @@ def _read(storage: Storage, header: Header, shard: Shard, opened: OpenFooter, pl
 
 
 def _weights(rows: Rows) -> Array:
-    """Tokens of each row; or, where that is more, its entries by `ENTRIES_A_TOKEN`."""
+    """Tokens of each row; or, where that is more, its entries by `ENTRIES_A_TOKEN`, or its image's bytes."""
     names = ("kept_ids", "sampled_ids") if rows.spec.score == "softmax" else ("logits",)
     entries = sum(rows.ragged(name).lengths for name in names if name in rows.data)
     weights: Array = np.maximum(rows.input_ids.lengths, entries // ENTRIES_A_TOKEN)
+    if IMAGE in rows.data:
+        weights = np.maximum(weights, image_bytes(rows.array(IMAGE)) // IMAGE_BYTES_A_TOKEN)
     return weights
 
 

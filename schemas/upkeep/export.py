@@ -19,6 +19,7 @@ import pyarrow as pa
 from schemas.cache import Cache
 from schemas.errors import UsageError
 from schemas.features import Feature
+from schemas.rows.columns import IMAGE
 from schemas.rows.entries import Entries, entries_of
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
@@ -102,6 +103,7 @@ def export_schema(spec: Spec) -> pa.Schema:
         (True, "input_ids", ids),
         (spec.has_token_type_ids, "token_type_ids", ids),
         *((True, column.name, pa.int32()) for column in spec.kind.columns),
+        (spec.kind.reads_images, IMAGE, pa.binary()),
         (True, "position_index", ids),
         (spec.kind.has_positions, "labels", ids if softmax else raw),
         (softmax, "ids", pa.list_(ids)),
@@ -131,6 +133,7 @@ def _columns(rows: Rows) -> dict[str, Callable[[], pa.Array]]:
         **{name: partial(pa.array, rows.array(name), pa.string()) for name in texts},
         **{name: partial(_lists, rows.ragged(name)) for name in lists},
         **{c.name: partial(pa.array, rows.array(c.name), pa.int32()) for c in rows.spec.kind.columns},
+        IMAGE: lambda: pa.array(rows.array(IMAGE), pa.binary()),
         "position_index": lambda: _nested(rows.position_index(), rows.position_offsets),
         **{f.column: partial(_feature, rows, f) for f in rows.spec.features},
         **(_of_entries(rows) if rows.spec.score == "softmax" else _of_logits(rows)),

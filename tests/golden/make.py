@@ -30,7 +30,7 @@ V1 = ("all", "top_k", "top_p", "threshold", "temperatures", "sampled", "classes"
 GOLDEN = {
     f"{folder}/{name}": replace(
         SPECS[name],
-        max_length=12,
+        max_length=2 if SPECS[name].kind.reads_images else 12,
         features=FEATURES if name in ("top_p", "embeddings") else (),
         vocab_size=12 if SPECS[name].kind.classes_are_tokens else SPECS[name].vocab_size,
     )
@@ -43,6 +43,7 @@ GOLDEN = {
         "v1-feature-extraction": ("embeddings",),
         "v1-question-answering": ("answers",),
         "v1-seq2seq-lm": ("sources",),
+        "v1-image-classification": ("images",),
     }.items()
     for name in names
 }
@@ -95,6 +96,7 @@ def _row(row: Rows) -> dict[str, object]:
         **{name: row.array(name)[0].tobytes().hex() for name in hashes},
         **{name: row.array(name).tolist()[0] for name in single if name in row.data},
         **{name: row.ragged(name).values.tolist() for name in lists if name in row.data},
+        **({"image": row.array("image")[0].hex()} if "image" in row.data else {}),
         "position_index": row.position_index().tolist(),
         "features": [row.feature(feature)[0].tolist() for feature in spec.features],
         **(_scores(row) if spec.score == "softmax" else {}),

@@ -22,6 +22,7 @@ FROZEN = {
     "v1-token-classification": "bbd589cb1af29db7a05caf8e3114300ed9d77ce2c807fab6631cdc02b05f8810",
     "v1-generated": "e7d11363ecf4070864ceb95e74376a73359645d5165750e838102fbf9b4712d3",
     "v1-pair-score": "717eda7a02707960bc094c73ce323bd76f34b9de75204b83ab9c3c085a915007",
+    "v1-image-classification": "34c218bfd83ead3730957a1387197517244776ae9a9017ffee71250dc95b0697",
     "v1-seq2seq-lm": "03d2eb33be0b229b0536aee11b0e04fdcaba7fa9240f9219269cb159934aadaa",
 }
 """A hash over every file of a version's golden caches."""

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from schemas.features import Feature
+from schemas.images import Pictures, image_tokens
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
 from trainer.batches.embeddings import refuse_beyond
@@ -28,6 +29,7 @@ from trainer.batches.entries import (
     gather_entries,
     take_entries,
 )
+from trainer.batches.images import pixels_of
 from trainer.batches.join import Join
 from trainer.batches.packing import Layout, Packed, Packing, Stacked
 from trainer.batches.pool import Pool
@@ -74,6 +76,8 @@ class Batch:
     """Where `input_ids` are sources: what the decoder is given, which predicts the targets."""
     reads_features: bool = False
     """Whether the student is given `features`, beside the tokens."""
+    pixel_values: Float[Tensor, "R C H W"] | None = None
+    """Where rows are images: what a student is given, and nothing else."""
 
     @property
     def num_rows(self) -> int:
@@ -87,13 +91,17 @@ class Batch:
 
     @property
     def padded_tokens(self) -> int:
-        """Tokens with padding."""
+        """Tokens with padding; of images, what they count as."""
+        if self.pixel_values is not None:
+            return len(self.pixel_values) * image_tokens(*self.pixel_values.shape[-2:])
         decoder = self.decoder_input_ids
         return self.input_ids.numel() + (0 if decoder is None else decoder.numel())
 
     @property
     def model_inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of the student's forward."""
+        if self.pixel_values is not None:
+            return {"pixel_values": self.pixel_values}
         inputs = {"input_ids": self.input_ids}
         inputs |= {"attention_mask": self.attention_mask} if self.packed is None else self.packed.model_inputs
         if self.decoder_input_ids is not None:
@@ -103,8 +111,10 @@ class Batch:
         return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
 
     @property
-    def example_mask(self) -> Int64[Tensor, "B L"]:
-        """1 for an example's own tokens, of what `by_example` gives."""
+    def example_mask(self) -> Int64[Tensor, "B L"] | None:
+        """1 for an example's own tokens, of what `by_example` gives; None of images, all of whose states count."""
+        if self.pixel_values is not None:
+            return None
         return self.attention_mask if self.packed is None else self.packed.mask
 
     def by_example(self, states: Float[Tensor, "R S H"]) -> Float[Tensor, "B L H"]:
@@ -162,6 +172,8 @@ class Collation:
     """What a student of two halves makes of targets for its decoder."""
     join: Join | None = None
     """How what several caches say of a row is one; None: they are not joined."""
+    pictures: Pictures | None = None
+    """How a cache's images become what the student is given."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -189,7 +201,7 @@ class Collation:
         Raises:
             StudentError: an id that the student has no embedding for.
         """
-        lengths = rows.lengths
+        lengths = rows.lengths * (1 if self.pictures is None else self.pictures.tokens)
         ends = np.cumsum([lengths[cut].sum() for cut in cuts])
         first = 0
         while first < len(cuts):
@@ -211,6 +223,7 @@ class Collation:
         read = Read.of(together, edges)
         layouts = Stacked([self._layout(lengths) for lengths in read.lengths])
         tokens = self._tokens(together, read, layouts)
+        images = None if self.pictures is None else pixels_of(together, self.pictures)
         positions = itertools.pairwise(together.position_offsets[edges].tolist())
         row, token = layouts.positions(read.positions, read.places)
         return [
@@ -222,6 +235,7 @@ class Collation:
                 features=tuple(feature[first:last] for feature in features),
                 example_keys=keys[first:last],
                 reads_features=self.reads_features,
+                pixel_values=None if images is None else images[first:last],
                 **targets.cut(slice(begin, end), last - first),
             )
             for own, (first, last), (begin, end) in zip(tokens, parts, positions, strict=True)

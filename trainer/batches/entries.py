@@ -16,11 +16,12 @@ from jaxtyping import Int64
 
 from schemas.policies import Sampled, Threshold
 from schemas.rows import kernels
+from schemas.rows.columns import IMAGE
 from schemas.rows.entries import entries_of
 from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
 from schemas.spec import Spec
-from schemas.tasks import CLASS_COLUMNS, SOURCE_TOKENS
+from schemas.tasks import CLASS_COLUMNS, SOURCE_TOKENS, VIEW_INDEX
 from trainer.batches.kernels import gather_drawn, gather_exact
 from trainer.batches.memory import arrays
 
@@ -31,6 +32,7 @@ BATCH_COLUMNS = frozenset(
         *("example_id", "input_ids", "token_type_ids", "position_index", "labels", "logits", "num_kept"),
         *("kept_ids", "kept_codes", "top_codes", "num_sampled", "sampled_ids", "sampled_counts"),
         *("sampled_codes", "entropy_codes", "logsumexp", SOURCE_TOKENS, *CLASS_COLUMNS),
+        *(IMAGE, VIEW_INDEX.name),
     ]
 )
 """What of a row a batch is made from, beside the features that are asked for, or an error tells."""

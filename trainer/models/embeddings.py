@@ -24,10 +24,15 @@ from schemas.spec import Spec
 _WEIGHTS = "model.safetensors"
 
 
-def pooled(hidden: Float[Tensor, "B S H"], mask: Int64[Tensor, "B S"], pooling: str) -> Float[Tensor, "B H"]:
-    """`mean` over the tokens that are not padding, the first token (`cls`), or the `last` that is not padding."""
+def pooled(
+    hidden: Float[Tensor, "B S H"], mask: Int64[Tensor, "B S"] | None, pooling: str
+) -> Float[Tensor, "B H"]:
+    """`mean` over the tokens that are not padding, the first token (`cls`), or the `last` that is not padding; without
+    a mask none is."""
     if pooling == "cls":
         return hidden[:, 0]
+    if mask is None:
+        return hidden[:, -1] if pooling == "last" else hidden.mean(1)
     if pooling == "last":
         return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(-1) - 1]
     weights = mask.to(hidden.dtype)[..., None]
@@ -64,7 +69,9 @@ class Embedder:
             return cls(told=found or told)
         return cls(told=found, dense=_dense(Path(str(folder)), found.dense))
 
-    def __call__(self, states: Float[Tensor, "B S H"], mask: Int64[Tensor, "B S"]) -> Float[Tensor, "B D"]:
+    def __call__(
+        self, states: Float[Tensor, "B S H"], mask: Int64[Tensor, "B S"] | None
+    ) -> Float[Tensor, "B D"]:
         """In float32, from the last hidden states and 1 for what is no padding."""
         found = pooled(states, mask, self.told.pooling)
         if self.dense is not None:

@@ -51,6 +51,25 @@ def layer_widths(model: Any, layers: Sequence[int], num_layers: int) -> list[int
     return [int(found[layer].shape[-1]) for layer in layers]
 
 
+@torch.no_grad()
+def image_widths(model: Any, shape: tuple[int, int, int]) -> list[int]:
+    """The widths of the hidden states that a model has of an image: of a map, its channels.
+
+    Raises:
+        StudentError: it has none.
+    """
+    training = model.training
+    model.eval()
+    image = torch.zeros(1, *shape, device=model.device)
+    try:
+        found = model(pixel_values=image, output_hidden_states=True).hidden_states
+        return [int(states.shape[1 if states.ndim == 4 else 2]) for states in found]
+    except Exception as error:
+        raise _without_states(model, one_line(error).rstrip(".")) from error
+    finally:
+        model.train(training)
+
+
 def _without_states(model: Any, got: str | None) -> StudentError:
     return StudentError(
         f"{type(model).__name__} does not give the hidden states that the loss feature compares",
@@ -99,7 +118,7 @@ class Projections(nn.Module):
         is_identity = feature.column == self.embedding and width == feature.width
         return nn.Identity() if is_identity else nn.Linear(width, feature.width)
 
-    def pooled(self, states: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+    def pooled(self, states: Sequence[Tensor], mask: Tensor | None) -> list[Tensor]:
         """`[B, H]` for each feature, from the hidden states `[B, S, H]` of its layer; of an embedding, itself."""
         pairs = zip(self.features, states, strict=True)
         found = [pooled(hidden, mask, feature.pooling) for feature, hidden in pairs]

@@ -63,7 +63,8 @@ def is_trained_classifier(config: Any, task: Task) -> bool:
 
 
 def fit_config(config: Any, spec: Spec, tokenizer: Any) -> None:
-    """Gives a classifier the cache's classes; a decoder needs a padding token to find a text's end by.
+    """Gives a classifier the cache's classes; a decoder needs a padding token to find a text's end by, where there are
+    texts.
 
     Raises:
         StudentError: it is trained, and has others.
@@ -81,5 +82,5 @@ def fit_config(config: Any, spec: Spec, tokenizer: Any) -> None:
             config.problem_type = _PROBLEM_TYPES[spec.score]
     else:
         config.num_labels = task.text_positions  # of each token, a score for each position
-    if getattr(config.get_text_config(), "pad_token_id", None) is None:
+    if tokenizer is not None and getattr(config.get_text_config(), "pad_token_id", None) is None:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -14,7 +14,7 @@ from schemas.errors import UsageError, one_line
 from schemas.spec import Spec
 from trainer.students.opening import refuse_code
 
-_MOST_CONFIG_BYTES = 2**26
+MOST_CONFIG_BYTES = 2**26
 
 
 def model_of(kind: Any, source: str, config: Any) -> Any:
@@ -38,7 +38,7 @@ def scratch_config(path: str, spec: Spec, tokenizer: Any) -> Any:
         UsageError: no such file, not JSON, or not a config.
     """
     try:
-        values: Mapping[str, Any] = json.loads(small_text(path, _MOST_CONFIG_BYTES))
+        values: Mapping[str, Any] = json.loads(small_text(path, MOST_CONFIG_BYTES))
         refuse_code(values, path)
         filled = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         if spec.kind.has_source:

@@ -15,6 +15,7 @@ from transformers import set_seed
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
 from schemas.features import Feature
+from schemas.images import Pictures
 from schemas.spec import Spec
 from schemas.task import Task
 from trainer.batches.collate import Collation
@@ -34,6 +35,7 @@ from trainer.students.compatibility import (
     fit_tokenizer,
 )
 from trainer.students.fitting import filled, fit_config, freeze_unused, is_unused, refuse_missing
+from trainer.students.image_students import open_image_model, open_images, open_trained_images
 from trainer.students.lora import Lora
 from trainer.students.on_features import (
     begin_on_features,
@@ -68,6 +70,8 @@ class Student:
     """Tokens of the cache's longest example."""
     features: tuple[Feature, ...] = ()
     """What it reads in place of texts, where it is one without a backbone."""
+    pictures: Pictures | None = None
+    """How the cache's images become what it is given; then `tokenizer` is the image processor."""
 
     @property
     def vocab_size(self) -> int:
@@ -81,6 +85,8 @@ class Student:
     @property
     def pad_id(self) -> int:
         """What pads `input_ids`: masked out, so any id that has an embedding will do where the model names none."""
+        if self.pictures is not None:
+            return 0
         rows = embedding_rows(self.model)
         for found in (_own_padding(self.model), self.tokenizer.pad_token_id):
             if found is not None and found >= 0 and (rows is None or found < rows):
@@ -104,6 +110,7 @@ class Student:
             token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,
             packing=self.packing,
             shift=Shifted(self.model) if self.task.has_source else None,
+            pictures=self.pictures,
             **asked,
         )
 
@@ -130,6 +137,10 @@ def open_student(
     """
     if packs:
         check_packs(cache.spec.kind)
+    if cache.spec.kind.reads_images:
+        pictures = open_images(cache)
+        model = open_image_model(name, cache, pictures, seed=seed, lora=lora, alone=alone)
+        return _of_images(model, pictures, cache.spec)
     if (hidden := parse_on_features(name)) is not None:
         return _reader(*begin_on_features(hidden, cache, seed), cache)
     if is_on_features(name):
@@ -177,6 +188,10 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
         UsageError: it cannot be opened.
         StudentError: it does not fit the cache, or has weights missing.
     """
+    if cache.spec.kind.reads_images:
+        pictures = open_images(cache)
+        model = open_trained_images(folder, cache, pictures, alone=alone)
+        return _of_images(model, pictures, cache.spec)
     if is_adapter(folder):
         return _open_adapted(folder, cache, alone=alone)
     if is_on_features(folder):
@@ -197,6 +212,12 @@ def _reader(model: Any, tokenizer: Any, cache: Cache) -> Student:
     spec = cache.spec
     return Student(
         model=model, tokenizer=tokenizer, task=spec.kind, longest=spec.max_length, features=spec.features
+    )
+
+
+def _of_images(model: Any, pictures: Pictures, spec: Spec) -> Student:
+    return Student(
+        model=model, tokenizer=pictures.processor, task=spec.kind, longest=spec.max_length, pictures=pictures
     )
 
 

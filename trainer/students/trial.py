@@ -72,7 +72,7 @@ def try_student(
     if generates:
         _check_generates(told, long, pad_id, max_length)
     if trained:
-        _check_saves(model)
+        check_saves(model)
     model.train(was_training)
 
 
@@ -174,8 +174,12 @@ def _check_generates(told: _Told, ids: Tensor, pad_id: int, max_length: int) -> 
         raise _refused(model, "cannot generate", None, got=f"{found.shape[1] - before} of {new} tokens")
 
 
-def _check_saves(model: Any) -> None:
-    """What is written beside the weights; transformers refuses some settings only then, after the training."""
+def check_saves(model: Any) -> None:
+    """What is written beside the weights; transformers refuses some settings only then, after the training.
+
+    Raises:
+        StudentError: naming the class.
+    """
     with tempfile.TemporaryDirectory() as folder, _named(model, "saving its config"):
         model.config.save_pretrained(folder)
         if getattr(model, "generation_config", None) is not None:

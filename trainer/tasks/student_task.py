@@ -85,3 +85,10 @@ def teacher_cross_entropy(measured: Measured) -> Metrics:
         values = rows.gold_logprob().values
         total, count = total - float(values.sum(dtype="float64")), count + len(values)
     return {"teacher_cross_entropy_nats": total / max(1, count)}
+
+
+def class_goal(spec: Spec, labelled: bool) -> Goal:
+    """Of whole texts or images: what is right, or what the teacher says."""
+    if spec.score == "identity":
+        return Goal("mse" if labelled else "mse_with_teacher", is_maximised=False)
+    return Goal("accuracy" if labelled else "agreement", is_maximised=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainer.tasks import (
     causal_lm,
     feature_extraction,
+    image_classification,
     masked_lm,
     pair_score,
     question_answering,
@@ -23,4 +24,5 @@ STUDENT_TASKS: dict[str, StudentTask] = {
     "feature-extraction": feature_extraction.TASK,
     "question-answering": question_answering.TASK,
     "seq2seq-lm": seq2seq_lm.TASK,
+    "image-classification": image_classification.TASK,
 }

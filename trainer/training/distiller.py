@@ -22,7 +22,7 @@ from trainer.losses.registry import LOSSES
 from trainer.losses.targets import SparseTargets
 from trainer.models.embeddings import Embedder
 from trainer.models.heads import Head, Ran
-from trainer.students.features import Projections, layer_widths, student_layer
+from trainer.students.features import Projections, image_widths, layer_widths, student_layer
 from trainer.tasks.student_task import StudentTask
 from trainer.training.adversarial import steepest, watched_embedding
 
@@ -55,26 +55,33 @@ class Distiller(nn.Module):
         measures: Sequence[str] = (),
         bank: Bank | None = None,
         embedder: Embedder | None = None,
+        image_shape: tuple[int, int, int] | None = None,
     ) -> None:
         """`measures` of a softmax teacher are logged beside the losses on the head; `bank` is what contrast has of the
-        cache beside a batch; `embedder` is how a student embeds whose first feature is its embedding."""
+        cache beside a batch; `embedder` is how a student embeds whose first feature is its embedding, and
+        `image_shape` what a student of images is given."""
         super().__init__()
         config: Any = student.config
-        text_config = config.get_text_config()
+        widths: list[int] = []
+        if image_shape is None:
+            self.last_layer = getattr(config.get_text_config(), "num_hidden_layers", 0)
+        else:  # stages that a config may not count; none are asked for without features
+            widths = image_widths(student, image_shape) if features else []
+            self.last_layer = max(0, len(widths) - 1)
         self.student = student
         self.objective, self.score, self.task = objective, score, task
         self.measures = tuple(measures) if score == "softmax" else ()
         self.layers = [
-            student_layer(
-                feature, teacher_layers=teacher_layers, student_layers=text_config.num_hidden_layers
-            )
+            student_layer(feature, teacher_layers=teacher_layers, student_layers=self.last_layer)
             for feature in features
         ]
-        self.last_layer = getattr(text_config, "num_hidden_layers", 0)
         self.bank = bank
         self.projections = None
         if features:
-            widths = layer_widths(student, self.layers, self.last_layer)
+            if image_shape is None:
+                widths = layer_widths(student, self.layers, self.last_layer)
+            else:
+                widths = [widths[layer] for layer in self.layers]
             self.projections = Projections(features, widths, embedder)
             theirs = [feature.width for feature in features]
             for loss in objective.losses:

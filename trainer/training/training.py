@@ -222,7 +222,15 @@ def _is_finished(beginning: Beginning, folder: Path, total: int) -> Trained | No
 def make_distiller(
     student: Student, cache: Cache, objective: Objective, bank: Bank | None = None
 ) -> Distiller:
-    """The module that is trained, its projections freshly initialised."""
+    """The module that is trained, its projections freshly initialised.
+
+    Raises:
+        UsageError: embeddings of words are to be moved, and there are none.
+    """
+    if objective.adversarial and student.pictures is not None:
+        raise UsageError(
+            "--adversarial moves the embeddings of words, and images have none", do="Leave it out"
+        )
     return Distiller(
         student.model,
         objective,
@@ -233,6 +241,7 @@ def make_distiller(
         measures=measures_of(cache.spec, objective, student.vocab_size),
         bank=bank,
         embedder=student.embedder,
+        image_shape=None if student.pictures is None else student.pictures.shape,
     )
 
 

@@ -1,0 +1,142 @@
+"""Classifiers of images: one position an example, which is one view of an image.
+
+An example's only token stands for its image, whose bytes go along. An image is decoded before the teacher starts, so
+that what no teacher can be shown is a reject with its reason; and again where it is scored.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import transformers
+from torch import Tensor
+
+from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, model_name
+from pipelines.tasks.windows import Tokens, Window, first
+from schemas.errors import UsageError
+from schemas.identity import canonical_json, digest
+from schemas.images import Pictures, parse_augment
+from schemas.spec import Spec
+
+_PACKAGES = ("PIL", "torchvision")
+IMAGE_TOKEN = 0
+"""What stands for an image among ids."""
+
+
+def open_processor(folder: str, **options: Any) -> Any:
+    """A teacher's image processor, as `AutoImageProcessor` opens it.
+
+    Raises:
+        UsageError: a package is missing.
+    """
+    refuse_no_packages()
+    return transformers.AutoImageProcessor.from_pretrained(folder, **options)
+
+
+def refuse_no_packages() -> None:
+    """Images are decoded by Pillow, and processed by torchvision: by another library their pixels would be others.
+
+    Raises:
+        UsageError: one is not installed.
+    """
+    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UsageError(
+            "images need packages that are not installed",
+            got=f"no {' and no '.join(missing)}",
+            do="pip install 'teachonce[images]'",
+        )
+
+
+def pictures_of(processor: Any, spec: Spec) -> Pictures:
+    """How images become pixels under a spec.
+
+    Raises:
+        UsageError: the processor does not make one array of one shape of each.
+    """
+    refuse_no_packages()
+    settings = dict(spec.task_settings)
+    found = Pictures(
+        key=digest(canonical_json([processor.to_json_string(), spec.task_settings]), "pictures").hex(),
+        max_pixels=int(settings["max_image_pixels"]),
+        names=parse_augment(str(settings["augment"])),
+        processor=processor,
+        pil=importlib.import_module("PIL.Image"),
+        ops=importlib.import_module("PIL.ImageOps"),
+    )
+    try:
+        return found.probed()
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        raise UsageError(
+            f"{type(processor).__name__} does not make one array of one shape of each image",
+            got=str(error).splitlines()[0] if str(error) else repr(error),
+            do="Give preprocessor_config.json a size with height and width, or do_center_crop",
+        ) from error
+
+
+@dataclass(frozen=True)
+class Views:
+    """Each image in as many views as the settings say."""
+
+    processor: Any
+    spec: Spec
+
+    @functools.cached_property
+    def pictures(self) -> Pictures:
+        return pictures_of(self.processor, self.spec)
+
+    def tokens(self, image: bytes) -> Tokens:
+        """The token that stands for an image.
+
+        Raises:
+            BadImageError: it is none that a teacher can be shown.
+        """
+        self.pictures.decoded(image)
+        one = np.full(1, IMAGE_TOKEN, np.int32)
+        return Tokens(one, np.zeros_like(one), np.zeros(1, np.bool_), np.ones(1, np.bool_))
+
+    def windows(self, tokens: Tokens) -> Sequence[Window]:
+        return [Window(first(1), first(1), (view,)) for view in range(int(self.spec.setting("views")))]
+
+    def asked(self, tokens: Tokens, window: Window, example_id: bytes) -> Asked:
+        return Asked(tokens.ids, window.positions)
+
+
+def _check(config: Any, processor: Any, settings: Settings) -> None:
+    try:
+        names = parse_augment(str(settings["augment"]))
+    except ValueError as error:
+        raise UsageError("--augment cannot be read", got=str(error)) from error
+    if bool(names) != (int(settings["views"]) > 1):
+        raise UsageError(
+            "--views and --augment go together: the first view is the image itself, and others are augmented",
+            got=f"--views {settings['views']} --augment {settings['augment']!r}",
+        )
+    if list(getattr(processor, "model_input_names", [])) != ["pixel_values"]:
+        raise UsageError(
+            f"{model_name(config)} is asked for more than pixels, or its processor is none of images alone",
+            got=", ".join(getattr(processor, "model_input_names", [])) or type(processor).__name__,
+            do="Use a classifier whose image processor gives pixel_values",
+        )
+
+
+def _at_positions(output: Any, rows: Tensor, tokens: Tensor) -> Tensor:
+    """Every row has one position, so these are rows of the batch in order."""
+    logits: Tensor = output.logits
+    return logits
+
+
+TASK = TeacherTask(
+    auto=transformers.AutoModelForImageClassification,
+    opens=open_processor,
+    inputs=Views,
+    body=lambda model: model,
+    at_positions=_at_positions,
+    check=_check,
+    least="an image",
+)

@@ -1,0 +1,186 @@
+"""Opening a student of images: a model folder or hub name, or a config to start from scratch.
+
+It is given the cache's pixels, and is saved with the cache's image processor: what a folder has of its own is not used.
+It is tried before it is trained: what does not run, answers an image otherwise beside another, or cannot be saved, is
+refused while it costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor, set_seed
+
+from schemas.cache import Cache
+from schemas.cli.arguments import small_text
+from schemas.errors import StudentError, UsageError, one_line
+from schemas.images import Pictures
+from trainer.batches.images import pictures_of, refuse_no_packages
+from trainer.models.shrink import parse_shrink
+from trainer.students.compatibility import check_labels, check_trainable
+from trainer.students.fitting import filled, fit_config, refuse_missing
+from trainer.students.lora import Lora
+from trainer.students.opening import open_config, open_weights, refuse_code
+from trainer.students.scratch import MOST_CONFIG_BYTES, model_of
+from trainer.students.trial import check_saves, differ
+from trainer.tasks.tasks import STUDENT_TASKS
+
+_PROCESSOR = "preprocessor_config.json"
+_TRIED = 2
+
+
+def open_images(cache: Cache) -> Pictures:
+    """The cache's image processor, and how its images become pixels.
+
+    Raises:
+        UsageError: a package is missing, or it cannot be opened.
+        StudentError: it asks for code, or does not make the pixels that the teacher was given.
+    """
+    refuse_no_packages()
+    where = f"{cache.storage.root} (its image processor)"
+    with tempfile.TemporaryDirectory() as folder:
+        cache.save_tokenizer(folder)
+        return pictures_of(_processor(folder, where), cache.spec, where)
+
+
+def _processor(folder: str, where: str) -> Any:
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            refuse_code(json.loads(path.read_bytes()), where)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(
+                "an image processor cannot be opened", where=where, got=one_line(error)
+            ) from error
+    try:
+        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise UsageError("an image processor cannot be opened", where=where, got=one_line(error)) from error
+
+
+def open_image_model(
+    name: str, cache: Cache, pictures: Pictures, *, seed: int, lora: Lora | None, alone: bool
+) -> Any:
+    """A model that is going to be trained.
+
+    Raises:
+        UsageError: it cannot be opened.
+        StudentError: it does not fit the cache, or cannot be trained.
+    """
+    spec = cache.spec
+    _refuse_unserved(name, lora)
+    from_scratch = name.endswith(".json")
+    config = _scratch_config(name, pictures) if from_scratch else open_config(name)
+    check_trainable(config, spec.kind, name)
+    fit_config(config, spec, None)
+    set_seed(seed)
+    auto = STUDENT_TASKS[spec.task].auto
+    model = model_of(auto, name, config) if from_scratch else filled(spec, name, config)[0]
+    try_image_student(model, pictures, num_classes=spec.vocab_size, alone=alone, trained=True)
+    return model
+
+
+def open_trained_images(folder: str, cache: Cache, pictures: Pictures, *, alone: bool) -> Any:
+    """A finished student's model, or the teacher's.
+
+    Raises:
+        UsageError: it cannot be opened.
+        StudentError: it does not fit the cache, or was made for other pixels.
+    """
+    config = open_config(folder)
+    check_labels(config, cache.spec, folder)
+    if (Path(folder) / _PROCESSOR).is_file():
+        own = pictures_of(_processor(folder, folder), cache.spec, folder)
+        if own != pictures:
+            raise StudentError(
+                "the student's image processor is not the cache's",
+                where=f"{folder}/{_PROCESSOR}",
+                do="Measure it on a cache of its own teacher",
+            )
+    model, missing = open_weights(STUDENT_TASKS[cache.spec.task].auto, folder, config)
+    refuse_missing(model, missing, folder)
+    try_image_student(model.eval(), pictures, num_classes=cache.spec.vocab_size, alone=alone, trained=False)
+    return model
+
+
+def _refuse_unserved(name: str, lora: Lora | None) -> None:
+    if parse_shrink(name) is not None:
+        raise UsageError(
+            "--student shrink: is for models of text",
+            got=name,
+            do="Name a smaller model's folder, or a config .json",
+        )
+    if lora is not None:
+        raise UsageError("--lora is for models of text", do="Leave it out: the whole student is trained")
+
+
+def _scratch_config(path: str, pictures: Pictures) -> Any:
+    """The config of a JSON file, for images of the cache's shape where it names none.
+
+    Raises:
+        UsageError: no such file, not JSON, or not a config.
+    """
+    channels, height, width = pictures.shape
+    size = height if height == width else [height, width]
+    try:
+        values: Mapping[str, Any] = json.loads(small_text(path, MOST_CONFIG_BYTES))
+        refuse_code(values, path)
+        merged = {"image_size": size, "num_channels": channels, **values}
+        return AutoConfig.for_model(merged.pop("model_type"), **merged)
+    except UsageError:
+        raise
+    except KeyError as error:
+        raise UsageError("a student's config needs the key model_type", where=path) from error
+    except Exception as error:
+        got = one_line(error).rstrip(".")
+        raise UsageError("the student's config cannot be read", where=path, got=got) from error
+
+
+@torch.no_grad()
+def try_image_student(
+    model: Any, pictures: Pictures, *, num_classes: int, alone: bool, trained: bool
+) -> None:
+    """Tries a student on two images of noise.
+
+    Raises:
+        StudentError: naming the class and what does not go.
+    """
+    training = model.training
+    model.eval()
+    images = torch.randn(_TRIED, *pictures.shape, generator=torch.Generator().manual_seed(0))
+    first = _scores(model, images[:1])
+    if first.shape != (1, num_classes):
+        got = tuple(first.shape)
+        raise _refused(model, "gives no scores of the cache's classes", expected=(1, num_classes), got=got)
+    if not bool(torch.isfinite(first).all()):
+        raise _refused(model, "gives logits that are not numbers")
+    if not alone and differ(_scores(model, images)[:1], first):
+        raise _refused(model, "answers an image otherwise when it stands beside another")
+    if trained:
+        check_saves(model)
+    model.train(training)
+
+
+def _scores(model: Any, images: Tensor) -> Tensor:
+    try:
+        scores: Tensor = model(pixel_values=images.to(model.device)).logits.float()
+    except Exception as error:
+        shape = "x".join(map(str, images.shape[1:]))
+        raise _refused(
+            model, f"fails on the cache's images ({shape})", got=one_line(error).rstrip(".")
+        ) from error
+    return scores
+
+
+def _refused(model: Any, what: str, expected: Any = None, got: Any = None) -> StudentError:
+    return StudentError(
+        f"{type(model).__name__} cannot be a student: it {what}",
+        expected=expected,
+        got=got,
+        do="Give its config the image size of the cache, or choose another class",
+    )
