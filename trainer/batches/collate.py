@@ -20,6 +20,7 @@ from schemas.features import Feature
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
 from schemas.tasks import CLASS_COLUMNS, SOURCE_TOKENS
+from trainer.batches.aligned import LIKELIHOOD, StackedAligned, aligned_targets, has_entries
 from trainer.batches.embeddings import refuse_beyond
 from trainer.batches.entries import ENTRY_COLUMNS, Entries, can_gather, gather_entries, take_entries
 from trainer.batches.packing import Layout, Packed, Packing, Stacked
@@ -28,8 +29,10 @@ from trainer.batches.sources import Read, Shift
 from trainer.batches.stored import with_stored
 from trainer.batches.targets import StackedTargets, dense_targets, example_keys, gold_ids, sparse_targets
 from trainer.batches.tensors import mapped
+from trainer.losses.aligned_targets import AlignedTargets
 from trainer.losses.schedules import Warmth
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
+from trainer.reading.reader import Reader, Reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class Batch:
     """Which of the R rows each position stands in."""
     token: Int64[Tensor, " N"]
     """Which of the S tokens each position stands on, or of the T of the decoder."""
-    targets: SparseTargets | DenseTargets
+    targets: SparseTargets | DenseTargets | AlignedTargets
     features: tuple[Float[Tensor, "B _"], ...]
     example_keys: Int64[Tensor, " B"]
     """Of each example 64 bits of its id."""
@@ -156,6 +159,9 @@ class Collation:
     shift: Shift | None = None
     """What a student of two halves makes of targets for its decoder."""
 
+    reader: Reader | None = None
+    """How a student of another tokenizer reads the texts; None: as the teacher did."""
+
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, but got {self.temperature}")
@@ -198,20 +204,23 @@ class Collation:
         Raises:
             StudentError: an id that the student has no embedding for.
         """
-        chosen, gathers = np.concatenate(cuts), can_gather(rows.spec, self.temperature)
-        together = rows.take(chosen, self._columns - ENTRY_COLUMNS if gathers else self._columns)
+        chosen, has = np.concatenate(cuts), has_entries(self.reader, self.stored)
+        gathers = has and can_gather(rows.spec, self.temperature)
+        together = rows.take(chosen, self._columns if has and not gathers else self._columns - ENTRY_COLUMNS)
         self.check(together)
         sizes = np.array([*map(len, cuts)], np.int64)
         edges = offsets_of(sizes)
-        begins = np.repeat(together.position_offsets[edges[:-1]], sizes)
+        reading = Reading(together, None) if self.reader is None else self.reader.read(together)
+        begins = np.repeat(together.position_offsets[edges[:-1]], sizes) * (reading.alignment is None)
         entries = gather_entries(rows.places(chosen), together, begins) if gathers else None
-        targets, features = self._targets(together, entries, begins), self._features(together)
+        targets = self._told(together, reading, entries, begins)
+        features = [torch.from_numpy(together.feature(feature).copy()) for feature in self.features]
         keys = example_keys(together)
         parts = list(itertools.pairwise(edges.tolist()))
-        read = Read.of(together, edges)
+        read = Read.of(reading.rows, edges, reading.alignment)
         layouts = Stacked([self._layout(lengths) for lengths in read.lengths])
-        tokens = self._tokens(together, read, layouts)
-        positions = itertools.pairwise(together.position_offsets[edges].tolist())
+        tokens = self._tokens(reading.rows, read, layouts)
+        positions = itertools.pairwise(read.positions[read.edges].tolist())
         row, token = layouts.positions(read.positions, read.places)
         return [
             Batch(
@@ -229,15 +238,12 @@ class Collation:
     @property
     def _columns(self) -> frozenset[str]:
         features = [name for one in self.features for name in (one.column, one.scale_column)]
-        return _COLUMNS | set(features) | ({"gold_codes"} if "gold" in self.stored else set())
+        gold = {"gold_codes"} if {"gold", LIKELIHOOD} & self.stored else set()
+        return _COLUMNS | set(features) | gold | (self.reader.columns if self.reader else set())
 
     def _layout(self, lengths: Array) -> Layout:
-        if self.packing is None:
-            return Layout.apart(lengths)
-        return Layout.packed(lengths, self.packing.max_length)
-
-    def _features(self, rows: Rows) -> list[Tensor]:
-        return [torch.from_numpy(rows.feature(feature).copy()) for feature in self.features]
+        most = self.packing and self.packing.max_length
+        return Layout.apart(lengths) if most is None else Layout.packed(lengths, most)
 
     def _tokens(self, rows: Rows, read: Read, layouts: Stacked) -> list[dict[str, Any]]:
         """What the student reads of each batch."""
@@ -268,6 +274,16 @@ class Collation:
         refuse_beyond(rows, "input_ids", self.embeddings)
         if self.pass_token_types and rows.spec.has_token_type_ids:
             refuse_beyond(rows, "token_type_ids", self.token_types)
+
+    def _told(
+        self, rows: Rows, reading: Reading, entries: Entries | None, begins: Array
+    ) -> StackedTargets | StackedAligned:
+        if reading.alignment is None or self.reader is None:
+            return self._targets(rows, entries, begins)
+        whole = replace(self, student_vocab=rows.spec.vocab_size)
+        return aligned_targets(
+            rows, reading, self.reader, lambda: whole._targets(rows, entries, begins), self.stored
+        )
 
     def _targets(self, rows: Rows, entries: Entries | None, begins: Array) -> StackedTargets:
         if rows.spec.score != "softmax":

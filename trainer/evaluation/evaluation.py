@@ -142,7 +142,8 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
             embedder=student.embedder,
         )
     )
-    if not knows_entropy(cache.spec, 1.0, student_has_all=student.vocab_size >= cache.spec.vocab_size):
+    has_all = student.vocab_size >= cache.spec.vocab_size
+    if "kl_nats" in metrics and not knows_entropy(cache.spec, 1.0, student_has_all=has_all):
         metrics["cross_entropy_with_teacher_nats"] = metrics.pop("kl_nats")
     models = [_size("student", student, held_out, config, device), *others]
     return Evaluated(

@@ -19,9 +19,11 @@ from schemas.task import Task
 from trainer.batches.collate import Collation
 from trainer.batches.packing import Packing
 from trainer.batches.sources import Shifted
+from trainer.losses.objective import Objective
 from trainer.models.embeddings import Embedder
 from trainer.models.heads import check_head
 from trainer.models.shrink import embedding_rows, parse_shrink, shrunk
+from trainer.reading.reader import Reader
 from trainer.students.adapter_folders import is_adapter, merged, read_adapter
 from trainer.students.adapters import attach, loading_options, speaking, trained_whole
 from trainer.students.compatibility import (
@@ -29,17 +31,19 @@ from trainer.students.compatibility import (
     check_embedding,
     check_labels,
     check_trainable,
-    check_vocabulary,
     fit_tokenizer,
 )
 from trainer.students.fitting import filled, fit_config, freeze_unused, is_unused, refuse_missing
 from trainer.students.lora import Lora
 from trainer.students.opening import cached_tokenizer, hub_commit, open_config, open_tokenizer, open_weights
+from trainer.students.other_tokenizers import reader_of
 from trainer.students.packed_trial import check_packs, find_packing
 from trainer.students.scratch import model_of, scratch_config
 from trainer.students.trial import takes_token_types, try_student
 from trainer.tasks.tasks import STUDENT_TASKS
 
+USUAL = Objective(weights={"kl": 1.0})
+"""What a student is taken to learn by where nobody says it."""
 _DECODER_HEADS = ("score",)
 """How transformers calls the head of a classifier that looks for a text's last token by its padding id."""
 
@@ -59,6 +63,8 @@ class Student:
     """How its states become embeddings, where that is what it is to give."""
     longest: int = 0
     """Tokens of the cache's longest example."""
+    reader: Reader | None = None
+    """How it reads the cache's texts, where its tokenizer is another; None: as the teacher did."""
 
     @property
     def vocab_size(self) -> int:
@@ -79,19 +85,27 @@ class Student:
         return 0
 
     @property
+    def aligns(self) -> bool:
+        """Whether what it predicts are other tokens than the teacher's."""
+        return self.reader is not None and self.reader.aligns
+
+    @property
     def takes_token_types(self) -> bool:
         """Whether the model can be told which text of a pair a token is of."""
         return takes_token_types(self.model)
 
     def collation(self, **asked: Any) -> Collation:
         """How a cache's rows become its batches; `temperature`, `features` and `stored` are as `Collation` has them."""
+        types = getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None
+        own = self.reader is not None  # its own tokenizer's ids, which were compared with its embeddings
         return Collation(
             student_vocab=self.vocab_size,
             pad_id=self.pad_id,
             pass_token_types=self.takes_token_types,
-            embeddings=embedding_rows(self.model),
-            token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,
+            embeddings=None if own else embedding_rows(self.model),
+            token_types=None if own else types,
             packing=self.packing,
+            reader=self.reader,
             shift=Shifted(self.model) if self.task.has_source else None,
             **asked,
         )
@@ -106,12 +120,13 @@ def open_student(
     alone: bool = False,
     lora: Lora | None = None,
     packs: bool = False,
+    objective: Objective | None = None,
 ) -> Student:
     """Opens `name`: a folder or hub name, a config `.json`, or `shrink:layers=3` of the `teacher`.
 
     `alone` says that each batch will hold one row; a model that cannot be padded is refused else. With `lora` its
     weights are frozen, and adapters stand beside them. `packs` says that a row will hold several texts; a model that
-    does not keep them apart is refused then.
+    does not keep them apart is refused then. What the `objective` asks decides whether its tokenizer may be another.
 
     Raises:
         UsageError: it cannot be opened, or a package is missing.
@@ -123,15 +138,13 @@ def open_student(
     loading = None if lora is None else loading_options(lora)
     source = name if layers is None else _needed_teacher(teacher, name)
     from_scratch = layers is None and name.endswith(".json")
-    tokenizer = cached_tokenizer(cache)
-    config = scratch_config(source, cache.spec, tokenizer) if from_scratch else open_config(source)
-    if not from_scratch:
-        own = open_tokenizer(source)
-        check_vocabulary(own.get_vocab(), tokenizer.get_vocab(), source)
-        tokenizer = own
+    cached = cached_tokenizer(cache)
+    config = scratch_config(source, cache.spec, cached) if from_scratch else open_config(source)
+    tokenizer = cached if from_scratch else open_tokenizer(source)
+    reader = reader_of(tokenizer, config, cached, cache, where=source, objective=objective or USUAL)
     check_trainable(config, cache.spec.kind, source)
     fit_config(config, cache.spec, tokenizer)
-    check_config(config, cache.spec, tokenizer.get_vocab(), source)
+    check_config(config, cache.spec, tokenizer.get_vocab(), source, reads_again=reader is not None)
     set_seed(seed)
     task = STUDENT_TASKS[cache.spec.task]
     missing: list[str] = []
@@ -150,7 +163,7 @@ def open_student(
         revision = (loading or {}).get("revision")
         adapter = attach(model, lora, base=source, revision=revision, task_type=task.peft_task, whole=whole)
     with speaking(model):
-        student = _tried(model, tokenizer, cache, alone=alone, where=source, adapter=adapter)
+        student = _tried(model, tokenizer, cache, alone=alone, where=source, adapter=adapter, reader=reader)
         student = replace(student, embedder=_begun(cache.spec, None if from_scratch else source))
         return _with_packing(student, cache.spec) if packs else student
 
@@ -165,12 +178,12 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     if is_adapter(folder):
         return _open_adapted(folder, cache, alone=alone)
     config, tokenizer = open_config(folder), open_tokenizer(folder)
-    check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
+    reader = reader_of(tokenizer, config, cached_tokenizer(cache), cache, where=folder)
     check_labels(config, cache.spec, folder)
-    check_config(config, cache.spec, tokenizer.get_vocab(), folder)
+    check_config(config, cache.spec, tokenizer.get_vocab(), folder, reads_again=reader is not None)
     model, missing = open_weights(STUDENT_TASKS[cache.spec.task].auto, folder, config)
     refuse_missing(model, [name for name in missing if not is_unused(name, cache.spec)], folder)
-    student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
+    student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False, reader=reader)
     return replace(student, embedder=Embedder.of(cache.spec, folder))
 
 
@@ -183,13 +196,13 @@ def _open_adapted(folder: str, cache: Cache, *, alone: bool) -> Student:
         raise saved.without_base(error) from error
     own = any((saved.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = open_tokenizer(folder, of_adapter=True) if own else open_tokenizer(saved.base, saved.revision)
-    check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
+    reader = reader_of(tokenizer, config, cached_tokenizer(cache), cache, where=folder)
     fit_config(config, spec, tokenizer)
-    check_config(config, spec, tokenizer.get_vocab(), saved.base)
+    check_config(config, spec, tokenizer.get_vocab(), saved.base, reads_again=reader is not None)
     loading = None if saved.revision is None else {"revision": saved.revision}
     model, missing = filled(spec, saved.base, config, loading)
     model = merged(model, missing, saved, spec)
-    student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
+    student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False, reader=reader)
     return replace(student, embedder=Embedder.of(spec, folder))
 
 
@@ -202,13 +215,19 @@ def _tried(
     where: str,
     trained: bool = True,
     adapter: Any = None,
+    reader: Reader | None = None,
 ) -> Student:
     spec = cache.spec
     alone = alone and not spec.kind.holds_texts
-    check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
+    check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where, reads_again=reader is not None)
     fit_tokenizer(tokenizer, model)
     student = Student(
-        model=model, tokenizer=tokenizer, task=spec.kind, adapter=adapter, longest=spec.max_length
+        model=model,
+        tokenizer=tokenizer,
+        task=spec.kind,
+        adapter=adapter,
+        longest=spec.max_length,
+        reader=reader,
     )
     if spec.kind.has_named_classes and not spec.kind.predicts_tokens and not alone:
         _check_padding(student, where)
@@ -218,7 +237,7 @@ def _tried(
         scores=STUDENT_TASKS[spec.task].scores,
         generates=trained and STUDENT_TASKS[spec.task].generates,
         pad_id=student.pad_id,
-        max_length=spec.max_length,
+        max_length=spec.max_length if reader is None else reader.limit,
         alone=alone,
         trained=trained,
     )

@@ -193,6 +193,7 @@ def _open_student(config: TrainConfig, arguments: StudentArguments, cache: Cache
         alone=_is_alone(arguments),
         packs=config.batching == "pack",
         lora=config.adapters,
+        objective=config.objective,
     )
 
 
@@ -228,7 +229,7 @@ def make_distiller(
         features=needed_features(cache, objective),
         teacher_layers=teacher_layers(cache),
         task=STUDENT_TASKS[cache.spec.task],
-        measures=measures_of(cache.spec, objective, student.vocab_size),
+        measures=[] if student.aligns else measures_of(cache.spec, objective, student.vocab_size),
         bank=bank,
         embedder=student.embedder,
     )
