@@ -242,8 +242,9 @@ class Collation:
         return _COLUMNS | set(features) | gold | (self.reader.columns if self.reader else set())
 
     def _layout(self, lengths: Array) -> Layout:
-        most = self.packing and self.packing.max_length
-        return Layout.apart(lengths) if most is None else Layout.packed(lengths, most)
+        if self.packing is None:
+            return Layout.apart(lengths)
+        return Layout.packed(lengths, self.packing.max_length)
 
     def _tokens(self, rows: Rows, read: Read, layouts: Stacked) -> list[dict[str, Any]]:
         """What the student reads of each batch."""

@@ -36,7 +36,7 @@ def class_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torc
     for batch, logits in scored(model, batches, device):
         if isinstance(batch.targets, SparseTargets):
             sparse.append((logits, batch.targets))
-        else:
+        elif isinstance(batch.targets, DenseTargets):
             dense.append((logits, batch.targets))
     if spec.score == "softmax":
         return single_label(sparse)

@@ -52,7 +52,7 @@ class _Own(NamedTuple):
     @property
     def num_bytes(self) -> int:
         arrays = [*self.text, *(self.teacher or ()), *(() if self.types is None else (self.types,))]
-        return sum(array.nbytes for array in arrays) + 200
+        return sum(int(array.nbytes) for array in arrays) + 200
 
 
 class Reader:
