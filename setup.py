@@ -8,7 +8,7 @@ from setuptools import setup
 ROOMS = {
     "schemas": "storage rows shards versions upkeep reports reports.plots cli",
     "pipelines": "keep engine tasks corpus teacher fingerprint scoring job upkeep cli",
-    "trainer": "models losses batches metrics tasks stream students checkpoints training evaluation sweep cli",
+    "trainer": "models reading losses batches metrics tasks stream students checkpoints training evaluation sweep cli",
 }
 """What is not listed does not reach Beam's workers."""
 

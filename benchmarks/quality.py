@@ -44,7 +44,8 @@ from trainer.losses.objective import Objective
 from trainer.models.shrink import parse_shrink
 from trainer.stream.order import Order
 from trainer.stream.replay import Address, Replay, Share
-from trainer.students.students import Student, open_student, open_trained
+from trainer.students.student import Student
+from trainer.students.students import open_student, open_trained
 from trainer.training.distiller import Distiller
 from trainer.training.training import make_distiller
 

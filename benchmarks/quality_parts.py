@@ -16,12 +16,13 @@ from schemas import Cache
 from schemas.identity import document_hash, is_held_out
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.evaluation.held_out import HeldOut
 from trainer.losses.fused import CHUNK_ELEMENTS, chunks, fused_loss
 from trainer.models.heads import Head
 from trainer.stream.side import Side, held_out
-from trainer.students.students import Student
+from trainer.students.student import Student
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpus.jsonl.zst"

@@ -39,7 +39,8 @@ from tests.pipelines.families import louder, tokenizer
 from tests.pipelines.helpers import decoded
 from tests.pipelines.models import TEXT, byte_tokenizer, save
 from trainer.losses.objective import Objective
-from trainer.students.students import Student, open_student
+from trainer.students.student import Student
+from trainer.students.students import open_student
 from trainer.training.training import make_distiller
 
 TASKS: dict[str, dict[str, Any]] = {CAUSAL: {}, MASKED: {}}

@@ -15,7 +15,8 @@ import teachonce
 from schemas.cache import Cache
 from trainer.students.adapters import save_adapter
 from trainer.students.lora import Lora
-from trainer.students.students import Student, open_student, open_trained
+from trainer.students.student import Student
+from trainer.students.students import open_student, open_trained
 
 LORA = ["r=4", "alpha=16", "dropout=0.1", "targets=q_proj,v_proj,down_proj"]
 

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from schemas.features import Feature
-from schemas.images import Pictures, image_tokens
+from schemas.images import Pictures
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
+from trainer.batches.aligned import LIKELIHOOD, StackedAligned, aligned_targets, has_entries
+from trainer.batches.batch import Batch
 from trainer.batches.embeddings import refuse_beyond
 from trainer.batches.entries import (
     BATCH_COLUMNS,
@@ -31,116 +33,14 @@ from trainer.batches.entries import (
 )
 from trainer.batches.images import pixels_of
 from trainer.batches.join import Join
-from trainer.batches.packing import Layout, Packed, Packing, Stacked
+from trainer.batches.packing import Layout, Packing, Stacked
 from trainer.batches.pool import Pool
 from trainer.batches.sources import Read, Shift
 from trainer.batches.stored import with_stored
 from trainer.batches.targets import StackedTargets, dense_targets, example_keys, gold_ids, sparse_targets
-from trainer.batches.tensors import mapped
 from trainer.losses.schedules import Warmth
-from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
-from trainer.models.feature_classifier import joined_features
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """B examples in R rows of S tokens, padded on the right, and their N positions, example by example.
-
-    R is B, and each example its own row, unless they are packed.
-    """
-
-    input_ids: Int64[Tensor, "R S"]
-    attention_mask: Int64[Tensor, "R S"]
-    """1 for the tokens of examples."""
-    token_type_ids: Int64[Tensor, "R S"] | None
-    row: Int64[Tensor, " N"]
-    """Which of the R rows each position stands in."""
-    token: Int64[Tensor, " N"]
-    """Which of the S tokens each position stands on, or of the T of the decoder."""
-    targets: SparseTargets | DenseTargets
-    features: tuple[Float[Tensor, "B _"], ...]
-    example_keys: Int64[Tensor, " B"]
-    """Of each example 64 bits of its id."""
-    counts: Int64[Tensor, 3]
-    """Positions, labelled positions and examples that count; all 0 in a weightless batch. On the CPU."""
-    entry_offsets: Array
-    """Where each position's kept entries begin, `[N + 1]`. On the CPU, for cutting without waiting for a GPU."""
-    beyond: float | None
-    """Teacher's mass on ids that the student does not have, summed over the positions; None if it has them all.
-    A sampling policy's is an estimate, at the losses' temperature."""
-    temperature: float = 1.0
-    """Of the targets: what the losses' is."""
-    packed: Packed | None = None
-    """What keeps several examples in one row apart; None where each has its own."""
-    decoder_input_ids: Int64[Tensor, "R T"] | None = None
-    """Where `input_ids` are sources: what the decoder is given, which predicts the targets."""
-    reads_features: bool = False
-    """Whether the student is given `features`, beside the tokens."""
-    pixel_values: Float[Tensor, "R C H W"] | None = None
-    """Where rows are images: what a student is given, and nothing else."""
-
-    @property
-    def num_rows(self) -> int:
-        """Examples: a cache's rows."""
-        return len(self.example_keys)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens without padding; of targets those that are predicted."""
-        return int(self.attention_mask.sum()) + (0 if self.decoder_input_ids is None else len(self.token))
-
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens with padding; of images, what they count as."""
-        if self.pixel_values is not None:
-            return len(self.pixel_values) * image_tokens(*self.pixel_values.shape[-2:])
-        decoder = self.decoder_input_ids
-        return self.input_ids.numel() + (0 if decoder is None else decoder.numel())
-
-    @property
-    def model_inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments of the student's forward."""
-        if self.pixel_values is not None:
-            return {"pixel_values": self.pixel_values}
-        inputs = {"input_ids": self.input_ids}
-        inputs |= {"attention_mask": self.attention_mask} if self.packed is None else self.packed.model_inputs
-        if self.decoder_input_ids is not None:
-            inputs["decoder_input_ids"] = self.decoder_input_ids
-        if self.reads_features:
-            inputs["features"] = joined_features(self.features)
-        return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
-
-    @property
-    def example_mask(self) -> Int64[Tensor, "B L"] | None:
-        """1 for an example's own tokens, of what `by_example` gives; None of images, all of whose states count."""
-        if self.pixel_values is not None:
-            return None
-        return self.attention_mask if self.packed is None else self.packed.mask
-
-    def by_example(self, states: Float[Tensor, "R S H"]) -> Float[Tensor, "B L H"]:
-        """The states of each example's tokens, padded on the right to the longest example."""
-        return states if self.packed is None else self.packed.apart(states)
-
-    def at_positions(self, states: Float[Tensor, "R *S H"]) -> Float[Tensor, "N H"]:
-        """The states of the batch's positions, or of texts as a whole; S may count a text's positions, too."""
-        if states.ndim == 2:  # one for each row, which has one position
-            return states.index_select(0, self.row)
-        return states.flatten(0, 1).index_select(0, self.row * states.shape[1] + self.token)
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; from pinned memory the copies do not wait."""
-        moved: Batch = mapped(self, lambda tensor: tensor.to(device, non_blocking=True), but=("counts",))
-        return moved
-
-    def pin(self) -> Batch:
-        """The same batch in page-locked memory."""
-        pinned: Batch = mapped(self, lambda tensor: tensor.pin_memory(), but=("counts",))
-        return pinned
-
-    def weightless(self) -> Batch:
-        """The same batch, counting for nothing: what a rank computes when it has no batch in an epoch's last step."""
-        return replace(self, counts=torch.zeros_like(self.counts), beyond=self.beyond and 0.0)
-
+from trainer.losses.targets import NO_LABEL
+from trainer.reading.reader import Reader, Reading
 
 TOGETHER = 2**15
 """Tokens of the batches whose targets are made at once, or of one that is larger."""
@@ -174,6 +74,9 @@ class Collation:
     """How what several caches say of a row is one; None: they are not joined."""
     pictures: Pictures | None = None
     """How a cache's images become what the student is given."""
+
+    reader: Reader | None = None
+    """How a student of another tokenizer reads the texts; None: as the teacher did."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -218,13 +121,13 @@ class Collation:
             StudentError: an id that the student has no embedding for.
         """
         chosen, edges = np.concatenate(cuts), offsets_of(np.array([*map(len, cuts)], np.int64))
-        together, targets, features = self._said(rows, chosen, edges)
+        together, reading, targets, features = self._said(rows, chosen, edges)
         parts, keys = list(itertools.pairwise(edges.tolist())), example_keys(together)
-        read = Read.of(together, edges)
+        read = Read.of(reading.rows, edges, reading.alignment)
         layouts = Stacked([self._layout(lengths) for lengths in read.lengths])
-        tokens = self._tokens(together, read, layouts)
+        tokens = self._tokens(reading.rows, read, layouts)
         images = None if self.pictures is None else pixels_of(together, self.pictures)
-        positions = itertools.pairwise(together.position_offsets[edges].tolist())
+        positions = itertools.pairwise(read.positions[read.edges].tolist())
         row, token = layouts.positions(read.positions, read.places)
         return [
             Batch(
@@ -243,23 +146,28 @@ class Collation:
 
     def _said(
         self, pool: Pool, chosen: Array, edges: Int64[np.ndarray, " _"]
-    ) -> tuple[Rows, StackedTargets, list[Tensor]]:
-        """Rows of batches that begin at `edges`, and what is said of them; by several teachers as one."""
-        gathers = can_gather(pool.spec, self.temperature)
-        rows = pool.take(chosen, self._columns - ENTRY_COLUMNS if gathers else self._columns)
+    ) -> tuple[Rows, Reading, StackedTargets | StackedAligned, list[Tensor]]:
+        """Rows of batches that begin at `edges`, how they are read, and what is said of them; by several teachers as
+        one."""
+        has = has_entries(self.reader, self.stored)
+        gathers = has and can_gather(pool.spec, self.temperature)
+        rows = pool.take(chosen, self._columns if has and not gathers else self._columns - ENTRY_COLUMNS)
         self.check(rows)
-        begins = np.repeat(rows.position_offsets[edges[:-1]], np.diff(edges))
+        reading = Reading(rows, None) if self.reader is None else self.reader.read(rows)
+        begins = np.repeat(rows.position_offsets[edges[:-1]], np.diff(edges)) * (reading.alignment is None)
         entries = gather_entries(pool.places(chosen), rows, begins) if gathers else None
-        targets, features = self._targets(rows, entries, begins), self._features(rows)
+        targets, features = self._told(rows, reading, entries, begins), self._features(rows)
         if self.join is not None and pool.beside:
-            said = [(targets, features), *(self._said(other, chosen, edges)[1:] for other in pool.beside)]
+            said: list[Any] = [(targets, features)]
+            said += [self._said(other, chosen, edges)[2:] for other in pool.beside]
             targets, features = self.join.both(said, rows, begins, self.temperature)
-        return rows, targets, features
+        return rows, reading, targets, features
 
     @property
     def _columns(self) -> frozenset[str]:
         features = [name for one in self.features for name in (one.column, one.scale_column)]
-        return BATCH_COLUMNS | set(features) | ({"gold_codes"} if "gold" in self.stored else set())
+        gold = {"gold_codes"} if {"gold", LIKELIHOOD} & self.stored else set()
+        return BATCH_COLUMNS | set(features) | gold | (self.reader.columns if self.reader else set())
 
     def _layout(self, lengths: Array) -> Layout:
         if self.packing is None:
@@ -299,6 +207,16 @@ class Collation:
         refuse_beyond(rows, "input_ids", self.embeddings)
         if self.pass_token_types and rows.spec.has_token_type_ids:
             refuse_beyond(rows, "token_type_ids", self.token_types)
+
+    def _told(
+        self, rows: Rows, reading: Reading, entries: Entries | None, begins: Array
+    ) -> StackedTargets | StackedAligned:
+        if reading.alignment is None or self.reader is None:
+            return self._targets(rows, entries, begins)
+        whole = replace(self, student_vocab=rows.spec.vocab_size)
+        return aligned_targets(
+            rows, reading, self.reader, lambda: whole._targets(rows, entries, begins), self.stored
+        )
 
     def _targets(self, rows: Rows, entries: Entries | None, begins: Array) -> StackedTargets:
         if rows.spec.score != "softmax":

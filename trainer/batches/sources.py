@@ -17,6 +17,7 @@ from schemas.rows.ragged import Array, Ragged
 from schemas.rows.rows import Rows
 from schemas.tasks import SOURCE_TOKENS
 from trainer.batches.packing import Layout, Stacked
+from trainer.reading.alignment import Alignment
 
 Shift = Callable[[Tensor], Tensor]
 """From target ids `[B, T]`, padded with `IGNORED`, to what a student's decoder is given."""
@@ -58,8 +59,11 @@ class Read(NamedTuple):
     targets: Ragged | None = None
 
     @classmethod
-    def of(cls, rows: Rows, edges: Int64[np.ndarray, " _"]) -> Read:
-        """From rows of any task, whose batches begin at `edges`."""
+    def of(cls, rows: Rows, edges: Int64[np.ndarray, " _"], alignment: Alignment | None = None) -> Read:
+        """From rows of any task, whose batches begin at `edges`; an `alignment` says what a student predicts of them
+        whose tokens are others than the teacher's."""
+        if alignment is not None:
+            return cls(rows.input_ids, edges, alignment.offsets, alignment.places)
         offsets, places = rows.position_offsets, rows.position_index()
         if rows.spec.kind.has_source:
             source = rows.array(SOURCE_TOKENS).astype(np.int64)

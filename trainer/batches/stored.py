@@ -31,7 +31,7 @@ def with_stored(
     if "entropy" in names:
         found = replace(found, entropy=torch.from_numpy(rows.entropy()))
     if "gold" in names:
-        plain = _gold_logprobs(rows, len(targets.tail))
+        plain = gold_logprobs(rows, len(targets.tail))
         warm = plain
         if temperature != 1:
             warm = softened(rows, plain, np.ones(len(plain), np.int64), temperature)
@@ -44,7 +44,7 @@ def with_stored(
     return found
 
 
-def _gold_logprobs(rows: Rows, number: int) -> Float32[np.ndarray, " N"]:
+def gold_logprobs(rows: Rows, number: int) -> Float32[np.ndarray, " N"]:
     """At temperature 1; NaN where a row has no labels."""
     column = rows.gold_logprob()
     row = np.repeat(np.arange(len(rows)), np.diff(rows.position_offsets))

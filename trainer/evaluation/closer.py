@@ -19,7 +19,7 @@ from torch import Tensor
 
 from schemas.reports.evaluations import Closer, ConfidenceBin, EntropyBin
 from schemas.rows.rows import Rows
-from trainer.batches.collate import Batch
+from trainer.batches.batch import Batch
 from trainer.batches.pool import Pool
 from trainer.evaluation.worst import TOP, Worst
 from trainer.losses.divergences import kl_divergence

@@ -14,17 +14,19 @@ from typing import Any
 
 import torch
 
-from schemas.errors import UsageError
+from schemas.errors import StudentError, UsageError
 from trainer.batches.collate import Collation
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.ensembles import Ensemble, Member, Part, check_ensemble, fit_weights
 from trainer.evaluation.evaluation import Evaluated, Ground, measured, metrics_of, open_ground, teacher_size
 from trainer.evaluation.held_out import HeldOut
 from trainer.evaluation.speed import ModelSize, model_size
+from trainer.losses.aligned_targets import AlignedTargets
 from trainer.metrics.tokens import Metrics
 from trainer.stream.where import Where
 from trainer.students.opening import open_config
-from trainer.students.students import Student, open_trained
+from trainer.students.student import Student
+from trainer.students.students import open_trained
 
 _OF_DISTRIBUTIONS = ("kl_nats", "cross_entropy_with_teacher_nats", "cross_entropy_nats", "roc_auc")
 """Metrics that votes have no meaning for."""
@@ -89,6 +91,14 @@ def short_names(students: Sequence[str]) -> list[str]:
 
 def _ensembled(ground: Ground, names: Sequence[str], students: Sequence[Student]) -> Ensembled:
     how = str(ground.config.ensemble)
+    for name, student in zip(names, students, strict=True):
+        if student.reader is not None:
+            raise StudentError(
+                "students of an ensemble read the same tokens",
+                where=name,
+                got="a tokenizer of its own",
+                do="Compare them without --ensemble",
+            )
     members = [Member(student.model, student.pad_id, _takes(student)) for student in students]
     ensemble = Ensemble(members, ground.cache.spec.score, how).eval().to(ground.device)
     collation = _together([student.collation() for student in students])
@@ -140,6 +150,7 @@ def _fit(ground: Ground, ensemble: Ensemble, collation: Collation) -> int:
         on_device = batch.to(ground.device)
         logits = ensemble.each(**on_device.model_inputs)
         own = torch.stack([on_device.at_positions(one) for one in logits])
+        assert not isinstance(batch.targets, AlignedTargets)
         parts.append((own.cpu(), batch.targets))
         rows += batch.num_rows
     if not parts or next(ground.held_out.rows(), None) is None:

@@ -26,7 +26,8 @@ from trainer.metrics.tokens import Metrics
 from trainer.models.embeddings import Embedder
 from trainer.stream.where import Where
 from trainer.students.opening import open_config
-from trainer.students.students import Student, open_trained
+from trainer.students.student import Student
+from trainer.students.students import open_trained
 from trainer.tasks.student_task import Measured
 from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.local_cache import local_copies
@@ -157,7 +158,8 @@ def metrics_on(measured: Measured) -> Metrics:
     """The same of a model that is on the device, in evaluation mode."""
     spec, student_vocab = measured.spec, measured.collation.student_vocab
     metrics = STUDENT_TASKS[spec.task].measure(measured)
-    if not knows_entropy(spec, 1.0, student_has_all=student_vocab >= spec.vocab_size):
+    has_all = student_vocab >= spec.vocab_size
+    if "kl_nats" in metrics and not knows_entropy(spec, 1.0, student_has_all=has_all):
         metrics["cross_entropy_with_teacher_nats"] = metrics.pop("kl_nats")
     return metrics
 

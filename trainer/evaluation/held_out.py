@@ -15,7 +15,8 @@ from schemas.cache import Cache
 from schemas.errors import UsageError
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.batches.pool import Pool
 from trainer.stream.order import by_length
 from trainer.stream.replay import BATCHES_AHEAD, Ahead

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.evaluation.held_out import HeldOut
 
 

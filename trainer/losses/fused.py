@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from schemas.rows.ragged import Array
 from trainer.models.heads import Head, LogitTransform
 
 CHUNK_ELEMENTS = 2**24
@@ -43,12 +45,14 @@ def fused_loss(
     weights: Float[Tensor, " T"],
     *,
     chunk_elements: int = CHUNK_ELEMENTS,
+    cuts: Array | None = None,
 ) -> FusedLoss:
     """`sum_i weights[i] * terms[i]` of the head's logits, differentiable in hidden states, weight and bias.
 
+    `cuts` are the only places, ascending from 0 to N, between which a chunk may begin and end.
     Products are taken in autocast's dtype where it is on, else in the hidden states' own; losses in float32 at least.
     """
-    chunk = Chunking(terms, weights, head.transform, chunk_elements, torch.is_grad_enabled())
+    chunk = Chunking(terms, weights, head.transform, chunk_elements, torch.is_grad_enabled(), cuts=cuts)
     loss, sums = _FusedLoss.apply(hidden, head.weight, head.bias, chunk)  # type: ignore[no-untyped-call]
     return FusedLoss(loss, sums)
 
@@ -63,15 +67,32 @@ class Chunking(NamedTuple):
     with_gradient: bool
     scale: Tensor | float = 1.0
     """Of the gradients that are stored."""
+    cuts: Array | None = None
+    """Where chunks may be cut; None: anywhere."""
 
 
-def chunks(num_positions: int, vocab_size: int, chunk_elements: int) -> Iterator[tuple[int, int]]:
-    """First and last position of nearly equal chunks of at most `chunk_elements` logits (at least one position)."""
+def chunks(
+    num_positions: int, vocab_size: int, chunk_elements: int, cuts: Array | None = None
+) -> Iterator[tuple[int, int]]:
+    """First and last position of nearly equal chunks of at most `chunk_elements` logits (at least one position); with
+    `cuts`, of chunks as long as these allow, or as short, where two of them are further apart."""
     largest = max(1, chunk_elements // vocab_size)
+    if cuts is not None:
+        yield from _between(cuts, largest)
+        return
     number = -(-num_positions // largest)
     size = -(-num_positions // max(1, number))
     for first in range(0, num_positions, max(1, size)):
         yield first, min(first + size, num_positions)
+
+
+def _between(cuts: Array, largest: int) -> Iterator[tuple[int, int]]:
+    at = 0
+    while at + 1 < len(cuts):
+        furthest = int(np.searchsorted(cuts, cuts[at] + largest, side="right")) - 1
+        last = max(at + 1, furthest)
+        yield int(cuts[at]), int(cuts[last])
+        at = last
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -87,7 +108,7 @@ class _FusedLoss(torch.autograd.Function):
         grads = [_zeros(t, n) for t, n in zip((hidden, weight, bias), needed, strict=True)]
         sums = chunking.weights.new_zeros(len(chunking.weights), dtype=_loss_dtype(dtype))
         with torch.autocast(hidden.device.type, enabled=False):
-            for first, last in chunks(len(hidden), len(weight), chunking.chunk_elements):
+            for first, last in chunks(len(hidden), len(weight), chunking.chunk_elements, chunking.cuts):
                 products = torch.mm(hidden_c[first:last], weight_c.t()).to(sums.dtype)
                 if bias is not None:
                     products += bias.detach()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trainer.losses.aligned_targets import AlignedScores
 from trainer.losses.divergences import mean_squared_error
 from trainer.losses.loss import Loss, Parameter, Settings
 from trainer.losses.scores import FLOOR, DenseScores, Scores
@@ -23,6 +24,10 @@ def binary_cross_entropy(
 
 def _ce(scores: Scores, _: Settings) -> Float[Tensor, " N"]:
     return -scores.plain.gold
+
+
+def _own_tokens(scores: AlignedScores, _: Settings) -> Float[Tensor, " M"]:
+    return -scores.gold
 
 
 def _binary(scores: DenseScores, _: Settings) -> Float[Tensor, " N"]:
@@ -69,6 +74,7 @@ LOSSES = (
         softmax=_ce,
         sigmoid=_binary,
         identity=_values,
+        aligned=_own_tokens,
         per="labelled",
     ),
     Loss(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from schemas.errors import StudentError
 from schemas.spec import Spec
 from schemas.task import Score
+from trainer.losses.aligned_targets import AlignedScores
 from trainer.losses.scores import DenseScores, Scores
 
 Value = float | str
@@ -181,6 +182,7 @@ class Pooled(NamedTuple):
 
 SoftmaxTerm = Callable[[Scores, Settings], Float[Tensor, " N"]]
 DenseTerm = Callable[[DenseScores, Settings], Float[Tensor, " N"]]
+AlignedTerm = Callable[[AlignedScores, Settings], Float[Tensor, " _"]]
 PooledTerm = Callable[[Pooled, Settings], Float[Tensor, " B"]]
 CUTS = Parameter(default=NONE, low=1.0, high=65536.0, several=True)
 
@@ -216,6 +218,8 @@ class Loss:
     softmax: SoftmaxTerm | None = None
     sigmoid: DenseTerm | None = None
     identity: DenseTerm | None = None
+    aligned: AlignedTerm | None = None
+    """Of a student of another tokenizer: of each chunk, or of each of its own tokens."""
     pooled: PooledTerm | None = None
     module: Callable[[list[int], list[int]], nn.Module] | None = None
     """What is learned beside the student, from the student's and the teacher's widths; it is saved with the
@@ -232,6 +236,8 @@ class Loss:
     least_features: int = 1
     without_entropy: str = ""
     """What its value is where the teacher's entropy has a part in it and cannot be known."""
+    asks: Literal["", "likelihood", "projection"] = ""
+    """What it needs to be known of chunks, beside where they are."""
     on_draws: str = ""
     """What is to be said of it where entries are drawn, beside what its class says."""
 

@@ -19,6 +19,7 @@ from schemas.errors import UsageError
 from schemas.policies import KeepAll
 from schemas.spec import Spec
 from schemas.task import Score
+from trainer.losses.aligned_targets import AlignedScores, AlignedTargets
 from trainer.losses.flags import parse_adversarial, parse_losses, parse_schedules, together, with_distance
 from trainer.losses.loss import PER, Asked, Loss, Settings, Value
 from trainer.losses.measures import MEASURES
@@ -140,6 +141,11 @@ class Objective:
         return any(loss.per == "labelled" for loss in self.losses)
 
     @property
+    def aligns(self) -> bool:
+        """Whether a loss is only for a student of another tokenizer, or of one that is taken for such."""
+        return any(loss.asks for loss in self.losses)
+
+    @property
     def softens(self) -> bool:
         """Whether the temperature has a part in a loss."""
         return any(loss.softens for loss in self.losses)
@@ -199,7 +205,8 @@ class Objective:
         keeps_all = isinstance(spec.keep, KeepAll)
         wanted = {name for loss in self.losses for name in loss.stores if not (keeps_all and name == "gold")}
         own = spec.own_logits and any(loss.kind.own for loss in self.losses)
-        return frozenset(wanted & set(spec.scalars)) | ({"own"} if own else set())
+        asked = {loss.asks for loss in self.losses if loss.asks}
+        return frozenset(wanted & set(spec.scalars)) | ({"own"} if own else set()) | asked
 
     def asked(self, name: str, spec: Spec) -> Asked:
         """One of the losses, and the cache that is to serve it."""
@@ -249,4 +256,20 @@ def position_losses(
         assert term is not None  # `Objective.check` has seen to it
         found.append(term(scores, {**LOSSES[name].defaults, **(settings or {}).get(name, {})}))
     found += [MEASURES[name](scores).to(logits.dtype) for name in measures]
+    return torch.stack(found)
+
+
+def aligned_losses(
+    names: Sequence[str],
+    logits: Float[Tensor, "M V"],
+    targets: AlignedTargets,
+    settings: Mapping[str, Settings] | None = None,
+) -> Float[Tensor, " T"]:
+    """Each named loss summed over chunks, or over tokens, of a student of another tokenizer."""
+    scores = AlignedScores(logits, targets)
+    found = []
+    for name in names:
+        term = LOSSES[name].aligned
+        assert term is not None  # the student was refused else
+        found.append(term(scores, {**LOSSES[name].defaults, **(settings or {}).get(name, {})}).sum())
     return torch.stack(found)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from trainer.losses import (
     contrast,
+    cross_tokenizer,
     decoupled,
     divergences,
     features,
@@ -30,6 +31,7 @@ FAMILIES = (
     features,
     relations,
     contrast,
+    cross_tokenizer,
     impossible,
 )
 LOSSES: Mapping[str, Loss] = {loss.name: loss for family in FAMILIES for loss in family.LOSSES}

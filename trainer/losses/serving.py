@@ -5,6 +5,7 @@
   and for each kept one `(f(p, q) - f(0, q)) / pi`, with pi the probability that it was kept. That is unbiased.
 * *Exact entries only*: a draw's expectation says nothing of the loss.
 * *Labels*: the corpus's own; what the cache keeps of the teacher has no part in it.
+* *Likelihood of the text*: the gold ids' log-probabilities, one scalar a token; of a student of another tokenizer.
 * *Pooled features*: what `--features` declared.
 * *Rows by origin*, and *every token's states*: no cache of this format has them.
 """
@@ -34,7 +35,9 @@ EXACT_POLICIES = "--keep all, top_p:P,k=K or top_k:K"
 def refusal(asked: Asked) -> StudentError | None:
     """Why a cache cannot serve a loss, and what to do; None where it can."""
     loss, spec = asked.loss, asked.spec
-    if loss.pooled is None and loss.kind not in (ORIGIN, EVERY_TOKEN) and loss.term(spec.score) is None:
+    has_meaning = loss.pooled is not None or loss.term(spec.score) is not None
+    has_meaning |= loss.aligned is not None and spec.score == "softmax"
+    if not has_meaning and loss.kind not in (ORIGIN, EVERY_TOKEN):
         return _meaningless(asked)
     return (
         loss.kind.refusal(asked)

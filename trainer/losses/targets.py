@@ -24,6 +24,10 @@ TINY = 1e-30
 """Smallest mass that a student's tail is taken to have: its logarithm stays finite."""
 
 
+Places = slice | Int64[Tensor, " _"]
+"""Of which positions, or entries."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SparseTargets:
     """What a softmax teacher and the corpus say of N positions, at one temperature."""
@@ -62,7 +66,7 @@ class SparseTargets:
         found = self.part(slice(first, last), entries)
         return replace(found, position=found.position - first)
 
-    def part(self, positions: slice, entries: slice) -> SparseTargets:
+    def part(self, positions: Places, entries: Places) -> SparseTargets:
         """The same of some positions and of their entries, whose `position` is left as it is."""
         return SparseTargets(
             ids=self.ids[entries],
@@ -136,5 +140,5 @@ def first_ids(targets: SparseTargets) -> Int64[Tensor, " N"]:
     return ids
 
 
-def _part(values: Tensor | None, part: slice) -> Tensor | None:
+def _part(values: Tensor | None, part: Places) -> Tensor | None:
     return None if values is None else values[part]

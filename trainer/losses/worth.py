@@ -74,6 +74,24 @@ def of_features(_: Asked, __: int) -> str:
     return "as the cache stores features"
 
 
+def of_chunks(_: Asked, __: int) -> str:
+    """Of the text's own likelihood."""
+    return "from the teacher's likelihood of the text, chunk by chunk; what else it might have said has no part in it"
+
+
+def of_projected(asked: Asked, _: int) -> str:
+    """Of a loss that is linear in p, of whose ids the student's agree with most."""
+    spec = asked.spec
+    over = ", over the ids with which some of the student's agree, where tokens begin together"
+    if isinstance(spec.keep, KeepAll):
+        return "exact" + over
+    if not spec.is_sampling:
+        return of_cut(asked, 0) + over
+    if knows_entropy(spec, asked.temperature):
+        return "unbiased" + over
+    return f"unbiased{over}; its value {asked.loss.without_entropy}"
+
+
 def of_nothing(_: Asked, __: int) -> str:
     """Of what no cache serves."""
     return "impossible"

@@ -20,7 +20,7 @@ from schemas.rows.classes import NO_CLASS, bounds, has_first
 from schemas.rows.entries import entries_of
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
-from trainer.batches.collate import Batch
+from trainer.batches.batch import Batch
 from trainer.batches.targets import example_keys
 from trainer.losses.divergences import kl_divergence
 from trainer.losses.targets import NO_LABEL, SparseTargets, first_ids, only_classes

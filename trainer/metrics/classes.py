@@ -22,7 +22,7 @@ from torch import Tensor
 from schemas.errors import StudentError
 from schemas.rows.ragged import Array
 from schemas.spec import Spec
-from trainer.batches.collate import Batch
+from trainer.batches.batch import Batch
 from trainer.losses.divergences import binary_kl_divergence, cross_entropy, kl_divergence
 from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets, first_ids
 from trainer.metrics.tokens import Metrics
@@ -36,7 +36,7 @@ def class_metrics(model: Any, batches: Iterable[Batch], spec: Spec, device: torc
     for batch, logits in scored(model, batches, device):
         if isinstance(batch.targets, SparseTargets):
             sparse.append((logits, batch.targets))
-        else:
+        elif isinstance(batch.targets, DenseTargets):
             dense.append((logits, batch.targets))
     if spec.score == "softmax":
         return single_label(sparse)

@@ -18,7 +18,7 @@ from sklearn.metrics import ndcg_score
 from torch import Tensor
 
 from schemas.errors import StudentError
-from trainer.batches.collate import Batch
+from trainer.batches.batch import Batch
 from trainer.metrics.tokens import Metrics
 from trainer.models.embeddings import Embedder
 from trainer.models.heads import Run

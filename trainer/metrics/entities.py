@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from schemas.spec import Spec
-from trainer.batches.collate import Batch
+from trainer.batches.batch import Batch
 from trainer.losses.targets import NO_LABEL, SparseTargets, first_ids
 from trainer.metrics.classes import scored, single_label
 from trainer.metrics.tokens import Metrics

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from schemas.rows.ragged import Array
 from schemas.spec import Spec
-from trainer.batches.collate import Batch
+from trainer.batches.batch import Batch
 from trainer.losses.targets import DenseTargets
 from trainer.metrics.classes import regression, scored
 from trainer.metrics.tokens import Metrics

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.batches.collate import Batch
+from trainer.batches.batch import Batch
 from trainer.losses.divergences import cross_entropy, kl_divergence
 from trainer.losses.fused import CHUNK_ELEMENTS, chunks
 from trainer.losses.targets import SparseTargets, first_ids

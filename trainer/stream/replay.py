@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.batches.pool import Pool, pooled
 from trainer.stream.order import Order
 from trainer.stream.runs import read_runs

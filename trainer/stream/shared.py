@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.stream.order import Order
 from trainer.stream.replay import BATCHES_AHEAD, RUNS_AHEAD, Address, Ahead, Share, read_batches
 from trainer.stream.runs import Run, read_runs

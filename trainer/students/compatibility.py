@@ -33,14 +33,19 @@ def check_vocabulary(student: Mapping[str, int], cache: Mapping[str, int], where
     )
 
 
-def check_config(config: Any, spec: Spec, vocabulary: Mapping[str, int], where: str) -> None:
-    """The embedding must hold every token's id, and the positions the cache's longest example.
+def check_config(
+    config: Any, spec: Spec, vocabulary: Mapping[str, int], where: str, *, reads_again: bool = False
+) -> None:
+    """The embedding must hold every token's id, and the positions the cache's longest example; what a student
+    `reads_again` is cut to its own length.
 
     Raises:
         StudentError: naming the field.
     """
     text = config.get_text_config()
-    check_embedding(getattr(text, "vocab_size", None), spec, vocabulary, where)
+    check_embedding(getattr(text, "vocab_size", None), spec, vocabulary, where, reads_again=reads_again)
+    if reads_again:
+        return
     longest = getattr(text, "max_position_embeddings", None)
     if isinstance(longest, int) and 0 < longest < spec.max_length:
         raise StudentError(
@@ -52,14 +57,21 @@ def check_config(config: Any, spec: Spec, vocabulary: Mapping[str, int], where: 
     _check_positions(text, spec, where)
 
 
-def check_embedding(rows: int | None, spec: Spec, vocabulary: Mapping[str, int], where: str) -> None:
+def check_embedding(
+    rows: int | None,
+    spec: Spec,
+    vocabulary: Mapping[str, int],
+    where: str,
+    *,
+    reads_again: bool = False,
+) -> None:
     """Every id that a cache's tokenizer may give needs an embedding; None is a model that looks none up. A language
-    model's V bounds them: where the teacher lacked a token, no row has it.
+    model's V bounds them: where the teacher lacked a token, no row has it. Not so of a student's own tokenizer.
 
     Raises:
         StudentError: there are too few.
     """
-    bound = spec.vocab_size if spec.kind.has_vocabulary else math.inf
+    bound = spec.vocab_size if spec.kind.has_vocabulary and not reads_again else math.inf
     largest = max((index for index in vocabulary.values() if index < bound), default=0)
     if rows is not None and rows <= largest:
         raise StudentError(

@@ -7,23 +7,20 @@ config and seed begin identical.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from transformers import set_seed
 
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
-from schemas.features import Feature
 from schemas.images import Pictures
 from schemas.spec import Spec
-from schemas.task import Task
-from trainer.batches.collate import Collation
-from trainer.batches.packing import Packing
-from trainer.batches.sources import Shifted
+from trainer.losses.objective import Objective
 from trainer.models.embeddings import Embedder
 from trainer.models.heads import check_head
 from trainer.models.shrink import embedding_rows, parse_shrink, shrunk
+from trainer.reading.reader import Reader
 from trainer.students.adapter_folders import is_adapter, merged, read_adapter
 from trainer.students.adapters import attach, loading_options, speaking, trained_whole
 from trainer.students.compatibility import (
@@ -31,7 +28,6 @@ from trainer.students.compatibility import (
     check_embedding,
     check_labels,
     check_trainable,
-    check_vocabulary,
     fit_tokenizer,
 )
 from trainer.students.fitting import filled, fit_config, freeze_unused, is_unused, refuse_missing
@@ -44,75 +40,17 @@ from trainer.students.on_features import (
     parse_on_features,
 )
 from trainer.students.opening import cached_tokenizer, hub_commit, open_config, open_tokenizer, open_weights
+from trainer.students.other_tokenizers import reader_of
 from trainer.students.packed_trial import check_packs, find_packing
 from trainer.students.scratch import model_of, scratch_config
-from trainer.students.trial import takes_token_types, try_student
+from trainer.students.student import Student, own_padding
+from trainer.students.trial import try_student
 from trainer.tasks.tasks import STUDENT_TASKS
 
+USUAL = Objective(weights={"kl": 1.0})
+"""What a student is taken to learn by where nobody says it."""
 _DECODER_HEADS = ("score",)
 """How transformers calls the head of a classifier that looks for a text's last token by its padding id."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Student:
-    """A model that fits a cache, with the tokenizer that it is saved with."""
-
-    model: Any
-    tokenizer: Any
-    task: Task
-    adapter: Any = None
-    """PEFT's view of the model, where adapters are trained and saved; None where the model is."""
-    packing: Packing | None = None
-    """How it is told of several texts in a row; None: it was not asked for."""
-    embedder: Embedder | None = None
-    """How its states become embeddings, where that is what it is to give."""
-    longest: int = 0
-    """Tokens of the cache's longest example."""
-    features: tuple[Feature, ...] = ()
-    """What it reads in place of texts, where it is one without a backbone."""
-    pictures: Pictures | None = None
-    """How the cache's images become what it is given; then `tokenizer` is the image processor."""
-
-    @property
-    def vocab_size(self) -> int:
-        """V: the width of the head, or the number of classes; tokens, where these are the classes; 0 of embeddings."""
-        if not self.task.has_positions:
-            return 0
-        if self.task.has_vocabulary:
-            return int(self.model.get_output_embeddings().weight.shape[0])
-        return self.longest if self.task.classes_are_tokens else int(self.model.config.num_labels)
-
-    @property
-    def pad_id(self) -> int:
-        """What pads `input_ids`: masked out, so any id that has an embedding will do where the model names none."""
-        if self.pictures is not None:
-            return 0
-        rows = embedding_rows(self.model)
-        for found in (_own_padding(self.model), self.tokenizer.pad_token_id):
-            if found is not None and found >= 0 and (rows is None or found < rows):
-                return int(found)
-        return 0
-
-    @property
-    def takes_token_types(self) -> bool:
-        """Whether the model can be told which text of a pair a token is of."""
-        return takes_token_types(self.model)
-
-    def collation(self, **asked: Any) -> Collation:
-        """How a cache's rows become its batches; `temperature`, `features` and `stored` are as `Collation` has them."""
-        if self.features:
-            asked |= {"features": self.features, "reads_features": True}
-        return Collation(
-            student_vocab=self.vocab_size,
-            pad_id=self.pad_id,
-            pass_token_types=self.takes_token_types,
-            embeddings=embedding_rows(self.model),
-            token_types=getattr(self.model.config.get_text_config(), "type_vocab_size", None) or None,
-            packing=self.packing,
-            shift=Shifted(self.model) if self.task.has_source else None,
-            pictures=self.pictures,
-            **asked,
-        )
 
 
 def open_student(
@@ -124,12 +62,13 @@ def open_student(
     alone: bool = False,
     lora: Lora | None = None,
     packs: bool = False,
+    objective: Objective | None = None,
 ) -> Student:
     """Opens `name`: a folder or hub name, a config `.json`, `shrink:layers=3` of the `teacher`, `linear` or `mlp:256`.
 
     `alone` says that each batch will hold one row; a model that cannot be padded is refused else. With `lora` its
     weights are frozen, and adapters stand beside them. `packs` says that a row will hold several texts; a model that
-    does not keep them apart is refused then.
+    does not keep them apart is refused then. What the `objective` asks decides whether its tokenizer may be another.
 
     Raises:
         UsageError: it cannot be opened, or a package is missing.
@@ -149,15 +88,13 @@ def open_student(
     loading = None if lora is None else loading_options(lora)
     source = name if layers is None else _needed_teacher(teacher, name)
     from_scratch = layers is None and name.endswith(".json")
-    tokenizer = cached_tokenizer(cache)
-    config = scratch_config(source, cache.spec, tokenizer) if from_scratch else open_config(source)
-    if not from_scratch:
-        own = open_tokenizer(source)
-        check_vocabulary(own.get_vocab(), tokenizer.get_vocab(), source)
-        tokenizer = own
+    cached = cached_tokenizer(cache)
+    config = scratch_config(source, cache.spec, cached) if from_scratch else open_config(source)
+    tokenizer = cached if from_scratch else open_tokenizer(source)
+    reader = reader_of(tokenizer, config, cached, cache, where=source, objective=objective or USUAL)
     check_trainable(config, cache.spec.kind, source)
     fit_config(config, cache.spec, tokenizer)
-    check_config(config, cache.spec, tokenizer.get_vocab(), source)
+    check_config(config, cache.spec, tokenizer.get_vocab(), source, reads_again=reader is not None)
     set_seed(seed)
     task = STUDENT_TASKS[cache.spec.task]
     missing: list[str] = []
@@ -176,7 +113,7 @@ def open_student(
         revision = (loading or {}).get("revision")
         adapter = attach(model, lora, base=source, revision=revision, task_type=task.peft_task, whole=whole)
     with speaking(model):
-        student = _tried(model, tokenizer, cache, alone=alone, where=source, adapter=adapter)
+        student = _tried(model, tokenizer, cache, alone=alone, where=source, adapter=adapter, reader=reader)
         student = replace(student, embedder=_begun(cache.spec, None if from_scratch else source))
         return _with_packing(student, cache.spec) if packs else student
 
@@ -198,12 +135,12 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
         model, tokenizer = open_on_features(folder, cache)
         return _reader(model.eval(), tokenizer, cache)
     config, tokenizer = open_config(folder), open_tokenizer(folder)
-    check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
+    reader = reader_of(tokenizer, config, cached_tokenizer(cache), cache, where=folder)
     check_labels(config, cache.spec, folder)
-    check_config(config, cache.spec, tokenizer.get_vocab(), folder)
+    check_config(config, cache.spec, tokenizer.get_vocab(), folder, reads_again=reader is not None)
     model, missing = open_weights(STUDENT_TASKS[cache.spec.task].auto, folder, config)
     refuse_missing(model, [name for name in missing if not is_unused(name, cache.spec)], folder)
-    student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
+    student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False, reader=reader)
     return replace(student, embedder=Embedder.of(cache.spec, folder))
 
 
@@ -230,13 +167,13 @@ def _open_adapted(folder: str, cache: Cache, *, alone: bool) -> Student:
         raise saved.without_base(error) from error
     own = any((saved.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = open_tokenizer(folder, of_adapter=True) if own else open_tokenizer(saved.base, saved.revision)
-    check_vocabulary(tokenizer.get_vocab(), cached_tokenizer(cache).get_vocab(), folder)
+    reader = reader_of(tokenizer, config, cached_tokenizer(cache), cache, where=folder)
     fit_config(config, spec, tokenizer)
-    check_config(config, spec, tokenizer.get_vocab(), saved.base)
+    check_config(config, spec, tokenizer.get_vocab(), saved.base, reads_again=reader is not None)
     loading = None if saved.revision is None else {"revision": saved.revision}
     model, missing = filled(spec, saved.base, config, loading)
     model = merged(model, missing, saved, spec)
-    student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False)
+    student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False, reader=reader)
     return replace(student, embedder=Embedder.of(spec, folder))
 
 
@@ -249,13 +186,19 @@ def _tried(
     where: str,
     trained: bool = True,
     adapter: Any = None,
+    reader: Reader | None = None,
 ) -> Student:
     spec = cache.spec
     alone = alone and not spec.kind.holds_texts
-    check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where)
+    check_embedding(embedding_rows(model), spec, tokenizer.get_vocab(), where, reads_again=reader is not None)
     fit_tokenizer(tokenizer, model)
     student = Student(
-        model=model, tokenizer=tokenizer, task=spec.kind, adapter=adapter, longest=spec.max_length
+        model=model,
+        tokenizer=tokenizer,
+        task=spec.kind,
+        adapter=adapter,
+        longest=spec.max_length,
+        reader=reader,
     )
     if spec.kind.has_named_classes and not spec.kind.predicts_tokens and not alone:
         _check_padding(student, where)
@@ -265,7 +208,7 @@ def _tried(
         scores=STUDENT_TASKS[spec.task].scores,
         generates=trained and STUDENT_TASKS[spec.task].generates,
         pad_id=student.pad_id,
-        max_length=spec.max_length,
+        max_length=spec.max_length if reader is None else reader.limit,
         alone=alone,
         trained=trained,
     )
@@ -280,15 +223,9 @@ def _with_packing(student: Student, spec: Spec) -> Student:
     return replace(student, packing=packing)
 
 
-def _own_padding(model: Any) -> int | None:
-    """The id that a model itself takes for padding; some configs (CodeGen's) do not speak of any."""
-    found: int | None = getattr(model.config.get_text_config(), "pad_token_id", None)
-    return found
-
-
 def _check_padding(student: Student, where: str) -> None:
     """A decoder that classifies looks for a text's last token by its own padding id: it must have one, and use it."""
-    own = _own_padding(student.model)
+    own = own_padding(student.model)
     decides = any(hasattr(student.model, name) for name in _DECODER_HEADS)
     if decides and own != student.pad_id:
         raise StudentError(

@@ -15,7 +15,7 @@ from schemas.errors import TrainingError
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.evaluation import Evaluated, evaluate, metrics_on
 from trainer.evaluation.held_out import HeldOut
-from trainer.students.students import Student
+from trainer.students.student import Student
 from trainer.sweep.study import TrialOutcome
 from trainer.tasks.student_task import Goal, Measured
 from trainer.training.arguments import StudentArguments

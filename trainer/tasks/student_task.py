@@ -10,7 +10,8 @@ import torch
 
 from schemas.rows.rows import Rows
 from schemas.spec import Spec
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.metrics.tokens import Metrics
 from trainer.models.embeddings import Embedder
 from trainer.models.heads import Run

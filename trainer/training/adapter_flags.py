@@ -8,7 +8,7 @@ from schemas.errors import UsageError
 from trainer.models.shrink import parse_shrink
 from trainer.students.lora import Lora
 from trainer.students.on_features import parse_on_features
-from trainer.students.students import Student
+from trainer.students.student import Student
 from trainer.training.flags import TrainFlags
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from transformers import Trainer, TrainerCallback
 
-from trainer.students.students import Student
+from trainer.students.student import Student
 from trainer.training.log_lines import LogLines, log_in_lines
 from trainer.training.streams import SharedSides
 from trainer.training.turns import Turn

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from schemas.features import Feature
+from schemas.rows.ragged import Array
 from schemas.task import Score
-from trainer.batches.collate import Batch
+from trainer.batches.batch import Batch
+from trainer.losses.aligned_targets import AlignedTargets
 from trainer.losses.fused import fused_loss
 from trainer.losses.loss import Bank, Pooled
-from trainer.losses.objective import Objective, divisor, position_losses
+from trainer.losses.objective import Objective, aligned_losses, divisor, position_losses
 from trainer.losses.registry import LOSSES
 from trainer.losses.targets import SparseTargets
 from trainer.models.embeddings import Embedder
@@ -137,7 +139,8 @@ class Distiller(nn.Module):
         weights = torch.cat([weights, weights.new_zeros(len(self.measures))])
         if ran.head_inputs is not None:
             positions = batch.at_positions(ran.head_inputs)
-            found = fused_loss(positions, Head.of(self.student), _Terms(self, batch), weights / divisors)
+            terms = _Terms(self, batch)
+            found = fused_loss(positions, Head.of(self.student), terms, weights / divisors, cuts=terms.cuts)
             parts = found.terms / divisors
             losses = [found.loss, *[found.loss.new_zeros(())] * (len(logged) - 1)]
         else:
@@ -203,8 +206,19 @@ class _Terms:
     def __init__(self, distiller: Distiller, batch: Batch) -> None:
         self._distiller, self._batch = distiller, batch
 
+    @property
+    def cuts(self) -> Array | None:
+        """Where chunks of positions may be cut: not within what is aligned as a whole."""
+        targets = self._batch.targets
+        return targets.host.cuts(len(targets.gold)) if isinstance(targets, AlignedTargets) else None
+
     def __call__(self, logits: Tensor, first: int, last: int) -> Tensor:
         targets, offsets = self._batch.targets, self._batch.entry_offsets
+        if isinstance(targets, AlignedTargets):
+            objective = self._distiller.objective
+            return aligned_losses(
+                objective.head_losses, logits, targets.part(first, last), objective.settings
+            )
         assert isinstance(targets, SparseTargets)
         part = targets.chunk(first, last, slice(int(offsets[first]), int(offsets[last])))
         return self._distiller._losses(logits, part, self._batch.temperature, once=True).sum(-1)

@@ -24,7 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from schemas.cli.logs import is_watched
 from schemas.errors import UsageError
-from trainer.batches.collate import Batch
+from trainer.batches.batch import Batch
 from trainer.checkpoints.keeping import EvaluationStopped, KeepingTrainer
 from trainer.checkpoints.records import Record
 from trainer.checkpoints.shards import gathered
@@ -32,7 +32,7 @@ from trainer.checkpoints.signals import Signals
 from trainer.losses.objective import divisor
 from trainer.losses.stages import stage_at
 from trainer.stream.replay import Address, Replay, loader
-from trainer.students.students import Student
+from trainer.students.student import Student
 from trainer.training.distiller import Distiller
 from trainer.training.log_lines import log_in_lines
 from trainer.training.sharding import shard_on_cpus

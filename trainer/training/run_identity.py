@@ -10,7 +10,7 @@ from trainer.checkpoints.records import Record
 from trainer.models.weights import weights_hash
 from trainer.stream.side import Side
 from trainer.stream.where import Where
-from trainer.students.students import Student
+from trainer.students.student import Student
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
 from trainer.training.settings import decide_weights

@@ -18,7 +18,7 @@ from trainer.stream.replay import Replay, Share
 from trainer.stream.shared import SharedSide
 from trainer.stream.side import Side
 from trainer.stream.where import Where
-from trainer.students.students import Student
+from trainer.students.student import Student
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
 from trainer.training.joining import Joined, join_caches

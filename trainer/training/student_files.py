@@ -13,7 +13,7 @@ from trainer.checkpoints.shards import load_whole
 from trainer.models.embeddings import Embedder
 from trainer.students.adapters import load_adapter, save_adapter
 from trainer.students.features import Projections
-from trainer.students.students import Student
+from trainer.students.student import Student
 
 PROJECTIONS_NAME = "projections.safetensors"
 _STUDENT = "student."

@@ -20,7 +20,8 @@ from trainer.losses.objective import Objective
 from trainer.losses.unbiasedness import bias_lines
 from trainer.losses.worth import knows_entropy
 from trainer.students.on_features import check_objective
-from trainer.students.students import Student, open_student
+from trainer.students.student import Student
+from trainer.students.students import open_student
 from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.adapter_flags import adapter_lines, saved_parameters
 from trainer.training.arguments import StudentArguments, check_arguments, settle_direction
@@ -144,6 +145,12 @@ def distil(
     if arguments.overwrite_output_dir:
         check_replaceable(folder, cache.header.teacher.get("weight_bytes"))
     student = _open_student(config, arguments, cache)
+    if student.aligns and opened.joined is not None:
+        raise UsageError(
+            "joined caches teach students of their own tokenizer alone",
+            where=config.student,
+            do="Leave out --join, or name a student with the caches' tokenizer",
+        )
     check_objective(student.model, config.objective, is_joined=opened.joined is not None)
     training, evaluation = make_replays(
         config, arguments, opened, student, None if company is None else company.sides
@@ -195,6 +202,7 @@ def _open_student(config: TrainConfig, arguments: StudentArguments, cache: Cache
         alone=_is_alone(arguments),
         packs=config.batching == "pack",
         lora=config.adapters,
+        objective=config.objective,
     )
 
 
@@ -238,7 +246,7 @@ def make_distiller(
         features=needed_features(cache, objective),
         teacher_layers=teacher_layers(cache),
         task=STUDENT_TASKS[cache.spec.task],
-        measures=measures_of(cache.spec, objective, student.vocab_size),
+        measures=[] if student.aligns else measures_of(cache.spec, objective, student.vocab_size),
         bank=bank,
         embedder=student.embedder,
         image_shape=None if student.pictures is None else student.pictures.shape,

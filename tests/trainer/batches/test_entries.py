@@ -11,7 +11,8 @@ import torch
 
 from schemas.rows import kernels
 from tests.synthetic import SPECS, random_rows
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.batches.entries import can_gather
 from trainer.batches.kernels import gather_drawn, gather_exact
 from trainer.batches.pool import Pool

@@ -16,7 +16,8 @@ from schemas.rows.ragged import Ragged
 from schemas.rows.rows import Rows
 from tests.synthetic import SPECS, random_rows
 from trainer.batches import pool as pool_module
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.batches.pool import Pool
 
 

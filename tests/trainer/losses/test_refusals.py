@@ -36,10 +36,12 @@ POOLED = {
     ),
     *("info_nce", "vib", "info_head"),
 }
+CHUNKS, PROJECTED = {"alm"}, {"projected_kl"}
+"""Of a student of another tokenizer."""
 LISTS = {"margin_mse", "listwise_kl"}
 """Of rows that hold a list each, which none here do."""
 NEVER = {"contrast", "attention", "hidden_states"}
-NEEDS_GOLD = {"dkd", "nkd", "pld"}
+NEEDS_GOLD = {"dkd", "nkd", "pld", "alm"}
 NEEDS_ENTROPY = {"kl_entropy", "kl_teacher_unsure"}
 SIGMOID = {"kl", "ce", "ce_smoothed", "mse_logits", "rkl", "brier", *FINITE, *POOLED}
 """What has a meaning for classes that are apart."""
@@ -88,7 +90,7 @@ def is_served(name: str, policy: str, spec: Spec) -> bool:
 
 
 def test_every_loss_stands_in_one_class() -> None:
-    classes = [LINEAR, FINITE, EXACT, WHOLE, LOGITS, LABELS, POOLED, LISTS, NEVER]
+    classes = [LINEAR, FINITE, EXACT, WHOLE, LOGITS, LABELS, POOLED, LISTS, CHUNKS, PROJECTED, NEVER]
     assert sorted(name for each in classes for name in each) == sorted(LOSSES)
 
 
@@ -162,7 +164,7 @@ def test_pooled_losses_need_features(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if "tail" in loss.parameters])
 def test_draws_have_no_tail_to_choose(name: str) -> None:
-    objective = Objective.parse([f"{name}=1,tail=uniform"])
+    objective = Objective.parse([f"{name}=1,tail={LOSSES[name].parameters['tail'].choices[-1]}"])
     objective.check(spec_of("top_p", "own"))
     if is_served(name, "threshold", spec_of("threshold", "own")):
         with pytest.raises(StudentError, match="Leave tail out"):

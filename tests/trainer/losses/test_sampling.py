@@ -22,7 +22,8 @@ from tests.trainer.draws import (
     sampling_spec,
     shaped,
 )
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.losses.divergences import kl_divergence
 from trainer.losses.fused import fused_loss
 from trainer.losses.objective import position_losses

@@ -18,7 +18,8 @@ from schemas.policies import KeepAll, KeepPolicy, TopK
 from schemas.rows.rows import Rows
 from tests.trainer.caches import causal_columns, causal_spec, finished_rows, write_cache
 from tests.trainer.tiny import HIDDEN, make_llama, random_examples, tiny_tokenizer
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.batches.join import Join
 from trainer.batches.pool import pooled
 from trainer.losses.objective import Objective

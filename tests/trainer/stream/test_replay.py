@@ -10,7 +10,8 @@ from accelerate import skip_first_batches
 from schemas.cache import Cache
 from schemas.errors import CorruptionError
 from tests.trainer.tiny import VOCAB
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.stream.order import Order
 from trainer.stream.replay import Address, Ahead, Replay, Share, loader
 from trainer.stream.side import Side

@@ -10,7 +10,8 @@ from transformers import LlamaForCausalLM
 from schemas.cache import Cache
 from schemas.errors import UsageError
 from tests.trainer.tiny import VOCAB, llama_config
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.losses.objective import Objective
 from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.distiller import ADVERSARIAL, Distiller

@@ -21,7 +21,8 @@ from schemas.cache import Cache
 from schemas.errors import StudentError
 from schemas.features import Feature
 from tests.trainer.tiny import VOCAB, bert_config, llama_config
-from trainer.batches.collate import Batch, Collation
+from trainer.batches.batch import Batch
+from trainer.batches.collate import Collation
 from trainer.losses.objective import Objective
 from trainer.losses.targets import SparseTargets
 from trainer.students.features import Projections, pooled, student_layer

@@ -23,7 +23,7 @@ from trainer.models.heads import check_head
 from trainer.models.shrink import parse_shrink, shrunk
 from trainer.students.compatibility import check_trainable
 from trainer.students.packed_trial import check_packs
-from trainer.students.students import Student
+from trainer.students.student import Student
 from trainer.students.trial import try_student
 from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.distiller import Distiller

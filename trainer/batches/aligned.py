@@ -1,0 +1,147 @@
+"""What the teacher says of a student's own tokens, in chunks, from a cache's rows and how they were read again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from schemas.policies import KeepAll
+from schemas.rows.ragged import Array, Ragged, offsets_of, spans
+from schemas.rows.rows import Rows
+from schemas.spec import Spec
+from trainer.batches.stored import gold_logprobs
+from trainer.batches.targets import StackedTargets
+from trainer.losses.aligned_targets import NO_CHUNK, AlignedTargets, HostChunks
+from trainer.losses.targets import SparseTargets, segment_sum
+from trainer.reading.alignment import Alignment
+from trainer.reading.reader import Reader, Reading
+
+LIKELIHOOD, PROJECTION = "likelihood", "projection"
+
+
+def has_entries(reader: Reader | None, stored: Collection[str]) -> bool:
+    """Whether any kept entry has a part in a batch."""
+    if reader is None or not reader.aligns or PROJECTION in stored:
+        return True
+    return LIKELIHOOD in stored and "gold" not in reader.spec.scalars
+
+
+def knows_likelihood(spec: Spec) -> bool:
+    """Whether a cache has the teacher's log-probability of its texts."""
+    return "gold" in spec.scalars or isinstance(spec.keep, KeepAll)
+
+
+class StackedAligned(NamedTuple):
+    """What the teacher says of several batches' tokens and chunks."""
+
+    all: AlignedTargets
+
+    def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
+        """The fields of the batch that holds these tokens."""
+        targets = self.all.part(positions.start, positions.stop)
+        number = positions.stop - positions.start
+        return {
+            "targets": targets,
+            "counts": torch.tensor([len(targets.begins), number, num_rows]),
+            "entry_offsets": targets.host.entries,
+            "beyond": None,
+        }
+
+
+def aligned_targets(
+    rows: Rows, reading: Reading, reader: Reader, tell: Callable[[], StackedTargets], stored: Collection[str]
+) -> StackedAligned:
+    """Of these rows, which a student has read otherwise; `tell` gives what the cache says of all N positions, where
+    that is asked for."""
+    alignment, ids = reading.alignment, reading.rows.input_ids
+    assert alignment is not None
+    projection = reader.projection if PROJECTION in stored else None
+    told = tell() if has_entries(reader, stored) else None
+    at = alignment.teacher_begins
+    starts, entries = _nothing(len(at)), np.zeros(len(at) + 1, np.int64)
+    if told is not None and PROJECTION in stored:
+        counts = np.diff(told.entry_offsets)[at]
+        entries = offsets_of(counts)
+        chosen = spans(told.entry_offsets[:-1][at], counts, entries)
+        starts = _chosen(told.all, at, chosen, counts)
+    owner, pairs = _pairs(starts, projection)
+    teacher = np.full(len(at), np.nan, np.float32)
+    if LIKELIHOOD in stored:
+        before = np.concatenate([[0.0], np.cumsum(_gold(rows, told), dtype=np.float64)])
+        teacher = (before[alignment.teacher_ends] - before[at]).astype(np.float32)
+    return StackedAligned(
+        AlignedTargets(
+            gold=torch.from_numpy(ids.values[alignment.tokens].astype(np.int64)),
+            chunk=torch.from_numpy(_chunk_of(alignment)),
+            begins=torch.from_numpy(alignment.begins),
+            teacher=torch.from_numpy(teacher),
+            num_bytes=torch.from_numpy(alignment.num_bytes),
+            starts=starts,
+            pair_entry=owner,
+            pair_id=pairs[0],
+            host=HostChunks(begins=alignment.begins, ends=alignment.ends, entries=entries, pairs=pairs[1]),
+        )
+    )
+
+
+def _chunk_of(alignment: Alignment) -> Array:
+    found = np.full(len(alignment.tokens), NO_CHUNK, np.int64)
+    lengths = alignment.ends - alignment.begins
+    at = spans(alignment.begins, lengths, offsets_of(lengths))
+    found[at] = np.repeat(np.arange(len(lengths)), lengths)
+    return found
+
+
+def _pairs(
+    starts: SparseTargets, projection: Ragged | None
+) -> tuple[torch.Tensor, tuple[torch.Tensor, Array]]:
+    """Each entry's ids among the student's: the entry of each pair, its id, and where each entry's pairs begin."""
+    teacher_ids = starts.ids.numpy()
+    if projection is None:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return nothing, (nothing, np.zeros(len(teacher_ids) + 1, np.int64))
+    counts = projection.lengths[teacher_ids]
+    offsets = offsets_of(counts)
+    ids = projection.values[spans(projection.offsets[:-1][teacher_ids], counts, offsets)]
+    owner = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+    return owner, (torch.from_numpy(ids), offsets)
+
+
+def _chosen(told: Any, at: Array, entries: Array, counts: Array) -> SparseTargets:
+    """Of some positions and their entries, which are numbered anew."""
+    found = told.part(torch.from_numpy(at), torch.from_numpy(entries))
+    position = torch.from_numpy(np.repeat(np.arange(len(at)), counts))
+    return SparseTargets(**{**vars(found), "position": position})
+
+
+def _gold(rows: Rows, told: StackedTargets | None) -> Array:
+    """The teacher's log-probability of each position's next token; where every score is kept it is among them."""
+    if "gold" in rows.spec.scalars:
+        return gold_logprobs(rows, rows.num_positions)
+    assert told is not None
+    targets: Any = told.all
+    is_gold = targets.ids == targets.gold[targets.position]
+    found: Array = segment_sum(
+        torch.where(is_gold, targets.logprobs, 0), targets.position, len(targets.gold)
+    ).numpy()
+    return found
+
+
+def _nothing(number: int) -> SparseTargets:
+    """No entry of any position."""
+    ids, values = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    each = torch.zeros(number)
+    gold = torch.zeros(number, dtype=torch.int64)
+    return SparseTargets(
+        ids=ids,
+        position=ids,
+        weights=values,
+        logprobs=values,
+        logits=None,
+        tail=each,
+        negentropy=each,
+        gold=gold,
+    )
