@@ -11,11 +11,12 @@ export TOKENIZERS_PARALLELISM ?= false
 # Torch, Beam and transformers are compiled once and not by every process, also where the environment forbids it.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help venv demo engines test models losses test-engines test-chaos check bench lock clean
+.PHONY: help venv demo engines test coverage models losses test-engines test-chaos check bench lock clean
 
 help:
 	@echo "make demo   the whole path on what the repository ships: corpus, teacher, cache, three students, a table"
-	@echo "make test   the tests; with CI=true every model class of transformers, and coverage. Engines and stores apart"
+	@echo "make test   the tests; with CI=true every model class of transformers. Engines and stores apart"
+	@echo "make coverage  the same, and how much of the code they reach (half as slow again)"
 	@echo "make models write docs/models.md anew: which model classes work (minutes)"
 	@echo "make losses write docs/losses.md anew from the entries"
 	@echo "make engines       fetch Prism, Flink, MinIO, a GCS emulator and another transformers into .engines (needs go, mvn, java)"
@@ -43,15 +44,17 @@ demo: venv
 
 # Two processes of one thread each: tests take the next that nobody has, and stay beside those of their file.
 TWO := -n 2 --dist worksteal
-test models test-engines test-chaos: export OMP_NUM_THREADS ?= 1
+test coverage models test-engines test-chaos: export OMP_NUM_THREADS ?= 1
 
-# Measuring coverage makes the tests half as slow again: in CI it is measured, and must be 90%.
-COVERAGE := $(if $(CI),--cov --cov-report=term:skip-covered)
 # Every model class of transformers takes minutes: CI tries all, people ten families of each task.
 FEW := $(if $(CI),, and not architectures)
 
 test: venv
-	$(BIN)/python -m pytest tests $(TWO) -m "not engines and not chaos$(FEW)" $(COVERAGE)
+	$(BIN)/python -m pytest tests $(TWO) -m "not engines and not chaos$(FEW)"
+
+# Half as slow again as the tests alone, so apart: it must be 90%.
+coverage: venv
+	$(BIN)/python -m pytest tests $(TWO) -m "not engines and not chaos$(FEW)" --cov --cov-report=term:skip-covered
 
 engines: venv
 	$(BIN)/python tests/engines/fetch.py
