@@ -28,6 +28,7 @@ from trainer.training.company import Company
 from trainer.training.config import TrainConfig
 from trainer.training.distiller import Distiller
 from trainer.training.loop import DistillationTrainer
+from trainer.training.model_card import save_card
 from trainer.training.preflight import (
     check_loop,
     check_total,
@@ -157,10 +158,7 @@ def distil(
             return finished
         check_total(beginning.manifest, total, config.objective)
     if arguments.process_index == 0:
-        lines = bias_lines(config.objective, cache.spec, student.vocab_size)
-        lines += type_lines(cache.spec, takes_token_types=student.takes_token_types)
-        lines += adapter_lines(student)
-        _log.info("\n".join([*lines, *router_lines(student.model.config)]))
+        _log.info("\n".join(_notices(config, cache, student)))
     features, number = needed_features(cache, config.objective), config.objective.bank
     bank = read_bank(training.sides, features, number, stream_seed(arguments)) if number else None
     distiller = make_distiller(student, cache, config.objective, bank)  # it runs the student, as it is
@@ -179,9 +177,19 @@ def distil(
     if company is not None:
         company.name_logs(loop)
     try:
-        return _run(loop, arguments, beginning, signals, total)
+        trained = _run(loop, arguments, beginning, signals, total)
+        if arguments.process_index == 0:
+            save_card(config, arguments, cache, record, loop.state.log_history)
+        return trained
     finally:
         training.close()
+
+
+def _notices(config: TrainConfig, cache: Cache, student: Student) -> list[str]:
+    """What people should know of losses and student before the first step."""
+    lines = bias_lines(config.objective, cache.spec, student.vocab_size)
+    lines += type_lines(cache.spec, takes_token_types=student.takes_token_types)
+    return [*lines, *adapter_lines(student), *router_lines(student.model.config)]
 
 
 def _open_student(config: TrainConfig, arguments: StudentArguments, cache: Cache) -> Student:
