@@ -30,7 +30,7 @@ class LogLines(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **keywords: Any) -> None:
         if state.is_world_process_zero:
-            told = line_of(state.global_step, state.max_steps, state.epoch, logs or {})
+            told = line_of(state.global_step, state.max_steps, float(state.epoch or 0), logs or {})
             print(f"{stamp()} {self._name}{told}", flush=True)  # noqa: T201
 
 
