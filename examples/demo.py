@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from rich.console import Console
-from rich.table import Table
 
 import teachonce
+from schemas.cli.tables import Table, console, print_table
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -78,14 +78,14 @@ def main() -> int:
         "--max_length", "128", "--keep", "threshold:1/32", "--features", "mean:-1")  # fmt: skip
     run("inspect", str(cache))
     results = [distil(student, cache, folder) for student in students(teacher)]
-    console = Console()
-    console.print(table(results))
+    out = console()
+    print_table(table(results), out)
     picture = draw(results, folder / "loss.png")
-    console.print(
+    out.print(
         f"cache: {cache}   students: {', '.join(str(folder / r.student.name) for r in results)}   "
         f"loss curves: {picture}   {time.monotonic() - started:.0f} s in all"
     )
-    return verdict(results, console)
+    return verdict(results, out)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -148,25 +148,19 @@ def run(*command: str, into: Any = None) -> None:
 
 
 def table(results: Sequence[Result]) -> Table:
-    found = Table(
-        title=f"held-out {float(EVAL_FRACTION):.0%} of documents, which neither teacher nor students saw"
-    )
-    for name in ("student", "parameters", "loss, nats", "perplexity", "agreement", "KL, nats", "seconds"):
-        found.add_column(name, justify="left" if name == "student" else "right")
+    rows = []
     for result in results:
         metrics, model = result.evaluated["metrics"], result.evaluated["models"][0]
-        found.add_row(
-            result.student.name,
-            f"{model['parameters']:,}",
-            f"{metrics['cross_entropy_nats']:.3f}",
-            f"{metrics['perplexity']:.1f}",
-            f"{metrics['top1_agreement']:.1%}",
-            f"{metrics['kl_nats']:.3f}",
-            f"{result.seconds:.0f}",
-        )
+        keys = ("cross_entropy_nats", "perplexity", "top1_agreement", "kl_nats")
+        measured = (metrics[key] for key in keys)
+        rows.append((result.student.name, model["parameters"], *measured, result.seconds))
     teacher = results[0].evaluated["metrics"]["teacher_cross_entropy_nats"]
-    found.add_row("(teacher)", "", f"{teacher:.3f}", f"{math.exp(teacher):.1f}", "", "", "")
-    return found
+    rows.append(("(teacher)", None, teacher, math.exp(teacher), None, None, None))
+    return Table(
+        title=f"held-out {float(EVAL_FRACTION):.0%} of documents, which neither teacher nor students saw",
+        names=("student", "parameters", "loss, nats", "perplexity", "agreement", "KL, nats", "seconds"),
+        rows=tuple(rows),
+    )
 
 
 def draw(results: Sequence[Result], path: Path) -> Path:
@@ -185,14 +179,14 @@ def draw(results: Sequence[Result], path: Path) -> Path:
     return path
 
 
-def verdict(results: Sequence[Result], console: Console) -> int:
+def verdict(results: Sequence[Result], out: Console) -> int:
     """0 when the student that learned from the teacher is the better one."""
     losses = {result.student.name: result.evaluated["metrics"]["cross_entropy_nats"] for result in results}
     better = losses["ce"] - losses["kl"]
     if better <= 0:
-        console.print(f"FAILED: the KL student is no better than the CE student ({-better:.3f} nats worse)")
+        out.print(f"FAILED: the KL student is no better than the CE student ({-better:.3f} nats worse)")
         return 1
-    console.print(f"The KL student beats the CE student by {better:.3f} nats: same start, steps and order.")
+    out.print(f"The KL student beats the CE student by {better:.3f} nats: same start, steps and order.")
     return 0
 
 

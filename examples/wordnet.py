@@ -38,10 +38,9 @@ from make_wordnet_teacher import (
     read_glosses,
     sample,
 )
-from rich.console import Console
-from rich.table import Table
 
 import teachonce
+from schemas.cli.tables import Table, console, print_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_BERT = {
@@ -92,9 +91,9 @@ def main() -> int:
     run("verify", str(cache))
     results = [Result("teacher", evaluate(teacher, cache, folder / "teacher.json"), seconds)]
     results += [distil(student, cache, folder, arguments.student_steps) for student in students]
-    console = Console()
-    console.print(table(results))
-    console.print(f"cache, students and reports: {folder}; {time.monotonic() - started:.0f} s in all")
+    out = console()
+    print_table(table(results), out)
+    out.print(f"cache, students and reports: {folder}; {time.monotonic() - started:.0f} s in all")
     return 0
 
 
@@ -175,21 +174,16 @@ def run(*command: str, into: Any = None) -> None:
 
 def table(results: Sequence[Result]) -> Table:
     held_out = results[0].evaluated["metrics"]["labelled"]
-    found = Table(title=f"{held_out:,} held-out glosses, 45 classes; neither teacher nor students saw them")
-    for name in ("model", "weights", "accuracy", "macro F1", "agreement", "tokens/s", "seconds"):
-        found.add_column(name, justify="left" if name == "model" else "right")
+    rows = []
     for result in results:
         metrics, model = result.evaluated["metrics"], result.evaluated["models"][0]
-        found.add_row(
-            result.name,
-            f"{model['parameters'] / 1e6:.1f} M",
-            f"{metrics['accuracy']:.1%}",
-            f"{metrics['macro_f1']:.3f}",
-            f"{metrics['agreement']:.1%}",
-            f"{model['tokens_per_second']:,.0f}",
-            "" if result.seconds is None else f"{result.seconds:.0f}",
-        )
-    return found
+        measured = (metrics[key] for key in ("accuracy", "macro_f1", "agreement"))
+        rows.append((result.name, model["parameters"], *measured, model["tokens_per_second"], result.seconds))
+    return Table(
+        title=f"{held_out:,} held-out glosses, 45 classes; neither teacher nor students saw them",
+        names=("model", "weights", "accuracy", "macro F1", "agreement", "tokens/s", "seconds"),
+        rows=tuple(rows),
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ SHARED = [
     "--features mean:-1 --feature_dtype=float32 --temperatures 1 2 --score=softmax --max_length=24 --stride=2 "
     "--keep_text --batch_tokens=256 --unit_tokens=500 --row_group_tokens=100 --min_ram=1GB --max_reject_fraction=0.5 "
     "--prune --accelerator=type:nvidia-l4;count:1 --max_prune_fraction=0.5 --replace --retry_rejects --max_hours=1 "
-    "--max_drift_kl=0.1 --workers=1 --report={report} --no_progress",
+    "--max_drift_kl=0.1 --workers=1 --report={report} --json --no_progress",
     "--corpus={chats} --messages_field=messages --tools_field=tools --supervise=assistant "
     "--teacher={causal} --task=causal-lm "
     "--cache={new} --no_progress --max_length=64 --device_map=auto",
@@ -56,7 +56,7 @@ SHARED = [
 GOOD = {
     "precompute": SHARED,
     "plan": [
-        f"{SHARED[0]} --sample_tokens=50 --epochs=2 --json",
+        f"{SHARED[0]} --sample_tokens=50 --epochs=2",
         *SHARED[1:],
     ],
     "inspect": ["{cache} --version=0 --rows=1 --json"],
@@ -65,7 +65,7 @@ GOOD = {
         "{cache} --teacher={causal} --version=0 --sample=2 --max_mean_kl=0.1 --device=cpu --trust_remote_code "
         "--allow_pickle --json"
     ],
-    "report": ["{cache} --out={new} --version=0 --sample_tokens=100"],
+    "report": ["{cache} --out={new} --version=0 --sample_tokens=100 --json"],
     "export": ["{cache} --out={new} --version=0 --format=parquet --columns=input_ids,ids --overwrite --json"],
     "compact": ["{cache} --unit_tokens=99999 --row_group_tokens=100 --no_progress --json"],
     "thin": [

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.cli import run_flags
 from pipelines.cli.logs import quiet, warnings_on_stderr
@@ -16,6 +15,8 @@ from pipelines.job.plan import plan as make_plan
 from pipelines.scoring.sample import Measured
 from schemas.cli.process import DONE
 from schemas.cli.run_report import begin_report, finish_report
+from schemas.cli.tables import Table, number, print_table
+from schemas.cli.tables import console as stdout
 from schemas.cli.terminal import print_json
 from schemas.printable import printable
 
@@ -38,17 +39,10 @@ def plan(argv: Sequence[str]) -> int:
 
 def print_plan(found: Plan, cache: str, console: Console | None = None) -> None:
     """Prints what a run would do."""
-    console = console or Console(markup=False, highlight=False, emoji=False)
+    console = console or stdout()
     for refusal in found.refusals:
         console.print(printable(f"the run would be refused: {refusal}"), soft_wrap=True)
-    table = Table(
-        title=printable(f"plan of a precompute into {cache}"), title_justify="left", show_header=False
-    )
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for line in plan_lines(found):
-        table.add_row(*map(printable, line))
-    console.print(table)
+    print_table(Table(title=f"plan of a precompute into {cache}", rows=tuple(plan_lines(found))), console)
 
 
 def plan_lines(found: Plan) -> list[tuple[str, str]]:
@@ -90,11 +84,11 @@ def _sample_lines(sample: Measured) -> list[tuple[str, str]]:
     tokens, positions = max(sample.tokens, 1), max(sample.positions, 1)
     lines = [
         ("sample: examples / tokens", f"{sample.examples:,} / {sample.tokens:,}"),
-        ("  padded / tokens", f"{sample.padded_tokens / tokens:.3f}"),
-        ("  kept entries a position", f"{sample.entries / positions:.1f}"),
+        ("  padded / tokens", number(sample.padded_tokens / tokens)),
+        ("  kept entries a position", number(sample.entries / positions)),
     ]
     if sample.kept_mass_sum:
-        lines.append(("  kept mass", f"{sample.kept_mass_sum / positions:.4f}"))
+        lines.append(("  kept mass", number(sample.kept_mass_sum / positions)))
     if sample.rejects:
         lines.append(("  the teacher could not score", f"{sample.rejects:,}"))
     return lines
@@ -105,9 +99,9 @@ def _expected_lines(expected: Expected, epochs: int, workers: int) -> list[tuple
     return [
         ("expected: new shards", f"{expected.shards:,}"),
         ("  bytes", f"{expected.size_bytes:,}"),
-        (f"  seconds (workers: {workers:,})", f"{expected.wall_seconds:,.1f}"),
-        ("  tokens/s", f"{expected.tokens_per_second:,.0f}"),
-        ("  teacher, tokens/s", f"{expected.teacher_tokens_per_second:,.0f}"),
-        ("  decoding for students, tokens/s", f"{expected.decode_tokens_per_second:,.0f}"),
+        (f"  seconds (workers: {workers:,})", number(expected.wall_seconds)),
+        ("  tokens/s", number(expected.tokens_per_second)),
+        ("  teacher, tokens/s", number(expected.teacher_tokens_per_second)),
+        ("  decoding for students, tokens/s", number(expected.decode_tokens_per_second)),
         (f"  students (epochs: {epochs:,}) for whom it is cheaper", students),
     ]

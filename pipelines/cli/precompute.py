@@ -37,9 +37,12 @@ def precompute(argv: Sequence[str]) -> int:
     with warnings_on_stderr():
         summary = run_precompute(config)
     status = OUT_OF_TIME if summary.postponed_examples else DONE
-    told = {"outcome": outcome_of(summary), "status": status, "reason": None}
-    finish_report(arguments.report, {**told, **summary.to_json()})
-    summary_table(summary, config.cache)
+    told = {"outcome": outcome_of(summary), "status": status, "reason": None, **summary.to_json()}
+    finish_report(arguments.report, told)
+    if arguments.json:
+        print_json(told)
+    else:
+        summary_table(summary, config.cache)
     return status
 
 

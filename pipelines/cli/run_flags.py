@@ -103,7 +103,6 @@ def plan(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     epochs = "epochs that each student would train (1)"
     group.add_argument("--epochs", type=positive, default=1, metavar="E", help=epochs)
-    group.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     return parser.parse_args(own), beam
 
 
@@ -194,6 +193,7 @@ def _add_run_flags(group: Flags) -> None:
     group.add_argument("--workers", type=positive, metavar="N", help=workers)
     report = "write the run's summary as one JSON object; also why a run failed, or that it still runs"
     group.add_argument("--report", metavar="FILE", help=report)
+    group.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     group.add_argument(
         "--no_progress", dest="show_progress", action="store_false", default=None, help="no progress lines"
     )

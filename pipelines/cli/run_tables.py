@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.job.outcome import RunSummary
+from schemas.cli.tables import Table, number, print_table
+from schemas.cli.tables import console as stdout
 from schemas.printable import printable
 from schemas.shards.seal import Totals
 
 
 def summary_table(summary: RunSummary, cache: str, console: Console | None = None) -> None:
     """Prints what a run did."""
-    console = console or Console(markup=False, highlight=False, emoji=False)
+    console = console or stdout()
     if summary.postponed_examples:
         console.print(
             f"out of time: {summary.postponed_examples:,} examples are left; start the same run again "
@@ -28,12 +29,7 @@ def summary_table(summary: RunSummary, cache: str, console: Console | None = Non
         console.print(
             f"nothing came of {summary.new_documents:,} new documents: nothing was committed ({printable(cache)})"
         )
-    table = Table(title=printable(f"precompute into {cache}"), title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for name, value in summary_lines(summary):
-        table.add_row(printable(name), printable(value))
-    console.print(table)
+    print_table(Table(title=f"precompute into {cache}", rows=tuple(summary_lines(summary))), console)
 
 
 def outcome_of(summary: RunSummary) -> str:
@@ -88,8 +84,8 @@ def _seldom(summary: RunSummary) -> list[tuple[str, int]]:
 def _kept(totals: Totals) -> list[tuple[str, str]]:
     """What was kept of a position, where there are any."""
     return [
-        ("kept entries a position", f"{totals.entries / totals.positions:.1f}"),
-        ("kept mass", f"{totals.kept_mass_sum / totals.positions:.4f}"),
+        ("kept entries a position", number(totals.entries / totals.positions)),
+        ("kept mass", number(totals.kept_mass_sum / totals.positions)),
     ]
 
 
@@ -117,20 +113,20 @@ def summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
         lines += [
             ("examples", f"{totals.examples:,}"),
             ("tokens", f"{totals.tokens:,}"),
-            ("padded / tokens", f"{summary.padded_tokens / totals.tokens:.3f}"),
+            ("padded / tokens", number(summary.padded_tokens / totals.tokens)),
             *(_kept(totals) if totals.positions else []),
             ("shards", f"{summary.shards:,}"),
             ("bytes", f"{summary.size_bytes:,}"),
-            ("bytes a token", f"{summary.size_bytes / totals.tokens:.1f}"),
+            ("bytes a token", number(summary.size_bytes / totals.tokens)),
             ("workers", f"{workers:,}"),
-            ("one teacher, tokens/s", f"{totals.tokens / max(summary.teacher_seconds, 1e-9):,.0f}"),
-            ("job, tokens/s", f"{totals.tokens / max(summary.wall_seconds, 1e-9):,.0f}"),
-            ("teachers busy", f"{summary.teacher_seconds / worked:.0%}"),
-            ("encoding and sealing", f"{summary.encode_seconds / worked:.1%}"),
+            ("one teacher, tokens/s", number(totals.tokens / max(summary.teacher_seconds, 1e-9))),
+            ("job, tokens/s", number(totals.tokens / max(summary.wall_seconds, 1e-9))),
+            ("teachers busy", number(summary.teacher_seconds / worked)),
+            ("encoding and sealing", number(summary.encode_seconds / worked)),
         ]
     lines += [
         ("keep", summary.keep),
-        ("seconds", f"{summary.wall_seconds:.1f}"),
+        ("seconds", number(summary.wall_seconds)),
         ("version", f"{summary.version}" if summary.version >= 0 else "none"),
     ]
     return lines

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from schemas.cache import Cache
 from schemas.cli.arguments import Parser, natural
 from schemas.cli.cache_report import describe, describe_rows
+from schemas.cli.tables import Table, console, number, print_table
 from schemas.cli.terminal import print_json, print_lines
 from schemas.cli.vacuum import print_repaired
 from schemas.errors import BrokenShardsError, CacheError, UsageError
@@ -69,11 +67,10 @@ def inspect(argv: Sequence[str]) -> int:
     if arguments.json:
         print_json({**found, "rows": rows} if arguments.rows else found)
         return 0
-    console = _console()
+    out = console()
     tables = (_summary(found), _columns(found), _lengths(found), _rejects(found), _versions(found))
     for table in (*tables, *map(_example, rows)):
-        if table.row_count:
-            console.print(table)
+        print_table(table, out)
     return 0
 
 
@@ -128,11 +125,6 @@ def _parser(verb: str, description: str, examples: str) -> Parser:
     return parser
 
 
-def _console() -> Console:
-    """Nothing that a cache says is taken for markup; texts go through `printable` first."""
-    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-
 def _summary(found: Mapping[str, Any]) -> Table:
     spec, teacher = found["spec"], found["teacher"]
     width = spec["vocab_size"]
@@ -160,7 +152,7 @@ def _summary(found: Mapping[str, Any]) -> Table:
         "bytes a token": found["bytes_per_token"],
         "format version": found["format_version"],
     }
-    return _table(printable(f"{found['path']}, version {found['version']}"), (), lines.items())
+    return _table(f"{found['path']}, version {found['version']}", (), lines.items())
 
 
 def _written(spec: Mapping[str, Any]) -> dict[str, str]:
@@ -172,16 +164,16 @@ def _written(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _columns(found: Mapping[str, Any]) -> Table:
-    return _numbers("bytes a token by column", found["bytes_per_token_by_column"].items())
+    return _table("bytes a token by column", (), found["bytes_per_token_by_column"].items())
 
 
 def _lengths(found: Mapping[str, Any]) -> Table:
     rows = ((f"{line['from']:,} to {line['to']:,}", line["examples"]) for line in found["lengths"])
-    return _numbers("examples by length in tokens", rows)
+    return _table("examples by length in tokens", (), rows)
 
 
 def _rejects(found: Mapping[str, Any]) -> Table:
-    return _numbers("rejected documents by reason", found["rejects"].items() or [("none", 0)])
+    return _table("rejected documents by reason", (), found["rejects"].items() or [("none", 0)])
 
 
 def _versions(found: Mapping[str, Any]) -> Table:
@@ -214,16 +206,16 @@ def _example(row: Mapping[str, Any]) -> Table:
 
 
 def _numbers_of(values: Iterable[float]) -> str:
-    return "  ".join(f"{value:.3f}" for value in values)
+    return "  ".join(map(number, values))
 
 
 def _entry(entry: Mapping[str, Any]) -> str:
     """What is known of it: its log-probability, its raw score, or what a drawn one weighs."""
     if "logprob" in entry:
-        return f"{_text(entry)} {entry['logprob']:.2f}"
+        return f"{_text(entry)} {number(entry['logprob'])}"
     if "logit" in entry:
-        return f"{_text(entry)} {entry['logit']:.3f}"
-    return f"{_text(entry)} weighs {entry['weight']:.3g}"
+        return f"{_text(entry)} {number(entry['logit'])}"
+    return f"{_text(entry)} weighs {number(entry['weight'])}"
 
 
 def _text(value: Any) -> str:
@@ -233,26 +225,9 @@ def _text(value: Any) -> str:
     return f"{value['id']} {value['text']!r}" if "text" in value else str(value["id"])
 
 
-def _numbers(title: str, rows: Iterable[Iterable[Any]]) -> Table:
-    """A list of names and numbers."""
-    table = _table(title, (), rows)
-    table.columns[1].justify = "right"
-    return table
-
-
 def _table(title: str, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> Table:
-    """A table; without `names` it is a list of names and values."""
-    table = Table(title=title, title_justify="left", show_header=bool(names))
-    for name in names or ("", ""):
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    return table
+    return Table(title=title, names=tuple(names), rows=tuple(tuple(map(_cell, row)) for row in rows))
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else printable(str(value))
+def _cell(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float) else str(value)

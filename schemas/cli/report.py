@@ -9,7 +9,7 @@ from pathlib import Path
 
 from schemas.cache import Cache
 from schemas.cli.arguments import Parser, natural, positive
-from schemas.cli.terminal import print_lines
+from schemas.cli.terminal import print_json, print_lines
 from schemas.errors import UsageError, one_line
 from schemas.reports.cache_facts import cache_facts
 from schemas.reports.page import page_of
@@ -52,6 +52,7 @@ def report(argv: Sequence[str]) -> int:
         metavar="N",
         help=f"how much of a cache to read; whole row groups (default: {_SAMPLE_TOKENS:,} tokens)",
     )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a line")
     arguments = parser.parse_args(list(argv))
     out = _checked(arguments.out)
     runs, caches = _sorted(arguments.places)
@@ -62,7 +63,11 @@ def report(argv: Sequence[str]) -> int:
     facts = [cache_facts(cache, arguments.sample_tokens) for cache in opened]
     page = page_of(facts, students, command=shlex.join(["teachonce", "report", *argv]))
     _write(out, page)
-    print_lines(f"{out}: {len(caches)} caches, {len(runs)} students, {len(page.encode()):,} bytes")
+    size = len(page.encode())
+    if arguments.json:
+        print_json({"out": str(out), "caches": caches, "students": runs, "bytes": size})
+    else:
+        print_lines(f"{out}: {len(caches)} caches, {len(runs)} students, {size:,} bytes")
     return 0
 
 

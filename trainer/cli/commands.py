@@ -15,7 +15,7 @@ from trainer.checkpoints.signals import Stopped
 from trainer.cli.flags import evaluate_parser, train_parser
 from trainer.cli.parsing import Parser
 from trainer.cli.student_lists import split
-from trainer.cli.students import train_file
+from trainer.cli.students import stdout_left_to, train_file
 from trainer.evaluation.comparison import compare
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.evaluation import Evaluated
@@ -29,13 +29,18 @@ from trainer.training.training import train as run_train
 def train(argv: list[str]) -> int:
     """`teachonce train`: returns the exit status."""
     path, flags = split(argv)
+    as_json = "--json" in flags
     if path is not None:
         _bars_for_people_alone()
-        return train_file(path, flags, own_train_parser)
+        return train_file(path, flags, own_train_parser, as_json=as_json)
     config, arguments = own_train_parser().values(flags)
     _bars_for_people_alone()
     try:
-        with log_on_stderr("trainer", logging.INFO), log_on_stderr("schemas", logging.WARNING):
+        with (
+            log_on_stderr("trainer", logging.INFO),
+            log_on_stderr("schemas", logging.WARNING),
+            stdout_left_to(as_json=as_json),
+        ):
             trained = run_train(config, arguments)
     except Stopped as stopped:
         if arguments.process_index == 0:
@@ -44,6 +49,8 @@ def train(argv: list[str]) -> int:
     if arguments.process_index == 0:
         told = "already finished, nothing to do: " if trained.was_finished else ""
         sys.stderr.write(f"{told}{trained.steps} steps; the student is in {printable(trained.output_dir)}\n")
+        if as_json:
+            print_json(trained._asdict())
     return 0
 
 

@@ -123,6 +123,7 @@ def train_parser(kinds: Sequence[type[Any]]) -> Parser:
         groups=_TRAIN_GROUPS,
     )
     parser.add_argument("--students", metavar="FILE.yaml", help=HELP)
+    parser.add_argument("--json", action="store_true", help="one JSON object at the end; the log to stderr")
     return parser
 
 

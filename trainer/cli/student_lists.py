@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from schemas.errors import UsageError
 
-HELP = "Several students from one decode: a file of flags, and a list `students` of what each has of its own."
+HELP = "Several students: a file of flags and a list `students` of what each has of its own."
 FLAG = "--students"
 
 

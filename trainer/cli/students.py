@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from schemas.cli.logs import log_on_stderr
 from schemas.cli.process import reason_of, status_of
+from schemas.cli.terminal import print_json
 from schemas.errors import UsageError
 from schemas.printable import printable
 from trainer.checkpoints.signals import Stopped
@@ -60,7 +62,16 @@ def _student(
     return config, arguments
 
 
-def train_file(path: str, flags: Sequence[str], parser: Callable[[], Parser]) -> int:
+@contextlib.contextmanager
+def stdout_left_to(*, as_json: bool) -> Iterator[None]:
+    """While students train, what is logged goes to stderr, where stdout is one JSON object's."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
+def train_file(
+    path: str, flags: Sequence[str], parser: Callable[[], Parser], *, as_json: bool = False
+) -> int:
     """Trains a file's students: returns the exit status.
 
     Raises:
@@ -74,14 +85,27 @@ def train_file(path: str, flags: Sequence[str], parser: Callable[[], Parser]) ->
         )
     students = read_students(path, flags, parser)
     try:
-        with log_on_stderr("trainer", logging.INFO, _Named()), log_on_stderr("schemas", logging.WARNING):
+        with (
+            log_on_stderr("trainer", logging.INFO, _Named()),
+            log_on_stderr("schemas", logging.WARNING),
+            stdout_left_to(as_json=as_json),
+        ):
             outcomes = train_students(students)
     except Stopped as stopped:
         sys.stderr.write(f"teachonce train: {stopped}\n")
         return stopped.status
     for outcome in outcomes:
         sys.stderr.write(f"{printable(outcome.output_dir)}: {printable(_line(outcome))}\n")
+    if as_json:
+        print_json({"students": list(map(_told, outcomes))})
     return _status(outcomes)
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    """One student as JSON; of one that failed the reason, and nothing of what was trained."""
+    if outcome.trained is None:
+        return {"output_dir": outcome.output_dir, "reason": reason_of(outcome.error or RuntimeError())}
+    return {**outcome.trained._asdict(), "reason": None}
 
 
 def _line(outcome: Outcome) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep found, or would do, as tables of 80 columns."""
+"""What a sweep found, or would do, as tables."""
 
 from __future__ import annotations
 
@@ -7,33 +7,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from schemas.cli.tables import Cell, Table, console, print_table
 from schemas.cli.terminal import print_json
 from schemas.printable import printable
 from trainer.sweep.config import SweepConfig
 from trainer.sweep.results import Swept, TrialResult
 from trainer.sweep.sweep import Plan
 
-_WIDTH = 80
 _MOST_ROWS = 30
 
 
 def show(found: Swept) -> None:
     """Trials from the best on, those that did not come to their end, what each parameter weighs, and the front."""
-    out = Console(markup=False, highlight=False, emoji=False, width=_WIDTH)
+    out = console()
     better = "higher" if found.goal.is_maximised else "lower"
     ranking = found.ranking
-    table = Table(
-        "trial",
-        found.goal.metric,
-        "parameters",
-        "drawn",
-        title=f"{len(ranking)} of {len(found.trials)} trials to their end; {better} is better",
-    )
-    for trial in ranking[:_MOST_ROWS]:
-        table.add_row(*_row(trial))
-    out.print(table)
+    title = f"{len(ranking)} of {len(found.trials)} trials to their end; {better} is better"
+    names = ("trial", found.goal.metric, "parameters", "drawn")
+    print_table(Table(title=title, names=names, rows=tuple(map(_row, ranking[:_MOST_ROWS]))), out)
     if len(ranking) > _MOST_ROWS:
         out.print(f"and {len(ranking) - _MOST_ROWS} more: --json tells all")
     _show_others(found, out)
@@ -56,11 +48,10 @@ def show_plan(config: SweepConfig, planned: Plan, *, as_json: bool) -> None:
     if as_json:
         print_json(told)
         return
-    out = Console(markup=False, highlight=False, emoji=False, width=_WIDTH)
-    table = Table("parameter", "drawn from", title=f"{planned.trials} trials by {config.sampler}")
-    for parameter in config.space.parameters:
-        table.add_row(printable(parameter.name), printable(str(parameter.domain)))
-    out.print(table)
+    out = console()
+    title, names = f"{planned.trials} trials by {config.sampler}", ("parameter", "drawn from")
+    rows = tuple((parameter.name, str(parameter.domain)) for parameter in config.space.parameters)
+    print_table(Table(title=title, names=names, rows=rows), out)
     if alike := _alike(config):
         out.print(f"alike: {printable(_words(alike))}")
     out.print(
@@ -73,11 +64,10 @@ def _alike(config: SweepConfig) -> dict[str, Any]:
     return {key: value for key, value in config.space.told.items() if key not in differs}
 
 
-def _row(trial: TrialResult) -> tuple[str, ...]:
+def _row(trial: TrialResult) -> tuple[Cell, ...]:
     outcome = trial.outcome
     again = "" if outcome.same_as is None else f" (as trial {outcome.same_as})"
-    drawn = printable(_words(trial.drawn)) + again
-    return str(trial.number), f"{outcome.value:.5g}", f"{outcome.parameters:,}", drawn
+    return trial.number, outcome.value, outcome.parameters, _words(trial.drawn) + again
 
 
 def _show_others(found: Swept, out: Console) -> None:
@@ -96,20 +86,15 @@ def _show_importance(found: Swept, out: Console) -> None:
     if not found.importance:
         out.print("importance of parameters: too few trials that differ")
         return
-    table = Table("parameter", "importance", title="share of the objective's variance (fANOVA)")
-    for name, value in found.importance.items():
-        table.add_row(printable(name), f"{value:.3f}")
-    out.print(table)
+    title = "share of the objective's variance (fANOVA)"
+    rows = tuple(found.importance.items())
+    print_table(Table(title=title, names=("parameter", "importance"), rows=rows), out)
 
 
 def _show_front(found: Swept, best: TrialResult, out: Console) -> None:
-    table = Table(
-        "trial", found.goal.metric, "parameters", "folder", title="Pareto front of quality against size"
-    )
-    for trial in found.front:
-        number, value, size, _ = _row(trial)
-        table.add_row(number, value, size, printable(f"trial-{trial.number:04d}"))
-    out.print(table)
+    names = ("trial", found.goal.metric, "parameters", "folder")
+    rows = tuple((*_row(trial)[:3], f"trial-{trial.number:04d}") for trial in found.front)
+    print_table(Table(title="Pareto front of quality against size", names=names, rows=rows), out)
     out.print(f"the best student is in {printable(str(best.folder))}", soft_wrap=True)
     again = f"teachonce train {found.study}/best.yaml --output_dir FOLDER"
     out.print(f"trained again: {printable(again)}", soft_wrap=True)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from schemas.cli.tables import Table, number, print_table
+from schemas.cli.tables import console as stdout
 from schemas.printable import printable
 from trainer.evaluation.comparison import Compared
 from trainer.evaluation.evaluation import Evaluated
@@ -16,19 +17,17 @@ from trainer.evaluation.speed import ModelSize
 
 def show(evaluated: Evaluated, console: Console | None = None) -> None:
     """Prints a student's metrics and the models' sizes."""
-    out = console or _console()
-    table = Table("metric", "value", title=_title(evaluated))
-    for name, value in _numbers(evaluated.metrics).items():
-        table.add_row(printable(name), _text(value))
-    out.print(table)
+    out = console or stdout()
+    rows = tuple((name, _cell(value)) for name, value in _numbers(evaluated.metrics).items())
+    print_table(Table(title=_title(evaluated), names=("metric", "value"), rows=rows), out)
     if "confusion_matrix" in evaluated.metrics:
         out.print("\n".join(_confusion(evaluated)))
-    out.print(_models(evaluated, evaluated.models))
+    print_table(_models(evaluated, evaluated.models), out)
 
 
 def show_compared(compared: Compared, console: Console | None = None) -> None:
     """Prints several students' metrics, a column each, the ensemble's last; and the sizes of all."""
-    out, first, ensemble = console or _console(), compared.students[0], compared.ensemble
+    out, first, ensemble = console or stdout(), compared.students[0], compared.ensemble
     columns = {one.models[0].name: one.metrics for one in compared.students}
     models = [one.models[0] for one in compared.students]
     title = _title(first)
@@ -37,24 +36,19 @@ def show_compared(compared: Compared, console: Console | None = None) -> None:
         models.append(ensemble.model)
         if ensemble.fitted_rows:
             title += f", less the half ({ensemble.fitted_rows:,} rows) that the weights were fitted on"
-    table = Table("metric", *map(printable, columns), title=title)
-    for name in dict.fromkeys(name for metrics in columns.values() for name in _numbers(metrics)):
-        table.add_row(printable(name), *(_text(metrics.get(name)) for metrics in columns.values()))
-    out.print(table)
+    named = dict.fromkeys(name for metrics in columns.values() for name in _numbers(metrics))
+    rows = tuple((name, *(_cell(metrics.get(name)) for metrics in columns.values())) for name in named)
+    print_table(Table(title=title, names=("metric", *columns), rows=rows), out)
     if ensemble is not None and ensemble.weights is not None:
-        told = ", ".join(f"{name} {weight:.3f}" for name, weight in ensemble.weights.items())
+        told = ", ".join(f"{name} {number(weight)}" for name, weight in ensemble.weights.items())
         out.print(printable(f"weights of the ensemble: {told}"))
-    out.print(_models(first, [*models, *first.models[1:]]))
-
-
-def _console() -> Console:
-    return Console(markup=False, highlight=False, emoji=False)
+    print_table(_models(first, [*models, *first.models[1:]]), out)
 
 
 def _title(evaluated: Evaluated) -> str:
     title = f"held out: {evaluated.eval_fraction:g} of the documents of version {evaluated.cache_version}"
     if evaluated.where:
-        title += f", where {printable(' '.join(evaluated.where))}"
+        title += f", where {' '.join(evaluated.where)}"
     return title
 
 
@@ -78,20 +72,9 @@ def _confusion(evaluated: Evaluated) -> list[str]:
 
 def _models(evaluated: Evaluated, models: Sequence[ModelSize]) -> Table:
     title = f"{evaluated.device}, batches of {evaluated.batch_size}, forward only, float32"
-    table = Table("model", "parameters", "megabytes", "tokens/s", title=title)
-    for model in models:
-        table.add_row(
-            printable(model.name),
-            f"{model.parameters:,}",
-            f"{model.megabytes:,.1f}",
-            _text(model.tokens_per_second),
-        )
-    return table
+    rows = tuple((one.name, one.parameters, one.megabytes, one.tokens_per_second) for one in models)
+    return Table(title=title, names=("model", "parameters", "megabytes", "tokens/s"), rows=rows)
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else printable(str(value))
+def _cell(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float) else str(value)

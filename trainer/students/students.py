@@ -107,15 +107,20 @@ def open_student(
     if layers is not None:
         model = shrunk(model, layers, task.auto, task.scores, has_halves=cache.spec.kind.has_source)
     freeze_unused(model, cache.spec)
-    adapter = None
-    if lora is not None:
-        whole = trained_whole(model, missing, classifies=not cache.spec.kind.has_vocabulary)
-        revision = (loading or {}).get("revision")
-        adapter = attach(model, lora, base=source, revision=revision, task_type=task.peft_task, whole=whole)
+    adapter = None if lora is None else _adapted(model, lora, cache.spec, missing, loading, base=source)
     with speaking(model):
         student = _tried(model, tokenizer, cache, alone=alone, where=source, adapter=adapter, reader=reader)
         student = replace(student, embedder=_begun(cache.spec, None if from_scratch else source))
         return _with_packing(student, cache.spec) if packs else student
+
+
+def _adapted(
+    model: Any, lora: Lora, spec: Spec, missing: list[str], loading: dict[str, Any] | None, *, base: str
+) -> Any:
+    """Adapters beside the frozen weights of `base`; what it had no weights for is trained whole."""
+    whole = trained_whole(model, missing, classifies=not spec.kind.has_vocabulary)
+    revision, task_type = (loading or {}).get("revision"), STUDENT_TASKS[spec.task].peft_task
+    return attach(model, lora, base=base, revision=revision, task_type=task_type, whole=whole)
 
 
 def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:

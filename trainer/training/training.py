@@ -146,13 +146,7 @@ def distil(
     if arguments.overwrite_output_dir:
         check_replaceable(folder, cache.header.teacher.get("weight_bytes"))
     student = _open_student(config, arguments, cache)
-    if student.aligns and opened.joined is not None:
-        raise UsageError(
-            "joined caches teach students of their own tokenizer alone",
-            where=config.student,
-            do="Leave out --join, or name a student with the caches' tokenizer",
-        )
-    check_objective(student.model, config.objective, is_joined=opened.joined is not None)
+    _check_student(config, opened, student)
     training, evaluation = make_replays(
         config, arguments, opened, student, None if company is None else company.sides
     )
@@ -192,6 +186,17 @@ def distil(
         return trained
     finally:
         training.close()
+
+
+def _check_student(config: TrainConfig, opened: Opened, student: Student) -> None:
+    """Refuses a student that these caches, or this objective, cannot teach."""
+    if student.aligns and opened.joined is not None:
+        raise UsageError(
+            "joined caches teach students of their own tokenizer alone",
+            where=config.student,
+            do="Leave out --join, or name a student with the caches' tokenizer",
+        )
+    check_objective(student.model, config.objective, is_joined=opened.joined is not None)
 
 
 def _notices(config: TrainConfig, opened: Opened, student: Student) -> list[str]:

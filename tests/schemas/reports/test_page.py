@@ -238,6 +238,18 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, arguments, told):
     assert told in err.lower()
 
 
+def test_what_was_drawn_as_json(folder, capsys):
+    out = folder / "told.html"
+    assert teachonce.main(["report", str(folder / "cache"), "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {
+        "out": str(out),
+        "caches": [str(folder / "cache")],
+        "students": [],
+        "bytes": len(out.read_bytes()),
+    }
+
+
 def test_a_missing_package_names_the_extra(tmp_path):
     code = (
         "import sys; sys.modules['altair'] = None\n"

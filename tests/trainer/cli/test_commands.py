@@ -88,7 +88,14 @@ def test_what_is_wrong_is_one_line_and_status_2(
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("cash: c", "cash"), ("- c", "list"), ("a: [", "cannot be read"), ("help: 1", "help")]
+    ("text", "named"),
+    [
+        ("cash: c", "cash"),
+        ("- c", "list"),
+        ("a: [", "cannot be read"),
+        ("help: 1", "help"),
+        ("json: true", "json"),
+    ],
 )
 def test_a_file_of_nonsense(tmp_path: Path, text: str, named: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
@@ -125,8 +132,12 @@ def test_from_flags_to_a_student_to_its_numbers(
     flags = ["--student", str(tmp_path / "student.json"), "--output_dir", out, "--max_steps", "3"]
     quiet = ["--disable_tqdm", "true", "--use_cpu", "--dataloader_pin_memory", "false"]
     floats = ["--logging_steps", "1.0", "--save_strategy", "no", "--eval_fraction", "0.25"]
-    assert teachonce.main(["train", *shared, *flags, *quiet, *floats]) == 0
-    told = capsys.readouterr().err
+    assert teachonce.main(["train", *shared, *flags, *quiet, *floats, "--json"]) == 0
+    printed, told = capsys.readouterr()
+    trained = json.loads(printed)
+    assert (trained["output_dir"], trained["steps"], trained["was_finished"]) == (out, 3, False)
+    assert trained["metrics"]["train_loss"] > 0
+    assert " train_loss " in told, "what is logged left stdout to the object"
     assert "3 steps" in told
     assert told.count("kl from") == 1
     measure = ["evaluate", *shared, "--student", out, "--speed_seconds", "0", "--device", "cpu"]

@@ -205,7 +205,7 @@ def test_a_dry_run_shows_and_writes_nothing(sweeping: Sweeping, capsys: Any) -> 
     assert "6 trials by grid" in out
     assert "kl=1 | kl=1 ce=1" in out
     assert "cross_entropy_nats, to be minimized" in out
-    assert max(map(len, out.splitlines())) <= 80
+    assert "\u2026" not in out
     assert sweeping.run("study", "--sampler", "grid", "--dry_run", "--json", "--trials", "4", **space) == 0
     assert json.loads(capsys.readouterr().out)["trials"] == 4
     assert not (sweeping.folder / "study").exists()

@@ -145,6 +145,20 @@ def test_one_that_diverges_leaves_the_others(fan: Fan, apart: Any, capfd: Any) -
     bad_alone(fan.folder, "wild")
 
 
+def test_students_as_one_object(fan: Fan, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is logged meanwhile is on stderr; one that fails is told with its reason, and by the status."""
+    gone = str(fan.folder / "nowhere")
+    assert fan.together({"small": SMALL, "gone": {"student": gone}}, "--json") != 0
+    out, err = capsys.readouterr()
+    small, lost = json.loads(out)["students"]
+    assert (small["output_dir"], small["reason"]) == (str(fan.folder / "small"), None)
+    assert small["steps"] > 0
+    assert small["metrics"]["train_loss"] > 0
+    assert lost.keys() == {"output_dir", "reason"}
+    assert gone in lost["reason"]
+    assert "train_loss" in err
+
+
 def test_one_that_cannot_start_leaves_the_others(fan: Fan, apart: Any, capfd: Any) -> None:
     """Its folder is another's; its model is not there; its features are not what it has."""
     (fan.folder / "taken").mkdir()
