@@ -30,6 +30,7 @@ from trainer.training.company import Company
 from trainer.training.config import TrainConfig
 from trainer.training.distiller import Distiller
 from trainer.training.loop import DistillationTrainer
+from trainer.training.model_card import save_card
 from trainer.training.preflight import (
     check_loop,
     check_total,
@@ -166,10 +167,7 @@ def distil(
             return finished
         check_total(beginning.manifest, total, config.objective)
     if arguments.process_index == 0:
-        lines = bias_lines(config.objective, cache.spec, student.vocab_size)
-        lines += type_lines(cache.spec, takes_types=student.takes_token_types or bool(student.features))
-        lines += adapter_lines(student) + ([] if opened.joined is None else opened.joined.lines())
-        _log.info("\n".join([*lines, *router_lines(student.model.config)]))
+        _log.info("\n".join(_notices(config, opened, student)))
     features, number = needed_features(cache, config.objective), config.objective.bank
     bank = read_bank(training.sides, features, number, stream_seed(arguments)) if number else None
     distiller = make_distiller(student, cache, config.objective, bank)  # it runs the student, as it is
@@ -188,9 +186,21 @@ def distil(
     if company is not None:
         company.join(loop)
     try:
-        return _run(loop, arguments, beginning, signals, total)
+        trained = _run(loop, arguments, beginning, signals, total)
+        if arguments.process_index == 0:
+            save_card(config, arguments, cache, record, loop.state.log_history)
+        return trained
     finally:
         training.close()
+
+
+def _notices(config: TrainConfig, opened: Opened, student: Student) -> list[str]:
+    """What people should know of losses and student before the first step."""
+    spec, takes_types = opened.first.spec, student.takes_token_types or bool(student.features)
+    lines = bias_lines(config.objective, spec, student.vocab_size)
+    lines += [*type_lines(spec, takes_types=takes_types), *adapter_lines(student)]
+    lines += [] if opened.joined is None else opened.joined.lines()
+    return [*lines, *router_lines(student.model.config)]
 
 
 def _open_student(config: TrainConfig, arguments: StudentArguments, cache: Cache) -> Student:

@@ -115,7 +115,9 @@ def test_what_is_saved_is_peft_s_own(trained: Path, base: str, causal_cache: Cac
     for folder in (trained, trained / "checkpoint-4"):
         names = {path.name for path in folder.iterdir()}
         assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} < names
-        assert not {"model.safetensors", "config.json", "README.md"} & names
+        assert not {"model.safetensors", "config.json"} & names
+        assert ("README.md" in names) == (folder == trained)
+    assert "teachonce" in (trained / "README.md").read_text()
     config = json.loads((trained / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == base
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 16, 0.1)

@@ -115,7 +115,7 @@ except ModuleNotFoundError:
 
 def test_nothing_in_a_students_folder_is_executable(run: Callable[..., Path]) -> None:
     folder = run(max_steps=1, save_strategy="no")
-    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".txt", ".jinja"}
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".txt", ".jinja", ".md"}
 
 
 def test_no_file_of_a_run_names_a_module_of_ours(run: Callable[..., Path]) -> None:
