@@ -19,7 +19,7 @@ from schemas.tasks import TASKS
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 DeviceMap = Literal["auto", "balanced", "sequential"]
-CorpusFormat = Literal["auto", "jsonl", "text", "parquet", "tar", "image"]
+CorpusFormat = Literal["auto", "jsonl", "text", "csv", "tsv", "parquet", "tar", "image"]
 
 MAX_LINE_BYTES = 64 * 2**20
 """Holds the longest document (`max_document_chars`) also where each of its characters is escaped."""
@@ -67,8 +67,8 @@ class CorpusConfig:
     files: tuple[str, ...]
     """Paths or globs, on any filesystem that Beam knows."""
     format: CorpusFormat = "auto"
-    """`auto` goes by the name: `.jsonl`/`.json`/`.ndjson`, `.txt`, `.parquet`, `.tar`, each also `.gz` or `.zst`; and
-    `.jpg`, `.png` and their like."""
+    """`auto` goes by the name: `.jsonl`/`.json`/`.ndjson`, `.txt`, `.csv`, `.tsv`, `.parquet`, `.tar`, each also `.gz`
+    or `.zst`; and `.jpg`, `.png` and their like."""
     text_field: str = "text"
     text_pair_field: str | None = None
     target_field: str | None = None
@@ -89,7 +89,7 @@ class CorpusConfig:
     max_document_chars: int = 10_000_000
     """Longer documents are rejected."""
     max_line_bytes: int = MAX_LINE_BYTES
-    """Longer lines, and Parquet rows of more, are rejected, and never held whole."""
+    """Longer lines, and rows of tables of more, are rejected, and never held whole."""
 
     def __post_init__(self) -> None:
         _refuse_unless(bool(self.files), "corpus", self.files)

@@ -15,11 +15,12 @@ BAD_MESSAGES, BAD_FIELD = "bad_messages", "bad_field"
 UNKNOWN_LABEL, AMBIGUOUS_LABEL = "unknown_label", "ambiguous_label"
 BAD_WORDS, BAD_SPANS, BAD_ANSWERS = "bad_words", "bad_spans", "bad_answers"
 NOT_AN_IMAGE = "not_an_image"
+BAD_ROW = "bad_row"
 BAD_PASSAGES, QUESTION_TOO_LONG = "bad_passages", "question_too_long"
 TOO_LONG = "too_long"
 NOTHING_SUPERVISED, CHAT_TEMPLATE = "nothing_supervised", "chat_template"
 
-DAMAGED = (NOT_JSON, INVALID_UTF8, LINE_TOO_LONG, REPEATED_FIELD)
+DAMAGED = (NOT_JSON, INVALID_UTF8, LINE_TOO_LONG, REPEATED_FIELD, BAD_ROW)
 """Reasons that leave open which document a record was."""
 
 

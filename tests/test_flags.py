@@ -79,7 +79,7 @@ GOOD = {
 
 RUN = {
     "--corpus": "nothing-here.jsonl",
-    "--format": "csv",
+    "--format": "xlsx",
     "--text_field": "nothing_here",
     "--text_pair_field": "nothing_here",
     "--words_field": "nothing_here",

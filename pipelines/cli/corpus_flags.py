@@ -12,7 +12,8 @@ def add_corpus_flags(group: Flags) -> None:
     """Which files, and which of their fields are what."""
     group.add_argument("--corpus", nargs="+", required=True, metavar="FILES", help="paths or quoted globs")
     formats = (
-        "jsonl, text (one document a line), parquet, tar, each also .gz or .zst; image; auto: by the name"
+        "jsonl, text (one document a line), csv or tsv (a header names the fields), parquet, tar, each also .gz "
+        "or .zst; image; auto: by the name"
     )
     group.add_argument("--format", choices=get_args(CorpusFormat), help=formats)
     group.add_argument(
@@ -46,5 +47,5 @@ def add_corpus_flags(group: Flags) -> None:
     group.add_argument(
         "--max_document_chars", type=positive, metavar="N", help="longer ones are rejected (10,000,000)"
     )
-    longest = "longer lines, and larger Parquet rows, are rejected and never held whole (67,108,864)"
+    longest = "longer lines, and larger rows of tables, are rejected and never held whole (67,108,864)"
     group.add_argument("--max_line_bytes", type=positive, metavar="N", help=longest)

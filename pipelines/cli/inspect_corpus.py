@@ -20,6 +20,7 @@ from pipelines.corpus.documents import Document, Source, is_blank, read_document
 from pipelines.corpus.examples import Example
 from pipelines.corpus.files import find_pieces, read_piece
 from pipelines.corpus.labels import LabelMap
+from pipelines.corpus.tables import TABLES
 from pipelines.corpus.tokenization import Tokeniser
 from pipelines.fingerprint.fingerprint import corpus_kind, make_spec, resolve
 from pipelines.job.preflight import check_teacher, columns_of, first_records, template_variables
@@ -70,6 +71,7 @@ class Shown(NamedTuple):
     reading: str | None
     reject: RejectedError | None
     examples: list[tuple[Example, list[Stretch]]]
+    format: str
 
 
 def look(config: PrecomputeConfig, rows: int) -> Iterator[Shown]:
@@ -98,16 +100,17 @@ def look(config: PrecomputeConfig, rows: int) -> Iterator[Shown]:
             if not left:
                 return
             left -= 1
-            source = Source(piece.path, record.offset, 0 if piece.format == "parquet" else line)
+            by_line = piece.format not in ("parquet", *TABLES)
+            source = Source(piece.path, record.offset, line if by_line else 0)
             try:
                 document, reading = read_document(
                     record, source, config.corpus, labels, piece.format, variables=variables
                 )
                 examples = [(one, shown_of(one, maker)) for one in maker.examples(document)]
             except RejectedError as error:
-                yield Shown(source, None, None, error, [])
+                yield Shown(source, None, None, error, [], piece.format)
                 continue
-            yield Shown(source, document, reading, None, examples)
+            yield Shown(source, document, reading, None, examples, piece.format)
 
 
 def shown_of(example: Example, maker: Tokeniser) -> list[Stretch]:
@@ -164,6 +167,7 @@ def _decoded(tokenizer: Any, ids: np.ndarray) -> str:
 def _print(one: Shown, console: Console, *, by_text: bool) -> None:
     """`by_text`: positions are no tokens."""
     place = f"line {one.source.line}" if one.source.line else f"row {one.source.offset}"
+    place = f"byte {one.source.offset}" if one.format in TABLES else place
     console.print(Text(f"{printable(one.source.file)} {place}", style="bold"))
     if one.reject is not None:
         console.print(Text(printable(f"  rejected: {one.reject}: {one.reject.told()}"), style="red"))

@@ -15,9 +15,10 @@ from pipelines.config import CorpusConfig
 from pipelines.corpus.answers import read_answers
 from pipelines.corpus.images import read_image
 from pipelines.corpus.labels import NAMES, VALUES, Label, LabelMap, read_label
-from pipelines.corpus.lines import LongLine, Record
+from pipelines.corpus.lines import BadRow, LongLine, Record
 from pipelines.corpus.messages import read_given, read_messages
 from pipelines.corpus.passages import read_passages, relevances
+from pipelines.corpus.tables import TABLES, with_number
 from pipelines.corpus.words import read_words, span_labels, word_labels
 from pipelines.rejects import (
     EMPTY,
@@ -40,7 +41,7 @@ class Source(NamedTuple):
     file: str
     offset: int
     line: int = 0
-    """From 1, counted in the piece that was read; 0 in Parquet."""
+    """From 1, counted in the piece that was read; 0 in Parquet, CSV, TSV and tars."""
 
 
 class Document(NamedTuple):
@@ -112,7 +113,8 @@ def read_document(
     parts = None if words is None else len(words) // 2
     if corpus.passages_field:
         parts = len(content["passages"])
-    label, reading = _label(fields, corpus, labels, pair or text, parts)
+    typed = with_number(fields, corpus.label_field, labels) if kind in TABLES else fields
+    label, reading = _label(typed, corpus, labels, pair or text, parts)
     stored = list(label) if isinstance(label, tuple) else label
     digest = document_hash(content, key=key or "", label=stored)
     extra = json.dumps(given, ensure_ascii=False) if given else None
@@ -140,6 +142,8 @@ def record_fields(record: Record, corpus: CorpusConfig, kind: str) -> Mapping[st
     """
     if isinstance(record.value, dict):
         return record.value
+    if isinstance(record.value, BadRow):
+        raise RejectedError(record.value.reason, expected=record.value.expected, got=record.value.got)
     if isinstance(record.value, LongLine):
         expected = f"at most {corpus.max_line_bytes:,} bytes a line (--max_line_bytes)"
         raise RejectedError(LINE_TOO_LONG, expected=expected, got=f"{record.value.size_bytes:,} bytes")

@@ -27,9 +27,11 @@ from apache_beam.io.filesystems import FileSystems
 from pipelines.config import MAX_LINE_BYTES, CorpusConfig
 from pipelines.corpus.image_files import IMAGE_FORMATS, IMAGE_SUFFIXES, image_records
 from pipelines.corpus.lines import LongLine, Record, decompressed, lines, lines_between
-from schemas.errors import CorpusError, UsageError
+from pipelines.corpus.tables import TABLES, header_of, table_records
+from schemas.errors import CorpusError, TruncatedFileError, UsageError
 
 PIECE_BYTES = 64 * 2**20
+_CHUNK_BYTES = 2**20
 _TEXT_BY_BYTE = 4
 """Bytes of text in a byte of a compressed file, or of Parquet."""
 _PARQUET_ROWS = 256
@@ -40,6 +42,8 @@ _FORMATS = {
     ".ndjson": "jsonl",
     ".txt": "text",
     ".text": "text",
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
     ".tar": "tar",
     **dict.fromkeys(IMAGE_SUFFIXES, "image"),
@@ -80,6 +84,7 @@ def read_piece(
     Raises:
         TruncatedFileError: a compressed file ends inside a frame.
         CorpusError: the file cannot be read.
+        UsageError: a table's header names no fields.
     """
     try:
         with FileSystems.open(piece.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
@@ -88,6 +93,8 @@ def read_piece(
                 yield from image_records(file, piece.path, piece.format, max_line_bytes, chunks)
             elif piece.format == "parquet":
                 yield from _parquet_records(file, piece, columns, max_line_bytes)
+            elif piece.format in TABLES:
+                yield from table_records(_chunks(file, piece), piece.path, piece.format, max_line_bytes)
             elif is_compressed(piece.path):
                 yield from lines(decompressed(file, piece.path), max_line_bytes)
             else:
@@ -96,6 +103,41 @@ def read_piece(
         raise CorpusError(
             "a corpus file cannot be read", where=piece.path, got=str(error) or repr(error)
         ) from error
+
+
+def read_header(piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> list[str]:
+    """The names of the fields of a table, from the file's beginning alone.
+
+    Raises:
+        UsageError: its first row names no fields.
+        CorpusError: the file cannot be read.
+    """
+    try:
+        with FileSystems.open(piece.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            return header_of(_chunks(file, piece), piece.path, piece.format, max_line_bytes)
+    except (OSError, BeamIOError, zlib.error, zstandard.ZstdError) as error:
+        raise CorpusError(
+            "a corpus file cannot be read", where=piece.path, got=str(error) or repr(error)
+        ) from error
+
+
+def _chunks(file: IO[bytes], piece: Piece) -> Iterator[bytes]:
+    """The bytes of a whole file, decompressed."""
+    if is_compressed(piece.path):
+        yield from decompressed(file, piece.path)
+        return
+    size = 0
+    while chunk := file.read(_CHUNK_BYTES):
+        size += len(chunk)
+        yield chunk
+    if size < piece.listed:
+        raise TruncatedFileError(
+            "a corpus file became shorter while it was read",
+            where=piece.path,
+            expected=f"{piece.listed} bytes",
+            got=size,
+            do="Start the run again; nothing was committed",
+        )
 
 
 def is_compressed(path: str) -> bool:
@@ -154,7 +196,7 @@ def _pieces(path: str, size: int, corpus: CorpusConfig) -> Iterator[Piece]:
             expected=", ".join(_FORMATS),
             do="Rename it, or say --format",
         )
-    if kind in ("parquet", *IMAGE_FORMATS) or name != path:
+    if kind in ("parquet", *TABLES, *IMAGE_FORMATS) or name != path:
         yield Piece(path, kind, 0, -1, size)
         return
     for start in range(0, size, PIECE_BYTES):

@@ -29,11 +29,20 @@ class LongLine(NamedTuple):
     size_bytes: int
 
 
+class BadRow(NamedTuple):
+    """Stands for a row of a table that cannot be one, and says why."""
+
+    reason: str
+    expected: str
+    got: str
+
+
 class Record(NamedTuple):
-    """One raw record: a line's bytes, or a Parquet row as a dict; `offset` is its first byte, or its row number."""
+    """One raw record: a line's bytes, or a table's row as a dict; `offset` is its first byte, or a Parquet row's
+    number."""
 
     offset: int
-    value: bytes | dict[str, Any] | LongLine
+    value: bytes | dict[str, Any] | LongLine | BadRow
 
 
 class _Held:

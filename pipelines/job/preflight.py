@@ -26,7 +26,9 @@ from pipelines.corpus.documents import Source, is_blank, read_document, record_f
 from pipelines.corpus.files import Piece, is_compressed, read_piece
 from pipelines.corpus.labels import LabelMap
 from pipelines.corpus.messages import KWARGS
+from pipelines.corpus.tables import TABLES
 from pipelines.fingerprint.fingerprint import ResolvedTeacher, resolve
+from pipelines.job.headers import check_headers, fields_by_flag
 from pipelines.rejects import AMBIGUOUS_LABEL, RejectedError
 from pipelines.tasks.teacher_task import refuse_no_offsets, tells_words
 from schemas.errors import UsageError
@@ -89,9 +91,10 @@ def first_records(corpus: CorpusConfig, pieces: Sequence[Piece]) -> list[First]:
     """Some records from the beginnings of some files.
 
     Raises:
-        UsageError: none of them has a field that a flag names.
+        UsageError: none of them has a field that a flag names, or one table's header does not.
         CorpusError: a file cannot be read.
     """
+    check_headers(corpus, pieces)
     step = -(-len(pieces) // _FILES)
     chosen = pieces[::step] if pieces else []
     found = [first for piece in chosen for first in _first_of(corpus, piece)]
@@ -125,22 +128,8 @@ def _column_names(piece: Piece) -> list[str]:
 
 def _check_fields(corpus: CorpusConfig, found: Sequence[First], columns: set[str]) -> None:
     there = sorted({name for first in found for name in first.fields} | columns)
-    flags = (
-        "text",
-        "text_pair",
-        "target",
-        "words",
-        "passages",
-        "image",
-        "messages",
-        "prompt",
-        "completion",
-        "label",
-        "id",
-    )
-    named = {f"--{flag}_field": getattr(corpus, f"{flag}_field") for flag in flags}
-    for flag, name in named.items():
-        if name in corpus.required_fields and name not in there:
+    for flag, name in fields_by_flag(corpus).items():
+        if name not in there:
             shown = ", ".join(printable(one) for one in there[:_SHOWN]) or "no field at all"
             raise UsageError(
                 f"{flag} {printable(name)}: none of the first {len(found):,} records has such a field",
@@ -212,9 +201,10 @@ def _check_labels(corpus: CorpusConfig, labels: LabelMap | None, found: Sequence
             read_document(first.record, first.source, corpus, labels, first.format)
         except RejectedError as error:
             if str(error) == AMBIGUOUS_LABEL:
+                unit = "row" if first.format in TABLES else "line"
                 raise UsageError(
                     f"--label_field {corpus.label_field}: these labels could mean several of the teacher's classes",
-                    where=f"{printable(first.source.file)} line {first.source.line}",
+                    where=f"{printable(first.source.file)} {unit} {first.source.line}",
                     expected=error.expected,
                     got=error.got,
                     do="Say them so, or mend id2label in the teacher's config.json",
