@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
@@ -265,12 +265,17 @@ class Header:
         )
 
 
-def differences(ours: Header, theirs: Header) -> list[str]:
-    """One line for each field of fingerprint and spec in which two headers differ: `FLAG: cache A, run B`."""
+def differences(
+    ours: Header,
+    theirs: Header,
+    parts: Sequence[str] = ("fingerprint", "spec"),
+    may_differ: Sequence[str] = (),
+) -> list[str]:
+    """One line for each field of these parts in which two headers differ: `FLAG: cache A, run B`."""
     lines = []
-    for part in ("fingerprint", "spec"):
+    for part in parts:
         a, b = ours.to_json()[part], theirs.to_json()[part]
-        keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+        keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and key not in may_differ]
         lines += [line for key in keys for line in told_by_flags(part, key, a.get(key), b.get(key))]
     return lines
 

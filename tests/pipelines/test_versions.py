@@ -56,7 +56,7 @@ def test_an_edit_is_seen_however_deep_it_lies(tmp_path):
     found = {package_hash(source)}
     assert found == {package_hash(copy)}
     files = sorted(copy.rglob("*.py"))
-    assert {len(file.relative_to(copy).parts) for file in files} == {1, 2}
+    assert {len(file.relative_to(copy).parts) for file in files} == {1, 2, 3}
     for file in files:
         data = file.read_bytes()
         file.write_bytes(data + b"\n")

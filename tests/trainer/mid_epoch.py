@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -82,7 +83,8 @@ class Fault:
 def refused(err: str, *named: str) -> str:
     """The one message on stderr, which names all of these; no traceback, and nothing that came with it."""
     assert "Traceback" not in err
-    told = [line for line in err.splitlines() if line and not line.startswith(_USUAL)]
+    lines = [re.sub(r"^\d{4}-\S+ ", "", line) for line in err.splitlines() if line]
+    told = [line for line in lines if not line.startswith(_USUAL)]
     assert len(told) == 1, told
     assert told[0].startswith("teachonce train: ")
     for name in named:

@@ -80,7 +80,9 @@ def open_on_features(folder: str, cache: Cache) -> tuple[Any, Any]:
     """
     check_features(cache.spec)
     try:
-        model = FeatureClassifier.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        model = FeatureClassifier.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
     except Exception as error:
         raise UsageError("the student cannot be opened", where=folder, got=one_line(error)) from error
     named = list(zip(model.config.features or (), model.config.feature_widths or (), strict=False))

@@ -16,7 +16,7 @@ from trainer.losses.objective import Objective
 from trainer.losses.serving import FINITE, LOGITS
 from trainer.stream.beside import Beside
 
-_MAY_DIFFER = ("spec.features",)
+_MAY_DIFFER = ("features",)
 """They are joined where both declare the same, of whatever widths."""
 
 
@@ -75,11 +75,10 @@ def join_caches(
 
 
 def _check_joinable(first: Cache, other: Cache) -> None:
-    lines = [line for line in differences(first.header, other.header) if line.startswith("spec.")]
-    lines = [line for line in lines if not line.startswith(_MAY_DIFFER)]
+    lines = differences(first.header, other.header, ("spec",), _MAY_DIFFER)
     lines += _tokenizers(first.header, other.header)
     if not first.spec.kind.has_positions:
-        lines.append(f"spec.task: {first.spec.task} has no distributions")
+        lines.append(f"--task {first.spec.task} has no distributions")
     if lines:
         raise UsageError(
             "two caches cannot be joined: they differ",

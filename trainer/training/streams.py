@@ -70,7 +70,7 @@ def open_caches(config: TrainConfig, world_size: int, before: Record | None) -> 
 
 
 def _check_alike(first: Cache, other: Cache) -> None:
-    lines = [line for line in differences(first.header, other.header) if line.startswith("spec.")]
+    lines = differences(first.header, other.header, ("spec",))
     if first.header.tokenizer != other.header.tokenizer:
         lines.append("their teachers' tokenizers")
     if lines:

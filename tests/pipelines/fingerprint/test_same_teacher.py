@@ -90,7 +90,7 @@ def test_what_decides_something_changes_its_hash_and_is_refused_by_name(
     file, change, field = DECIDES[name]
     edit(copy / file, change)
     cache = shutil.copytree(whole[0], tmp_path / "c")
-    with pytest.raises(MismatchError, match=rf"fingerprint\.{field}: cache .* {field}: "):
+    with pytest.raises(MismatchError, match=rf"--teacher, its {field}: cache .* {field}: "):
         run(corpus, copy, cache)
 
 
@@ -122,7 +122,7 @@ def test_a_cache_of_an_earlier_release_is_refused_another_tokenizer(
 
 def test_another_chat_template_is_no_matter_of_ids_and_is_refused(tmp_path, whole, corpus, copy):
     (copy / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    with pytest.raises(MismatchError, match=r"fingerprint\.chat_template"):
+    with pytest.raises(MismatchError, match="--teacher, its chat template"):
         run(corpus, copy, shutil.copytree(whole[0], tmp_path / "c"))
 
 

@@ -47,6 +47,8 @@ def calls(cache, corpus, teacher, folder):
     """Each verb with flags that would work, by name; of some verbs several ways."""
     (folder / "ids.txt").write_text("a\n")
     (folder / "student.json").write_text(json.dumps(STUDENT))
+    space = {"student": str(folder / "student.json"), "max_steps": [1, 2], "use_cpu": True}
+    (folder / "space.yaml").write_text(json.dumps(space))
     given = {"corpus": corpus, "teacher": teacher, "task": "causal-lm", "cache": cache, "max_length": 24}
     flags = [f"--{name}={value}" for name, value in given.items()]
     student = [f"--cache={cache}", f"--student={folder / 'student.json'}"]
@@ -61,7 +63,9 @@ def calls(cache, corpus, teacher, folder):
         "forget": [[cache, f"--ids={folder / 'ids.txt'}"]],
         "vacuum": [[cache, "--older_than=0d"]],
         "train": [[*student, f"--output_dir={folder / 'out'}", "--max_steps=1", "--use_cpu"]],
+        "sweep": [[cache, f"--space={folder / 'space.yaml'}", f"--study={folder / 'study'}"]],
         "evaluate": [student],
+        "report": [[cache, f"--out={folder / 'report.html'}"]],
     }
 
 
@@ -88,7 +92,7 @@ def test_every_verb_leaves_alone_what_it_cannot_read(newer, whole, corpus, teach
                 err
             )
             assert contents(cache) == before, verb
-    assert {path.name for path in tmp_path.iterdir()} <= {"cache", "ids.txt", "student.json"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache", "ids.txt", "student.json", "space.yaml"}
 
 
 def with_more(shard, cache):

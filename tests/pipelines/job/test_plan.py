@@ -120,7 +120,7 @@ def test_what_the_run_would_refuse_is_told_by_worker_processes_too(tmp_path, tea
     with pytest.raises(TooManyMissingError) as caught:
         run(good, teacher, copy, prune=True)
     assert str(caught.value).split(":")[0] == missing.split(":")[0]
-    with pytest.raises(MismatchError, match=r"spec\.max_length"):
+    with pytest.raises(MismatchError, match="--max_length: cache 24, run 12"):
         plan(config(good, teacher, whole[0], max_length=12))
 
 

@@ -179,7 +179,7 @@ def test_the_commands_know_the_task(tmp_path):
     assert (settings["views"], settings["whole_word_mask"], settings["mlm_probability"]) == (2, True, 0.3)
     status, said = teachonce_main("precompute", *flags, *cache)
     assert status != 0
-    assert "task_settings" in said
+    assert "--views: cache 2, run" in said
     status, said = teachonce_main("verify", tmp_path / "cache", "--teacher", teacher)
     assert status == 0, said
 

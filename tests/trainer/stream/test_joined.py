@@ -198,7 +198,7 @@ def test_what_only_one_has_is_counted_and_left_out(made: Made) -> None:
 def test_what_cannot_be_joined_is_told_field_by_field(made: Made) -> None:
     a, _ = made(1)
     other, _ = made(2, TopK(k=4), temperatures=(1.0, 4.0), tokenizer=tiny_tokenizer(190))
-    with pytest.raises(UsageError, match=r"spec\.keep.*spec\.temperatures.*tokenizer tokenizer\.json"):
+    with pytest.raises(UsageError, match=r"--keep.*--temperatures.*tokenizer tokenizer\.json"):
         join_caches([a, other], [1.0, 1.0], None, KL)
     alike, _ = made(2)
     with pytest.raises(StudentError, match="mse_logits needs what a mean of several teachers has not"):

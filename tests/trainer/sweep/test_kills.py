@@ -18,7 +18,7 @@ SPACE: dict[str, Any] = {
     "max_steps": 8,
 }
 FLAGS = ("--json", "--trials", "5", "--parallel", "2", "--keep", "all")
-ENDED = re.compile(r"^trial (\d+): cross_entropy_nats [\d.]+$", re.MULTILINE)
+ENDED = re.compile(r"^\S+ trial (\d+): cross_entropy_nats [\d.]+$", re.MULTILINE)
 
 
 def result(log: Path) -> list[dict[str, Any]]:
