@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -121,7 +121,7 @@ def _samples(source: _Source, path: str, limit: int) -> Iterator[Record]:
             if size <= limit:
                 opened = tar.extractfile(member)
                 assert opened is not None, member.name
-                held |= _fields(extension, opened.read())
+                held |= _fields(held, extension, opened.read())
     if held:
         yield _record(held, offset, size, limit)
 
@@ -137,16 +137,19 @@ def _split(name: str) -> tuple[str, str]:
     return str(path.parent / stem), extension.lower()
 
 
-def _fields(extension: str, data: bytes) -> dict[str, Any]:
-    """What one member adds to a record; a `json` that is none, or text that is not UTF-8, as bytes, which no reader of
-    such a field takes."""
+def _fields(held: Mapping[str, Any], extension: str, data: bytes) -> dict[str, Any]:
+    """What one member adds to a record; a `json` that is none, text that is not UTF-8, or a second image, as what no
+    reader of such a field takes. `a.seg.png` is no image of the record's, but its field `seg.png`; members go before
+    what a `json` says."""
     last = extension.rpartition(".")[2]
-    if f".{last}" in IMAGE_SUFFIXES:
-        return {IMAGE: data, extension: data}
+    if f".{extension}" in IMAGE_SUFFIXES:
+        return {IMAGE: [held[IMAGE], data] if IMAGE in held else data, extension: data}
     try:
         if last == "json":
             value = json.loads(data)
-            return value if isinstance(value, dict) else {extension: value}
+            if not isinstance(value, dict):
+                return {extension: value}
+            return {name: own for name, own in value.items() if name not in {*held, KEY, IMAGE}}
         if last in _TEXTS:
             text = data.decode("utf-8").strip()
             return {extension: int(text) if last == "cls" and text.lstrip("-").isdecimal() else text}

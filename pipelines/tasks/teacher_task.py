@@ -52,13 +52,18 @@ class Defaults:
     max_length: int | None = None
 
 
+def open_tokenizer(folder: str, **options: Any) -> Any:
+    """What makes the inputs of a teacher of texts."""
+    return transformers.AutoTokenizer.from_pretrained(folder, **options)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherTask:
     """How a task's documents become examples, and how its teachers are opened and asked."""
 
     auto: Any
     """The Auto class that opens its teachers."""
-    opens: Callable[..., Any] = transformers.AutoTokenizer.from_pretrained
+    opens: Callable[..., Any] = open_tokenizer
     """Opens what makes its inputs, from a folder and the usual options; raises UsageError where a package lacks."""
     inputs: Callable[[Any, Spec], Inputs]
     """From tokenizer and spec."""

@@ -32,6 +32,7 @@ from trainer.tasks.student_task import Measured
 MOST_ROWS = 2000
 CONFIDENCE_BINS, ENTROPY_BINS = 15, 16
 NOT_SOFTMAX = "the cache's scores are no distributions over classes"
+OTHER_TOKENIZER = "the student has a tokenizer of its own: its positions are not the cache's"
 
 
 class Seen(NamedTuple):
@@ -52,6 +53,8 @@ def look_closer(measured: Measured, run: Run, batch_size: int, most_rows: int = 
     """What is seen of the first `most_rows` held-out rows, in the order of ids, which is random; or why nothing is."""
     if measured.spec.score != "softmax":
         return NOT_SOFTMAX
+    if measured.collation.reader is not None:
+        return OTHER_TOKENIZER
     worst, parts, num_rows, is_whole = Worst(measured), list[Seen](), 0, True
     for rows in measured.held_out.rows():
         taken = rows.take(np.arange(min(len(rows), most_rows - num_rows)))

@@ -104,7 +104,7 @@ def check_ensemble(how: str, spec: Spec) -> None:
     Raises:
         StudentError: the task has no classes or scores of a model's own head; or values would vote.
     """
-    if not spec.kind.has_named_classes:
+    if not spec.kind.has_named_classes or spec.kind.reads_images:
         raise StudentError(
             f"students of {spec.task} are compared, and no ensemble is made of them",
             expected="classes, or scores, of texts or words",

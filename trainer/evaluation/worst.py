@@ -87,5 +87,7 @@ class Worst:
         return self._decoded([index]) if self._spec.kind.has_vocabulary else str(index)
 
     def _decoded(self, ids: Any) -> str:
+        if self._spec.kind.reads_images:
+            return ""
         text: str = self._tokenizer.decode([int(one) for one in ids], clean_up_tokenization_spaces=False)
         return text

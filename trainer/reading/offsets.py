@@ -29,8 +29,10 @@ class Encoded(NamedTuple):
 class Encoder:
     """A fast tokenizer, and what its vocabulary says of bytes."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, spells: bool = False) -> None:
+        """With `spells` a text that holds the name of a special token is read as its letters: whoever wrote the corpus
+        ends no text with it."""
+        self.tokenizer, self._spells = tokenizer, spells
         self.prefix, self.suffix = edge_ids(tokenizer)
         self.bytes = byte_tokens(tokenizer)
         self.adds_space = adds_space(tokenizer)
@@ -44,6 +46,8 @@ class Encoder:
         if not texts:
             return []
         options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
+        if self._spells:
+            options["split_special_tokens"] = True
         found = self.tokenizer(texts, return_special_tokens_mask=True, **options)
         parts = zip(
             texts, found["input_ids"], found["special_tokens_mask"], found["offset_mapping"], strict=True

@@ -7,6 +7,7 @@ so the one that was read longest ago is the next to be needed.)
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -61,7 +62,8 @@ class Reader:
     def __init__(self, student: Any, teacher: Any, spec: Spec, *, limit: int, where: str = "") -> None:
         """`limit`: tokens that the student reads at once."""
         self.spec, self.limit = spec, limit
-        self._student, self._teacher = Encoder(student), Encoder(teacher)
+        foreign = not set(student.all_special_tokens) <= set(teacher.all_special_tokens)
+        self._student, self._teacher = Encoder(student, spells=foreign), Encoder(teacher)
         self._types = "token_type_ids" in student.model_input_names
         self._kept = KeptTexts(spec, self._teacher, where)
         self._held: dict[bytes, _Own] = {}
@@ -114,7 +116,7 @@ class Reader:
         return Rows(spec=replace(rows.spec, has_token_type_ids=self._types), data=data)
 
     def _owns(self, rows: Rows, around: Edges) -> list[_Own]:
-        keys = rows.example_ids
+        keys = self._keys(rows)
         missing = [row for row, key in enumerate(keys) if key not in self._held]
         made = dict(zip(missing, self._read(rows, missing, around), strict=True)) if missing else {}
         for row, own in made.items():
@@ -123,6 +125,14 @@ class Reader:
                     self._free -= own.num_bytes
                     self._held[keys[row]] = own
         return [made[row] if row in made else self._held[key] for row, key in enumerate(keys)]
+
+    def _keys(self, rows: Rows) -> list[bytes]:
+        """What tells texts apart: an example's id, and where a teacher wrote on, what it wrote."""
+        if self.spec.generation is None:
+            return list(rows.example_ids)
+        parts = np.split(rows.input_ids.values, rows.input_ids.offsets[1:-1])
+        written = (hashlib.blake2b(part.tobytes(), digest_size=16).digest() for part in parts)
+        return [key + own for key, own in zip(rows.example_ids, written, strict=True)]
 
     def _read(self, rows: Rows, chosen: Sequence[int], around: Edges) -> list[_Own]:
         with self._lock:  # a fast tokenizer is no two threads'

@@ -60,7 +60,7 @@ def can_read(task: Task) -> bool:
 def limit_of(config: Any, tokenizer: Any) -> int:
     """Tokens that a student reads at once, as its config and its tokenizer say."""
     told = getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length
-    return min([int(limit) for limit in told if isinstance(limit, int) and limit > 0], default=UNLIMITED)
+    return min([UNLIMITED, *(int(limit) for limit in told if isinstance(limit, int) and limit > 0)])
 
 
 _FAMILY = "Choose a student of the teacher's family, or start one from a config .json"

@@ -83,6 +83,8 @@ def open_student(
     if (hidden := parse_on_features(name)) is not None:
         return _reader(*begin_on_features(hidden, cache, seed), cache)
     if is_on_features(name):
+        if lora is not None:
+            raise UsageError("--lora has no effect on a student without a backbone", where=name)
         return _reader(*open_on_features(name, cache), cache)
     layers = parse_shrink(name)
     loading = None if lora is None else loading_options(lora)

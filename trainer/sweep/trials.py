@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 
 from schemas.cache import Cache
-from schemas.errors import CacheError, TeachonceError, UsageError, one_line
+from schemas.errors import CacheError, StudentError, TeachonceError, UsageError, one_line
 from trainer.sweep.config import SweepConfig
 from trainer.sweep.space import Build
 from trainer.sweep.study import Study, TrialOutcome
@@ -139,6 +139,10 @@ def is_foreign(error: BaseException) -> bool:
     """Whether an error is no trial's fault: the cache's, or the system's."""
     link: BaseException | None = error
     while link is not None:
+        if isinstance(
+            link, UsageError | StudentError
+        ):  # whatever it came from, a student is told of by its name
+            return False
         if isinstance(
             link, CacheError | OSError | SafetensorError
         ):  # the last: a file that cannot be written

@@ -54,7 +54,7 @@ def join_caches(
     for other in others:
         _check_joinable(first, other)
     if pick is not None:
-        _check_pick(first.spec, pick)
+        _check_pick(first.spec, pick, objective)
     else:
         _check_losses(first.spec, objective)
     if objective.bank:
@@ -93,7 +93,16 @@ def _tokenizers(ours: Header, theirs: Header) -> list[str]:
     return [f"tokenizer {name}" for name in names if ours.tokenizer.get(name) != theirs.tokenizer.get(name)]
 
 
-def _check_pick(spec: Spec, pick: str) -> None:
+def _check_pick(spec: Spec, pick: str, objective: Objective) -> None:
+    is_warm = (
+        objective.temperature not in (1, *spec.temperatures) or objective.temperature_schedule is not None
+    )
+    if pick == "loss" and is_warm:
+        raise UsageError(
+            "--join_pick loss needs a temperature that the caches declare, and no schedule of it",
+            expected=" ".join(f"{one:g}" for one in {1.0, *spec.temperatures}),
+            got=f"{objective.temperature:g}",
+        )
     if spec.score == "softmax" and PICKS[pick] not in spec.scalars:
         raise UsageError(
             f"--join_pick {pick} needs the scalar {PICKS[pick]}, which the caches do not store",
