@@ -241,3 +241,13 @@ def test_what_an_image_counts_as():
     assert image_tokens(224, 224) == 196
     assert image_tokens(24, 24) == 3
     assert image_tokens(8, 8) == 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_tag_that_pillow_trips_over_is_a_reject(plain, kind):
+    """Whatever it raises: here AttributeError, of a text that is typed as a number where the image is turned."""
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHIf", 0x0131, 11, 1, 1.5)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+    data = encoded(picture(4), kind, exif=exif)
+    with pytest.raises(BadImageError, match="unreadable_image"):
+        plain.decoded(data)

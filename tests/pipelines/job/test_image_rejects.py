@@ -1,6 +1,7 @@
 """Images that are none, and runs that cannot be: counted rejects and one clear error each."""
 
 import importlib.util
+import io
 import json
 import shutil
 import tarfile
@@ -13,6 +14,7 @@ import transformers
 from PIL import Image
 
 from pipelines.tasks.image_classification import refuse_no_packages
+from schemas.cache import Cache
 from schemas.errors import (
     CorpusError,
     MismatchError,
@@ -183,3 +185,23 @@ def test_a_missing_package_is_one_clear_error(monkeypatch):
     )
     with pytest.raises(UsageError, match=r"no torchvision.*teachonce\[images\]"):
         refuse_no_packages()
+
+
+def test_a_mask_beside_an_image_is_no_image_and_two_images_are_a_reject(tmp_path, made):
+    """Members go before what a `json` says; it cannot say which record it is of, nor what its image is."""
+    plain, mask, other = encoded(picture(1)), encoded(picture(2)), encoded(picture(3))
+    label = {"label": images(1)[0][1]}
+    told = json.dumps({**label, "image": "a.png", "__key__": "b"}).encode()
+    members = [
+        *(("d/a.json", told), ("d/a.png", plain), ("d/a.seg.png", mask)),
+        *(("d/b.png", plain), ("d/b.jpg", other), ("d/b.json", json.dumps(label).encode())),
+    ]
+    with tarfile.open(tmp_path / "c.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    summary = run(tmp_path / "c.tar", made, tmp_path / "c", max_reject_fraction=0.9, **LABELLED)
+    assert sum(summary.rejects.values()) == 1
+    (rows,) = Cache.open(tmp_path / "c").read_all()
+    assert rows.array("image").tolist() == [plain]

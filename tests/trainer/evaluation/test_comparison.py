@@ -18,10 +18,11 @@ import teachonce
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
 from schemas.rows.rows import Rows
+from tests.specs import SPECS
 from tests.trainer.tiny import bert_config, make_bert, make_llama, save, tiny_tokenizer
 from trainer import Compared, EvaluateConfig, compare, evaluate
 from trainer.checkpoints.records import Manifest, Record
-from trainer.evaluation.ensembles import votes
+from trainer.evaluation.ensembles import check_ensemble, votes
 from trainer.evaluation.held_out import HeldOut
 from trainer.evaluation.tables import show, show_compared
 
@@ -265,3 +266,8 @@ def test_too_few_rows_to_fit_on(class_cache_of: Callable[..., Cache], tmp_path: 
     first, second, *_ = sorted(int.from_bytes(row[8:16].tobytes(), "little") / 2**64 for row in hashes)
     with pytest.raises(UsageError, match="too few documents are held out to fit"):
         compare(config(cache, students=students, ensemble="fitted", eval_fraction=(first + second) / 2))
+
+
+def test_students_of_images_are_no_ensemble() -> None:
+    with pytest.raises(StudentError, match="students of image-classification are compared"):
+        check_ensemble("mean", SPECS["images"])

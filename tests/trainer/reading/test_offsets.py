@@ -117,3 +117,13 @@ def test_only_byte_level_vocabularies_are_bytes() -> None:
     assert found is not None
     assert sorted(found[2:]) == [bytes([byte]) for byte in range(256)]
     assert found[:2] == [b"<s>", b"</s>"]
+
+
+def test_a_special_token_in_a_text_is_spelt_and_ends_nothing() -> None:
+    """Where a corpus's author wrote it, and the teacher has read letters."""
+    tokenizer = byte_level(300, eos=True)
+    name = tokenizer.eos_token
+    assert tokenizer.eos_token_id in tokenizer(f"a {name} b")["input_ids"][:-1]
+    (found,) = Encoder(tokenizer, spells=True).encode([f"a {name} b"])
+    assert tokenizer.eos_token_id not in found.ids.tolist()
+    assert tokenizer.decode(found.ids.tolist()) == f"a {name} b"

@@ -256,3 +256,10 @@ def test_a_run_goes_on_to_the_same_weights_and_another_join_is_another_run(
 def test_nonsense_is_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         TrainConfig(student="s.json", **changes)
+
+
+def test_the_lower_loss_is_known_at_declared_temperatures_alone(made: Made) -> None:
+    pair = [made(seed, KeepAll())[0] for seed in (1, 2)]
+    warm = Objective.parse(["kl=1"], 3.0, "mse")
+    with pytest.raises(UsageError, match="--join_pick loss needs a temperature that the caches declare"):
+        join_caches(pair, [1.0, 1.0], "loss", warm)

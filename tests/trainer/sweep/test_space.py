@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 import teachonce
+from schemas.errors import TrainingError, UsageError
 from tests.trainer.sweep.sweeping import Sweeping
 from trainer.cli.sweep import build, read_space
 from trainer.sweep.draws import draw, grid_points, grid_size
 from trainer.sweep.space import Space
+from trainer.sweep.trials import is_foreign
 from trainer.tasks.student_task import LOSS_ON_TEXT
 
 TEXT = """\
@@ -165,3 +167,10 @@ def test_the_objective(sweeping: Sweeping, capsys: Any) -> None:
     assert found["direction"] == "maximize"
     best = found["trials"][found["best"]]
     assert best["value"] == max(t["value"] for t in found["trials"]) == best["metrics"]["top1_accuracy"]
+
+
+def test_a_student_that_cannot_be_opened_is_its_trials_own_fault() -> None:
+    """Whatever lies beneath; a full disk is nobody's."""
+    for error, expected in ((UsageError("no such model"), False), (TrainingError("cannot be written"), True)):
+        error.__cause__ = OSError("of the system")
+        assert is_foreign(error) is expected
