@@ -163,3 +163,11 @@ def test_answers_that_the_teacher_wrote_are_read_from_its_ids(tmp_path, capsys):
         predicted = batch.token[batch.row == row]
         if len(predicted):
             assert len(student.tokenizer(prompt)["input_ids"]) - 2 <= int(predicted.min())
+    # the same example of another teacher, who wrote on otherwise, under the same id
+    values = rows.input_ids.values.copy()
+    begins = rows.input_ids.offsets[:-1] + rows.position_index()[rows.position_offsets[:-1]] + 1
+    values[begins] = values[begins + 1] = teacher.encode("s")[-1]
+    other = Rows(spec=rows.spec, data={**rows.data, "input_ids": replace(rows.input_ids, values=values)})
+    for row, ids in enumerate(student.collation().batch(other).input_ids):
+        prompt = teacher.decode(values[rows.input_ids.offsets[row] : begins[row]].tolist())
+        assert student.tokenizer.decode(ids, skip_special_tokens=True).startswith(prompt + "ss"), row

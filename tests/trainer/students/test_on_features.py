@@ -20,7 +20,9 @@ from trainer import EvaluateConfig, compare, evaluate
 from trainer.evaluation.held_out import HeldOut
 from trainer.models.feature_classifier import FeatureClassifier
 from trainer.stream.side import Side
+from trainer.students.lora import Lora
 from trainer.students.on_features import parse_on_features
+from trainer.students.students import open_student
 from trainer.training.config import TrainConfig
 
 FRACTION = 0.2
@@ -194,3 +196,9 @@ def test_names() -> None:
     ]
     with pytest.raises(UsageError, match="--lora needs a --student that can be opened again"):
         TrainConfig(cache="c", student="linear", lora=["r=2"])
+
+
+def test_adapters_beside_no_backbone_are_refused(trained: Callable[..., tuple[Path, Cache]]) -> None:
+    folder, cache = trained("linear")
+    with pytest.raises(UsageError, match="--lora has no effect on a student without a backbone"):
+        open_student(str(folder), cache, lora=Lora.parse(["r=4"]))
