@@ -80,12 +80,8 @@ def open_student(
         pictures = open_images(cache)
         model = open_image_model(name, cache, pictures, seed=seed, lora=lora, alone=alone)
         return _of_images(model, pictures, cache.spec)
-    if (hidden := parse_on_features(name)) is not None:
-        return _reader(*begin_on_features(hidden, cache, seed), cache)
-    if is_on_features(name):
-        if lora is not None:
-            raise UsageError("--lora has no effect on a student without a backbone", where=name)
-        return _reader(*open_on_features(name, cache), cache)
+    if (found := _on_features(name, cache, seed, lora)) is not None:
+        return found
     layers = parse_shrink(name)
     loading = None if lora is None else loading_options(lora)
     source = name if layers is None else _needed_teacher(teacher, name)
@@ -149,6 +145,16 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     refuse_missing(model, [name for name in missing if not is_unused(name, cache.spec)], folder)
     student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False, reader=reader)
     return replace(student, embedder=Embedder.of(cache.spec, folder))
+
+
+def _on_features(name: str, cache: Cache, seed: int, lora: Lora | None) -> Student | None:
+    if (hidden := parse_on_features(name)) is not None:
+        return _reader(*begin_on_features(hidden, cache, seed), cache)
+    if not is_on_features(name):
+        return None
+    if lora is not None:
+        raise UsageError("--lora has no effect on a student without a backbone", where=name)
+    return _reader(*open_on_features(name, cache), cache)
 
 
 def _reader(model: Any, tokenizer: Any, cache: Cache) -> Student:

@@ -7,6 +7,7 @@ next run goes on.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,6 +136,17 @@ class Trials:
             _log.info("trial %d: %s: %s", number, outcome.state, outcome.reason)
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+
+
+def _causes(error: BaseException) -> set[int | None]:
+    found, link = set[int | None](), error.__cause__
+    while link is not None:
+        found.add(getattr(link, "errno", None))
+        link = link.__cause__
+    return found
+
+
 def is_foreign(error: BaseException) -> bool:
     """Whether an error is no trial's fault: the cache's, or the system's."""
     link: BaseException | None = error
@@ -142,7 +154,7 @@ def is_foreign(error: BaseException) -> bool:
         if isinstance(
             link, UsageError | StudentError
         ):  # whatever it came from, a student is told of by its name
-            return False
+            return bool(_causes(link) & _FULL)
         if isinstance(
             link, CacheError | OSError | SafetensorError
         ):  # the last: a file that cannot be written
