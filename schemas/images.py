@@ -1,6 +1,6 @@
 """Images: from the bytes that a corpus has to the pixels that a model is given, in one place for teacher and student.
 
-Both halves call this with a Pillow and an image processor that they opened themselves, so that a student is given the
+Both halves call this with an image processor that they opened themselves, so that a student is given the
 pixels that its teacher was given, bit for bit, under equal versions of these libraries. What an image is made of:
 
 * what its header says is looked at before anything is decoded: one frame (of an MPO file the first, which is a plain
@@ -17,14 +17,19 @@ Cost: decoding and processing an image again in each epoch. Nothing that these d
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import io
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+
+from schemas.errors import UsageError
+from schemas.identity import canonical_json, digest
 
 UNREADABLE, TRUNCATED = "unreadable_image", "truncated_image"
 TOO_MANY_PIXELS, TOO_NARROW = "too_many_pixels", "too_narrow_image"
@@ -32,6 +37,7 @@ SEVERAL_FRAMES, BAD_MODE = "several_frames", "unsupported_pixels"
 
 MAX_PIXELS, MOST_PIXELS = 89_478_485, 178_956_970
 """Pixels of an image where nothing else is said, and at most: where Pillow warns, and where it refuses."""
+PACKAGES = ("PIL", "torchvision")
 MAX_SIDES = 64
 """How many times as long as the other a side may be: a processor that resizes the shorter makes the longer longer."""
 AUGMENTATIONS = ("crop", "flip", "colour")
@@ -141,6 +147,20 @@ def coloured(pixels: Pixels, brightness: float, contrast: float, saturation: flo
     return whole
 
 
+def refuse_no_packages() -> None:
+    """Images are decoded by Pillow, and processed by torchvision: by another library their pixels would be others.
+
+    Raises:
+        UsageError: one is not installed.
+    """
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UsageError(
+            "images need packages that are not installed",
+            got=f"no {' and no '.join(missing)}",
+            do="pip install 'teachonce[images]'",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
     """A Pillow and an image processor, bound to a cache's settings. Two are equal that give the same pixels."""
@@ -157,6 +177,23 @@ class Pictures:
     """The module `PIL.ImageOps`."""
     shape: tuple[int, int, int] = (0, 0, 0)
     """Channels, height and width of what the processor gives."""
+
+    @classmethod
+    def of(cls, processor: Any, task_settings: Mapping[str, Any]) -> Pictures:
+        """By a processor of transformers and what a cache's spec says of its task; not tried yet.
+
+        Raises:
+            UsageError: a package is missing.
+        """
+        refuse_no_packages()
+        return cls(
+            key=digest(canonical_json([processor.to_json_string(), dict(task_settings)]), "pictures").hex(),
+            max_pixels=int(task_settings["max_image_pixels"]),
+            names=parse_augment(str(task_settings["augment"])),
+            processor=processor,
+            pil=importlib.import_module("PIL.Image"),
+            ops=importlib.import_module("PIL.ImageOps"),
+        )
 
     @property
     def tokens(self) -> int:

@@ -7,8 +7,6 @@ that what no teacher can be shown is a reject with its reason; and again where i
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +18,9 @@ from torch import Tensor
 from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, model_name
 from pipelines.tasks.windows import Tokens, Window, first
 from schemas.errors import UsageError
-from schemas.identity import canonical_json, digest
-from schemas.images import Pictures, parse_augment
+from schemas.images import Pictures, parse_augment, refuse_no_packages
 from schemas.spec import Spec
 
-_PACKAGES = ("PIL", "torchvision")
 IMAGE_TOKEN = 0
 """What stands for an image among ids."""
 
@@ -39,36 +35,13 @@ def open_processor(folder: str, **options: Any) -> Any:
     return transformers.AutoImageProcessor.from_pretrained(folder, **options)
 
 
-def refuse_no_packages() -> None:
-    """Images are decoded by Pillow, and processed by torchvision: by another library their pixels would be others.
-
-    Raises:
-        UsageError: one is not installed.
-    """
-    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        raise UsageError(
-            "images need packages that are not installed",
-            got=f"no {' and no '.join(missing)}",
-            do="pip install 'teachonce[images]'",
-        )
-
-
 def pictures_of(processor: Any, spec: Spec) -> Pictures:
     """How images become pixels under a spec.
 
     Raises:
         UsageError: the processor does not make one array of one shape of each.
     """
-    refuse_no_packages()
-    settings = dict(spec.task_settings)
-    found = Pictures(
-        key=digest(canonical_json([processor.to_json_string(), spec.task_settings]), "pictures").hex(),
-        max_pixels=int(settings["max_image_pixels"]),
-        names=parse_augment(str(settings["augment"])),
-        processor=processor,
-        pil=importlib.import_module("PIL.Image"),
-        ops=importlib.import_module("PIL.ImageOps"),
-    )
+    found = Pictures.of(processor, dict(spec.task_settings))
     try:
         return found.probed()
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:

@@ -70,8 +70,7 @@ def aligned_targets(
     owner, pairs = _pairs(starts, projection)
     teacher = np.full(len(at), np.nan, np.float32)
     if LIKELIHOOD in stored:
-        before = np.concatenate([[0.0], np.cumsum(_gold(rows, told), dtype=np.float64)])
-        teacher = (before[alignment.teacher_ends] - before[at]).astype(np.float32)
+        teacher = _sums(_gold(rows, told), at, alignment.teacher_ends)
     return StackedAligned(
         AlignedTargets(
             gold=torch.from_numpy(ids.values[alignment.tokens].astype(np.int64)),
@@ -85,6 +84,14 @@ def aligned_targets(
             host=HostChunks(begins=alignment.begins, ends=alignment.ends, entries=entries, pairs=pairs[1]),
         )
     )
+
+
+def _sums(values: Array, begins: Array, ends: Array) -> Array:
+    """Of each stretch its own sum: one value that is no number spoils no other's."""
+    lengths = ends - begins
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    own = values[spans(begins, lengths, offsets_of(lengths))]
+    return np.bincount(owner, own.astype(np.float64), len(lengths)).astype(np.float32)
 
 
 def _chunk_of(alignment: Alignment) -> Array:

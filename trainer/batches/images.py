@@ -6,8 +6,6 @@ The images' bytes stand in the cache, and its image processor beside it. How the
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import Any
 
 import numpy as np
@@ -15,29 +13,12 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from schemas.errors import REPAIR, CorruptionError, StudentError, UsageError
-from schemas.identity import canonical_json, digest
-from schemas.images import BadImageError, Pictures, parse_augment
+from schemas.errors import REPAIR, CorruptionError, StudentError
+from schemas.images import BadImageError, Pictures
 from schemas.rows.columns import IMAGE
 from schemas.rows.rows import Rows
 from schemas.spec import Spec
 from schemas.tasks import VIEW_INDEX
-
-_PACKAGES = ("PIL", "torchvision")
-
-
-def refuse_no_packages() -> None:
-    """Images are decoded by Pillow, and processed by torchvision: by another library their pixels would be others.
-
-    Raises:
-        UsageError: one is not installed.
-    """
-    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        raise UsageError(
-            "images need packages that are not installed",
-            got=f"no {' and no '.join(missing)}",
-            do="pip install 'teachonce[images]'",
-        )
 
 
 def pictures_of(processor: Any, spec: Spec, where: str) -> Pictures:
@@ -46,17 +27,8 @@ def pictures_of(processor: Any, spec: Spec, where: str) -> Pictures:
     Raises:
         StudentError: this library's processor of that name does not do what the teacher's did.
     """
-    refuse_no_packages()
-    settings = dict(spec.task_settings)
     try:
-        return Pictures(
-            key=digest(canonical_json([processor.to_json_string(), spec.task_settings]), "pictures").hex(),
-            max_pixels=int(settings["max_image_pixels"]),
-            names=parse_augment(str(settings["augment"])),
-            processor=processor,
-            pil=importlib.import_module("PIL.Image"),
-            ops=importlib.import_module("PIL.ImageOps"),
-        ).probed()
+        return Pictures.of(processor, dict(spec.task_settings)).probed()
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise StudentError("the cache's images cannot be made", where=where, got=str(error)) from error
 

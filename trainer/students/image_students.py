@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoImageProcessor, set_seed
 from schemas.cache import Cache
 from schemas.cli.arguments import small_text
 from schemas.errors import StudentError, UsageError, one_line
-from schemas.images import Pictures
-from trainer.batches.images import pictures_of, refuse_no_packages
+from schemas.images import Pictures, refuse_no_packages
+from trainer.batches.images import pictures_of
 from trainer.models.shrink import parse_shrink
 from trainer.students.compatibility import check_labels, check_trainable
 from trainer.students.fitting import filled, fit_config, refuse_missing

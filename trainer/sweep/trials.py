@@ -136,31 +136,22 @@ class Trials:
             _log.info("trial %d: %s: %s", number, outcome.state, outcome.reason)
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
-
-
-def _causes(error: BaseException) -> set[int | None]:
-    found, link = set[int | None](), error.__cause__
-    while link is not None:
-        found.add(getattr(link, "errno", None))
-        link = link.__cause__
-    return found
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Whether an error is no trial's fault: the cache's, or the system's."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(
-            link, UsageError | StudentError
-        ):  # whatever it came from, a student is told of by its name
-            return bool(_causes(link) & _FULL)
-        if isinstance(
-            link, CacheError | OSError | SafetensorError
-        ):  # the last: a file that cannot be written
-            return True
-        link = link.__cause__
-    return False
+    """Whether an error is no trial's fault: the cache's, or the system's. What cannot be opened of a student is its
+    own, whatever lies beneath, unless that is a disk."""
+    links = [error]
+    while (cause := links[-1].__cause__) is not None:
+        links.append(cause)
+    if any(isinstance(link, CacheError) or getattr(link, "errno", None) in _OF_THE_DISK for link in links):
+        return True
+    if any(isinstance(link, UsageError | StudentError) for link in links):
+        return False
+    return any(
+        isinstance(link, OSError | SafetensorError) for link in links
+    )  # the last: what cannot be written
 
 
 def _groups(trials: Sequence[_Trial]) -> list[list[_Trial]]:

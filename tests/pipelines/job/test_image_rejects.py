@@ -13,7 +13,6 @@ import pytest
 import transformers
 from PIL import Image
 
-from pipelines.tasks.image_classification import refuse_no_packages
 from schemas.cache import Cache
 from schemas.errors import (
     CorpusError,
@@ -23,6 +22,7 @@ from schemas.errors import (
     TruncatedFileError,
     UsageError,
 )
+from schemas.images import refuse_no_packages
 from tests.images import (
     IMAGES,
     LABELLED,

@@ -48,11 +48,14 @@ def test_masked_positions_zero_probabilities_and_padded_ids_give_no_nan(name: st
                 assert not z.grad[1].any()
 
 
+OF_LOG_RATIOS = ("rkl", "ce_symmetric")
+
+
 @pytest.mark.parametrize("k", [4, V])
 @pytest.mark.parametrize("name", HEAD)
 def test_a_student_that_is_nearly_sure_has_its_gradient_in_float32(name: str, k: int) -> None:
-    """But for the rounding of a probability near 1, which cross entropy's own gradient has too, here times a ratio's
-    logarithm, some 14 nats: which way it is rounded depends on the processor."""
+    """But for the rounding of a probability near 1, which cross entropy's own gradient has too; where it is multiplied
+    by a ratio's logarithm, of some 14 nats, which way it is rounded depends on the processor."""
     teacher, student = logits(0), logits(1)
     targets = targets_of(teacher, k)
     student[torch.arange(N), targets.gold] = student.amax(-1) + 12
@@ -62,7 +65,8 @@ def test_a_student_that_is_nearly_sure_has_its_gradient_in_float32(name: str, k:
         found_of(name, z, targets).sum().backward()
         gradients.append(z.grad.double())
     exact, found = gradients
-    assert (found - exact).abs().max() <= 1e-4 * exact.abs().max() + 14 * torch.finfo(torch.float32).eps
+    rounding = 14 * torch.finfo(torch.float32).eps if name in OF_LOG_RATIOS else 5e-7
+    assert (found - exact).abs().max() <= 1e-4 * exact.abs().max() + rounding
 
 
 @pytest.mark.parametrize("tail", ["bucket", "ignore", "uniform"])

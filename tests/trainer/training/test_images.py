@@ -194,7 +194,7 @@ def test_other_students_are_refused(tmp_path, cache, teacher):
 
 
 def test_a_missing_package_is_one_clear_error(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr("trainer.batches.images._PACKAGES", ("PIL", "no_such_package"))
+    monkeypatch.setattr("schemas.images.PACKAGES", ("PIL", "no_such_package"))
     with pytest.raises(UsageError, match=r"teachonce\[images\]"):
         open_student(str(config_of("vit", tmp_path / "s.json")), Cache.open(cache))
 
