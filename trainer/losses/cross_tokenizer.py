@@ -21,6 +21,8 @@ from trainer.losses.worth import of_chunks, of_projected
 
 _SURE = -1e-6
 """The largest log-probability that is told from 0: beyond it a student is sure, and has no gradient."""
+_NOTHING = -1000.0
+"""A logarithm whose exponential is 0 in float64."""
 
 
 def _log_rest(values: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
@@ -38,7 +40,7 @@ def chunk_likelihoods(
     entropy less the teacher's own, so that it is 0 where they agree. Its gradient goes to that of `ours - theirs log
     ours` as tau grows, so weights keep their meaning (approximate likelihood matching, arXiv:2503.20083)."""
     p, log_q = (theirs / tau).to(ours.dtype), (ours / tau).clamp_max(_SURE)
-    p = p.clamp_max(0.0)
+    p = p.clamp(_NOTHING, 0.0)  # of -inf, too, 0 times itself is 0
     on = p.exp() * (p - log_q)
     rest = -torch.expm1(p)
     off = torch.xlogy(rest, rest) - rest * _log_rest(log_q)
