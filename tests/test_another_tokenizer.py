@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from schemas import Cache
 from schemas.errors import StudentError
@@ -23,7 +23,6 @@ from tests.trainer.reading.tokenizers import byte_level
 from trainer.evaluation.evaluation import HeldOut
 from trainer.losses.objective import Objective
 from trainer.reading.reader import Reader
-from trainer.students.other_tokenizers import UNLIMITED, limit_of
 from trainer.students.student import Student
 from trainer.students.students import open_student
 from trainer.training.training import make_distiller
@@ -299,10 +298,3 @@ def test_several_students_of_several_tokenizers_share_one_decode(place, tmp_path
             AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (alone, tmp_path / name)
         )
         assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-def test_a_student_that_names_no_limit_has_one_that_a_tokenizer_takes(place):
-    tokenizer = AutoTokenizer.from_pretrained(place / "fine", model_max_length=None)
-    bare = PretrainedConfig()
-    assert limit_of(bare, tokenizer) == UNLIMITED
-    assert tokenizer("a", "b", truncation="longest_first", max_length=UNLIMITED)["input_ids"]

@@ -297,12 +297,3 @@ def test_no_cut_falls_within_a_chunk_and_pieces_are_as_long_as_they_may_be() -> 
         )
         == []
     )
-
-
-def test_a_text_that_the_teacher_rules_out_is_pushed_away_and_no_other_chunk_with_it() -> None:
-    ours = torch.tensor([-3.0, -2.0], dtype=torch.float64)
-    theirs = torch.tensor([-torch.inf, -1.0], dtype=torch.float64)
-    for tau in (1.0, 100.0):
-        ruled_out, plain = chunk_likelihoods(ours, theirs, tau)
-        torch.testing.assert_close(ruled_out, -tau * torch.log(-torch.expm1(ours[0] / tau)))
-        torch.testing.assert_close(plain, chunk_likelihoods(ours[1:], theirs[1:], tau)[0])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.trainer.losses.test_laws import HEAD, TAILED, N, V, found_of, logits, targets_of
+from trainer.losses.cross_tokenizer import chunk_likelihoods
 from trainer.losses.registry import LOSSES
 from trainer.losses.targets import NO_LABEL
 
@@ -105,3 +106,12 @@ def test_one_class_one_position(name: str, width: int) -> None:
     found.sum().backward()
     assert found.isfinite().all()
     assert student.grad.isfinite().all()
+
+
+def test_a_text_that_the_teacher_rules_out_is_pushed_away_and_no_other_chunk_with_it() -> None:
+    ours = torch.tensor([-3.0, -2.0], dtype=torch.float64)
+    theirs = torch.tensor([-torch.inf, -1.0], dtype=torch.float64)
+    for tau in (1.0, 100.0):
+        ruled_out, plain = chunk_likelihoods(ours, theirs, tau)
+        torch.testing.assert_close(ruled_out, -tau * torch.log(-torch.expm1(ours[0] / tau)))
+        torch.testing.assert_close(plain, chunk_likelihoods(ours[1:], theirs[1:], tau)[0])
