@@ -128,7 +128,7 @@ class Problem:
         self._kept, self._vocab = kept, vocab
         self.targets = SparseTargets(
             ids=ids.flatten(),
-            position=torch.arange(number).repeat_interleave(kept),
+            counts=torch.full((number,), kept),
             weights=probs.flatten(),
             logprobs=probs.flatten().log(),
             logits=probs.flatten().log(),

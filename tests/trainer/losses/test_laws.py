@@ -143,7 +143,7 @@ def test_of_two_outcomes_what_each_is_worth_alone_is_worth_both(name: str) -> No
         one = replace(
             targets,
             ids=targets.ids[first],
-            position=targets.position[first],
+            counts=targets.position[first].bincount(minlength=len(targets.tail)),
             weights=targets.weights[first],
             logprobs=targets.logprobs[first],
             logits=None,
