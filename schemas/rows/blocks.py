@@ -8,6 +8,7 @@ use at once, at most `_BLOCKS` of them that nobody holds, none larger than `_LAR
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -73,6 +74,15 @@ def _sizes(size: int) -> list[int]:
 def _let_go() -> None:
     for blocks in _blocks.values():
         blocks[:] = [blocks[place] for place in range(len(blocks)) if _holders(blocks, place) != _NOBODY]
+
+
+def _anew() -> None:
+    """A process that is forked has no thread that could give the lock back."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_anew)
 
 
 def _holders(blocks: Sequence[Any], place: int) -> int:

@@ -33,6 +33,7 @@ from trainer.batches.entries import (
 )
 from trainer.batches.images import pixels_of
 from trainer.batches.join import Join
+from trainer.batches.moved import moved_targets
 from trainer.batches.packing import Layout, Packing, Stacked
 from trainer.batches.pool import Pool
 from trainer.batches.sources import Read, Shift
@@ -208,7 +209,10 @@ class Collation:
 
     def _told(self, rows: Rows, reading: Reading, entries: Entries | None) -> StackedTargets | StackedAligned:
         if reading.alignment is None or self.reader is None:
-            return self._targets(rows, entries)
+            told = self._targets(rows, entries)
+            if reading.moves is None:
+                return told
+            return moved_targets(told, rows, reading.rows, reading.moves)
         whole = replace(self, student_vocab=rows.spec.vocab_size)
         return aligned_targets(rows, reading, self.reader, lambda: whole._targets(rows, entries), self.stored)
 

@@ -57,12 +57,12 @@ def sparse_targets(
         tail=torch.from_numpy(tail),
         negentropy=torch.from_numpy(negentropy),
         gold=torch.from_numpy(gold),
-        classes=_classes(rows),
+        classes=class_tensor(rows),
     )
     return targets, offsets_of(own.counts), beyond
 
 
-def _classes(rows: Rows) -> Tensor | None:
+def class_tensor(rows: Rows) -> Tensor | None:
     """Which ids each position may be, bool [N, V]; None where all are what any may be."""
     if not rows.spec.kind.classes_are_tokens:
         return None
