@@ -153,8 +153,7 @@ class LoopFlags:
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Replace the model and the checkpoints that --output_dir holds. Never a cache, nor what this run "
-            "begins with."
+            "help": "Replace model and checkpoints in --output_dir; never a cache, nor what this run begins with."
         },
     )
     report_to: str | None = field(
