@@ -47,7 +47,8 @@ SHARED = [
     "--corpus={texts} --passages_field=text --teacher={pairs} --task=pair-score --cache={new} --no_progress "
     "--max_length=64",
     "--corpus={asked} --text_field=question --text_pair_field=context --label_field=answers --teacher={answers} "
-    "--task=question-answering --always_answerable --keep_text --keep_answers=3 --cache={new} --no_progress --max_length=64",
+    "--task=question-answering --always_answerable --keep_text --keep_answers=3 --cache={new} --no_progress "
+    "--max_length=64",
     "--corpus={texts} --target_field=label --teacher={halves} --task=seq2seq-lm --cache={new} --no_progress "
     "--max_length=64 --truncate_source",
     "--corpus={pictures} --image_field=picture --label_field=label --teacher={images} --task=image-classification "
@@ -127,6 +128,7 @@ RUN = {
     "--prompt": "x" * 10_001,
     "--truncate_dim": "33",
     "--views": "0",
+    "--keep_answers": "65",
     "--mlm_probability": "1.5",
     "--mask_replace_prob": "0.6",
     "--random_replace_prob": "nan",

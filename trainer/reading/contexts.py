@@ -217,7 +217,9 @@ def _moves(theirs: Context, ours: Context) -> Int64[np.ndarray, "2 S"]:
     that the student does not read."""
     found = np.full((2, len(theirs.ids)), NOWHERE, np.int64)
     found[:, 0] = 0
-    own = np.flatnonzero(ours.places[:, 1] > ours.places[:, 0])  # of letters: no answer begins or ends with a blank
+    own = np.flatnonzero(
+        ours.places[:, 1] > ours.places[:, 0]
+    )  # of letters: no answer begins or ends with a blank
     if not len(own):
         return found
     begun, reached = ours.places[own, 0], np.maximum.accumulate(ours.places[own, 1])
