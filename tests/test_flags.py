@@ -128,6 +128,7 @@ RUN = {
     "--prompt": "x" * 10_001,
     "--truncate_dim": "33",
     "--views": "0",
+    "--keep_answers": "65",
     "--mlm_probability": "1.5",
     "--mask_replace_prob": "0.6",
     "--random_replace_prob": "nan",
