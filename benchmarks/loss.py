@@ -132,7 +132,7 @@ class Problem:
         probs = torch.rand(number, kept, generator=made).softmax(-1) * 0.9
         self._kept, self._vocab = kept, vocab
         self.targets = SparseTargets(
-            ids=ids.flatten(),
+            kept_ids=ids.flatten(),
             counts=torch.full((number,), kept),
             weights=probs.flatten(),
             logprobs=probs.flatten().log(),

@@ -137,7 +137,7 @@ def _nothing(number: int) -> SparseTargets:
     each = torch.zeros(number)
     gold = torch.zeros(number, dtype=torch.int64)
     return SparseTargets(
-        ids=ids,
+        kept_ids=ids,
         counts=torch.zeros(number, dtype=torch.int64),
         weights=values,
         logprobs=values,

@@ -94,7 +94,7 @@ class Join:
         with np.errstate(divide="ignore"):
             logprobs = np.log(plain).astype(np.float32)
         found = SparseTargets(
-            ids=torch.from_numpy(ids),
+            kept_ids=torch.from_numpy(ids),
             counts=torch.from_numpy(counts),
             weights=torch.from_numpy(mass.astype(np.float32)),
             logprobs=torch.from_numpy(logprobs),

@@ -39,7 +39,7 @@ def moved_targets(
     with np.errstate(divide="ignore"):
         logprobs = np.log(plain)
     found = SparseTargets(
-        ids=torch.from_numpy(ids),
+        kept_ids=torch.from_numpy(ids),
         counts=torch.from_numpy(counts),
         weights=torch.from_numpy(mass).float(),
         logprobs=torch.from_numpy(logprobs).float(),

@@ -49,7 +49,7 @@ def sparse_targets(
         whole = own.counts == np.minimum(student_vocab, rows.class_counts)
         weights, tail, negentropy = distribution(_at(rows, entries, temperature)[fits], own.counts, whole)
     targets = SparseTargets(
-        ids=torch.from_numpy(own.ids),
+        kept_ids=torch.from_numpy(own.ids),
         counts=torch.from_numpy(own.counts),
         weights=torch.from_numpy(weights),
         logprobs=logprobs,

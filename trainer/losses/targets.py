@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
@@ -33,8 +33,8 @@ Places = slice | Int64[Tensor, " _"]
 class SparseTargets:
     """What a softmax teacher and the corpus say of N positions, at one temperature."""
 
-    ids: Int[Tensor, " E"]
-    """As the cache has them, in int32; in a chunk int64, by which torch looks up. One position's after the other's."""
+    kept_ids: Int[Tensor, " E"]
+    """Of any whole numbers, int32 as the cache has them; one position's after the other's."""
     counts: Int64[Tensor, " N"]
     """How many of the entries each position has."""
     weights: Float[Tensor, " E"]
@@ -64,6 +64,11 @@ class SparseTargets:
     """Which ids each position may be, where rows have classes of their own; None: all."""
 
     @functools.cached_property
+    def ids(self) -> Int64[Tensor, " E"]:
+        """The same as torch looks up by them."""
+        return self.kept_ids.long()
+
+    @functools.cached_property
     def position(self) -> Int64[Tensor, " E"]:
         """Which of the N positions each entry belongs to; ascending. Made where it is asked for: a batch is moved
         without it, and a chunk's begin at 0 by themselves."""
@@ -71,13 +76,12 @@ class SparseTargets:
 
     def chunk(self, first: int, last: int, entries: slice) -> SparseTargets:
         """Positions `first` to `last`, whose entries are those of the slice."""
-        found = self.part(slice(first, last), entries)
-        return replace(found, ids=found.ids.long())
+        return self.part(slice(first, last), entries)
 
     def part(self, positions: Places, entries: Places) -> SparseTargets:
         """The same of some positions and of their entries."""
         return SparseTargets(
-            ids=self.ids[entries],
+            kept_ids=self.kept_ids[entries],
             counts=self.counts[positions],
             weights=self.weights[entries],
             logprobs=self.logprobs[entries],
@@ -144,7 +148,7 @@ def first_ids(targets: SparseTargets) -> Int64[Tensor, " N"]:
     ids = torch.full_like(targets.gold, -1)
     first = torch.ones_like(targets.position, dtype=torch.bool)
     first[1:] = targets.position[1:] != targets.position[:-1]
-    ids[targets.position[first]] = targets.ids[first].long()
+    ids[targets.position[first]] = targets.ids[first]
     return ids
 
 

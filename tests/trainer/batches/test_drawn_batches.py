@@ -122,7 +122,7 @@ def test_kl_of_kept_is_that_of_a_cut_teacher_to_the_whole_student() -> None:
     ids = teacher.argsort(-1, descending=True)[0, :4]
     weights = teacher.softmax(-1)[0, ids]
     targets = SparseTargets(
-        ids=ids,
+        kept_ids=ids,
         counts=torch.tensor([4]),
         weights=weights,
         logprobs=weights.log(),

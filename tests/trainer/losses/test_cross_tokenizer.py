@@ -31,7 +31,7 @@ def whole(logprobs: Tensor, *, drawn: bool = False, weights: Tensor | None = Non
     tail = torch.zeros(len(logprobs)) if drawn else (1 - weights.sum(-1)).clamp_min(0)
     tail = torch.where(tail < 1e-6, 0, tail)
     return SparseTargets(
-        ids=ids,
+        kept_ids=ids,
         counts=position.bincount(minlength=len(logprobs)),
         weights=kept,
         logprobs=logprobs[position, ids],

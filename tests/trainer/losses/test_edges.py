@@ -30,7 +30,7 @@ def test_masked_positions_zero_probabilities_and_padded_ids_give_no_nan(name: st
         keep = targets.position != 5
         targets = replace(
             targets,
-            ids=targets.ids[keep],
+            kept_ids=targets.ids[keep],
             counts=targets.counts.index_fill(0, torch.tensor([5]), 0),
             weights=targets.weights[keep],
             logprobs=targets.logprobs[keep],

@@ -143,7 +143,7 @@ def test_of_two_outcomes_what_each_is_worth_alone_is_worth_both(name: str) -> No
         first = targets.ids == 0
         one = replace(
             targets,
-            ids=targets.ids[first],
+            kept_ids=targets.ids[first],
             counts=targets.position[first].bincount(minlength=len(targets.tail)),
             weights=targets.weights[first],
             logprobs=targets.logprobs[first],
@@ -217,7 +217,7 @@ def test_the_order_of_entries_does_not_matter(name: str, k: int) -> None:
     order = order[targets.position[order].argsort(stable=True)]
     shuffled = replace(
         targets,
-        ids=targets.ids[order],
+        kept_ids=targets.ids[order],
         weights=targets.weights[order],
         logprobs=targets.logprobs[order],
         logits=None if targets.logits is None else targets.logits[order],

@@ -45,7 +45,7 @@ def sparse(teacher: torch.Tensor, k: int, temperature: float = 1.0) -> SparseTar
     softened = plain / temperature + (lse / temperature - lse_t)[position]
     probs, tail, negentropy = said(softened, k, whole=k == teacher.shape[1])
     return SparseTargets(
-        ids=ids,
+        kept_ids=ids,
         counts=torch.full((len(teacher),), k),
         weights=probs,
         logprobs=plain,

@@ -34,7 +34,7 @@ def together(k):
         parts.append(
             replace(
                 targets,
-                ids=ids[targets.ids],
+                kept_ids=ids[targets.ids],
                 gold=ids[targets.gold],
                 classes=torch.isin(torch.arange(V), ids)[None],
             )
