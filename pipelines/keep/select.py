@@ -7,22 +7,29 @@ Policies that draw ids have everything from a float64 pass: the default's in `pi
 others in `pipelines/keep/sampler.py`.
 
 Costs, for N positions of V logits on a CPU: one pass each for the largest of each block, for exp, for its sum and for
-the entropy's dot product; the top-k itself looks only into the k blocks with the largest maxima.
+the entropy's dot product; the top-k itself is one compiled loop (`top_loops.py`), or, in torch, looks only into the k
+blocks with the largest maxima.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 
 from pipelines.keep.sampler import Scratch, draw_rare, draw_with_replacement, join, survey
 from pipelines.keep.threshold import keep_threshold
+from pipelines.keep.top_loops import fill_largest
 from schemas.policies import KeepAll, KeepPolicy, Sampled, Threshold, TopP, max_kept, max_sampled
+from schemas.rows.kernels import IS_COMPILED
 
 _BLOCK = 64
 _CACHED_BYTES = 2**21
 """On a CPU, logits are gone over in pieces that stay in the core's cache between the passes."""
+_FEW, _FEW_THREADS = 256, 4
+"""So many are found by insertion, of half as many steps each; and so many of torch's threads take together as long as
+the one of a compiled loop."""
 _SCRATCH_BYTES = 2**27
 """On an accelerator, logits that ids are drawn from: a float64 copy of so many, twice, is in memory at a time. Of
 independent draws then the running sums that they are looked up in: so many bytes of them, a few times."""
@@ -200,6 +207,26 @@ def top_k(
     """The k largest logits of each position and their ids, descending; equal logits by ascending id."""
     if k == logits.shape[1]:
         return _sorted(logits)
+    loops = IS_COMPILED and logits.device.type == "cpu" and logits.dtype == torch.float32
+    if loops and k <= _FEW and torch.get_num_threads() <= _FEW_THREADS:
+        return by_loops(logits.contiguous(), k)
+    return by_torch(logits, k)
+
+
+def by_loops(
+    logits: Float[torch.Tensor, "N V"], k: int
+) -> tuple[Float[torch.Tensor, "N K"], Int[torch.Tensor, "N K"]]:
+    """`top_k` as one compiled loop, in this thread."""
+    values, ids = torch.empty(len(logits), k), torch.empty(len(logits), k, dtype=torch.int64)
+    numbers = logits.numpy()
+    fill_largest(numbers, numbers.view(np.int32), ids.numpy(), values.numpy())
+    return values, ids
+
+
+def by_torch(
+    logits: Float[torch.Tensor, "N V"], k: int
+) -> tuple[Float[torch.Tensor, "N K"], Int[torch.Tensor, "N K"]]:
+    """`top_k` in torch, on any device, in all of its threads."""
     values, ids, tied = _unordered_top_k(logits, k)
     ids, order = ids.sort(dim=1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
