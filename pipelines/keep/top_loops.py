@@ -1,11 +1,11 @@
-"""The k largest of each position as one compiled loop: what `top_k` of `select.py` gives, to the last bit and tie.
+"""The k largest of each position as one compiled loop: what `top_k` of `top.py` gives, to the last bit and tie.
 
 The k largest so far stand in order. Ids come in ascending order, so one that equals the least does not come in, and one
 that equals another stands behind it: of equal logits the lower ids are kept, and come first. Blocks in which nothing is
 larger than the least are passed over, by their maxima.
 
-Costs, for V logits in no order: one pass over V, some k ln(V / k) blocks gone through id by id, and as many insertions of
-k / 2 steps. Of logits that ascend with their ids each would come in; a vocabulary's do not.
+Costs, for V logits in no order: one pass over V, some k ln(V / k) blocks gone through id by id, and as many insertions
+of k / 2 steps. Of logits that ascend with their ids each would come in; a vocabulary's do not.
 """
 
 from __future__ import annotations
