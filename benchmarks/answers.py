@@ -17,7 +17,8 @@ import torch
 import transformers
 import zstandard
 
-from pipelines.keep.select import num_uniforms, select, top_k
+from pipelines.keep.select import num_uniforms, select
+from pipelines.keep.top import top_k
 from schemas.policies import KeepAll, KeepPolicy, Sampled, Threshold, TopP, parse_keep
 from schemas.rows.ragged import Array, Ragged, offsets_of
 

@@ -61,16 +61,22 @@ def main() -> None:
         "--case", choices=[*CASES, ACCELERATOR], action="append", help="may be given again; all if not"
     )
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument(
+        "--tokens", type=int, help="of a corpus of texts; if not given, each case's own number"
+    )
+    parser.add_argument("--first_runs", action="store_true", help="leave out what a second run takes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     for name in arguments.case or [*CASES, ACCELERATOR]:
         if name == ACCELERATOR:
-            tell_busy()
+            tell_busy(arguments.tokens or _PACED_TOKENS)
             continue
         with tempfile.TemporaryDirectory() as folder:
-            found = Bench(name, Path(folder)).measured(arguments.turns)
+            found = Bench(name, Path(folder), arguments.tokens).measured(
+                arguments.turns, arguments.first_runs
+            )
         print(table(name, found), flush=True)
         tell_ratios(name, CASES[name], found)
 
@@ -111,16 +117,19 @@ class Bench:
         del found[OPENING], found[OWN]
         return found, summary.totals.examples if self.case.classes else summary.totals.tokens
 
-    def measured(self, turns: int) -> dict[str, Any]:
+    def measured(self, turns: int, first_runs: bool = False) -> dict[str, Any]:
         wrap_all(self.clock, self.case)
         try:
             self.run(self.config(self.files[0]))  # imports, and what else is done once a process
             pairs, again, more = [], [], []
             some = self.config(self.files[0])
-            self.run(some)
+            if not first_runs:
+                self.run(some)
             for _ in range(turns):
                 small, large = (self.run(config) for config in map(self.config, self.files[:2]))
                 pairs.append((small, large))
+                if first_runs:
+                    continue
                 config = self.config(self.files[1])
                 self.run(config)
                 again.append((self._plain(some), self._plain(config)))
@@ -137,7 +146,7 @@ class Bench:
             for name in names
         }
         per = pairs[0][1][1]
-        return {
+        found: dict[str, Any] = {
             "per": self.case.per,
             "count": per,
             "us": slopes,
@@ -146,9 +155,13 @@ class Bench:
                 - few * sum(s for k, s in slopes.items() if k != "forward") / 1e6
                 for (small, few), _ in pairs
             ),
-            "again": self._line(again, pairs),
-            "more_s": statistics.median(new - known for new, (_, known) in zip(more, again, strict=True)),
         }
+        if again:
+            found["again"] = self._line(again, pairs)
+            found["more_s"] = statistics.median(
+                new - known for new, (_, known) in zip(more, again, strict=True)
+            )
+        return found
 
     @staticmethod
     def _line(again: list[tuple[float, float]], pairs: list[Any]) -> dict[str, float]:
@@ -205,11 +218,11 @@ def wrap_all(clock: Clock, case: Case) -> None:
     clock.wrap(run, "prepare", "prepare")
 
 
-def tell_busy() -> None:
-    """How much of its time a teacher on an accelerator is busy, in units of a quarter of a million tokens."""
+def tell_busy(tokens: int) -> None:
+    """How much of its time a teacher on an accelerator is busy, in four units."""
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench("49k", Path(folder), tokens=_PACED_TOKENS)
-        config = replace(bench.config(bench.files[1]), unit_tokens=_PACED_TOKENS // 4)
+        bench = Bench("49k", Path(folder), tokens=tokens)
+        config = replace(bench.config(bench.files[1]), unit_tokens=tokens // 4)
         paced, opened, cores = Accelerator(_PACED_RATE), handler.open_scorer, os.sched_getaffinity(0)
 
         def open_scorer(job: Any) -> Any:
@@ -227,7 +240,7 @@ def tell_busy() -> None:
 
 
 def table(name: str, found: dict[str, Any]) -> str:
-    us, known = found["us"], found["again"]
+    us, known = found["us"], found.get("again")
     own = {part: value for part, value in us.items() if part != "forward"}
     total = sum(own.values())
     lines = [f"\n{name}: us of processor a {found['per']} ({found['count']:,} {found['per']}s a run)"]
@@ -236,9 +249,12 @@ def table(name: str, found: dict[str, Any]) -> str:
     lines += [
         f"  {'in all':10} {total:9.2f}  beside the forward ({us['forward']:.2f})",
         f"  a run's start {found['fixed_s']:.2f} s",
-        f"  nothing new {known['fixed_s']:.2f} s, and {known['us']:.2f} us a {found['per']}",
-        f"  1% new documents {found['more_s']:.2f} s more",
     ]
+    if known is not None:
+        lines += [
+            f"  nothing new {known['fixed_s']:.2f} s, and {known['us']:.2f} us a {found['per']}",
+            f"  1% new documents {found['more_s']:.2f} s more",
+        ]
     return "\n".join(lines)
 
 
@@ -252,6 +268,7 @@ def tell_ratios(name: str, case: Case, found: dict[str, Any]) -> None:
         return
     if case.vocab_size:
         tell(f"{name}: selection / the head's product", chosen / product_us(case.vocab_size), 0.1)
+    if case.vocab_size and "again" in found:
         first = found["fixed_s"] + _FAST_TOKENS * (own + _FAST_US) / 1e6
         again = found["again"]["fixed_s"] + _FAST_TOKENS * found["again"]["us"] / 1e6
         tell(f"{name}: nothing new / first run of a fast teacher", again / first, 0.02)

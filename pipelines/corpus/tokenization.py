@@ -157,9 +157,10 @@ class Tokeniser:
         around = edges_of_texts(special, ends)
         if self._cuts_second_text:
             around = [around_second(encoded.sequence_ids(index)) for index in range(len(documents))]
+        reads_words = TEACHER_TASKS[self.spec.task].reads_words(self.spec)
         for index, (end, edges) in enumerate(zip(ends.tolist(), around, strict=True)):
             part, start = slice(start, end), end
-            words = self._words(encoded, index)
+            words = self._words(encoded, index) if reads_words else None
             found.append(Tokens(ids[part], types[part], special[part], supervised[part], words, edges))
         if not self._reads_characters:
             return found

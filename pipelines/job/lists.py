@@ -38,5 +38,11 @@ def in_lists(found: Iterable[Any]) -> Iterator[Any]:
 
 def size_of(value: tuple[Any, ...]) -> int:
     """About the bytes of a document or an example, its carried fields among them."""
-    texts = sum(len(part) for part in value if isinstance(part, str | bytes))
-    return _OWN_BYTES + texts + _NUMBER_BYTES * sum(len(part) for part in value if isinstance(part, tuple))
+    size = _OWN_BYTES
+    for part in value:  # called three times a document: two sums with `isinstance` took four times as long
+        kind = type(part)
+        if kind is str or kind is bytes:
+            size += len(part)
+        elif isinstance(part, tuple):
+            size += _NUMBER_BYTES * len(part)
+    return size

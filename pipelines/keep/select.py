@@ -1,26 +1,25 @@
 """From logits to kept entries: the policy applied to a chunk of positions, on the teacher's device.
 
-Ties break by id: of equal logits the lower id comes first, and is kept first. `torch.topk` promises no order among
-equal values, so ties at the cut are found and those positions sorted in full.
+Ties break by id: of equal logits the lower id comes first, and is kept first.
 
 Policies that draw ids have everything from a float64 pass: the default's in `pipelines/keep/threshold.py`, that of all
 others in `pipelines/keep/sampler.py`.
 
 Costs, for N positions of V logits on a CPU: one pass each for the largest of each block, for exp, for its sum and for
-the entropy's dot product; the top-k itself looks only into the k blocks with the largest maxima.
+the entropy's dot product; what the top-k costs is said in `top.py`.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Float, Float64, Int
 
 from pipelines.keep.sampler import Scratch, draw_rare, draw_with_replacement, join, survey
 from pipelines.keep.threshold import keep_threshold
+from pipelines.keep.top import top_k
 from schemas.policies import KeepAll, KeepPolicy, Sampled, Threshold, TopP, max_kept, max_sampled
 
-_BLOCK = 64
 _CACHED_BYTES = 2**21
 """On a CPU, logits are gone over in pieces that stay in the core's cache between the passes."""
 _SCRATCH_BYTES = 2**27
@@ -192,56 +191,6 @@ def _select_drawn(
         draws=drawn.draws,
         num_sampled=drawn.counts,
     )
-
-
-def top_k(
-    logits: Float[torch.Tensor, "N V"], k: int
-) -> tuple[Float[torch.Tensor, "N K"], Int[torch.Tensor, "N K"]]:
-    """The k largest logits of each position and their ids, descending; equal logits by ascending id."""
-    if k == logits.shape[1]:
-        return _sorted(logits)
-    values, ids, tied = _unordered_top_k(logits, k)
-    ids, order = ids.sort(dim=1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    ids = ids.gather(1, order)
-    rows = tied.nonzero()[:, 0]
-    if len(rows):
-        exact_values, exact_ids = _sorted(logits[rows])
-        values[rows], ids[rows] = exact_values[:, :k], exact_ids[:, :k]
-    return values, ids
-
-
-def _sorted(
-    logits: Float[torch.Tensor, "N V"],
-) -> tuple[Float[torch.Tensor, "N V"], Int[torch.Tensor, "N V"]]:
-    values, ids = logits.sort(dim=1, descending=True, stable=True)
-    return values, ids
-
-
-def _unordered_top_k(
-    logits: Float[torch.Tensor, "N V"], k: int
-) -> tuple[Float[torch.Tensor, "N K"], Int[torch.Tensor, "N K"], Bool[torch.Tensor, " N"]]:
-    """Values, ids, and where more than k logits reach the smallest of them, so that the choice was not forced.
-
-    On a CPU by blocks: the k largest lie in the k blocks with the largest maxima, and a tie at the cut shows in the
-    maxima or among those blocks' entries. So one pass over V is enough.
-    """
-    num_blocks = logits.shape[1] // _BLOCK
-    if logits.is_cuda or num_blocks <= 4 * k:
-        values, ids = logits.topk(k, dim=1, sorted=False)
-        return values, ids, (logits >= values.amin(1, keepdim=True)).sum(1) > k
-    whole = num_blocks * _BLOCK
-    blocks = logits[:, :whole].view(len(logits), num_blocks, _BLOCK)
-    maxima = blocks.amax(2)
-    chosen = maxima.topk(k, dim=1, sorted=False).indices
-    candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK)).flatten(1)
-    places = (chosen[:, :, None] * _BLOCK + torch.arange(_BLOCK)).flatten(1)
-    rest = torch.arange(whole, logits.shape[1]).expand(len(logits), -1)
-    candidates = torch.cat([candidates, logits[:, whole:]], dim=1)
-    values, index = candidates.topk(k, dim=1, sorted=False)
-    cut = values.amin(1, keepdim=True)
-    tied = ((maxima >= cut).sum(1) > k) | ((candidates >= cut).sum(1) > k)
-    return values, torch.cat([places, rest], dim=1).gather(1, index), tied
 
 
 def _logsumexp_at(

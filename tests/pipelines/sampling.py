@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipelines.keep.sampler import Scratch, draw_rare, survey
-from pipelines.keep.select import top_k
+from pipelines.keep.top import top_k
 
 
 class Truth(NamedTuple):

@@ -6,7 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.keep.sampler import Scratch, draw_with_replacement, survey
-from pipelines.keep.select import select, top_k
+from pipelines.keep.select import select
+from pipelines.keep.top import top_k
 from schemas.policies import Sampled, Threshold
 from tests.pipelines.sampling import drawn_by_definition, outcomes, sample, truth
 

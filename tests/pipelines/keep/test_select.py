@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.keep.select import select, top_k
+from pipelines.keep.select import select
+from pipelines.keep.top import by_loops, by_torch, top_k
 from schemas.policies import KeepAll, TopK, TopP
 
 SHAPES = [(5, 7), (4, 300), (3, 64 * 40 + 13), (3, 64 * 40)]
@@ -21,14 +22,43 @@ def logits_of(n, v, kind, seed=0):
     return {"distinct": logits, "tied": (logits * 2).round(), "equal": torch.zeros(n, v)}[kind].float()
 
 
+@pytest.mark.parametrize("how", [top_k, by_loops, by_torch])
 @pytest.mark.parametrize(("n", "v"), SHAPES)
 @pytest.mark.parametrize("kind", ["distinct", "tied", "equal"])
-def test_top_k_is_the_stable_sorts_head(n, v, kind):
+def test_top_k_is_the_stable_sorts_head(n, v, kind, how):
     logits = logits_of(n, v, kind)
     for k in {1, 2, 5, min(v, 9), min(v, 64), v}:
-        values, ids = top_k(logits.clone(), k)
+        values, ids = how(logits.clone(), k)
         assert ids.numpy().tolist() == by_definition(logits, k).tolist()
         assert torch.equal(values, logits.gather(1, ids))
+
+
+@pytest.mark.parametrize("v", [70, 64 * 40 + 13])
+def test_loops_keep_what_torch_keeps_of_odd_values_to_the_last_bit(v):
+    """Zeros of both signs, infinities, the smallest numbers, and logits in ascending order."""
+    rows = logits_of(8, v, "tied")
+    rows[0, ::2] = -0.0
+    rows[1, ::3] = -torch.inf
+    rows[2, :] = -torch.inf
+    rows[2, 5] = 1.0
+    rows[3] = torch.arange(v)
+    rows[4] = -torch.arange(v)
+    rows[5] *= 1e-44
+    rows[6, 7] = torch.inf
+    rows[7] = -rows[7].abs()
+    for k in (1, 3, 64):
+        (values, ids), (expected, expected_ids) = by_loops(rows, k), by_torch(rows, k)
+        assert torch.equal(ids, expected_ids)
+        assert torch.equal(values.view(torch.int32), expected.view(torch.int32))
+
+
+def test_ids_of_what_is_no_number_are_ids_all_the_same():
+    rows = logits_of(3, 300, "distinct")
+    rows[0, :] = torch.nan
+    rows[1, ::2] = torch.nan
+    rows[2, 0] = torch.nan
+    _, ids = by_loops(rows, 64)
+    assert all(len(set(row)) == 64 and min(row) >= 0 and max(row) < 300 for row in ids.tolist())
 
 
 def test_ties_across_the_cut_and_across_blocks_go_to_the_lower_ids():

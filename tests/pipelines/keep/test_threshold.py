@@ -6,8 +6,8 @@ import torch
 
 from pipelines.keep import threshold
 from pipelines.keep.sampler import Scratch, draw_rare, survey
-from pipelines.keep.select import top_k
 from pipelines.keep.threshold import by_loops, by_torch
+from pipelines.keep.top import top_k
 from schemas.rows.kernels import IS_COMPILED
 from tests.pipelines.sampling import drawn_by_definition, truth
 

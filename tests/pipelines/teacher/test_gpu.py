@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.keep.select import select, top_k
+from pipelines.keep.select import select
+from pipelines.keep.top import top_k
 from pipelines.scoring.rescore import RescoreConfig, rescore
 from pipelines.teacher.heads import Head
 from schemas import Cache
