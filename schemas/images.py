@@ -38,6 +38,8 @@ SEVERAL_FRAMES, BAD_MODE = "several_frames", "unsupported_pixels"
 MAX_PIXELS, MOST_PIXELS = 89_478_485, 178_956_970
 """Pixels of an image where nothing else is said, and at most: where Pillow warns, and where it refuses."""
 PACKAGES = ("PIL", "torchvision")
+TIMM = "timm_wrapper"
+"""What transformers calls a model of timm's."""
 MAX_SIDES = 64
 """How many times as long as the other a side may be: a processor that resizes the shorter makes the longer longer."""
 AUGMENTATIONS = ("crop", "flip", "colour")
@@ -157,6 +159,21 @@ def refuse_no_packages() -> None:
         raise UsageError(
             "images need packages that are not installed",
             got=f"no {' and no '.join(missing)}",
+            do="pip install 'teachonce[images]'",
+        )
+
+
+def refuse_no_timm(config: Mapping[str, Any], where: str) -> None:
+    """A model of timm's runs in that package's code.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if config.get("model_type") == TIMM and importlib.util.find_spec("timm") is None:
+        raise UsageError(
+            "a model of timm's needs a package that is not installed",
+            where=where,
+            got="no timm",
             do="pip install 'teachonce[images]'",
         )
 

@@ -28,6 +28,7 @@ from pipelines.fingerprint.teacher_files import (
     weight_files,
 )
 from pipelines.fingerprint.writing import written_by
+from pipelines.tasks.image_classification import timm_config
 from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.tasks.teacher_task import Settings
 from pipelines.teacher import config_shapes
@@ -86,9 +87,12 @@ def resolve(config: TeacherConfig) -> ResolvedTeacher:
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    """The files that `save_pretrained` writes, by name."""
+    """The files that `save_pretrained` writes, by name; of an image processor of timm's, which writes none, the part of
+    its model's config that it is opened from."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
+        if (told := timm_config(tokenizer)) is not None:
+            Path(folder, "config.json").write_bytes(canonical_json(told))
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 

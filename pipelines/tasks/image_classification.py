@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, model_name
 from pipelines.tasks.windows import Tokens, Window, first
 from schemas.errors import UsageError
-from schemas.images import Pictures, parse_augment, refuse_no_packages
+from schemas.images import TIMM, Pictures, parse_augment, refuse_no_packages, refuse_no_timm
 from schemas.spec import Spec
 
 IMAGE_TOKEN = 0
@@ -32,7 +32,18 @@ def open_processor(folder: str, **options: Any) -> Any:
         UsageError: a package is missing.
     """
     refuse_no_packages()
+    values, _ = transformers.PreTrainedConfig.get_config_dict(folder, **options)
+    refuse_no_timm(values, folder)
     return transformers.AutoImageProcessor.from_pretrained(folder, **options)
+
+
+def timm_config(processor: Any) -> dict[str, Any] | None:
+    """What `AutoImageProcessor` opens a processor of timm's models from, as `config.json`; None of any other."""
+    transforms = getattr(processor, "data_config", None)
+    if transforms is None:
+        return None
+    names = {"model_type": TIMM, "image_processor_type": type(processor).__name__}
+    return {**names, "architecture": processor.to_dict().get("architecture"), "pretrained_cfg": transforms}
 
 
 def pictures_of(processor: Any, spec: Spec) -> Pictures:

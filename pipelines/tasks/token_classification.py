@@ -15,8 +15,9 @@ import transformers
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
-from pipelines.tasks.teacher_task import Asked, TeacherTask, gathered, refuse_no_offsets
+from pipelines.tasks.teacher_task import Asked, Settings, TeacherTask, gathered, model_name, refuse_no_offsets
 from pipelines.tasks.windows import Tokens, Window, stretches, taken, trimmed
+from schemas.errors import UsageError
 from schemas.rows.ragged import Array
 from schemas.spec import Spec
 from schemas.tasks import OUTSIDE
@@ -91,12 +92,23 @@ def _at_positions(output: Any, rows: Tensor, tokens: Tensor) -> Tensor:
     return gathered(output.logits, rows, tokens)
 
 
+def _check(config: Any, tokenizer: Any, settings: Settings) -> None:
+    refuse_no_offsets(tokenizer)
+    if getattr(config, "problem_type", None) in ("multi_label_classification", "regression"):
+        raise UsageError(
+            f"{model_name(config)} gives each word several labels, or numbers: here a word has one class",
+            expected="problem_type of one label a word, or none",
+            got=config.problem_type,
+            do="Use a teacher of one label a word; whole texts may have several (--task sequence-classification)",
+        )
+
+
 TASK = TeacherTask(
     auto=transformers.AutoModelForTokenClassification,
     inputs=lambda tokenizer, spec: Words(spec=spec),
     body=lambda model: model,
     at_positions=_at_positions,
-    check=lambda config, tokenizer, settings: refuse_no_offsets(tokenizer),
+    check=_check,
     reads_words=lambda spec: True,
     reads_characters=True,
     least="a word that the tokenizer keeps",

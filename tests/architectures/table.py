@@ -29,6 +29,11 @@ a student of fewer layers. Written by `make models`; `make test` tries ten famil
 - *skipped* says why no tiny model of the class could be made here; it is not known to fail.
 
 Encoders that are causal language models too were tried with `is_decoder` (`causal`) set in their configs.
+
+Teachers of the other tasks are compared with plain forwards in the tests of these tasks, a few families each:
+token-classification BERT, RoBERTa, DistilBERT; question-answering these and ELECTRA; pair-score BERT, RoBERTa,
+DistilBERT; feature-extraction BERT, RoBERTa, MPNet, Llama; seq2seq-lm T5, BART, Marian, M2M100, mBART;
+image-classification ViT, ConvNeXt, ResNet, MobileNetV2, and timm's ViT.
 """
 _HEAD = "| model type | class | teacher | student |\n|---|---|---|---|\n"
 _ROW = re.compile(r"\| `([^`]+)` \| `[^`]+` \| (.*) \| (.*) \|")

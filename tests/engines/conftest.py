@@ -9,7 +9,14 @@ from tests.engines.jobs import precompute
 from tests.pipelines import models
 from tests.pipelines.helpers import documents, run, write_jsonl
 
-_LONGEST_FIRST = ("test_stores", "test_flink_cluster", "test_fetch", "test_runners", "test_two_libraries")
+_LONGEST_FIRST = (
+    "test_stores",
+    "test_flink_cluster",
+    "test_fetch",
+    "test_tasks",
+    "test_runners",
+    "test_two_libraries",
+)
 """Two processes take whole files, as servers start once a file. The one that has two tests or fewer left takes the
 next, so that Flink's cluster draws the quick file, and the stores' process the runners."""
 

@@ -58,9 +58,15 @@ def teachonce(*calls: Sequence[object], env: Mapping[str, str] | None = None) ->
 
 
 def call(
-    corpus: object, teacher: Path, cache: object, report: Path, beam: Sequence[str] = (), **own
+    corpus: object,
+    teacher: Path,
+    cache: object,
+    report: Path,
+    beam: Sequence[str] = (),
+    without: Sequence[str] = (),
+    **own,
 ) -> list[object]:
-    """The words of one `precompute`, with units that are small enough to be many."""
+    """The words of one `precompute`, with units that are small enough to be many; some flags are left out."""
     own = {
         "task": "causal-lm",
         "max_length": 24,
@@ -69,7 +75,7 @@ def call(
         "keep": "all",
     } | own
     given = {"corpus": corpus, "teacher": teacher, "cache": cache, "report": report, **own}
-    flags = [f"--{name}={value}" for name, value in given.items()]
+    flags = [f"--{name}={value}" for name, value in given.items() if name not in without]
     return ["precompute", *flags, "--no_progress", *(["--", *beam] if beam else [])]
 
 

@@ -33,7 +33,7 @@ class StaticEmbeddingConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 class StaticEmbedding(PreTrainedModel):  # type: ignore[misc]
-    """`StaticEmbedding.from_pretrained(folder)(input_ids, attention_mask)`: the state of every token is its text's mean,
+    """`StaticEmbedding.from_pretrained(folder)(input_ids, attention_mask)`: each token's state is its text's mean,
     so that whatever a text's states are pooled by gives it."""
 
     config_class = StaticEmbeddingConfig

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, set_seed
 from schemas.cache import Cache
 from schemas.cli.arguments import small_text
 from schemas.errors import StudentError, UsageError, one_line
-from schemas.images import Pictures, refuse_no_packages
+from schemas.images import Pictures, refuse_no_packages, refuse_no_timm
 from trainer.batches.images import pictures_of
 from trainer.models.shrink import parse_shrink
 from trainer.students.compatibility import check_labels, check_trainable
@@ -52,7 +52,9 @@ def open_images(cache: Cache) -> Pictures:
 def _processor(folder: str, where: str) -> Any:
     for path in sorted(Path(folder).glob("*.json")):
         try:
-            refuse_code(json.loads(path.read_bytes()), where)
+            values = json.loads(path.read_bytes())
+            refuse_code(values, where)
+            refuse_no_timm(values if path.name == "config.json" else {}, where)
         except (ValueError, RecursionError) as error:
             raise UsageError(
                 "an image processor cannot be opened", where=where, got=one_line(error)

@@ -191,6 +191,14 @@ def test_flags_of_other_tasks_are_refused(tmp_path):
         )
 
 
+def test_several_labels_a_word_are_refused(tmp_path):
+    made = models.token_classifier(tmp_path / "t", NAMES)
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+    with pytest.raises(UsageError, match=r"gives each word several labels.*one label a word"):
+        run(corpus(tmp_path / "c.jsonl"), made, tmp_path / "c", **TASK)
+
+
 def test_the_nightly_laws_and_a_student_from_the_commands(tmp_path):
     """Nothing new, a changed label, a deleted document; train, evaluate, and the student opens as transformers' own."""
     made = models.token_classifier(tmp_path / "t", NAMES)
