@@ -66,9 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "data/other-tokenizer")
     parser.add_argument("--teacher", default=str(ROOT / "data/smollm2"))
-    parser.add_argument("--documents", type=int, default=14, help="to train on")
-    parser.add_argument("--held_out", type=int, default=3, help="documents to measure on")
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--documents", type=int, default=8, help="to train on")
+    parser.add_argument("--held_out", type=int, default=2, help="documents to measure on")
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     return parser.parse_args()
 
@@ -95,7 +95,7 @@ def measured(
             "--losses", *losses, "--output_dir", str(stem), "--max_steps", str(arguments.steps),
             "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--seed", str(seed),
             "--eval_fraction", str(HELD_OUT), "--save_strategy", "no", "--logging_steps", "40", "--disable_tqdm",
-            "--use_cpu")  # fmt: skip
+            "true", "--use_cpu")  # fmt: skip
         seconds = time.monotonic() - started
         with (stem / "evaluated.json").open("w", encoding="utf-8") as file:
             usual, sys.stdout = sys.stdout, file

@@ -58,8 +58,8 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "data/several")
-    parser.add_argument("--documents", type=int, default=60, help="to train on")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--documents", type=int, default=40, help="to train on")
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     return parser.parse_args()
 
@@ -93,7 +93,7 @@ def train(folder: Path, name: str, caches: list[str], *more: str) -> Path:
         run("train", "--cache", *(str(folder / f"{cache}.cache") for cache in caches), *more, "--teacher",
             str(TEACHER), "--losses", "kl=1", "--output_dir", str(out), "--per_device_train_batch_size", "4",
             "--learning_rate", "1e-3", "--eval_fraction", str(HELD_OUT), "--save_strategy", "no",
-            "--logging_steps", "50", "--disable_tqdm", "--use_cpu")  # fmt: skip
+            "--logging_steps", "50", "--disable_tqdm", "true", "--use_cpu")  # fmt: skip
     return out
 
 

@@ -11,7 +11,17 @@ from tests.pipelines.families import teachonce_main
 from tests.test_another_tokenizer import precompute, student_folder
 from tests.trainer.reading.tokenizers import byte_level
 
-LOOP = ("--max_steps", "8", "--save_steps", "2", "--save_total_limit", "9", "--use_cpu", "--disable_tqdm")
+LOOP = (
+    "--max_steps",
+    "8",
+    "--save_steps",
+    "2",
+    "--save_total_limit",
+    "9",
+    "--use_cpu",
+    "--disable_tqdm",
+    "true",
+)
 LOSSES = ("alm=1", "projected_kl=1", "ce=0.5", "feature=0.1")
 
 

@@ -175,7 +175,7 @@ def test_two_ranks_of_joined_caches_are_one(tmp_path: Path) -> None:
         rows = finished_rows(spec, causal_columns(model, random_examples(70), spec))
         made.append(write_cache(tmp_path / f"c{seed}", rows, group_rows=5 * seed))
     (tmp_path / "student.json").write_text(json.dumps(STUDENT))
-    told: dict[str, Any] = {"cache": [f"{cache.storage.root}=0.5" for cache in made], "join": "example"}
+    told: dict[str, Any] = {"caches": [f"{cache.storage.root}=0.5" for cache in made], "join": "example"}
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
     ranks: Callable[[int], dict[str, str]] = lambda r: shared | {"RANK": str(r), "LOCAL_RANK": str(r)}  # noqa: E731
     runs = [start(tmp_path, made[0], "two", 1, ranks(r), **told) for r in range(2)]
