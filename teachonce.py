@@ -90,6 +90,12 @@ VERBS = {
         "make a smaller cache from a larger one",
         "pipelines.cli.upkeep_flags",
     ),
+    "merge": Verb(
+        "pipelines.cli.merge",
+        "pipelines",
+        "write the join of several teachers' caches as one cache",
+        "pipelines.cli.upkeep_flags",
+    ),
     "forget": Verb(
         "pipelines.cli.upkeep",
         "pipelines",

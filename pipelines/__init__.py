@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipelines.upkeep.compaction import CompactConfig, Compacted, compact
     from pipelines.upkeep.erasure import Erased
     from pipelines.upkeep.forgetting import ForgetConfig, forget
+    from pipelines.upkeep.merge import MergeConfig, Merged, merge
     from pipelines.upkeep.thin import ThinConfig, Thinned, thin
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "CorpusConfig",
     "Erased",
     "ForgetConfig",
+    "MergeConfig",
+    "Merged",
     "PrecomputeConfig",
     "RunSummary",
     "TeacherConfig",
@@ -28,6 +31,7 @@ __all__ = [
     "Thinned",
     "compact",
     "forget",
+    "merge",
     "precompute",
     "thin",
 ]
@@ -39,6 +43,7 @@ _HOMES = {
     "pipelines.upkeep.compaction": ("CompactConfig", "Compacted", "compact"),
     "pipelines.upkeep.erasure": ("Erased",),
     "pipelines.upkeep.forgetting": ("ForgetConfig", "forget"),
+    "pipelines.upkeep.merge": ("MergeConfig", "Merged", "merge"),
     "pipelines.upkeep.thin": ("ThinConfig", "Thinned", "thin"),
 }
 """Where each name lives."""

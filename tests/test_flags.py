@@ -74,6 +74,7 @@ GOOD = {
         "--row_group_tokens=99 --no_progress --json",
         "{cache} --keep=top_k:2 --out={new} --temperatures 1 --no-own_logits --no_progress",
     ],
+    "merge": ["{cache} {other} --out={new} --pick=entropy --row_group_tokens=99 --no_progress --json"],
     "forget": ["{cache} --ids={ids} --force --no_progress --json"],
     "vacuum": ["{cache} --older_than=7d --dry_run --json"],
 }
@@ -173,6 +174,7 @@ BAD = {
         "--temperatures": "3",
         "--row_group_tokens": "0",
     },
+    "merge": {"--out": "{cache}", "--pick": "mean", "--row_group_tokens": "0"},
     "forget": {"--ids": "nothing-here.txt"},
     "vacuum": {"--older_than": "7"},
 }
@@ -227,7 +229,8 @@ def words(verb, call, places):
 
 @pytest.fixture
 def here(tmp_path, places, cache):
-    return {**places, "new": tmp_path / "new", "cache": shutil.copytree(cache, tmp_path / "cache")}
+    copies = {name: shutil.copytree(cache, tmp_path / name) for name in ("cache", "other")}
+    return {**places, "new": tmp_path / "new", **copies}
 
 
 def flags_of(verb, capsys):

@@ -1,4 +1,4 @@
-"""The flags of `compact`, `forget` and `thin`: help texts and refusals of wrong flags, without torch and Beam."""
+"""The flags of `compact`, `forget`, `merge` and `thin`: help and refusals of wrong flags, without torch and Beam."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from schemas.cli.arguments import Parser, positive, split_beam
+from schemas.errors import UsageError
 from schemas.shards.rewrite import ROW_GROUP_TOKENS, UNIT_TOKENS
 from schemas.spec import Scalar
 
@@ -80,6 +81,29 @@ what CACHE can serve
 """
 
 
+_MERGE_HELP = """\
+Writes the join of several teachers' caches over one corpus as one cache. No teacher is asked; CACHES stay as they are.
+
+Each example that all caches have is one row: by the mean of their distributions (of caches with --keep all; of classes
+that are each there or not, and of values), with PATH=WEIGHT as weights; or, with --pick, at each position by one
+teacher, under any policy. Features stand one behind the other. What only some have is left out, and counted.
+
+A second call with the same flags adds what is new in all of them and takes out what has left one. Everything behind
+` -- ` goes to Beam.
+"""
+
+_MERGE_EXAMPLES = """\
+examples:
+  Two classifiers as one, the first of more weight:
+    teachonce merge ./a=0.7 ./b=0.3 --out ./both
+  Of language models, at each position the surer one:
+    teachonce merge ./one ./two --pick entropy --out s3://bucket/both
+
+exit status: 0 done, or nothing new; 1 failed, and nothing was committed; 2 a wrong flag or path, or caches
+that differ
+"""
+
+
 def compact(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """What the line says, and the words behind `--`, which are Beam's.
 
@@ -120,6 +144,46 @@ def thin(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return _thin_parser().parse_args(own), beam
 
 
+def merge(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What the line says, and the words behind `--`, which are Beam's.
+
+    Raises:
+        UsageError: a wrong flag or value.
+    """
+    own, beam = split_beam(list(argv))
+    parser = Parser(prog="teachonce merge", description=_MERGE_HELP, epilog=_MERGE_EXAMPLES)
+    path = "folder, s3://, gs:// or az://, each with =WEIGHT or none"
+    parser.add_argument("caches", nargs="+", metavar="CACHE", help=path)
+    parser.add_argument(
+        "--out", required=True, metavar="MERGED", help="the merged cache: new, or to be updated"
+    )
+    pick = "in place of the mean at each position the teacher of the lower loss, or of the lower entropy"
+    parser.add_argument("--pick", choices=("loss", "entropy"), help=pick)
+    _add_common(parser)
+    arguments = parser.parse_args(own)
+    weighed(arguments.caches)
+    return arguments, beam
+
+
+def weighed(told: Sequence[str]) -> dict[str, float | None]:
+    """Caches by path, with their weights where they have some.
+
+    Raises:
+        UsageError: a cache stands there twice.
+    """
+    found: dict[str, float | None] = {}
+    for text in told:
+        path, _, weight = text.rpartition("=")
+        try:
+            path, share = (path, float(weight)) if path else (text, None)
+        except ValueError:
+            path, share = text, None
+        if path in found:
+            raise UsageError("a cache stands there twice", got=path, do="Name each once")
+        found[path] = share
+    return found
+
+
 def _parser(verb: str, description: str, examples: str) -> Parser:
     parser = Parser(prog=f"teachonce {verb}", description=description, epilog=examples)
     parser.add_argument("cache", metavar="CACHE", help="folder, s3://, gs:// or az://")
@@ -142,10 +206,15 @@ def _thin_parser() -> Parser:
     parser.add_argument("--temperatures", type=float, nargs="+", metavar="T", help=warm)
     own = "store drawn entries' own log-probabilities (default: as CACHE does, or as temperatures need it)"
     parser.add_argument("--own_logits", action=argparse.BooleanOptionalAction, help=own)
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: Parser) -> None:
+    """Of what makes one cache from others."""
     group = "tokens of a row group (default: 32,768)"
     parser.add_argument(
         "--row_group_tokens", type=positive, default=ROW_GROUP_TOKENS, metavar="N", help=group
     )
     parser.add_argument("--no_progress", dest="show_progress", action="store_false", help="no progress lines")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a line")
-    return parser

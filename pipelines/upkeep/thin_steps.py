@@ -76,7 +76,7 @@ def name_unit(shard: tuple[Any, ...], task: Task) -> tuple[str, tuple[Any, ...]]
     storage, named = Storage.at(task.source), Shard(*shard)
     opened = open_shard(storage, task.source_header, named)
     rows = read_identities(storage, named.name, opened, task.source_header.spec)
-    ids = rows.take(_remembering(rows, task)).example_ids
+    ids = rows.take(remembering(rows, task.root, task.forgotten)).example_ids
     SHARDS.add(seen=1)
     return (unit_name(ids, task.header.spec.hash) if ids else f"nothing of {named.name}"), shard
 
@@ -106,7 +106,7 @@ def _thinned(storage: Storage, unit: str, shard: Shard, task: Task) -> ShardLine
     parts, entropy = [], 0.0
     for place in range(len(opened.footer.row_groups)):
         rows = read_group(source, shard.name, opened, place, spec)
-        rows = rows.take(_remembering(rows, task))
+        rows = rows.take(remembering(rows, task.root, task.forgotten))
         if len(rows):
             entropy += totals_of(rows).entropy_sum_nats
             parts.append(thin_rows(rows, task.header.spec))
@@ -120,11 +120,11 @@ def _thinned(storage: Storage, unit: str, shard: Shard, task: Task) -> ShardLine
     return line_of(sealed)._replace(work=work)
 
 
-def _remembering(rows: Rows, task: Task) -> Array:
-    """Places of the rows that the smaller cache was not told to forget."""
-    if not task.forgotten:
+def remembering(rows: Rows, root: str, names: tuple[str, ...]) -> Array:
+    """Places of the rows that the cache at `root` was not told to forget, by its lists of these names."""
+    if not names:
         return np.arange(len(rows))
-    forgotten = read_forgotten(Storage.at(task.root), task.forgotten)
+    forgotten = read_forgotten(Storage.at(root), names)
     documents = (row.tobytes() for row in rows.array("document_hash"))
     keys = rows.array("document_id") if rows.spec.has_document_id else [None] * len(rows)
     items = zip(rows.example_ids, documents, keys, strict=True)

@@ -8,16 +8,13 @@ from typing import NamedTuple
 
 from schemas.cache import Cache
 from schemas.errors import StudentError, UsageError
-from schemas.features import Feature
 from schemas.policies import KeepAll
-from schemas.spec import Header, Spec, differences
+from schemas.spec import Spec
+from schemas.upkeep.joinable import joined_features, refuse_unlike
 from trainer.batches.join import PICKS, Join
 from trainer.losses.objective import Objective
 from trainer.losses.serving import FINITE, LOGITS
 from trainer.stream.beside import Beside
-
-_MAY_DIFFER = ("features",)
-"""They are joined where both declare the same, of whatever widths."""
 
 
 class Joined(NamedTuple):
@@ -52,7 +49,7 @@ def join_caches(
     """
     first, *others = caches
     for other in others:
-        _check_joinable(first, other)
+        refuse_unlike(first.header, other.header, f"{first.storage.root}, {other.storage.root}")
     if pick is not None:
         _check_pick(first.spec, pick, objective)
     else:
@@ -72,25 +69,6 @@ def join_caches(
     shares = tuple(weight / total if total else 1 / len(caches) for weight in weights)
     header = replace(first.header, spec=_view(caches, pick))
     return Joined(Join(weights=shares, pick=pick), beside, replace(first, header=header))
-
-
-def _check_joinable(first: Cache, other: Cache) -> None:
-    lines = differences(first.header, other.header, ("spec",), _MAY_DIFFER)
-    lines += _tokenizers(first.header, other.header)
-    if not first.spec.kind.has_positions:
-        lines.append(f"--task {first.spec.task} has no distributions")
-    if lines:
-        raise UsageError(
-            "two caches cannot be joined: they differ",
-            where=f"{first.storage.root}, {other.storage.root}",
-            got="; ".join(line.replace(": cache ", " ").replace(", run ", " and ") for line in lines),
-            do="Precompute both over one corpus with the same flags, by teachers of one tokenizer and the same classes",
-        )
-
-
-def _tokenizers(ours: Header, theirs: Header) -> list[str]:
-    names = sorted({*ours.tokenizer, *theirs.tokenizer})
-    return [f"tokenizer {name}" for name in names if ours.tokenizer.get(name) != theirs.tokenizer.get(name)]
 
 
 def _check_pick(spec: Spec, pick: str, objective: Objective) -> None:
@@ -136,18 +114,9 @@ def _check_losses(spec: Spec, objective: Objective) -> None:
 def _view(caches: Sequence[Cache], pick: str | None) -> Spec:
     """The spec of what the join gives: without what a mean has not, and with features one behind the other."""
     spec = caches[0].spec
-    spec = replace(spec, features=_features([cache.spec for cache in caches]))
+    spec = replace(spec, features=joined_features([cache.spec for cache in caches]))
     if pick is not None or spec.score != "softmax":
         return spec
     if spec.is_sampling:
         return replace(spec, temperatures=(1.0,), scalars=(), own_logits=False)
     return replace(spec, scalars=("logsumexp",) if len(spec.temperatures) > 1 else ())
-
-
-def _features(specs: Sequence[Spec]) -> tuple[Feature, ...]:
-    """Those that all declare, in the same order and kind; else none."""
-    declared = {tuple((one.column, one.dtype) for one in spec.features) for spec in specs}
-    if len(declared) > 1:
-        return ()
-    each = zip(*(spec.features for spec in specs), strict=True)
-    return tuple(replace(own[0], width=sum(one.width for one in own)) for own in each)

@@ -60,6 +60,7 @@ def calls(cache, corpus, teacher, folder):
         "export": [[cache, f"--out={folder / 'plain'}"]],
         "compact": [[cache]],
         "thin": [[cache, "--keep=top_k:3", f"--out={folder / 'small'}"]],
+        "merge": [[cache, cache.parent / "other", f"--out={folder / 'both'}", "--pick=entropy"]],
         "forget": [[cache, f"--ids={folder / 'ids.txt'}"]],
         "vacuum": [[cache, "--older_than=0d"]],
         "train": [[*student, f"--output_dir={folder / 'out'}", "--max_steps=1", "--use_cpu"]],

@@ -35,7 +35,7 @@ def start(
     **changes: Any,
 ) -> subprocess.Popen[str]:
     flags = {
-        "cache": cache.storage.root,
+        "cache": changes.pop("caches", cache.storage.root),
         "student": str(folder / "student.json"),
         "output_dir": str(folder / out),
         "losses": ["kl=1.0", "feature=0.1"],
