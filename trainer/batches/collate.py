@@ -61,7 +61,7 @@ class Collation:
     """Features that the losses need, or the student `reads_features`; others are not decoded."""
     reads_features: bool = False
     stored: frozenset[str] = frozenset()
-    """What of a position the losses need beside its entries: of `gold`, `entropy` and `own`."""
+    """What of a position the losses need beside its entries: of `gold`, `entropy`, `own` and `origin`."""
     pass_token_types: bool = True
     embeddings: int | None = None
     """How many ids the student has embeddings for; None where it looks none up in a table."""
@@ -157,6 +157,8 @@ class Collation:
         reading = Reading(rows, None) if self.reader is None else self.reader.read(rows)
         entries = gather_entries(pool.places(chosen), rows) if gathers else None
         targets, features = self._told(rows, reading, entries), self._features(rows)
+        if "origin" in self.stored and isinstance(targets, StackedTargets):
+            targets = targets.by(np.repeat(pool.students(chosen), np.diff(rows.position_offsets)))
         if self.join is not None and pool.beside:
             said: list[Any] = [(targets, features)]
             said += [self._said(other, chosen, edges)[2:] for other in pool.beside]

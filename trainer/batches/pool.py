@@ -75,6 +75,12 @@ class Pool:
         found: Array = np.concatenate([np.empty(0, np.int64), *own])[self._place]
         return found
 
+    def students(self, rows: Int64[np.ndarray, " M"]) -> Array:
+        """Of each of these rows, whether its text is none that a teacher wrote; where a loss asks, the student did."""
+        own = np.array([part.spec.generation is None for part in self._parts], bool)
+        found: Array = own[self._part[rows]]
+        return found
+
     def take(self, rows: Int64[np.ndarray, " M"], columns: Collection[str] | None = None) -> Rows:
         """As `Rows.take` of these rows one after the other."""
         names = [name for name in self._parts[0].data if columns is None or name in columns]

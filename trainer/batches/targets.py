@@ -7,6 +7,7 @@ lacks are then left out, and their share of the gradient with them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import EllipsisType
 from typing import Any, NamedTuple
 
@@ -210,6 +211,11 @@ class StackedTargets(NamedTuple):
     beyond: Array | None
     labelled: Array
     """How many of the positions before each have a label, `[N + 1]`."""
+
+    def by(self, students: Array) -> StackedTargets:
+        """With what is said of each position's text: whether the student wrote it."""
+        assert isinstance(self.all, SparseTargets)  # the loss was refused else
+        return self._replace(all=replace(self.all, students=torch.from_numpy(students)))
 
     def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
         """The fields of the batch that holds these positions."""

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from trainer.losses.loss import Loss
-from trainer.losses.serving import EVERY_TOKEN, ORIGIN
+from trainer.losses.serving import EVERY_TOKEN
 
 LOSSES = (
-    Loss(
-        name="contrast",
-        formula="skew_kl on the teacher's texts + skew_rkl on the student's",
-        paper="arXiv:2503.07067",
-        kind=ORIGIN,
-    ),
     Loss(
         name="attention",
         formula="KL of the last layer's attention and value relations, token by token (MiniLM)",

@@ -11,7 +11,7 @@ A loss joins by its entry in a family's `LOSSES`; nothing else knows it by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -121,6 +121,8 @@ class Asked(NamedTuple):
     spec: Spec
     warms: bool = False
     """Whether the temperature changes by step, and so takes values that no cache declares."""
+    written: Collection[bool] = ()
+    """Of each cache of the stream, whether its teacher wrote the texts."""
 
     def error(self, said: str, *, expected: str | None = None, got: Any = None, do: str) -> StudentError:
         """What is wrong with it: `said` follows the loss's name."""
@@ -141,6 +143,8 @@ class Kind:
     """Whether drawn entries' own log-probabilities are needed."""
     normalises: bool = False
     """Whether it divides by the entries' own sum, so that any temperature can be asked."""
+    by_origin: bool = False
+    """Whether it asks who wrote a text."""
     from_entries: bool = True
     """Whether what the cache keeps of a position has a part in it."""
 

@@ -7,7 +7,7 @@ also one of weight 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -206,22 +206,29 @@ class Objective:
         keeps_all = isinstance(spec.keep, KeepAll)
         wanted = {name for loss in self.losses for name in loss.stores if not (keeps_all and name == "gold")}
         own = spec.own_logits and any(loss.kind.own for loss in self.losses)
-        asked = {loss.asks for loss in self.losses if loss.asks}
-        return frozenset(wanted & set(spec.scalars)) | ({"own"} if own else set()) | asked
+        asked: set[str] = {loss.asks for loss in self.losses if loss.asks}
+        asked |= {"own"} if own else set()
+        asked |= {"origin"} if self.tells_origin else set()
+        return frozenset(wanted & set(spec.scalars)) | asked
 
-    def asked(self, name: str, spec: Spec) -> Asked:
+    @property
+    def tells_origin(self) -> bool:
+        """Whether a loss asks who wrote a text."""
+        return any(loss.kind.by_origin for loss in self.losses)
+
+    def asked(self, name: str, spec: Spec, written: Collection[bool] = ()) -> Asked:
         """One of the losses, and the cache that is to serve it."""
         warms = self.temperature_schedule is not None
-        return Asked(LOSSES[name], self.settings_of(name), self.temperature, spec, warms)
+        return Asked(LOSSES[name], self.settings_of(name), self.temperature, spec, warms, written)
 
-    def check(self, spec: Spec) -> None:
-        """Whether a cache of this spec can serve the losses.
+    def check(self, spec: Spec, written: Collection[bool] = ()) -> None:
+        """Whether caches of this spec can serve the losses; `written`, of each, whether its teacher wrote the texts.
 
         Raises:
             StudentError: naming the loss and what to do.
         """
         for name in self.weights:
-            if (error := refusal(self.asked(name, spec))) is not None:
+            if (error := refusal(self.asked(name, spec, written))) is not None:
                 raise error
 
 

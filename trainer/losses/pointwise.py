@@ -21,7 +21,7 @@ from torch import Tensor
 from trainer.losses.divergences import TAIL
 from trainer.losses.loss import Loss, Parameter, Settings
 from trainer.losses.scores import FLOOR, DenseScores, Scores
-from trainer.losses.serving import EXACT, FINITE
+from trainer.losses.serving import EXACT, FINITE, ORIGIN
 from trainer.losses.targets import TINY
 
 At = Callable[[Tensor, Tensor, Mapping[str, float]], Tensor]
@@ -107,6 +107,18 @@ def _alpha_beta(log_p: Tensor, log_q: Tensor, numbers: Mapping[str, float]) -> T
     return (of_p + of_q - (a * log_p + b * log_q).exp()) / (a * b)
 
 
+SKEW_KL = Pointwise(at=_skew_kl, zero=lambda _: (0.0, 1.0))
+SKEW_RKL = Pointwise(at=_skew_rkl, zero=lambda n: (-math.log(n["alpha"]), 1.0))
+
+
+def _contrast(scores: Scores, settings: Settings) -> Float[Tensor, " N"]:
+    """Where nobody has said who wrote the texts, they are the teacher's."""
+    of_teacher, students = SKEW_KL.softmax(scores, settings), scores.targets.students
+    if students is None:
+        return of_teacher
+    return torch.where(students, SKEW_RKL.softmax(scores, settings), of_teacher)
+
+
 REVERSE_KL = Pointwise(at=lambda p, q, _: q.exp() * (q - p), zero=None, floor=math.log(TINY))
 """Where p is 0 its logarithm is that of `TINY`: the reverse KL there is infinite."""
 
@@ -151,14 +163,14 @@ LOSSES = (
         "skew_kl",
         "arXiv:2402.03898",
         "KL(p || alpha p + (1 - alpha) q)",
-        Pointwise(at=_skew_kl, zero=lambda _: (0.0, 1.0)),
+        SKEW_KL,
         alpha=Parameter.share(0.1),
     ),
     _entry(
         "skew_rkl",
         "arXiv:2402.03898",
         "KL(q || alpha q + (1 - alpha) p)",
-        Pointwise(at=_skew_rkl, zero=lambda n: (-math.log(n["alpha"]), 1.0)),
+        SKEW_RKL,
         alpha=Parameter.share(0.1),
     ),
     _entry(
@@ -178,5 +190,14 @@ LOSSES = (
         "arXiv:2306.08543",
         "KL(q || p)",
         REVERSE_KL,
+    ),
+    Loss(
+        name="contrast",
+        formula="skew_kl on texts that the teacher wrote, skew_rkl on those that the student wrote",
+        paper="arXiv:2503.07067",
+        kind=ORIGIN,
+        parameters={"alpha": Parameter.share(0.1), "tail": TAIL},
+        softmax=_contrast,
+        softens=True,
     ),
 )

@@ -7,7 +7,8 @@
 * *Labels*: the corpus's own; what the cache keeps of the teacher has no part in it.
 * *Likelihood of the text*: the gold ids' log-probabilities, one scalar a token; of a student of another tokenizer.
 * *Pooled features*: what `--features` declared.
-* *Rows by origin*, and *every token's states*: no cache of this format has them.
+* *Rows by origin*: two caches, of which one holds texts that the teacher wrote; else as *finite at p = 0*.
+* *Every token's states*: no cache of this format has them.
 """
 
 from __future__ import annotations
@@ -227,10 +228,14 @@ def _cut(asked: Asked) -> StudentError | None:
     return None
 
 
-def _by_origin(asked: Asked) -> StudentError:
+def _by_origin(asked: Asked) -> StudentError | None:
+    if set(asked.written) == {True, False}:
+        return _own_logits(asked)
     return asked.error(
-        "goes one way on texts that the teacher wrote and another on the student's own, which no cache holds",
-        do="Use --losses skew_kl=1.0 on a cache that was made with --generate",
+        "goes one way on texts that the teacher wrote and another on the student's own",
+        expected="two caches: --cache of texts that --generate wrote, --cache of the student's",
+        got=f"texts of {'the teacher' if any(asked.written) else 'a corpus'} alone",
+        do="Precompute a cache with --generate and one of the student's texts, or use --losses skew_kl=1.0",
     )
 
 
@@ -270,24 +275,18 @@ LOGITS = Kind(
     worth=of_logits,
 )
 LABELS = Kind(
-    name="labels",
-    served_by="any cache with labels",
-    refusal=_served,
-    worth=of_labels,
-    from_entries=False,
+    name="labels", served_by="any cache with labels", refusal=_served, worth=of_labels, from_entries=False
 )
 FEATURES = Kind(
-    name="pooled features",
-    served_by="`--features`",
-    refusal=_features,
-    worth=of_features,
-    from_entries=False,
+    name="pooled features", served_by="`--features`", refusal=_features, worth=of_features, from_entries=False
 )
 ORIGIN = Kind(
     name="rows by origin",
-    served_by="no cache: none holds the student's own texts",
+    served_by="two caches, one of texts that `--generate` wrote and one of the student's; draws with `--own_logits`",
     refusal=_by_origin,
-    worth=of_nothing,
+    worth=of_finite,
+    own=True,
+    by_origin=True,
 )
 EVERY_TOKEN = Kind(
     name="every token's states",

@@ -60,6 +60,8 @@ class SparseTargets:
     """The same at the temperature."""
     entropy: Float[Tensor, " N"] | None = None
     """The teacher's entropy over all V ids at temperature 1, in nats; None where no loss asks for it."""
+    students: Bool[Tensor, " N"] | None = None
+    """Which positions are of a text that the student wrote; None: no loss asks."""
     classes: Bool[Tensor, "N V"] | None = None
     """Which ids each position may be, where rows have classes of their own; None: all."""
 
@@ -94,6 +96,7 @@ class SparseTargets:
             gold_logprobs=_part(self.gold_logprobs, positions),
             gold_softened=_part(self.gold_softened, positions),
             entropy=_part(self.entropy, positions),
+            students=_part(self.students, positions),
             classes=_part(self.classes, positions),
         )
 

@@ -40,6 +40,12 @@ class Opened(NamedTuple):
         """The first, as students see it: joined caches have the joined spec. Nothing is read from it."""
         return self.caches[0] if self.joined is None else self.joined.view
 
+    @property
+    def written(self) -> tuple[bool, ...]:
+        """Of each, whether its teacher wrote the texts; of joined ones, which have the same texts, of the first."""
+        caches = self.caches if self.joined is None else self.caches[:1]
+        return tuple(cache.spec.generation is not None for cache in caches)
+
 
 def open_caches(config: TrainConfig, world_size: int, before: Record | None) -> Opened:
     """The caches at the versions that the checkpoint's run had; else at those asked for, or the newest.
@@ -62,15 +68,15 @@ def open_caches(config: TrainConfig, world_size: int, before: Record | None) -> 
         shares = [0.0 if weight is None else weight for weight in paths.values()]
         return Opened(caches, None, lanes, join_caches(caches, shares, config.join_pick, config.objective))
     for other in others:
-        _check_alike(first, other)
+        _check_alike(first, other, ("generation",) if config.objective.tells_origin else ())
     if (where := Where.parse(config.where)) is not None:
         where.check(first.spec)
     weights = tuple(weight for weight in paths.values() if weight is not None)
     return Opened(caches, weights or None, lanes)
 
 
-def _check_alike(first: Cache, other: Cache) -> None:
-    lines = differences(first.header, other.header, ("spec",))
+def _check_alike(first: Cache, other: Cache, may_differ: Sequence[str]) -> None:
+    lines = differences(first.header, other.header, ("spec",), may_differ)
     if first.header.tokenizer != other.header.tokenizer:
         lines.append("their teachers' tokenizers")
     if lines:

@@ -141,7 +141,7 @@ def distil(
         TeachonceError, Stopped: as `train`.
     """
     before, cache = beginning.record, opened.first
-    config.objective.check(cache.spec)
+    config.objective.check(cache.spec, opened.written)
     folder = Path(str(arguments.output_dir))
     if arguments.overwrite_output_dir:
         check_replaceable(folder, cache.header.teacher.get("weight_bytes"))

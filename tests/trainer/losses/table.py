@@ -93,7 +93,9 @@ def _needs(loss: Loss) -> str:
         needs.append("features" if loss.least_features == 1 else f"{loss.least_features} features")
     if loss.kind is LABELS or loss.per == "labelled":
         needs.append("labels")
-    if loss.kind in (ORIGIN, EVERY_TOKEN):
+    if loss.kind is ORIGIN:
+        needs.append("two caches")
+    if loss.kind is EVERY_TOKEN:
         needs.append("what no cache holds")
     return ", ".join(needs)
 

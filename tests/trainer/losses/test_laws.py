@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from schemas.generation import Generation
 from schemas.policies import Threshold
 from tests.trainer.draws import SMALL, every_draw, rows_of_draws, sampling_spec, shaped
 from tests.trainer.losses.test_losses import sparse
@@ -34,7 +35,9 @@ DRAWN = [
     name
     for name in HEAD
     if refusal(
-        Objective(weights={name: 1.0}).asked(name, sampling_spec(Threshold(tau=1 / 4), own_logits=True))
+        Objective(weights={name: 1.0}).asked(
+            name, sampling_spec(Threshold(tau=1 / 4), own_logits=True), (True, False)
+        )
     )
     is None
     and LOSSES[name].kind not in (LABELS,)
@@ -187,10 +190,14 @@ def test_the_expectation_over_all_draws_is_the_dense_gradient(
 ) -> None:
     """Through collation, over every interval of the sampler, at both declared temperatures."""
     scalars = ("entropy", "gold", "logsumexp")
-    keep = Threshold(tau=tau, k=k)
     wide = 2**-11  # codes reach 16 nats
     spec = sampling_spec(
-        keep, temperatures=(1.0, 2.0), own_logits=True, scalars=scalars, scalar_step_nats=wide
+        Threshold(tau=tau, k=k),
+        temperatures=(1.0, 2.0),
+        own_logits=True,
+        scalars=scalars,
+        scalar_step_nats=wide,
+        generation=Generation(method="greedy", max_new_tokens=1),
     )
     draws, shares = every_draw(shaped(scale), spec)
     rows = rows_of_draws(shaped(scale), draws, spec)

@@ -40,7 +40,10 @@ CHUNKS, PROJECTED = {"alm"}, {"projected_kl"}
 """Of a student of another tokenizer."""
 LISTS = {"margin_mse", "listwise_kl"}
 """Of rows that hold a list each, which none here do."""
-NEVER = {"contrast", "attention", "hidden_states"}
+BY_ORIGIN = {"contrast"}
+"""Of two caches, by who wrote the texts; as `FINITE` then."""
+BOTH = (True, False)
+NEVER = {"attention", "hidden_states"}
 NEEDS_GOLD = {"dkd", "nkd", "pld", "alm"}
 NEEDS_ENTROPY = {"kl_entropy", "kl_teacher_unsure"}
 SIGMOID = {"kl", "ce", "ce_smoothed", "mse_logits", "rkl", "brier", *FINITE, *POOLED}
@@ -72,16 +75,16 @@ def spec_of(policy: str, stored: str, features: int = 2) -> Spec | None:
     return causal_spec(POLICIES[policy], temperatures=(1.0,), features=pooled, **changes)
 
 
-def is_served(name: str, policy: str, spec: Spec) -> bool:
-    """By the formula: what it needs of p."""
+def is_served(name: str, policy: str, spec: Spec, written: tuple[bool, ...] = (False,)) -> bool:
+    """By the formula: what it needs of p, and of texts."""
     draws = policy in ("threshold", "sampled")
-    if name in NEVER or name in LISTS:
+    if name in NEVER or name in LISTS or (name in BY_ORIGIN and len(set(written)) < 2):
         return False
     if name in WHOLE and policy != "all":
         return False
     if name in EXACT and draws:
         return False
-    if name in FINITE and draws and not spec.own_logits:
+    if name in (FINITE | BY_ORIGIN) and draws and not spec.own_logits:
         return False
     if name in LOGITS:
         return "logsumexp" in spec.scalars and (policy != "sampled" or spec.own_logits)
@@ -90,21 +93,36 @@ def is_served(name: str, policy: str, spec: Spec) -> bool:
 
 
 def test_every_loss_stands_in_one_class() -> None:
-    classes = [LINEAR, FINITE, EXACT, WHOLE, LOGITS, LABELS, POOLED, LISTS, CHUNKS, PROJECTED, NEVER]
+    classes = [
+        LINEAR,
+        FINITE,
+        EXACT,
+        WHOLE,
+        LOGITS,
+        LABELS,
+        POOLED,
+        LISTS,
+        CHUNKS,
+        PROJECTED,
+        BY_ORIGIN,
+        NEVER,
+    ]
     assert sorted(name for each in classes for name in each) == sorted(LOSSES)
 
 
+@pytest.mark.parametrize("written", [(False,), (True, True), BOTH])
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_whole_table(name: str, policy: str, stored: str) -> None:
+def test_the_whole_table(name: str, policy: str, stored: str, written: tuple[bool, ...]) -> None:
+    """Of one cache, and of two by who wrote their texts."""
     spec = spec_of(policy, stored)
     objective = Objective(weights={name: 1.0})
-    if is_served(name, policy, spec):
-        objective.check(spec)
+    if is_served(name, policy, spec, written):
+        objective.check(spec, written)
         return
     with pytest.raises(StudentError) as caught:
-        objective.check(spec)
+        objective.check(spec, written)
     text = str(caught.value)
     assert name in text
     assert re.search(r"Precompute a cache with --|Use --losses \w+=1", text), text
@@ -131,7 +149,7 @@ def test_other_scores(name: str, score: Any) -> None:
         return
     said = (
         f"^{name} (goes|compares) "
-        if name in NEVER or (name in LISTS and score == "identity")
+        if name in (NEVER | BY_ORIGIN) or (name in LISTS and score == "identity")
         else f"(^|: ){name} has no meaning"
     )
     with pytest.raises(StudentError, match=said) as caught:
@@ -165,10 +183,10 @@ def test_pooled_losses_need_features(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if "tail" in loss.parameters])
 def test_draws_have_no_tail_to_choose(name: str) -> None:
     objective = Objective.parse([f"{name}=1,tail={LOSSES[name].parameters['tail'].choices[-1]}"])
-    objective.check(spec_of("top_p", "own"))
-    if is_served(name, "threshold", spec_of("threshold", "own")):
+    objective.check(spec_of("top_p", "own"), BOTH)
+    if is_served(name, "threshold", spec_of("threshold", "own"), BOTH):
         with pytest.raises(StudentError, match="Leave tail out"):
-            objective.check(spec_of("threshold", "own"))
+            objective.check(spec_of("threshold", "own"), BOTH)
 
 
 @pytest.mark.parametrize("name", LOSSES)

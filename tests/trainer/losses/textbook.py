@@ -134,6 +134,7 @@ TEXTBOOK: Mapping[str, Dense] = {
     "hellinger": divergence(lambda p, q, n: (p.sqrt() - q.sqrt()).square().sum(-1) / 2),
     "skew_kl": divergence(lambda p, q, n: kl_of(p, n["alpha"] * p + (1 - n["alpha"]) * q)),
     "skew_rkl": divergence(lambda p, q, n: kl_of(q, n["alpha"] * q + (1 - n["alpha"]) * p)),
+    "contrast": divergence(lambda p, q, n: kl_of(p, n["alpha"] * p + (1 - n["alpha"]) * q)),
     "alpha_beta": divergence(alpha_beta),
     "rkl": divergence(lambda p, q, n: kl_of(q, p)),
     "brier": divergence(lambda p, q, n: (p - q).square().sum(-1)),
