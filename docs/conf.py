@@ -41,6 +41,13 @@ def _block(match: re.Match[str]) -> str:
     return "::\n\n" + "\n".join(f"    {line}" for line in match[1].splitlines()) + "\n"
 
 
+def _signature(*event: Any) -> tuple[str | None, str | None]:
+    """A field with a factory has no default that Python could read back."""
+    signature, returned = event[-2:]
+    return (signature.replace("<factory>", "...") if signature else signature), returned
+
+
 def setup(app: Any) -> None:
     """Sphinx calls this."""
     app.connect("autodoc-process-docstring", _as_rst, priority=400)
+    app.connect("autodoc-process-signature", _signature)

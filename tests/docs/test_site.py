@@ -11,6 +11,7 @@ import pytest
 import pipelines
 import schemas
 import trainer
+from schemas.tasks import TASKS
 from tests.docs.blocks import DOCS, ROOT
 
 SPHINX = ROOT / ".venv-docs" / "bin" / "python"
@@ -43,6 +44,11 @@ def test_every_page_is_in_the_toctree():
     named = re.findall(r"^[\w/-]+$", (DOCS / "index.md").read_text(), re.MULTILINE)
     assert len(named) == len(set(named)) > 30
     assert [name for name in named if not (DOCS / f"{name}.md").exists()] == []
+
+
+def test_every_task_has_a_tutorial():
+    for name in TASKS:
+        assert {(DOCS / f"{name}.md").resolve(), (DOCS / "tasks" / f"{name}.md").resolve()} & toctree(DOCS / "index.md")
 
 
 def slug(heading):
