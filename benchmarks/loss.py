@@ -9,13 +9,15 @@ their values. References run in the same process, in turns with ours; the figure
 of processor times. Memory is what each takes at its peak beside its inputs, in a process of its own, on Linux.
 
     python benchmarks/loss.py                                    # V = 4,096 and 49,152
-    python benchmarks/loss.py --vocab 8192 50000 128000 256000 --positions 4096     # gigabytes
+    python benchmarks/loss.py --vocab 8192 50000 128000 256000 --positions 1024
+    python benchmarks/loss.py --vocab 128000 --positions 4096 --turns 0             # memory alone: gigabytes
     python benchmarks/loss.py --losses "kl" "kl ce jsd" --vocab 49152
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import subprocess
 import sys
@@ -32,13 +34,14 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from trainer.losses.buffers import Buffers  # noqa: E402
 from trainer.losses.fused import fused_loss  # noqa: E402
 from trainer.losses.objective import position_losses  # noqa: E402
 from trainer.losses.registry import LOSSES  # noqa: E402
 from trainer.losses.targets import SparseTargets  # noqa: E402
 from trainer.models.heads import Head, LogitTransform  # noqa: E402
 
-MIXES = ("kl", "kl ce", "jsd", "kl ce jsd dkd", "rkl", "brier")
+MIXES = ("kl", "kl ce", "kl ce jsd", "rkl", "brier", "kl ce jsd dkd")
 _CHUNK = 512
 
 
@@ -92,7 +95,9 @@ def resident(name: str) -> int:
 
 
 def timed(name: str, vocab: int, drawn: str, arguments: argparse.Namespace) -> float:
-    """The median ratio of a step's time to that of cross entropy; the first turn warms up."""
+    """The median ratio of a step's time to that of cross entropy; the first turn warms up. NaN of no turn."""
+    if not arguments.turns:
+        return math.nan
     problem = Problem(vocab, arguments, drawn=drawn == "drawn")
     ratios = []
     for _ in range(arguments.turns + 1):
@@ -128,7 +133,7 @@ class Problem:
         self._kept, self._vocab = kept, vocab
         self.targets = SparseTargets(
             ids=ids.flatten(),
-            position=torch.arange(number).repeat_interleave(kept),
+            counts=torch.full((number,), kept),
             weights=probs.flatten(),
             logprobs=probs.flatten().log(),
             logits=probs.flatten().log(),
@@ -168,15 +173,16 @@ class Problem:
 
     def _ours(self, hidden: Tensor, head: Tensor, names: Sequence[str]) -> Tensor:
         assert all(name in LOSSES for name in names), names
+        buffers = Buffers()
 
         def terms(logits: Tensor, first: int, last: int) -> Any:
             part = self.targets.chunk(first, last, slice(first * self._kept, last * self._kept))
-            found = position_losses(names, logits, part, temperature=1.0, score="softmax", once=True)
+            found = position_losses(names, logits, part, temperature=1.0, score="softmax", buffers=buffers)
             return found.sum(-1)
 
         whole = Head(weight=head, bias=None, transform=LogitTransform())
         weights = torch.full((len(names),), 1 / len(hidden))
-        return fused_loss(hidden, whole, terms, weights).loss
+        return fused_loss(hidden, whole, terms, weights, single=True).loss
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ many times fewer documents.
     python benchmarks/quality.py --quick              # four minutes: four rows, one epoch
     python benchmarks/quality.py --of_losses          # one epoch of a dozen other losses than KL: 45 runs
     python benchmarks/quality.py --report             # table, CSV and plot from what has been run so far
+    python benchmarks/quality.py --of_losses --report       # the same of the losses, without a plot
 
 Every finished run is a line of `benchmarks/results/quality-demo.jsonl`; started again, what is there is not run again.
 `--quick` begins anew each time, but for its caches.
@@ -83,7 +84,7 @@ def main() -> int:
     arguments = parse_arguments()
     results = Path(arguments.results)
     if arguments.report:
-        quality_report.publish(results, ROOT / "docs")
+        quality_report.publish(results, ROOT / "docs", of_losses=arguments.of_losses)
         return 0
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.ERROR)

@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 
 CONFIDENCE = 0.95
 BASE, FULL = "ce", "full"
-_BEGIN, _END = "<!-- begin: made by benchmarks/quality.py --report -->", "<!-- end -->"
+_BEGIN, _END = "<!-- begin: made by benchmarks/quality.py {}--report -->", "<!-- end -->"
 
 Line = dict[str, Any]
 
@@ -163,8 +163,8 @@ def text(results: Path) -> str:
     return tables(summary(read(results)))
 
 
-def publish(results: Path, docs: Path) -> None:
-    """JSON and CSV beside the results, and the page's tables and plot."""
+def publish(results: Path, docs: Path, *, of_losses: bool = False) -> None:
+    """JSON and CSV beside the results, and the page's tables and, of policies, the plot."""
     lines = summary(read(results))
     results.with_suffix(".json").write_text(json.dumps([_plain(line) for line in lines], indent=1) + "\n")
     flat = [_plain(line) | {"seeds": " ".join(map(str, line["seeds"]))} for line in lines]
@@ -173,11 +173,13 @@ def publish(results: Path, docs: Path) -> None:
         writer.writeheader()
         writer.writerows(flat)
     page = docs / "quality.md"
-    before, _, rest = page.read_text().partition(_BEGIN)
+    begin = _BEGIN.format("--of_losses " if of_losses else "")
+    before, _, rest = page.read_text().partition(begin)
     _, _, after = rest.partition(_END)
-    page.write_text(f"{before}{_BEGIN}\n\n{tables(lines)}\n{_END}{after}")
-    draw(lines, docs / "quality.png")
-    print(f"wrote {results.with_suffix('.json')}, {results.with_suffix('.csv')}, {page} and quality.png")
+    page.write_text(f"{before}{begin}\n\n{tables(lines)}\n{_END}{after}")
+    if not of_losses:
+        draw(lines, docs / "quality.png")
+    print(f"wrote {results.with_suffix('.json')}, {results.with_suffix('.csv')} and {page}")
 
 
 def _plain(line: Line) -> Line:

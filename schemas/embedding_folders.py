@@ -20,6 +20,7 @@ from schemas.limits import parse_json
 MODULES = "modules.json"
 _SETTINGS, _MODEL = "config_sentence_transformers.json", "sentence_bert_config.json"
 _TYPES = "sentence_transformers.models."
+_STATIC, _FOLDERS = "StaticEmbedding", {"Pooling": "1_Pooling", "Dense": "2_Dense"}
 _MOST_BYTES = 2**20
 _POOLINGS: Mapping[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 _FLAGS = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "lasttoken"}
@@ -42,10 +43,12 @@ class EmbeddingFolder:
     """Whether the prompt's tokens have a part in the pooling."""
     dense: str | None = None
     """The folder, inside, of a linear map behind the pooling."""
+    is_static: bool = False
+    """Whether a table of embeddings stands for model and pooling (`StaticEmbedding`): only students are."""
 
 
-def read_embedding_folder(folder: str | Path) -> EmbeddingFolder | None:
-    """What a folder's modules say; None where it lists none.
+def read_embedding_folder(folder: str | Path, *, is_static: bool = False) -> EmbeddingFolder | None:
+    """What a folder's modules say, of a static model's where that is known to be one; None where it lists none.
 
     Raises:
         UsageError: a module that is not known here, or files that are none of the library's.
@@ -59,13 +62,18 @@ def read_embedding_folder(folder: str | Path) -> EmbeddingFolder | None:
         kinds = [str(one["type"]).rsplit(".", 1)[-1] for one in modules]
     except (TypeError, KeyError) as error:
         raise _refused(root / MODULES, "a list of modules, each with type and path") from error
-    known = [
-        ["Transformer", "Pooling", *dense, *last] for dense in ([], ["Dense"]) for last in ([], ["Normalize"])
-    ]
-    if kinds not in known or found["Transformer"]:
-        expected = "Transformer in the folder itself, Pooling, and perhaps Dense and Normalize"
+    first = [_STATIC] if is_static else ["Transformer", "Pooling"]
+    known = [[*first, *dense, *last] for dense in ([], ["Dense"]) for last in ([], ["Normalize"])]
+    if kinds not in known or found[first[0]]:
+        expected = f"{first[0]} in the folder itself, {''.join(f'{n}, ' for n in first[1:])}perhaps Dense and Normalize"
         got = ", ".join(f"{kind} in {found[kind] or '.'}" for kind in kinds)
         raise _refused(root / MODULES, expected, got=got)
+    if is_static:
+        prompt = _prompt(_read_if(root / _SETTINGS), root / _SETTINGS)
+        normalize, dense = "Normalize" in found, found.get("Dense")
+        return EmbeddingFolder(
+            pooling="mean", normalize=normalize, prompt=prompt, dense=dense, is_static=True
+        )
     pooling = _object(root / found["Pooling"] / "config.json")
     model = _read_if(root / _MODEL)
     if model.get("do_lower_case"):
@@ -97,22 +105,18 @@ def write_embedding_folder(
     folder: Path, found: EmbeddingFolder, *, width: int, dense_width: int | None
 ) -> None:
     """Writes the modules of a model whose states are so wide. The weights of the map are the caller's to write."""
-    names = [
-        "Transformer",
-        "Pooling",
-        *["Dense"] * (dense_width is not None),
-        *["Normalize"] * found.normalize,
-    ]
+    first = [_STATIC] if found.is_static else ["Transformer", "Pooling"]
+    names = [*first, *["Dense"] * (dense_width is not None), *["Normalize"] * found.normalize]
     modules: list[dict[str, Any]] = [
-        {"idx": n, "name": str(n), "path": f"{n}_{name}" if n else "", "type": _TYPES + name}
+        {"idx": n, "name": str(n), "path": _FOLDERS.get(name, ""), "type": _TYPES + name}
         for n, name in enumerate(names)
     ]
+    modules[-1]["path"] = f"{len(names) - 1}_Normalize" if found.normalize else modules[-1]["path"]
     _write(folder / MODULES, modules)
     pooling = {f"pooling_mode_{flag}": _POOLINGS.get(mode) == found.pooling for flag, mode in _FLAGS.items()}
-    _write(
-        folder / "1_Pooling/config.json",
-        {"word_embedding_dimension": width, **pooling, "include_prompt": True},
-    )
+    if not found.is_static:
+        pooled = {"word_embedding_dimension": width, **pooling, "include_prompt": True}
+        _write(folder / _FOLDERS["Pooling"] / "config.json", pooled)
     if dense_width is not None:
         dense = {
             "in_features": width,
@@ -127,7 +131,8 @@ def write_embedding_folder(
         _write(folder / modules[-1]["path"] / "config.json", {})
     prompts = {"prompts": {"teacher": found.prompt}, "default_prompt_name": "teacher"} if found.prompt else {}
     _write(folder / _SETTINGS, {"similarity_fn_name": "cosine", **prompts})
-    _write(folder / _MODEL, {"max_seq_length": found.max_length, "do_lower_case": False})
+    if not found.is_static:
+        _write(folder / _MODEL, {"max_seq_length": found.max_length, "do_lower_case": False})
 
 
 def _prompt(settings: Mapping[str, Any], path: Path) -> str:

@@ -91,9 +91,9 @@ class Spec:
 
     def __post_init__(self) -> None:
         refuse_unless(self.task in TASKS, "task", self.task)
-        refuse_unless(self.score in self.kind.scores, f"score of {self.task}", self.score)
-        settled = self.kind.settled(dict(self.task_settings))
+        settled = TASKS[self.task].settled(dict(self.task_settings))
         refuse_unless(settled == self.task_settings, "task_settings (all, in order)", self.task_settings)
+        refuse_unless(self.score in self.kind.scores, f"score of {self.task}", self.score)
         least, most = (1, MAX_VOCAB) if self.kind.has_positions else (0, 0)
         refuse_unless(least <= self.vocab_size <= most, "vocab_size", self.vocab_size)
         fits = 2 <= self.max_length <= MAX_LENGTH
@@ -140,11 +140,12 @@ class Spec:
     @property
     def kind(self) -> Task:
         """What the task is."""
-        return TASKS[self.task]
+        return TASKS[self.task].of_settings(self.task_settings)
 
     def setting(self, name: str) -> SettingValue:
         """What a setting of the task was set to."""
-        return dict(self.task_settings)[name]
+        given = dict(self.task_settings)
+        return given[name] if name in given else self.kind.default_of(name)
 
     @property
     def max_kept(self) -> int:

@@ -7,8 +7,9 @@ asked, is in `pipelines/tasks/NAME.py` and `trainer/tasks/NAME.py`: a task that 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -51,6 +52,8 @@ class Setting:
     help: str
     by_teacher: bool = False
     """Whether the teacher's folder may say another default."""
+    is_later: bool = False
+    """Whether there are caches from before it: a spec names it only where it is not the default."""
 
     def check(self, value: SettingValue) -> None:
         """Refuses what this setting cannot be.
@@ -103,6 +106,10 @@ class Task:
     positions predict; the column `SOURCE_TOKENS` says how many are the source's."""
     columns: tuple[TaskColumn, ...] = ()
     settings: tuple[Setting, ...] = ()
+    numbered_by: str = ""
+    """The setting that says how often a row has the numbered columns."""
+    numbered_columns: tuple[TaskColumn, ...] = ()
+    """Columns that a row has several of, `NAME_1`, `NAME_2` and so on."""
     is_written: bool = False
     """Whether a teacher can write the texts itself."""
     is_declared: bool = True
@@ -197,7 +204,7 @@ class Task:
         return fewest, most
 
     def settled(self, given: Mapping[str, SettingValue]) -> tuple[tuple[str, SettingValue], ...]:
-        """Every setting's value, in order: as given, else its default.
+        """Every setting's value, in order: as given, else its default, which a later one leaves out.
 
         Raises:
             ValueError: the task has no such setting, or not with this value.
@@ -206,4 +213,31 @@ class Task:
         for name, value in given.items():
             refuse_unless(name in known, f"a setting of {self.name}", name)
             known[name].check(value)
-        return tuple((name, given.get(name, setting.default)) for name, setting in known.items())
+        values = ((setting, given.get(name, setting.default)) for name, setting in known.items())
+        return tuple(
+            (setting.name, value)
+            for setting, value in values
+            if not (setting.is_later and value == setting.default)
+        )
+
+    def default_of(self, name: str) -> SettingValue:
+        """What a setting is where nobody says it.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        return {setting.name: setting.default for setting in self.settings}[name]
+
+    def of_settings(self, settings: tuple[tuple[str, SettingValue], ...]) -> Task:
+        """The same with the columns that these settings ask for."""
+        return self if not self.numbered_by else _numbered(self, int(dict(settings).get(self.numbered_by, 0)))
+
+
+@functools.lru_cache(maxsize=64)
+def _numbered(task: Task, times: int) -> Task:
+    more = (
+        replace(column, name=f"{column.name}_{number}")
+        for number in range(1, times + 1)
+        for column in task.numbered_columns
+    )
+    return replace(task, columns=(*task.columns, *more))

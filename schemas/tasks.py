@@ -87,6 +87,7 @@ FEATURE_EXTRACTION = Task(
         Setting("truncate_dim", 0, 0, MAX_DIM, "only so many of a feature's first numbers; 0: all"),
     ),
 )
+ANSWERS, ANSWER_START, ANSWER_END, MAX_ANSWERS = "keep_answers", "answer_start", "answer_end", 64
 QUESTION_ANSWERING = Task(
     name="question-answering",
     places="whole_text",
@@ -110,7 +111,18 @@ QUESTION_ANSWERING = Task(
             1,
             "every question has an answer in its context: the first token ([CLS]) stands for none, and is no choice",
         ),
+        Setting(
+            ANSWERS,
+            0,
+            0,
+            MAX_ANSWERS,
+            "keep the characters of up to so many answers a question, with --keep_text: evaluate takes the best of "
+            "them; 0: the first one's tokens",
+            is_later=True,
+        ),
     ),
+    numbered_by=ANSWERS,
+    numbered_columns=(TaskColumn(ANSWER_START, -1, 2**31 - 1), TaskColumn(ANSWER_END, -1, 2**31 - 1)),
 )
 SOURCE_TOKENS = "source_tokens"
 SEQ2SEQ_LM = Task(

@@ -47,7 +47,8 @@ SHARED = [
     "--corpus={texts} --passages_field=text --teacher={pairs} --task=pair-score --cache={new} --no_progress "
     "--max_length=64",
     "--corpus={asked} --text_field=question --text_pair_field=context --label_field=answers --teacher={answers} "
-    "--task=question-answering --always_answerable --cache={new} --no_progress --max_length=64",
+    "--task=question-answering --always_answerable --keep_text --keep_answers=3 --cache={new} --no_progress "
+    "--max_length=64",
     "--corpus={texts} --target_field=label --teacher={halves} --task=seq2seq-lm --cache={new} --no_progress "
     "--max_length=64 --truncate_source",
     "--corpus={pictures} --image_field=picture --label_field=label --teacher={images} --task=image-classification "
@@ -128,6 +129,7 @@ RUN = {
     "--prompt": "x" * 10_001,
     "--truncate_dim": "33",
     "--views": "0",
+    "--keep_answers": "65",
     "--mlm_probability": "1.5",
     "--mask_replace_prob": "0.6",
     "--random_replace_prob": "nan",
@@ -136,7 +138,7 @@ RUN = {
 }
 CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
 CALLS |= {"--words_field": 6, "--generate": 7, "--max_new_tokens": 7, "--passages_field": 8}
-CALLS |= dict.fromkeys(("--prompt", "--truncate_dim"), 5) | {"--always_answerable": 9}
+CALLS |= dict.fromkeys(("--prompt", "--truncate_dim"), 5) | {"--always_answerable": 9, "--keep_answers": 9}
 CALLS |= {"--target_field": 10, "--truncate_source": 10}
 CALLS |= dict.fromkeys(("--image_field", "--augment", "--max_image_pixels"), 11)
 CALLS |= dict.fromkeys(

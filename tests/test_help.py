@@ -29,6 +29,7 @@ LINES = [
     ["inspect", "--corpus", "c", "--help"],
     ["train", "--help_all"],
     ["train", "--students", "s.yaml", "--help"],
+    ["train", "--tasks", "t.yaml", "--help"],
     ["train", "--cache", "c", "--student", "s", "--max_steps", "many"],
     ["precompute", "--corpus", "c", "--teacher", "t", "--task", "causal_lm", "--cache", "c"],
     ["trian"],

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -63,6 +64,7 @@ def killed_when(monkeypatch, owner, name, number=signal.SIGTERM):
         monkeypatch.setattr(owner, name, honest)
         value = honest(*given, **named)
         os.kill(os.getpid(), number)
+        time.sleep(0.1)  # in a thread of its own, until the first thread has seen it
         return value
 
     monkeypatch.setattr(owner, name, kill)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from trainer.training.arguments import StudentArguments
     from trainer.training.config import TrainConfig
     from trainer.training.fanout import Outcome, train_students
+    from trainer.training.several_tasks import train_tasks
+    from trainer.training.tasks_config import TasksConfig
     from trainer.training.training import Trained, train
 
 __all__ = [
@@ -32,12 +34,14 @@ __all__ = [
     "Evaluated",
     "Outcome",
     "StudentArguments",
+    "TasksConfig",
     "TrainConfig",
     "Trained",
     "compare",
     "evaluate",
     "train",
     "train_students",
+    "train_tasks",
 ]
 
 _HOMES = {
@@ -47,6 +51,8 @@ _HOMES = {
     "trainer.training.arguments": ("StudentArguments",),
     "trainer.training.config": ("TrainConfig",),
     "trainer.training.fanout": ("Outcome", "train_students"),
+    "trainer.training.several_tasks": ("train_tasks",),
+    "trainer.training.tasks_config": ("TasksConfig",),
     "trainer.training.training": ("Trained", "train"),
 }
 """Where each name lives."""

@@ -1,28 +1,32 @@
 """Answers to a question, as stretches of its context: what the corpus says of them, checked against the text.
 
 Offsets count code points, from the context's first. A record has as many answers as people gave; the first of them is
-what is right. One without any says that the context holds none.
+what is taught, and all are right where they are kept. One without any says that the context holds none.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from pipelines.corpus.labels import ANSWERED, UNANSWERABLE
 from pipelines.rejects import BAD_ANSWERS, RejectedError, kind_of
 from pipelines.tasks.windows import trimmed
+from schemas.tasks import ANSWERS
 
 _EXPECTED = "{text: [...], answer_start: [...]}, or a list of {text, answer_start}"
 
 
 def read_answers(
-    value: Any, field: str, context: str, *, always: bool
-) -> tuple[tuple[int, int] | tuple[()], str]:
-    """First and last character, exclusive, of the first answer, without blanks at its edges, or nothing where there is
-    none; and how it was read. `always` says that there must be one.
+    value: Any, field: str, context: str, *, always: bool, most: int = 1
+) -> tuple[tuple[int, ...], str]:
+    """First and last character, exclusive, of the first answer, or of each of up to `most` different ones, one after
+    the other, without blanks at its edges, or nothing where there is none; and how it was read. `always` says that
+    there must be one.
 
     Raises:
-        RejectedError: it is no list of answers, one does not stand in the context where it says, or one is missing.
+        RejectedError: it is no list of answers, one does not stand in the context where it says, one is missing, or
+            there are more than are kept.
     """
     texts, starts = _lists(value, field)
     if len(texts) != len(starts):
@@ -34,8 +38,12 @@ def read_answers(
         _span(text, start, field, context, f", as answer {at}")
         for at, (text, start) in enumerate(zip(texts, starts, strict=True), 1)
     ]
-    if found:
-        return found[0], ANSWERED
+    different = [*dict.fromkeys(found)][: None if most > 1 else 1]
+    if len(different) > most:
+        expected = f"at most {most} different answers (--{ANSWERS})"
+        raise RejectedError(BAD_ANSWERS, field=field, expected=expected, got=f"{len(different)}")
+    if different:
+        return tuple(itertools.chain.from_iterable(different)), ANSWERED
     if always:
         expected = "an answer (--always_answerable)"
         raise RejectedError(BAD_ANSWERS, field=field, expected=expected, got="none")

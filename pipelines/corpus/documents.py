@@ -286,5 +286,6 @@ def _label(
         return word_labels(value, labels, corpus.label_field, parts), NAMES
     if labels.by_answer:
         value = _field(fields, corpus.label_field)
-        return read_answers(value, corpus.label_field, text, always=labels.always_answerable)
+        most = labels.answers
+        return read_answers(value, corpus.label_field, text, always=labels.always_answerable, most=most)
     return read_label(_field(fields, corpus.label_field), labels, corpus.label_field)

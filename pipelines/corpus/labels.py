@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pipelines.rejects import AMBIGUOUS_LABEL, UNKNOWN_LABEL, RejectedError, kind_of
 from schemas.spec import Spec
+from schemas.tasks import ANSWERS
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 _WHOLE = re.compile(r"\s*[+-]?[0-9]+(\.0*)?\s*")
@@ -42,6 +43,8 @@ class LabelMap(NamedTuple):
     """Whether labels are stretches of a context (`answers.py`)."""
     always_answerable: bool = False
     """Whether each question must have one."""
+    answers: int = 1
+    """How many different ones a question may have; 1: the first of them is read."""
 
     @classmethod
     def of(cls, names: Sequence[str], num_classes: int, score: str) -> LabelMap:
@@ -61,7 +64,8 @@ class LabelMap(NamedTuple):
         found = cls.of(spec.label_names, spec.vocab_size, spec.score)
         if spec.kind.labels == "answer":
             always = bool(spec.setting("always_answerable"))
-            return found._replace(by_answer=True, always_answerable=always)
+            answers = max(1, int(spec.setting(ANSWERS)))
+            return found._replace(by_answer=True, always_answerable=always, answers=answers)
         return found._replace(by_word=spec.kind.labels == "word")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipelines.config import PrecomputeConfig
 from schemas.errors import UsageError
 from schemas.task import Task
-from schemas.tasks import TASKS
+from schemas.tasks import ANSWERS, TASKS
 
 
 def refuse_no_embedding(task: Task, features: Sequence[str]) -> None:
@@ -65,6 +65,12 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
             f"{task.name} needs a question and its context",
             expected="--text_field with the question, --text_pair_field with the context",
             got="no --text_pair_field",
+        )
+    if config.task_settings.get(ANSWERS) and not (config.keep_text and corpus.label_field):
+        raise UsageError(
+            f"--{ANSWERS} keeps where answers stand in the text",
+            expected="--keep_text, and --label_field with the answers",
+            got="no --keep_text" if corpus.label_field else "no --label_field",
         )
     if task.reads_images and not corpus.image_field:
         raise UsageError(f"{task.name} needs images", do="Say --image_field, with the field that holds them")

@@ -44,6 +44,7 @@ from pipelines.job.steps import (
     tagged,
 )
 from pipelines.scoring.handler import TeacherHandler, TeacherJob
+from pipelines.scoring.overlap import AwaitLines
 from pipelines.scoring.units import ShardLine
 from pipelines.tolerances import MAX_REJECT_LINES, Gate, Run, check_missing, check_rejects
 from schemas.identity import unit_number
@@ -132,6 +133,8 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         | "ask the teacher"
         >> hinted(RunInference(TeacherHandler(teacher_job(job)).with_no_batching()), config)
     )
+    if is_default(job):
+        scored = scored | "await lines" >> hinted(beam.ParDo(AwaitLines(job.run.id)), config)
     lines = [scored]
     if adopted is not None:
         lines.append(
@@ -152,6 +155,11 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     _ = once | "commit" >> beam.Map(commit_run, run, finished, counts, rejects)
 
 
+def is_default(job: Job) -> bool:
+    """Whether the run is the in-process engine's, in this process or in workers of this machine."""
+    return bool(job.run.provenance["runner"] == DEFAULT_RUNNER)
+
+
 def teacher_job(job: Job) -> TeacherJob:
     """What a worker needs to score units."""
     config, run = job.config, job.run
@@ -167,7 +175,8 @@ def teacher_job(job: Job) -> TeacherJob:
         deadline=None if config.max_hours is None else run.started + config.max_hours * 3600,
         max_drift_kl=config.max_drift_kl,
         versions=run.versions,
-        share=config.teacher.device_map is not None and run.provenance["runner"] != DEFAULT_RUNNER,
+        share=config.teacher.device_map is not None and not is_default(job),
+        overlaps=is_default(job),
     )
 
 
@@ -183,7 +192,7 @@ class Spread(beam.PTransform):  # type: ignore[misc]
 
     def __init__(self, job: Job) -> None:
         super().__init__()
-        self._is_alone = job.config.workers == 1 and job.run.provenance["runner"] == DEFAULT_RUNNER
+        self._is_alone = job.config.workers == 1 and is_default(job)
 
     def expand(self, elements: beam.PCollection) -> beam.PCollection:
         return elements if self._is_alone else elements | beam.Reshuffle()

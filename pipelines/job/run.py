@@ -29,6 +29,7 @@ from pipelines.job.outcome import RunSummary, put_summary
 from pipelines.job.pipeline import Job, build
 from pipelines.job.preflight import check_teacher, first_records
 from pipelines.progress import shown
+from pipelines.scoring.overlap import end_units
 from pipelines.teacher.model import pick_device
 from pipelines.teacher.provenance import job_provenance
 from pipelines.tolerances import Run
@@ -222,6 +223,7 @@ def run_wired(job: Job, options: PipelineOptions, wire: Callable[[beam.Pipeline]
         wire(pipeline)
         run_to_end(pipeline)
     finally:
+        end_units(job.run.id)
         forget_claims(job.run.id)
 
 

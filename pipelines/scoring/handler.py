@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from pipelines.config import TeacherConfig
 from pipelines.corpus.examples import Example
 from pipelines.fingerprint.fingerprint import make_fingerprint, resolve
 from pipelines.progress import PROGRESS
+from pipelines.scoring.overlap import threads_of
 from pipelines.scoring.rescore import check_drift
 from pipelines.scoring.units import ShardLine, UnitScorer, no_shard
 from pipelines.teacher.budget import Budget
@@ -27,7 +28,6 @@ from pipelines.teacher.opening import open_teacher
 from pipelines.teacher.provenance import teacher_provenance
 from pipelines.versions import check_versions, shared_versions
 from schemas import Cache
-from schemas.cli.process import refuse_more_work
 from schemas.errors import MismatchError
 from schemas.fingerprint import Fingerprint
 from schemas.identity import unit_name
@@ -58,6 +58,8 @@ class TeacherJob:
     """What the driver found the teacher to be; None: what the header says."""
     share: bool = False
     """Whether the processes of one machine share one teacher, which then owns all its accelerators."""
+    overlaps: bool = False
+    """Whether the engine's one thread is not to wait for a unit before it begins the next."""
 
 
 class LazyScorer:
@@ -78,7 +80,7 @@ class LazyScorer:
         if self._job.deadline is not None and time.time() >= self._job.deadline:
             return no_shard(name, postponed_examples=len(examples))
         scorer = self._opened()
-        refuse_more_work()
+        scorer.goes_on()
         PROGRESS.start_teacher()
         line = scorer.score(name, examples)
         renew_lease(Storage.at(self._job.root), self._job.run)
@@ -88,11 +90,14 @@ class LazyScorer:
         """The one teacher of this process: units may come by several threads."""
         with self._opening:
             if self._scorer is None:
-                self._scorer, self._provenance = open_scorer(self._job)
+                scorer, self._provenance = open_scorer(self._job)
+                if self._job.overlaps:
+                    scorer = replace(scorer, goes_on=threads_of(self._job.run).refuse_more)
+                self._scorer = scorer
             return self._scorer
 
 
-class TeacherHandler(ModelHandler[Example, ShardLine, LazyScorer]):  # type: ignore[misc]
+class TeacherHandler(ModelHandler[Example, ShardLine | int, LazyScorer]):  # type: ignore[misc]
     """Beam's view of the teacher: load once, run on a unit."""
 
     def __init__(self, job: TeacherJob) -> None:
@@ -108,7 +113,9 @@ class TeacherHandler(ModelHandler[Example, ShardLine, LazyScorer]):  # type: ign
         batch: Sequence[Example],
         model: Any,  # a LazyScorer, or Beam's proxy of one
         inference_args: Mapping[str, Any] | None = None,
-    ) -> Iterable[ShardLine]:
+    ) -> Iterable[ShardLine | int]:
+        if self._job.overlaps:  # a number, by which the next step waits for the line
+            return [threads_of(self._job.run).begin(model.score, batch)]
         return [model.score(batch)]
 
     def share_model_across_processes(self) -> bool:

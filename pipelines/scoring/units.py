@@ -3,7 +3,8 @@
 Inside a unit the next batch is collated and the last one encoded, by one thread, while the teacher computes. Out of
 memory halves a batch until it fits, and the budget of all that follow; an example that does not fit alone, whose
 answer is not finite, or that breaks a rule of the cache's own reader, is rejected alone. Threads of one process take
-turns at the teacher: two units in its memory would halve what fits.
+turns at the teacher: two units in its memory would halve what fits. What is done before and after a turn is done beside
+the other threads' turns.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +33,7 @@ from pipelines.teacher.budget import LARGEST_TOKENS, Budget
 from pipelines.teacher.calls import is_out_of_memory
 from pipelines.teacher.model import Answer, Batch, Teacher
 from pipelines.tolerances import NOT_FINITE, TOO_LARGE
+from schemas.cli.process import refuse_more_work
 from schemas.rows.rows import Rows
 from schemas.shards.held_out import counts_to_bytes
 from schemas.shards.rewrite import seal_rows
@@ -86,23 +88,30 @@ class UnitScorer:
     deadline: float | None = None
     """Seconds since the epoch after which no unit is begun."""
     turns: AbstractContextManager[bool] = field(default_factory=threading.Lock)
+    goes_on: Callable[[], None] = refuse_more_work
+    """Asked before each batch, and before anything is stored; raises where the run has ended."""
     writing: Budget = field(default_factory=lambda: Budget(tokens=LARGEST_TOKENS))
     """What fits when the teacher writes, which takes other memory than scoring."""
 
     def score(self, unit: str, examples: Sequence[Example]) -> ShardLine:
         """Scores a unit and stores its shard, durably, before it returns."""
-        work, started = Work(), time.monotonic()
-        with self.turns:
-            if self.deadline is not None and time.time() >= self.deadline:
-                return no_shard(unit, postponed_examples=len(examples))
-            fine, rejects = askable(examples, self.header.spec, num_embeddings(self.teacher))
-            if self.header.spec.generation is not None:
-                began = time.monotonic()
-                fine, mute = Writer(self.teacher, self.budget, self.writing).answered(fine)
-                work.teacher_seconds += time.monotonic() - began
-                rejects += mute
-            PROGRESS.add(examples=len(rejects), tokens=sum(e.num_tokens for e, _ in rejects))
-            encoded = self._encoded(fine, work, rejects)
+        work = Work()
+        fine, rejects = askable(examples, self.header.spec, num_embeddings(self.teacher))
+        with ThreadPoolExecutor(1) as side:
+            with self.turns:
+                started = time.monotonic()
+                if self.deadline is not None and time.time() >= self.deadline:
+                    return no_shard(unit, postponed_examples=len(examples))
+                if self.header.spec.generation is not None:
+                    fine, mute = Writer(self.teacher, self.budget, self.writing).answered(fine)
+                    work.teacher_seconds += time.monotonic() - started
+                    rejects += mute
+                PROGRESS.add(examples=len(rejects), tokens=sum(e.num_tokens for e, _ in rejects))
+                waiting = self._asked(side, fine, work, rejects)
+            found = [future.result() for future in waiting]
+        encoded = [part for parts, _ in found for part in parts]
+        rejects += [reject for _, bad in found for reject in bad]
+        self.goes_on()
         work.budget_tokens = self.budget.tokens
         unscored = [(e.document_hash, e.window_index, e.window_count, reason) for e, reason in rejects]
         # before the shard: whoever finds that also knows why some rows are not in it
@@ -116,7 +125,9 @@ class UnitScorer:
         ]
         return line._replace(work=asdict(work), rejects=written)
 
-    def _encoded(self, examples: Sequence[Example], work: Work, rejects: list[Reject]) -> list[Encoded]:
+    def _asked(
+        self, side: ThreadPoolExecutor, examples: Sequence[Example], work: Work, rejects: list[Reject]
+    ) -> list[Future[tuple[list[Encoded], list[Reject]]]]:
         """All batches, the encoding of each beside the next one's forward; what is rejected is added to `rejects`."""
         if self.teacher.device.index is not None:
             torch.cuda.set_device(self.teacher.device)  # each thread has a device of its own
@@ -126,21 +137,18 @@ class UnitScorer:
             on_device=self._on_device,
             batching=self.teacher.batching,
         )
-        with ThreadPoolExecutor(1) as side:
-            parts = ([examples[i] for i in batch] for batch in plan)
-            ahead = _ahead((part, side.submit(self._collate, part)) for part in parts)
-            waiting = []
-            for members, future in ahead:
-                for scored, answer in self._answers(members, future.result(), work):
-                    if answer is None:
-                        rejects += [(example, TOO_LARGE) for example in scored]
-                        continue
-                    waiting.append(side.submit(self._encode, scored, answer, work))
-                    rejects += _not_finite(scored, answer)
-                PROGRESS.add(examples=len(members), tokens=sum(e.num_tokens for e in members))
-            found = [future.result() for future in waiting]
-        rejects += [reject for _, bad in found for reject in bad]
-        return [part for parts, _ in found for part in parts]
+        parts = ([examples[i] for i in batch] for batch in plan)
+        waiting = []
+        for members, future in _ahead((part, side.submit(self._collate, part)) for part in parts):
+            self.goes_on()
+            for scored, answer in self._answers(members, future.result(), work):
+                if answer is None:
+                    rejects += [(example, TOO_LARGE) for example in scored]
+                    continue
+                waiting.append(side.submit(self._encode, scored, answer, work))
+                rejects += _not_finite(scored, answer)
+            PROGRESS.add(examples=len(members), tokens=sum(e.num_tokens for e in members))
+        return waiting
 
     def _answers(
         self, members: list[Example], batch: Batch, work: Work

@@ -11,6 +11,7 @@ does not hold both says that there is none; where every question has an answer, 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipelines.tasks.windows import Tokens, Window, edges, first, stretches, tak
 from schemas.errors import UsageError
 from schemas.rows.ragged import Array
 from schemas.spec import Spec
+from schemas.tasks import ANSWERS
 
 _AUTO = transformers.AutoModelForQuestionAnswering
 
@@ -48,26 +50,36 @@ class Contexts:
             raise RejectedError(
                 QUESTION_TOO_LONG, expected=expected, got=f"{before}, with its special tokens"
             )
-        answer, found = self._answer(tokens), list[Window]()
+        answers, found = self._answers(tokens), list[Window]()
+        kept = self._kept(tokens.label or ())
         for stretch in stretches(tokens, self.spec):
             end = len(stretch.tokens) - after
-            columns = (before, end, int(answer is not None and answer.size > 0))
-            gold = (
-                None if answer is None else self._gold(answer - stretch.tokens[before] + before, before, end)
-            )
+            gold = None
+            if answers is not None:
+                gold = self._gold(answers - stretch.tokens[before] + before, before, end)
+            columns = (before, end, int(bool(tokens.label)), *kept)
             found.append(Window(stretch.tokens, first(2), columns, gold))
         return found
+
+    def _kept(self, spans: Sequence[int]) -> tuple[int, ...]:
+        """The characters of as many answers as a row has room for; -1 where there is none."""
+        room = 2 * int(self.spec.setting(ANSWERS))
+        return (*spans[:room], *(-1,) * (room - len(spans)))
 
     def asked(self, tokens: Tokens, window: Window, example_id: bytes) -> Asked:
         return Asked(taken(tokens.ids, window), window.positions, window.gold)
 
-    def _answer(self, tokens: Tokens) -> Int32[np.ndarray, " P"] | None:
-        """The document's tokens that the answer begins and ends with; none where there is no answer, None where nothing
-        is known."""
-        if not tokens.label:
-            return None if tokens.label is None else np.empty(0, np.int32)
+    def _answers(self, tokens: Tokens) -> Int32[np.ndarray, "A 2"] | None:
+        """The document's tokens that each answer begins and ends with; None where nothing is known."""
+        if tokens.label is None:
+            return None
+        spans = np.asarray(tokens.label, np.int64).reshape(-1, 2).tolist()
+        found = np.array([self._answer(tokens, *span) for span in spans], np.int32)
+        return found.reshape(-1, 2)
+
+    def _answer(self, tokens: Tokens, start: int, end: int) -> tuple[int, int]:
         assert tokens.characters is not None
-        (start, end), (before, after) = tokens.label, edges(tokens)
+        before, after = edges(tokens)
         begins, ends = tokens.characters.T
         own = np.flatnonzero((ends > start) & (begins < end))
         own = own[(own >= before) & (own < len(tokens.ids) - after)]
@@ -76,12 +88,15 @@ class Contexts:
         if not letters:
             expected = "an answer of which the tokenizer keeps a token"
             raise RejectedError(BAD_ANSWERS, expected=expected, got="one that it drops")
-        return np.array([letters[0], letters[-1]], np.int32)
+        return letters[0], letters[-1]
 
-    def _gold(self, answer: Array, start: int, end: int) -> Int32[np.ndarray, " 2"] | None:
-        """What is right in a window whose context goes from `start` to `end`; the answer is given by its tokens."""
-        if answer.size and start <= answer[0] and answer[1] < end:
-            return answer.astype(np.int32)
+    def _gold(self, answers: Array, start: int, end: int) -> Int32[np.ndarray, " 2"] | None:
+        """What is right in a window whose context goes from `start` to `end`: the first that it holds whole of the
+        answers, which are given by their tokens."""
+        held = answers[(answers[:, 0] >= start) & (answers[:, 1] < end)]
+        if len(held):
+            first_held: Array = held[0].astype(np.int32)
+            return first_held
         return None if self.spec.setting("always_answerable") else np.zeros(2, np.int32)
 
 

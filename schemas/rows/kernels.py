@@ -169,6 +169,30 @@ def ids_of_gaps(gaps: Any, counts: Any, id_by_rank: Any, ids: Any) -> bool:  # p
 
 
 @compiled
+def count_places(offsets: Any, valid: Any, stored: Any, into: Any) -> None:  # pragma: no cover  (compiled)
+    """The stored values of lists that are valid, one after the other in `stored`; 0, 1, 2, ... in others."""
+    at = 0
+    for j in range(len(valid)):
+        if valid[j]:
+            for n in range(offsets[j], offsets[j + 1]):
+                into[n] = stored[at]
+                at += 1
+        else:
+            for n in range(offsets[j], offsets[j + 1]):
+                into[n] = n - offsets[j]
+
+
+@compiled
+def take_next(
+    values: Any, starts: Any, offsets: Any, places: Any, into: Any
+) -> None:  # pragma: no cover  (compiled)
+    """Of each list, which begins at `starts`, the values behind some places of it."""
+    for j in range(len(starts)):
+        for n in range(offsets[j], offsets[j + 1]):
+            into[n] = values[starts[j] + places[n] + 1]
+
+
+@compiled
 def take_lists(values: Any, starts: Any, lengths: Any, into: Any) -> None:  # pragma: no cover  (compiled)
     """Copies the values of each list, one after the other."""
     to = 0

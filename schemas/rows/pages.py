@@ -27,6 +27,7 @@ import zstandard
 from jaxtyping import UInt8
 
 from schemas.rows import kernels
+from schemas.rows.blocks import array
 from schemas.rows.columns import Column
 from schemas.rows.parquet_thrift import parse_struct, parse_varint
 from schemas.rows.ragged import Array
@@ -67,7 +68,7 @@ def read_lists(
 
 def _joined(data: memoryview, count: int, num_lists: int, column: Column) -> pa.ListArray:
     """All pages of a chunk that has `count` values in so many lists."""
-    values = np.empty(count, column.type.value_type.to_pandas_dtype())
+    values = array(column.type.value_type.to_pandas_dtype(), count)
     full = 1 + column.nullable  # the level of a value that is there
     offsets = np.empty(num_lists + 1, np.int32)
     done, place, lists = 0, 0, 0

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, Num
 
 from schemas.rows import kernels
+from schemas.rows.blocks import array
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -123,7 +124,7 @@ def _gathered(
     neighbours together; else by an index a value, which costs four times as much for long ones, and a twentieth for
     short ones."""
     if kernels.IS_COMPILED and values.dtype.kind in "if":
-        copied = np.empty(int(offsets[-1]), values.dtype)
+        copied = array(values.dtype, int(offsets[-1]))
         kernels.take_lists(values, starts, lengths, copied)
         return copied
     begins = np.flatnonzero(starts[1:] != starts[:-1] + lengths[:-1]) + 1

@@ -22,6 +22,7 @@ from jaxtyping import Int32, Int64, Num
 from schemas.errors import REPAIR, CorruptionError
 from schemas.limits import parse_json, told
 from schemas.rows import kernels
+from schemas.rows.blocks import array
 from schemas.rows.ragged import Array, Ragged, segment_starts, segmented_sums
 
 MAX_LISTED = 2**14
@@ -127,7 +128,7 @@ def unranked(data: Mapping[str, Any], ranking: Ranking, where: str) -> dict[str,
     found = {"kept_ids": _ids(kept.values, kept, "kept_ranks", ranking, where)}
     if "sampled_gaps" in data:
         stored, counts = data["sampled_gaps"], data["num_sampled"].values
-        ids = np.empty(len(stored.values), np.int32)
+        ids = array(np.int32, len(stored.values))
         ids_of_gaps = kernels.ids_of_gaps if kernels.IS_COMPILED else ids_of_gaps_by_numpy
         _refuse_unless(ids_of_gaps(stored.values, counts, ranking.id_by_rank, ids), "sampled_gaps", where)
         found["sampled_ids"] = Ragged(values=ids, offsets=stored.offsets)
@@ -153,7 +154,7 @@ def ids_of_ranks_by_numpy(ranks: Array, id_by_rank: Array, ids: Array) -> bool:
 
 
 def _ids(ranks: Array, like: Ragged, name: str, ranking: Ranking, where: str) -> Ragged:
-    ids = np.empty(len(ranks), np.int32)
+    ids = array(np.int32, len(ranks))
     ids_of_ranks = kernels.ids_of_ranks if kernels.IS_COMPILED else ids_of_ranks_by_numpy
     _refuse_unless(ids_of_ranks(ranks, ranking.id_by_rank, ids), name, where)
     return Ragged(values=ids, offsets=like.offsets)

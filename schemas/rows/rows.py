@@ -18,7 +18,9 @@ from jaxtyping import Float32, Int32, Int64
 
 from schemas.errors import CorruptionError
 from schemas.features import Feature
+from schemas.rows import kernels
 from schemas.rows.arrow import ColumnData, from_arrow, to_arrow
+from schemas.rows.blocks import array
 from schemas.rows.checks import check_columns, position_offsets
 from schemas.rows.classes import num_classes
 from schemas.rows.codec import decode_levels, decode_logprobs, decode_scalars, dequantise
@@ -92,20 +94,21 @@ class Rows:
 
     @functools.cached_property
     def _position_index(self) -> Int32[np.ndarray, " N"]:
-        offsets = self.position_offsets
-        implied = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
-        stored = self.ragged("position_index")
-        index: Array = implied.astype(np.int32)
-        index[np.repeat(stored.validity, np.diff(offsets))] = stored.values
+        offsets, stored = self.position_offsets, self.ragged("position_index")
+        index = array(np.int32, int(offsets[-1]))
+        count = kernels.count_places if kernels.IS_COMPILED else count_places
+        count(offsets, stored.validity, stored.values, index)
         return index
 
     def gold_ids(self) -> Ragged:
         """What is right at each position of softmax scores, an id or a class; null rows have no labels."""
         if self.spec.kind.labels != "next_token":
             return self.ragged("labels")
-        offsets = self.position_offsets
-        starts = np.repeat(self.input_ids.offsets[:-1], np.diff(offsets))
-        return Ragged(values=self.input_ids.values[starts + self.position_index() + 1], offsets=offsets)
+        offsets, ids = self.position_offsets, self.input_ids
+        found = array(ids.values.dtype, int(offsets[-1]))
+        take = kernels.take_next if kernels.IS_COMPILED else take_next
+        take(ids.values, ids.offsets[:-1], offsets, self.position_index(), found)
+        return Ragged(values=found, offsets=offsets)
 
     @property
     def kept_counts(self) -> Int32[np.ndarray, " N"]:
@@ -261,6 +264,18 @@ class Rows:
         halves = (np.arange(middle), np.arange(middle, len(self)))
         found = ((half, self.take(half).faults(deep=deep)) for half in halves)
         return {int(half[row]): why for half, bad in found for row, why in bad.items()}
+
+
+def count_places(offsets: Array, valid: Array, stored: Array, into: Array) -> None:
+    """As the compiled loop."""
+    lengths = np.diff(offsets)
+    into[:] = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], lengths)
+    into[np.repeat(valid, lengths)] = stored
+
+
+def take_next(values: Array, starts: Array, offsets: Array, places: Array, into: Array) -> None:
+    """As the compiled loop."""
+    into[:] = values[np.repeat(starts, np.diff(offsets)) + places + 1]
 
 
 def _take(column: ColumnData, rows: Int64[np.ndarray, " M"]) -> ColumnData:

@@ -31,7 +31,8 @@ def as_process(*arguments):
 
 
 def children_of(process):
-    """Every process below one; none of one that has ended in the meantime, as what the imports ask of the system does."""
+    """Every process below one; none of one that has ended in the meantime, as what the imports ask of the system
+    does."""
     try:
         found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):

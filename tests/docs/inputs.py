@@ -8,6 +8,7 @@ from tests.docs.blocks import ROOT
 from tests.images import image_teacher, images, write_parquet
 from tests.pipelines import models
 from tests.pipelines.helpers import compress, documents, write_jsonl
+from tests.several import make_caches
 
 
 def language_model(here, *names):
@@ -91,13 +92,25 @@ def two_teachers(here):
     models.causal_teacher(here / "two", seed=1)
 
 
+def several_tasks(here):
+    """Three caches of one tokenizer, and the page's own file."""
+    make_caches(here)
+    (here / "words").rename(here / "entities")
+    models.encoder(here / "encoder")
+    (here / "tasks.yaml").write_text(yaml_of("docs/several.md"))
+
+
+def yaml_of(page):
+    """A page's first block in YAML."""
+    return re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)[0]
+
+
 def of_yaml(page, name):
     """A page's own block in YAML, as the file that its commands name."""
 
     def made(here):
         cached(here, "small.json")
-        (block,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)[:1]
-        (here / name).write_text(block.replace("layers=6", "layers=1"))
+        (here / name).write_text(yaml_of(page).replace("layers=6", "layers=1"))
 
     return made
 
@@ -175,7 +188,7 @@ PAGES = {
     "docs/nightly.md": (None, cached),
     "docs/policies.md": (language_model,),
     "docs/report.md": (two_students,),
-    "docs/several.md": (several, glosses, None, two_teachers),
+    "docs/several.md": (several, glosses, None, two_teachers, several_tasks),
     "docs/sweep.md": (of_yaml("docs/sweep.md", "space.yaml"),),
     "docs/tables.md": (tables,),
     "docs/tasks/causal-lm.md": (language_model,),

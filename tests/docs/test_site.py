@@ -48,7 +48,9 @@ def test_every_page_is_in_the_toctree():
 
 def test_every_task_has_a_tutorial():
     for name in TASKS:
-        assert {(DOCS / f"{name}.md").resolve(), (DOCS / "tasks" / f"{name}.md").resolve()} & toctree(DOCS / "index.md")
+        assert {(DOCS / f"{name}.md").resolve(), (DOCS / "tasks" / f"{name}.md").resolve()} & toctree(
+            DOCS / "index.md"
+        )
 
 
 def slug(heading):

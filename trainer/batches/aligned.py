@@ -63,10 +63,11 @@ def aligned_targets(
     at = alignment.teacher_begins
     starts, entries = _nothing(len(at)), np.zeros(len(at) + 1, np.int64)
     if told is not None and PROJECTION in stored:
+        assert isinstance(told.all, SparseTargets)
         counts = np.diff(told.entry_offsets)[at]
         entries = offsets_of(counts)
         chosen = spans(told.entry_offsets[:-1][at], counts, entries)
-        starts = _chosen(told.all, at, chosen, counts)
+        starts = told.all.part(torch.from_numpy(at), torch.from_numpy(chosen))
     owner, pairs = _pairs(starts, projection)
     teacher = np.full(len(at), np.nan, np.float32)
     if LIKELIHOOD in stored:
@@ -117,13 +118,6 @@ def _pairs(
     return owner, (torch.from_numpy(ids), offsets)
 
 
-def _chosen(told: Any, at: Array, entries: Array, counts: Array) -> SparseTargets:
-    """Of some positions and their entries, which are numbered anew."""
-    found = told.part(torch.from_numpy(at), torch.from_numpy(entries))
-    position = torch.from_numpy(np.repeat(np.arange(len(at)), counts))
-    return SparseTargets(**{**vars(found), "position": position})
-
-
 def _gold(rows: Rows, told: StackedTargets | None) -> Array:
     """The teacher's log-probability of each position's next token; where every score is kept it is among them."""
     if "gold" in rows.spec.scalars:
@@ -144,7 +138,7 @@ def _nothing(number: int) -> SparseTargets:
     gold = torch.zeros(number, dtype=torch.int64)
     return SparseTargets(
         ids=ids,
-        position=ids,
+        counts=torch.zeros(number, dtype=torch.int64),
         weights=values,
         logprobs=values,
         logits=None,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from schemas.features import Feature
 from schemas.images import Pictures
-from schemas.rows.ragged import Array, Ragged, offsets_of
+from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
 from trainer.batches.aligned import LIKELIHOOD, StackedAligned, aligned_targets, has_entries
 from trainer.batches.batch import Batch
@@ -33,6 +33,7 @@ from trainer.batches.entries import (
 )
 from trainer.batches.images import pixels_of
 from trainer.batches.join import Join
+from trainer.batches.moved import moved_targets
 from trainer.batches.packing import Layout, Packing, Stacked
 from trainer.batches.pool import Pool
 from trainer.batches.sources import Read, Shift
@@ -154,13 +155,12 @@ class Collation:
         rows = pool.take(chosen, self._columns if has and not gathers else self._columns - ENTRY_COLUMNS)
         self.check(rows)
         reading = Reading(rows, None) if self.reader is None else self.reader.read(rows)
-        begins = np.repeat(rows.position_offsets[edges[:-1]], np.diff(edges)) * (reading.alignment is None)
-        entries = gather_entries(pool.places(chosen), rows, begins) if gathers else None
-        targets, features = self._told(rows, reading, entries, begins), self._features(rows)
+        entries = gather_entries(pool.places(chosen), rows) if gathers else None
+        targets, features = self._told(rows, reading, entries), self._features(rows)
         if self.join is not None and pool.beside:
             said: list[Any] = [(targets, features)]
             said += [self._said(other, chosen, edges)[2:] for other in pool.beside]
-            targets, features = self.join.both(said, rows, begins, self.temperature)
+            targets, features = self.join.both(said, rows, self.temperature)
         return rows, reading, targets, features
 
     @property
@@ -188,10 +188,9 @@ class Collation:
         if packing is not None:
             own = [ids.values[ids.offsets[first] : ids.offsets[last]] for first, last in layouts.rows]
             packed = [packing.packed(*one) for one in zip(layouts.layouts, own, strict=True)]
-        ones = Ragged(values=np.ones(len(ids.values), np.int64), offsets=ids.offsets)
         found = {
             "input_ids": layouts.filled(ids, self.pad_id if packing is None else packing.filler),
-            "attention_mask": layouts.filled(ones, 0),
+            "attention_mask": layouts.mask(ids),
             "token_type_ids": types,
             "packed": packed,
             "decoder_input_ids": read.decoder_inputs(layouts, self.shift),
@@ -208,22 +207,21 @@ class Collation:
         if self.pass_token_types and rows.spec.has_token_type_ids:
             refuse_beyond(rows, "token_type_ids", self.token_types)
 
-    def _told(
-        self, rows: Rows, reading: Reading, entries: Entries | None, begins: Array
-    ) -> StackedTargets | StackedAligned:
+    def _told(self, rows: Rows, reading: Reading, entries: Entries | None) -> StackedTargets | StackedAligned:
         if reading.alignment is None or self.reader is None:
-            return self._targets(rows, entries, begins)
+            told = self._targets(rows, entries)
+            if reading.moves is None:
+                return told
+            return moved_targets(told, rows, reading.rows, reading.moves)
         whole = replace(self, student_vocab=rows.spec.vocab_size)
-        return aligned_targets(
-            rows, reading, self.reader, lambda: whole._targets(rows, entries, begins), self.stored
-        )
+        return aligned_targets(rows, reading, self.reader, lambda: whole._targets(rows, entries), self.stored)
 
-    def _targets(self, rows: Rows, entries: Entries | None, begins: Array) -> StackedTargets:
+    def _targets(self, rows: Rows, entries: Entries | None) -> StackedTargets:
         if rows.spec.score != "softmax":
             dense = dense_targets(rows)
             no_entries = np.zeros(rows.num_positions + 1, np.int64)
             return StackedTargets(dense, no_entries, None, offsets_of(dense.labelled.numpy()))
-        entries = take_entries(rows, self.temperature, begins) if entries is None else entries
+        entries = take_entries(rows, self.temperature) if entries is None else entries
         gold, student_vocab = gold_ids(rows), self.student_vocab
         targets, offsets, beyond = sparse_targets(
             rows, entries, gold, student_vocab=student_vocab, temperature=self.temperature

@@ -12,21 +12,22 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
 
 from schemas.policies import Sampled, Threshold
 from schemas.rows import kernels
+from schemas.rows.blocks import arrays
 from schemas.rows.columns import IMAGE
 from schemas.rows.entries import entries_of
 from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
 from schemas.spec import Spec
 from schemas.tasks import CLASS_COLUMNS, SOURCE_TOKENS, VIEW_INDEX
-from trainer.batches.kernels import gather_drawn, gather_exact
-from trainer.batches.memory import arrays
+from trainer.batches.kernels import gather_exact, gather_weighted
 
-ENTRY_COLUMNS = frozenset(["kept_ids", "kept_codes", "sampled_ids", "sampled_counts", "sampled_codes"])
-"""Columns of one value an entry."""
+ENTRY_COLUMNS = frozenset(
+    ["kept_ids", "kept_codes", "sampled_ids", "sampled_counts", "sampled_codes", "top_codes"]
+)
+"""Columns of one value an entry, and the log-probabilities from which these are counted."""
 BATCH_COLUMNS = frozenset(
     [
         *("example_id", "input_ids", "token_type_ids", "position_index", "labels", "logits", "num_kept"),
@@ -36,7 +37,7 @@ BATCH_COLUMNS = frozenset(
     ]
 )
 """What of a row a batch is made from, beside the features that are asked for, or an error tells."""
-_NONE_DRAWN, _NO_CODES = np.empty(0, np.int32), np.empty(0, np.int16)
+_NO_CODES = np.empty(0, np.int16)
 _NOTHING_NATS, _LARGEST_TABLE = 128, 2**15
 """Below a position's top, where a probability is none in float32; and how many code steps it may be away."""
 
@@ -45,11 +46,9 @@ class Entries(NamedTuple):
     """Kept entries of N positions, which stand in several batches; each position's likeliest first."""
 
     ids: Array
-    """int64 [E]"""
+    """int32 [E]"""
     counts: Array
     """int64 [N]"""
-    position: Array
-    """int64 [E]: which position of its batch, ascending in each."""
     logprobs: Array
     """float32 [E]: each entry's own, at temperature 1; NaN for a drawn one where the cache does not store it."""
     weights: Array | None
@@ -65,55 +64,48 @@ def can_gather(spec: Spec, temperature: float) -> bool:
     return kernels.IS_COMPILED and spec.score == "softmax" and is_coarse and (alike or not spec.is_sampling)
 
 
-def gather_entries(
-    places: Iterable[tuple[Rows, Array, Array]], taken: Rows, begins: Int64[np.ndarray, " B"]
-) -> Entries:
-    """The entries of B rows, which stand in these `places` of a pool; `taken` are their other columns, and `begins`
-    says which of all N positions is the first of its batch."""
+def gather_entries(places: Iterable[tuple[Rows, Array, Array]], taken: Rows) -> Entries:
+    """The entries of the rows that stand in these `places` of a pool; `taken` are their other columns."""
     spec, firsts = taken.spec, taken.position_offsets[:-1]
     counts: Array = taken.kept_counts.astype(np.int64)
     if spec.is_sampling:
         counts += taken.sampled_counts
-    entries = offsets_of(counts)
-    total, number = int(entries[-1]), len(counts)
-    ids, position, logprobs, weights, sums = arrays(
-        [
-            (np.int64, total),
-            (np.int64, total),
-            (np.float32, total),
-            (np.float32, total),
-            (np.float32, 2 * number),
-        ]
-    )
+    ends = offsets_of(counts)
+    total, number = int(ends[-1]), len(counts)
+    shapes = [(np.int32, total), (np.float32, total), (np.float32, total), (np.float32, 2 * number)]
+    ids, logprobs, weights, sums = arrays(shapes)
     sums = sums.reshape(2, number)
-    steps = spec.top_step_nats, spec.code_step_nats
-    to = np.stack([firsts, firsts - begins, entries[firsts]])
-    table = _exponentials(spec.code_step_nats)
-    into = (ids, position, logprobs, weights), sums
+    to = np.stack([firsts, ends[firsts]])
+    tables = _exponentials(spec.top_step_nats), _exponentials(spec.code_step_nats)
+    into = tables, (ids, logprobs, weights), sums
     for part, own, rows in places:
-        kept, tops = part.ragged("kept_ids"), part.ragged("top_codes").values
-        numbers = part.kept_counts, part.sampled_counts if spec.is_sampling else _NONE_DRAWN
-        where = rows, to[:, own], part.position_offsets
-        of_exact = kept.values, part.ragged("kept_codes").values, tops
-        gather_exact(
-            *where, kept.offsets, *numbers, *of_exact, np.array([*steps, spec.vocab_size]), table, *into
-        )
+        kept, codes = part.ragged("kept_ids"), part.ragged("kept_codes").values
+        tops, where = part.ragged("top_codes").values, (rows, to[:, own], part.position_offsets)
         if isinstance(spec.keep, Threshold):
-            drawn, codes = part.ragged("sampled_ids"), _NO_CODES
-            if "sampled_codes" in part.data:
-                codes = part.ragged("sampled_codes").values
-            of_drawn = drawn.values, codes, tops
-            gather_drawn(*where, drawn.offsets, *numbers, *of_drawn, np.array([*steps, spec.keep.tau]), *into)
-    return Entries(ids, counts, position, logprobs, weights, sums)
+            drawn, counts_of = part.ragged("sampled_ids"), (part.kept_counts, part.sampled_counts)
+            drawn_codes = part.ragged("sampled_codes").values if "sampled_codes" in part.data else _NO_CODES
+            steps = np.array([spec.top_step_nats, spec.code_step_nats, spec.keep.tau])
+            pairs = (
+                (kept.offsets, drawn.offsets),
+                counts_of,
+                (kept.values, codes),
+                (drawn.values, drawn_codes),
+            )
+            gather_weighted(*where, *pairs, tops, steps, *into)
+        else:
+            steps = np.array([spec.top_step_nats, spec.code_step_nats, spec.vocab_size])
+            gather_exact(*where, kept.offsets, part.kept_counts, kept.values, codes, tops, steps, *into)
+    return Entries(ids, counts, logprobs, weights, sums)
 
 
 @functools.lru_cache(maxsize=8)
 def _exponentials(step: float) -> Array:
-    """Of 0, 1, 2, ... steps down."""
-    return np.exp(-step * np.arange(math.ceil(_NOTHING_NATS / step) + 1, dtype=np.float64))
+    """Of 0, 1, 2, ... steps down, in float32."""
+    steps = np.arange(math.ceil(_NOTHING_NATS / step) + 1, dtype=np.float64)
+    return np.exp(-step * steps).astype(np.float32)
 
 
-def take_entries(rows: Rows, temperature: float, begins: Int64[np.ndarray, " B"]) -> Entries:
+def take_entries(rows: Rows, temperature: float) -> Entries:
     """As `gather_entries`, of rows that were taken with all columns, whatever their policy.
 
     Raises:
@@ -129,5 +121,4 @@ def take_entries(rows: Rows, temperature: float, begins: Int64[np.ndarray, " B"]
         assert weights is not None
         order = np.lexsort((-weights, np.repeat(np.arange(len(counts)), counts)))
         ids, logprobs, weights = ids[order], logprobs[order], weights[order]
-    within = np.arange(len(counts)) - np.repeat(begins, np.diff(rows.position_offsets))
-    return Entries(ids.astype(np.int64), counts, np.repeat(within, counts), logprobs, weights, None)
+    return Entries(ids, counts, logprobs, weights, None)

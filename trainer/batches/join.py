@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from schemas.rows.ragged import Array, offsets_of
@@ -54,32 +54,23 @@ class Join:
         self,
         said: Sequence[tuple[StackedTargets, Sequence[Tensor]]],
         rows: Rows,
-        begins: Int64[np.ndarray, " B"],
         temperature: float,
     ) -> tuple[StackedTargets, list[Tensor]]:
-        """What all say of these rows' positions, and their features one behind the other; `begins` says which position
-        is the first of each row's batch."""
-        within = np.arange(rows.num_positions) - np.repeat(begins, np.diff(rows.position_offsets))
-        targets = self.targets([one for one, _ in said], within, temperature, rows.spec.score)
+        """What all say of these rows' positions, and their features one behind the other."""
+        targets = self.targets([one for one, _ in said], temperature, rows.spec.score)
         return targets, joined_states([states for _, states in said])
 
-    def targets(
-        self,
-        parts: Sequence[StackedTargets],
-        within: Int64[np.ndarray, " N"],
-        temperature: float,
-        score: Score,
-    ) -> StackedTargets:
-        """One of several, of the same positions; `within` says which of its own batch each is."""
+    def targets(self, parts: Sequence[StackedTargets], temperature: float, score: Score) -> StackedTargets:
+        """One of several, of the same positions."""
         if isinstance(parts[0].all, DenseTargets):
             dense: Any = [part.all for part in parts]
             found = (
                 self._picked_dense(dense, score) if self.pick else self._mean_dense(dense, temperature, score)
             )
             return parts[0]._replace(all=found)
-        return self._picked(parts, within) if self.pick else self._mean(parts, within)
+        return self._picked(parts) if self.pick else self._mean(parts)
 
-    def _mean(self, parts: Sequence[StackedTargets], within: Array) -> StackedTargets:
+    def _mean(self, parts: Sequence[StackedTargets]) -> StackedTargets:
         pairs = [(part, weight) for part, weight in zip(parts, self.weights, strict=True) if weight > 0]
         told: Any = [part.all for part, _ in pairs]
         owner = np.concatenate([_owners(part) for part, _ in pairs])
@@ -99,12 +90,12 @@ class Join:
         order = np.lexsort((ids, -mass, owner))  # the likeliest first
         owner, ids, mass, plain = owner[order], ids[order], mass[order], plain[order]
         tail = sum(w * one.tail.double() for one, (_, w) in zip(told, pairs, strict=True))
-        counts = np.bincount(owner, minlength=len(within))
+        counts = np.bincount(owner, minlength=len(tail))
         with np.errstate(divide="ignore"):
             logprobs = np.log(plain).astype(np.float32)
         found = SparseTargets(
             ids=torch.from_numpy(ids),
-            position=torch.from_numpy(within[owner]),
+            counts=torch.from_numpy(counts),
             weights=torch.from_numpy(mass.astype(np.float32)),
             logprobs=torch.from_numpy(logprobs),
             logits=None,
@@ -119,7 +110,7 @@ class Join:
             beyond = np.sum([w * part.beyond for part, w in pairs if part.beyond is not None], axis=0)
         return StackedTargets(found, offsets_of(counts), beyond, parts[0].labelled)
 
-    def _picked(self, parts: Sequence[StackedTargets], within: Array) -> StackedTargets:
+    def _picked(self, parts: Sequence[StackedTargets]) -> StackedTargets:
         told: Any = [part.all for part in parts]
         if self.pick == "entropy":
             chosen = torch.stack([one.entropy for one in told]).argmin(0)
@@ -129,8 +120,9 @@ class Join:
         own = [chosen.numpy()[owner] == number for number, owner in enumerate(owners)]
         owner = np.concatenate([one[mask] for one, mask in zip(owners, own, strict=True)])
         order = torch.from_numpy(np.argsort(owner, kind="stable"))
-        values: dict[str, Any] = {}
-        for field in fields(SparseTargets):
+        counts = np.bincount(owner, minlength=len(chosen))
+        values: dict[str, Any] = {"counts": torch.from_numpy(counts)}
+        for field in (field for field in fields(SparseTargets) if field.name not in values):
             each = [getattr(one, field.name) for one in told]
             if field.name in ("gold", "drawn", "classes") or any(value is None for value in each):
                 values[field.name] = each[0]
@@ -139,7 +131,6 @@ class Join:
             else:
                 masks = [torch.from_numpy(mask) for mask in own]
                 values[field.name] = torch.cat([v[m] for v, m in zip(each, masks, strict=True)])[order]
-        counts = np.bincount(owner, minlength=len(within))
         beyond = None
         if parts[0].beyond is not None:
             beyond = np.take_along_axis(

@@ -21,6 +21,25 @@ def place_lists(values: Any, offsets: Any, begins: Any, into: Any) -> None:  # p
 
 
 @compiled
+def mark_lists(offsets: Any, begins: Any, into: Any) -> None:  # pragma: no cover  (compiled)
+    """1 where a list's values stand that begins there."""
+    for j in range(len(begins)):
+        for i in range(begins[j], begins[j] + offsets[j + 1] - offsets[j]):
+            into[i] = 1
+
+
+@compiled
+def place_positions(
+    offsets: Any, index: Any, rows: Any, firsts: Any, into: Any
+) -> None:  # pragma: no cover  (compiled)
+    """Of each text's positions the row, and the token of that row, where the text stands in `rows` from `firsts` on."""
+    row, token = into
+    for j in range(len(rows)):
+        for n in range(offsets[j], offsets[j + 1]):
+            row[n], token[n] = rows[j], firsts[j] + index[n]
+
+
+@compiled
 def gather_lists(
     values: Any, starts: Any, lengths: Any, begins: Any, into: Any
 ) -> None:  # pragma: no cover  (compiled)
@@ -38,100 +57,113 @@ def gather_exact(
     position_offsets: Any,
     kept_offsets: Any,
     num_kept: Any,
-    num_drawn: Any,
     kept_ids: Any,
     kept_codes: Any,
     top_codes: Any,
     steps: Any,
-    table: Any,
+    tables: Any,
     entries: Any,
     found: Any,
 ) -> None:  # pragma: no cover  (compiled)
-    """Writes the exact entries of some rows of one row group where they stand among several batches', and of each
-    position its tail, and below it its negentropy, at temperature 1, in sums of float64.
+    """Writes all entries of some rows of one row group where they stand among several batches', and of each position
+    its tail, and below it its negentropy, at temperature 1, in sums of float64.
 
-    Row `rows[j]`'s positions are `to[0, j]` and on, of its batch `to[1, j]` and on; its entries are `to[2, j]` and on,
-    in `entries`: ids, positions, log-probabilities, weights. `steps` are the top's and the codes', and the number of
-    ids: positions that keep all are divided by their sum, and others where it is above 1. `num_drawn` is empty where
-    the policy draws none; where it draws, there is no tail. `table[l]` is the exponential of l code steps down; its
-    last is too small for float32.
+    Row `rows[j]`'s positions are `to[0, j]` and on, and its entries `to[1, j]` and on, in `entries`: ids,
+    log-probabilities, weights. `steps` are the top's and the codes', and the number of ids: positions that keep all
+    are divided by their sum, and others where it is above 1. `tables` are the exponentials of so many steps of the top
+    down, and of the codes; the last of each is too small for float32.
     """
-    top_step, step, last = np.float32(steps[0]), np.float32(steps[1]), np.float32(len(table) - 1)
-    ids, position, logprobs, weights = entries
+    top_step, step, every = np.float32(steps[0]), np.float32(steps[1]), np.int64(steps[2])
+    (of_top, of_code), (ids, logprobs, weights) = tables, entries
+    last_top, last = len(of_top) - 1, np.int32(len(of_code) - 1)
+    widest = np.int64(0)
     for j in range(len(rows)):
-        row, at, own_position, out = rows[j], to[0, j], to[1, j], to[2, j]
+        for n in range(position_offsets[rows[j]], position_offsets[rows[j] + 1]):
+            widest = max(widest, np.int64(num_kept[n]))
+    levels = np.empty(widest, np.int32)
+    for j in range(len(rows)):
+        row, at, out = rows[j], to[0, j], to[1, j]
         kept = kept_offsets[row]
         for n in range(position_offsets[row], position_offsets[row + 1]):
             top, size = -(np.float32(top_codes[n]) * top_step), np.int64(num_kept[n])
-            own, p, codes = (
-                logprobs[out : out + size],
-                weights[out : out + size],
-                kept_codes[kept : kept + size],
-            )
+            share = np.float32(of_top[min(np.int64(top_codes[n]), last_top)])
+            own, p = logprobs[out : out + size], weights[out : out + size]
+            level = np.int32(0)
+            for i in range(size):
+                level += np.int32(kept_codes[kept + i])
+                levels[i] = level
             ids[out : out + size] = kept_ids[kept : kept + size]
-            level, mass, terms, share = np.int64(0), 0.0, 0.0, np.exp(np.float64(top))
             for i in range(size):
-                level += np.int64(codes[i])
-                own[i] = np.float32(level)
-                position[out + i] = own_position
+                own[i] = np.float32(levels[i]) * -step + top
+                p[i] = share * of_code[min(max(levels[i], np.int32(0)), last)]
+            mass, terms, rest = 0.0, 0.0, 0.0
             for i in range(size):
-                each = share * table[np.int32(min(max(own[i], np.float32(0)), last))]
-                own[i] = own[i] * -step + top
-                mass += each
-                terms += each * np.float64(own[i])
-                p[i] = np.float32(each)
-            kept, out, rest = kept + size, out + size, 0.0
-            if len(num_drawn):
-                out += num_drawn[n]
-            elif mass > 1 or (size == steps[2] and mass > 0):
+                mass += np.float64(p[i])
+                terms += np.float64(p[i] * own[i])
+            if mass > 1 or (size == every and mass > 0):
                 for i in range(size):
                     p[i] = np.float32(np.float64(p[i]) / mass)
                 terms = terms / mass - np.log(mass)
-            elif size != steps[2] and mass < 1:
+            elif size != every and mass < 1:
                 rest = 1 - mass
                 terms += rest * np.log(rest)
             found[0, at], found[1, at] = rest, terms
-            at, own_position = at + 1, own_position + 1
+            kept, out, at = kept + size, out + size, at + 1
 
 
 @compiled
-def gather_drawn(
+def gather_weighted(
     rows: Any,
     to: Any,
     position_offsets: Any,
-    drawn_offsets: Any,
-    num_kept: Any,
-    num_drawn: Any,
-    drawn_ids: Any,
-    drawn_codes: Any,
+    offsets: Any,
+    counts: Any,
+    kept: Any,
+    drawn: Any,
     top_codes: Any,
     steps: Any,
+    tables: Any,
     entries: Any,
     found: Any,
 ) -> None:  # pragma: no cover  (compiled)
-    """As `gather_exact`, of drawn entries, which stand behind their position's exact ones.
+    """As `gather_exact`, of a policy that draws: a position's exact entries, and behind them the drawn ones, all of one
+    weight. There is no tail, nothing is divided, and the negentropy is that of weights.
 
-    `steps` are the top's and the codes', and the weight of each; `drawn_codes` is empty where a drawn entry's own
-    log-probability is not stored: NaN.
+    `offsets` and `counts` are of the exact and of the drawn ones, `kept` and `drawn` their ids and codes; drawn ones
+    have no codes where their own log-probability is not stored: NaN. `steps` are the top's and the codes', and the
+    weight.
     """
-    top_step, step, weight = np.float32(steps[0]), np.float32(steps[1]), steps[2]
-    ids, position, logprobs, weights = entries
+    top_step, step, weight = np.float32(steps[0]), np.float32(steps[1]), np.float32(steps[2])
+    (of_top, of_code), (ids, logprobs, weights) = tables, entries
+    last_top, last = len(of_top) - 1, np.int32(len(of_code) - 1)
+    (kept_offsets, drawn_offsets), (num_kept, num_drawn) = offsets, counts
+    (kept_ids, kept_codes), (drawn_ids, drawn_codes) = kept, drawn
+    has_codes = len(drawn_codes) > 0
     for j in range(len(rows)):
-        row, at, own_position, out = rows[j], to[0, j], to[1, j], to[2, j]
-        drawn = drawn_offsets[row]
+        row, at, out = rows[j], to[0, j], to[1, j]
+        of_kept, of_drawn = kept_offsets[row], drawn_offsets[row]
         for n in range(position_offsets[row], position_offsets[row + 1]):
-            top, terms = -(np.float32(top_codes[n]) * top_step), 0.0
-            out += num_kept[n]
-            for _ in range(num_drawn[n]):
-                own = np.float32(np.nan)
-                if len(drawn_codes):
-                    own = np.float32(drawn_codes[drawn]) * -step + top
-                ids[out], position[out] = drawn_ids[drawn], own_position
-                logprobs[out], weights[out] = own, weight
-                terms += weight * np.float64(own)
-                drawn, out = drawn + 1, out + 1
-            found[1, at] += terms
-            at, own_position = at + 1, own_position + 1
+            top, size = -(np.float32(top_codes[n]) * top_step), np.int64(num_kept[n])
+            share = np.float32(of_top[min(np.int64(top_codes[n]), last_top)])
+            level, terms = np.int32(0), 0.0
+            for i in range(size):
+                level += np.int32(kept_codes[of_kept + i])
+                own = np.float32(level) * -step + top
+                p = share * of_code[min(max(level, np.int32(0)), last)]
+                ids[out + i], logprobs[out + i], weights[out + i] = kept_ids[of_kept + i], own, p
+                terms += np.float64(p * own)
+            of_kept, out, size = of_kept + size, out + size, np.int64(num_drawn[n])
+            if has_codes:
+                for i in range(size):
+                    own = np.float32(drawn_codes[of_drawn + i]) * -step + top
+                    ids[out + i], logprobs[out + i], weights[out + i] = drawn_ids[of_drawn + i], own, weight
+                    terms += np.float64(weight * own)
+            else:
+                ids[out : out + size] = drawn_ids[of_drawn : of_drawn + size]
+                logprobs[out : out + size] = np.float32(np.nan)
+                weights[out : out + size] = weight
+            found[0, at], found[1, at] = 0.0, terms
+            of_drawn, out, at = of_drawn + size, out + size, at + 1
 
 
 @compiled

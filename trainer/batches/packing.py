@@ -19,8 +19,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from schemas.rows import kernels
+from schemas.rows.blocks import array, arrays
 from schemas.rows.ragged import Array, Ragged
-from trainer.batches.kernels import place_lists as compiled_place_lists
+from trainer.batches import kernels as compiled
 
 PackedMask = Literal["own", "boolean", "additive"]
 """The model's own, of positions that begin again (attention with a window keeps it); or `[R, 1, S, S]`: true where a
@@ -117,9 +118,21 @@ class Stacked:
 
     def filled(self, column: Ragged, padding: int) -> list[Int64[Tensor, "_ _"]]:
         """Each batch's `[R, S]` of a value a token."""
-        whole = np.full(self._ends[-1], padding, np.int64)
-        place = compiled_place_lists if kernels.IS_COMPILED else place_lists
+        whole = array(np.int64, self._ends[-1])
+        whole.fill(padding)
+        place = compiled.place_lists if kernels.IS_COMPILED else place_lists
         place(column.values, column.offsets, self._begins, whole)
+        return self._parts(whole)
+
+    def mask(self, column: Ragged) -> list[Int64[Tensor, "_ _"]]:
+        """Each batch's `[R, S]`: 1 where it has a token."""
+        whole = array(np.int64, self._ends[-1])
+        whole.fill(0)
+        mark = compiled.mark_lists if kernels.IS_COMPILED else mark_lists
+        mark(column.offsets, self._begins, whole)
+        return self._parts(whole)
+
+    def _parts(self, whole: Array) -> list[Int64[Tensor, "_ _"]]:
         parts = zip(itertools.pairwise(self._ends), self.layouts, strict=True)
         flat = torch.from_numpy(whole)
         return [flat[begin:end].view(layout.shape) for (begin, end), layout in parts]
@@ -129,10 +142,29 @@ class Stacked:
     ) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " N"]]:
         """The row of its batch and the token of its row that each position stands on; `index` is the token of its
         example, `offsets` are those of each example's positions."""
-        lengths = np.diff(offsets)
-        row = np.repeat(np.concatenate([layout.row for layout in self.layouts]), lengths)
-        token = index + np.repeat(np.concatenate([layout.first for layout in self.layouts]), lengths)
+        number = int(offsets[-1])
+        row, token = arrays([(np.int64, number), (np.int64, number)])
+        rows, firsts = (
+            np.concatenate(each)
+            for each in ([one.row for one in self.layouts], [one.first for one in self.layouts])
+        )
+        place = compiled.place_positions if kernels.IS_COMPILED else place_positions
+        place(offsets, index, rows, firsts, (row, token))
         return torch.from_numpy(row), torch.from_numpy(token)
+
+
+def mark_lists(offsets: Array, begins: Array, into: Array) -> None:
+    """As the compiled loop."""
+    place_lists(np.ones(offsets[-1], np.int64), offsets, begins, into)
+
+
+def place_positions(
+    offsets: Array, index: Array, rows: Array, firsts: Array, into: tuple[Array, Array]
+) -> None:
+    """As the compiled loop."""
+    lengths = np.diff(offsets)
+    into[0][:] = np.repeat(rows, lengths)
+    into[1][:] = index + np.repeat(firsts, lengths)
 
 
 def place_lists(values: Array, offsets: Array, begins: Array, into: Array) -> None:

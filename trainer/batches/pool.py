@@ -1,9 +1,9 @@
 """A run's rows, where they were decoded: batches are gathered from the row groups themselves.
 
-Lists are copied by a compiled loop to where a batch has them; entries, which are most of a row group, are not copied
-at all where a loop decodes them in their place (`trainer/batches/entries.py`). Other columns, and lists of few values
-where no loop is compiled, are joined once a run and then taken by index. Cost: the row groups of a run stay in memory
-whole, also rows of the other side of the split.
+Long lists are copied by a compiled loop to where a batch has them; entries, which are most of a row group, are not
+copied at all where a loop decodes them in their place (`trainer/batches/entries.py`). Other columns, and lists of few
+values, are joined once a run and then taken by index: a call for each row group costs more. Cost: the row groups of a
+run stay in memory whole, also rows of the other side of the split.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jaxtyping import Int64
 
 from schemas.rows import kernels
 from schemas.rows.arrow import ColumnData
+from schemas.rows.blocks import arrays
 from schemas.rows.ragged import LONG, Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
 from schemas.spec import Spec
 from trainer.batches.kernels import gather_lists
-from trainer.batches.memory import arrays
 
 Part = tuple[Rows, Int64[np.ndarray, " _"]]
 """Some rows, and which of them are meant, in order."""
@@ -82,10 +82,9 @@ class Pool:
         return Rows(spec=self.spec, data={name: self._column(name, rows, places) for name in names})
 
     def _column(self, name: str, rows: Array, places: Sequence[tuple[Rows, Array, Array]]) -> ColumnData:
-        if kernels.IS_COMPILED and _is_list_of_numbers(self._parts[0].data[name]):
-            return self._gathered(name, rows, places)
         if self._is_long(name):
-            return self._pieces(name, rows)
+            is_compiled = kernels.IS_COMPILED and _is_list_of_numbers(self._parts[0].data[name])
+            return self._gathered(name, rows, places) if is_compiled else self._pieces(name, rows)
         if name not in self._joined:
             self._joined[name] = Rows.concatenate([part.only((name,)) for part in self._parts]).data[name]
         column, at = self._joined[name], self._place[rows]

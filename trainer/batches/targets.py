@@ -28,8 +28,7 @@ from trainer.losses.targets import NO_LABEL, DenseTargets, SparseTargets
 def sparse_targets(
     rows: Rows, entries: Entries, gold: Array, *, student_vocab: int, temperature: float
 ) -> tuple[SparseTargets, Array, Array | None]:
-    """The targets of a softmax teacher, each position's offset in its entries, and its mass beyond the student's V.
-    Their `position` is that of each one's own batch."""
+    """The targets of a softmax teacher, each position's offset in its entries, and its mass beyond the student's V."""
     own, beyond = entries, None
     fits: Array | EllipsisType = ...
     if student_vocab < rows.spec.vocab_size:
@@ -51,19 +50,19 @@ def sparse_targets(
         weights, tail, negentropy = distribution(_at(rows, entries, temperature)[fits], own.counts, whole)
     targets = SparseTargets(
         ids=torch.from_numpy(own.ids),
-        position=torch.from_numpy(own.position),
+        counts=torch.from_numpy(own.counts),
         weights=torch.from_numpy(weights),
         logprobs=logprobs,
         logits=_logits(rows, logprobs, own.counts),
         tail=torch.from_numpy(tail),
         negentropy=torch.from_numpy(negentropy),
         gold=torch.from_numpy(gold),
-        classes=_classes(rows),
+        classes=class_tensor(rows),
     )
     return targets, offsets_of(own.counts), beyond
 
 
-def _classes(rows: Rows) -> Tensor | None:
+def class_tensor(rows: Rows) -> Tensor | None:
     """Which ids each position may be, bool [N, V]; None where all are what any may be."""
     if not rows.spec.kind.classes_are_tokens:
         return None
@@ -78,7 +77,6 @@ def _within(entries: Entries, mass: Array, fits: Array) -> tuple[Entries, Array]
     return Entries(
         ids=entries.ids[fits],
         counts=np.bincount(owner[fits], minlength=number),
-        position=entries.position[fits],
         logprobs=entries.logprobs[fits],
         weights=None if entries.weights is None else entries.weights[fits],
         sums=None,

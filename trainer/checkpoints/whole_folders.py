@@ -99,7 +99,7 @@ def finish(temporary: Path, output: Path) -> None:
         (output / name).unlink(missing_ok=True)
     for name in manifest.files:
         if (temporary / name).exists():
-            (output / name).parent.mkdir(exist_ok=True)
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).replace(output / name)
     (temporary / RECORD_NAME).replace(output / RECORD_NAME)
     sync(output)

@@ -14,8 +14,9 @@ from schemas.printable import printable
 from trainer.checkpoints.signals import Stopped
 from trainer.cli.flags import evaluate_parser, train_parser
 from trainer.cli.parsing import Parser
-from trainer.cli.student_lists import split
+from trainer.cli.student_lists import FLAG, split
 from trainer.cli.students import stdout_left_to, train_file
+from trainer.cli.tasks import read_tasks
 from trainer.evaluation.comparison import compare
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.evaluation import Evaluated
@@ -23,17 +24,23 @@ from trainer.evaluation.evaluation import evaluate as run_evaluate
 from trainer.evaluation.tables import show, show_compared
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
+from trainer.training.several_tasks import train_tasks
+from trainer.training.tasks_config import TasksConfig
 from trainer.training.training import train as run_train
 
 
 def train(argv: list[str]) -> int:
     """`teachonce train`: returns the exit status."""
-    path, flags = split(argv)
+    named, flags = split(argv)
     as_json = "--json" in flags
-    if path is not None:
+    if named is not None and named.flag == FLAG:
         _bars_for_people_alone()
-        return train_file(path, flags, own_train_parser, as_json=as_json)
-    config, arguments = own_train_parser().values(flags)
+        return train_file(named.path, flags, own_train_parser, as_json=as_json)
+    config: TrainConfig | TasksConfig
+    if named is not None:
+        config, arguments = read_tasks(named.path, flags, own_train_parser)
+    else:
+        config, arguments = own_train_parser().values(flags)
     _bars_for_people_alone()
     try:
         with (
@@ -41,7 +48,10 @@ def train(argv: list[str]) -> int:
             log_on_stderr("schemas", logging.WARNING),
             stdout_left_to(as_json=as_json),
         ):
-            trained = run_train(config, arguments)
+            if isinstance(config, TasksConfig):
+                trained = train_tasks(config, arguments)
+            else:
+                trained = run_train(config, arguments)
     except Stopped as stopped:
         if arguments.process_index == 0:
             sys.stderr.write(f"teachonce train: {stopped}\n")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.cli.parsing import Parser
-from trainer.cli.student_lists import HELP, split
+from trainer.cli.student_lists import HELP, TASKS, TASKS_HELP, split
 from trainer.cli.transformers_settings import settings_of_transformers
 from trainer.evaluation.flags import EvaluateFlags
 from trainer.training.flags import TrainFlags
@@ -63,7 +63,6 @@ _TRAIN_EXAMPLES = textwrap.dedent("""\
         student: shrink:layers=6
         teacher: ./teacher
         losses: {kl: 1.0, feature: 0.1}
-        temperature: 2.0
         output_dir: ./student
 
       a large student on one card: its own weights stay, adapters are learned and saved (needs teachonce[lora]):
@@ -97,9 +96,9 @@ def train(argv: Sequence[str]) -> None:
     Raises:
         UsageError: a wrong flag or value, as far as it can be known without torch.
     """
-    path, flags = split(argv)
+    named, flags = split(argv)
     parser = train_parser([TrainFlags, settings_of_transformers()])
-    if path is None:
+    if named is None:
         parser.words(flags)
     elif {"-h", "--help", "--help_all"} & set(flags):
         parser.words(["--help"])
@@ -123,6 +122,7 @@ def train_parser(kinds: Sequence[type[Any]]) -> Parser:
         groups=_TRAIN_GROUPS,
     )
     parser.add_argument("--students", metavar="FILE.yaml", help=HELP)
+    parser.add_argument(TASKS, metavar="FILE.yaml", help=TASKS_HELP)
     parser.add_argument("--json", action="store_true", help="one JSON object at the end; the log to stderr")
     return parser
 

@@ -155,7 +155,7 @@ class Parser(BaseParser):
         settled = {name for each in self.dataclass_types for name in getattr(each, "SETTLED", ())}
         for key, value in keys.items():
             action = actions.get(key)
-            if action is None or key in ("help", "help_all", "students", "json"):
+            if action is None or key in ("help", "help_all", "students", "tasks", "json"):
                 raise UsageError(
                     "there is no such key", where=path, got=key, do=f"{nearest(str(key), actions)}See --help"
                 )

@@ -2,7 +2,8 @@
 
 As in Liger kernels (arXiv:2410.10989), each chunk's gradient is taken while its logits are there, and nothing is
 recomputed in the backward pass, which only scales what was stored. Cost: the gradients of the hidden states
-`[N, H]` and of the head `[V, H]` are held from the forward on, and gradients of gradients are not available.
+`[N, H]` and of the head `[V, H]` are held from the forward on, and gradients of gradients are not available. All
+chunks are written over the same two buffers `[n, V]`.
 
 A gradient that is taken in the forward is taken before a loss scaler has multiplied the loss. So in float16 it is that
 of the loss times a power of two which makes the largest weight about 1: else most of a mean's over thousands of
@@ -21,10 +22,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from schemas.rows.ragged import Array
+from trainer.losses.buffers import Buffers
 from trainer.models.heads import Head, LogitTransform
 
 CHUNK_ELEMENTS = 2**24
 """Logits of a chunk at most: 64 MiB in float32."""
+_FEW_ELEMENTS, _FEW_POSITIONS = 2**20, 256
+"""Of a processor, whose caches hold no larger chunk and whose products gain no more from one, though from fewer
+positions much less."""
 
 Terms = Callable[[Tensor, int, int], Tensor]
 """From the logits of positions `first` to `last` to the sums of the loss terms over them, `[num_terms]`."""
@@ -44,17 +49,31 @@ def fused_loss(
     terms: Terms,
     weights: Float[Tensor, " T"],
     *,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,
     cuts: Array | None = None,
+    single: bool = False,
 ) -> FusedLoss:
     """`sum_i weights[i] * terms[i]` of the head's logits, differentiable in hidden states, weight and bias.
 
-    `cuts` are the only places, ascending from 0 to N, between which a chunk may begin and end.
+    A chunk has `chunk_elements` logits at most, without it as many as suit the device. `cuts` are the only places,
+    ascending from 0 to N, between which a chunk may begin and end.
+    With `single`, one backward pass alone may follow: what is held becomes the gradient, without a copy.
     Products are taken in autocast's dtype where it is on, else in the hidden states' own; losses in float32 at least.
     """
-    chunk = Chunking(terms, weights, head.transform, chunk_elements, torch.is_grad_enabled(), cuts=cuts)
+    if chunk_elements is None:
+        chunk_elements = suited(len(head.weight), hidden.device)
+    chunk = Chunking(
+        terms, weights, head.transform, chunk_elements, torch.is_grad_enabled(), cuts=cuts, single=single
+    )
     loss, sums = _FusedLoss.apply(hidden, head.weight, head.bias, chunk)  # type: ignore[no-untyped-call]
     return FusedLoss(loss, sums)
+
+
+def suited(vocab_size: int, device: torch.device) -> int:
+    """How many logits a chunk has at most on a device."""
+    if device.type != "cpu":
+        return CHUNK_ELEMENTS
+    return min(2 * CHUNK_ELEMENTS, max(_FEW_ELEMENTS, _FEW_POSITIONS * vocab_size))
 
 
 class Chunking(NamedTuple):
@@ -69,6 +88,8 @@ class Chunking(NamedTuple):
     """Of the gradients that are stored."""
     cuts: Array | None = None
     """Where chunks may be cut; None: anywhere."""
+    single: bool = False
+    """Whether the gradients that are held may be written over."""
 
 
 def chunks(
@@ -107,9 +128,10 @@ class _FusedLoss(torch.autograd.Function):
         needed = [chunking.with_gradient and need for need in ctx.needs_input_grad[:3]]
         grads = [_zeros(t, n) for t, n in zip((hidden, weight, bias), needed, strict=True)]
         sums = chunking.weights.new_zeros(len(chunking.weights), dtype=_loss_dtype(dtype))
+        buffers = Buffers()
         with torch.autocast(hidden.device.type, enabled=False):
             for first, last in chunks(len(hidden), len(weight), chunking.chunk_elements, chunking.cuts):
-                products = torch.mm(hidden_c[first:last], weight_c.t()).to(sums.dtype)
+                products = _products(hidden_c[first:last], weight_c, sums, buffers)
                 if bias is not None:
                     products += bias.detach()
                 found, grad = _chunk(products, chunking, first, last, any(needed))
@@ -118,15 +140,30 @@ class _FusedLoss(torch.autograd.Function):
                     if grads[0] is not None:
                         grads[0][first:last] = torch.mm(grad.to(dtype), weight_c)
                     _accumulate(grads[1], grads[2], grad.to(dtype), hidden_c[first:last])
-        ctx.save_for_backward(*grads)
-        ctx.scale = chunking.scale
+        ctx.scale, ctx.single, ctx.held = chunking.scale, chunking.single, None
+        if chunking.single:
+            ctx.held = grads
+        else:
+            ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(sums)
         return (chunking.weights.to(sums.dtype) * sums).sum(), sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if g is None else _times(g, grad / ctx.scale) for g in ctx.saved_tensors), None
+        factor, held = grad / ctx.scale, ctx.held if ctx.single else ctx.saved_tensors
+        if held is None:
+            raise RuntimeError("a fused loss with single=True has run its backward pass already")
+        ctx.held = None
+        return *(None if g is None else _times(g, factor, over=ctx.single) for g in held), None
+
+
+def _products(hidden: Tensor, weight: Tensor, sums: Tensor, buffers: Buffers) -> Tensor:
+    """The head's linear products in the losses' dtype, written over those of the chunk before."""
+    found = buffers.of("products", (len(hidden), len(weight)), sums)
+    if hidden.dtype == found.dtype:
+        return torch.mm(hidden, weight.t(), out=found)
+    return found.copy_(torch.mm(hidden, weight.t()))
 
 
 def _chunk(
@@ -148,10 +185,11 @@ def _half_scale(weights: Float[Tensor, " T"]) -> Float[Tensor, ""]:
     return torch.exp2(-weights.max().clamp_min(torch.finfo(torch.float32).tiny).log2().floor())
 
 
-def _times(gradient: Tensor, factor: Tensor) -> Tensor:
-    """A loss scaler's factor may be beyond float16."""
+def _times(gradient: Tensor, factor: Tensor, *, over: bool) -> Tensor:
+    """The product, written over the gradient where that may be. A loss scaler's factor may be beyond float16."""
     if gradient.dtype != torch.float16:
-        return gradient * factor.to(gradient.dtype)
+        factor = factor.to(gradient.dtype)
+        return gradient.mul_(factor) if over else gradient * factor
     return (gradient.float() * factor).half()
 
 

@@ -20,6 +20,7 @@ from schemas.policies import KeepAll
 from schemas.spec import Spec
 from schemas.task import Score
 from trainer.losses.aligned_targets import AlignedScores, AlignedTargets
+from trainer.losses.buffers import Buffers
 from trainer.losses.flags import parse_adversarial, parse_losses, parse_schedules, together, with_distance
 from trainer.losses.loss import PER, Asked, Loss, Settings, Value
 from trainer.losses.measures import MEASURES
@@ -238,16 +239,16 @@ def position_losses(
     score: Score,
     settings: Mapping[str, Settings] | None = None,
     measures: Sequence[str] = (),
-    once: bool = False,
+    buffers: Buffers | None = None,
 ) -> Float[Tensor, "T N"]:
     """Each named loss at each position, from a student's logits in float32; and then, of a softmax teacher, what is
     measured there beside them.
 
-    `once`: a single backward pass follows, and may write over what it needs.
+    With `buffers`, a single backward pass follows before they are used again: it may write over what it needs.
     """
     scores: Any
     if isinstance(targets, SparseTargets):
-        scores = Scores(logits, targets, temperature, once=once)
+        scores = Scores(logits, targets, temperature, buffers)
     else:
         scores = DenseScores(logits, targets, temperature)
     found = []

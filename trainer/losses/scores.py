@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from trainer.losses.buffers import Buffers, likeliest
 from trainer.losses.sums import LogOutside, PowerSum
 from trainer.losses.targets import (
     NO_LABEL,
@@ -63,10 +64,23 @@ class Softmax(NamedTuple):
 class _Held:
     """The buffer of probabilities, which becomes the gradient's where nobody else has seen it; the likeliest ids."""
 
-    def __init__(self, *, is_shared: bool) -> None:
+    def __init__(self, buffers: Buffers | None) -> None:
         self.probs: Tensor
         self.best: Tensor
-        self.is_shared = is_shared
+        self.buffers = buffers
+        self.is_shared = buffers is None
+
+    def fill(self, logits: Float[Tensor, "N V"], temperature: float) -> Float[Tensor, "N V"]:
+        """Takes the probabilities, and gives the logits divided by the temperature."""
+        if self.buffers is None:
+            scaled = logits if temperature == 1 else logits / temperature
+            self.probs = scaled.softmax(-1)
+            return scaled
+        scaled = logits
+        if temperature != 1:
+            scaled = torch.div(logits, temperature, out=self.buffers.like("divided", logits))
+        self.probs = torch.softmax(scaled, -1, out=self.buffers.like(temperature, logits))
+        return scaled
 
 
 class Scores:
@@ -77,20 +91,19 @@ class Scores:
         logits: Float[Tensor, "N V"],
         targets: SparseTargets,
         temperature: float = 1.0,
-        *,
-        once: bool = False,
+        buffers: Buffers | None = None,
     ) -> None:
         self.logits = only_classes(logits, targets.classes)
         self.targets, self.temperature = targets, temperature
-        self._once = once
-        """The backward pass runs a single time, so that it may write over the probabilities."""
+        self._buffers = buffers
+        """Where probabilities stand, if the backward pass runs a single time: it may write over them."""
         self._softmax: dict[float, Softmax] = {}
 
     def at(self, temperature: float) -> Softmax:
         """The student's log-probabilities at a temperature."""
         found = self._softmax.get(temperature)
         if found is None:
-            held = _Held(is_shared=not self._once)
+            held = _Held(self._buffers)
             parts: tuple[Tensor, Tensor, Tensor, Tensor]
             parts = _Softmax.apply(self.logits, self.targets, temperature, held)  # type: ignore[no-untyped-call]
             found = self._softmax[temperature] = Softmax(*parts, held)
@@ -224,10 +237,9 @@ class _Softmax(torch.autograd.Function):
         ctx: Any, logits: Float[Tensor, "N V"], targets: SparseTargets, temperature: float, held: _Held
     ) -> tuple[Tensor, ...]:
         ids, position = targets.ids, targets.position
-        scaled = logits if temperature == 1 else logits / temperature
-        top, best = scaled.max(-1, keepdim=True)
-        held.probs = probs = scaled.softmax(-1)
-        held.best = best[:, 0]
+        scaled = held.fill(logits, temperature)
+        top, best = likeliest(scaled)
+        probs, held.best = held.probs, best[:, 0]
         lse = (top - probs.gather(-1, best).log())[:, 0]
         has_gold = (targets.gold >= 0) & (targets.gold < probs.shape[-1])
         gold = torch.where(has_gold, targets.gold, 0)

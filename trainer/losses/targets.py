@@ -7,12 +7,13 @@ identity teachers have few classes; they are dense `[N, V]`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from schemas.rows.classes import NO_CLASS
@@ -32,9 +33,10 @@ Places = slice | Int64[Tensor, " _"]
 class SparseTargets:
     """What a softmax teacher and the corpus say of N positions, at one temperature."""
 
-    ids: Int64[Tensor, " E"]
-    position: Int64[Tensor, " E"]
-    """Which of the N positions each entry belongs to; ascending."""
+    ids: Int[Tensor, " E"]
+    """As the cache has them, in int32; in a chunk int64, by which torch looks up. One position's after the other's."""
+    counts: Int64[Tensor, " N"]
+    """How many of the entries each position has."""
     weights: Float[Tensor, " E"]
     """At the temperature. Probabilities, which sum to 1 for each position with the tail; or a sampling policy's
     weights, which do so in expectation."""
@@ -61,16 +63,22 @@ class SparseTargets:
     classes: Bool[Tensor, "N V"] | None = None
     """Which ids each position may be, where rows have classes of their own; None: all."""
 
+    @functools.cached_property
+    def position(self) -> Int64[Tensor, " E"]:
+        """Which of the N positions each entry belongs to; ascending. Made where it is asked for: a batch is moved
+        without it, and a chunk's begin at 0 by themselves."""
+        return torch.repeat_interleave(self.counts, output_size=len(self.ids))
+
     def chunk(self, first: int, last: int, entries: slice) -> SparseTargets:
         """Positions `first` to `last`, whose entries are those of the slice."""
         found = self.part(slice(first, last), entries)
-        return replace(found, position=found.position - first)
+        return replace(found, ids=found.ids.long())
 
     def part(self, positions: Places, entries: Places) -> SparseTargets:
-        """The same of some positions and of their entries, whose `position` is left as it is."""
+        """The same of some positions and of their entries."""
         return SparseTargets(
             ids=self.ids[entries],
-            position=self.position[entries],
+            counts=self.counts[positions],
             weights=self.weights[entries],
             logprobs=self.logprobs[entries],
             logits=_part(self.logits, entries),
@@ -136,7 +144,7 @@ def first_ids(targets: SparseTargets) -> Int64[Tensor, " N"]:
     ids = torch.full_like(targets.gold, -1)
     first = torch.ones_like(targets.position, dtype=torch.bool)
     first[1:] = targets.position[1:] != targets.position[:-1]
-    ids[targets.position[first]] = targets.ids[first]
+    ids[targets.position[first]] = targets.ids[first].long()
     return ids
 
 

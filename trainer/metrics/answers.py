@@ -2,14 +2,15 @@
 
 A question's windows are judged together, as SQuAD's reference models do (arXiv:1806.03822): the best span of any window
 by the sum of its two logits, its end not before its start, and at most `MOST_TOKENS` long; no answer, where the first
-token's sum is above that in every window. The right answer is what its tokens in the cache decode to: the first of
-those that people gave. The teacher's own answer comes from what the cache keeps of it.
+token's sum is above that in every window. Where the cache keeps the text, answers are its characters, and the best of
+the right ones counts that it keeps (`--keep_answers`); else they are what their tokens decode to, and the first is
+right. The teacher's own answer comes from what the cache keeps of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from schemas.rows.classes import NO_CLASS, bounds, has_first
 from schemas.rows.entries import entries_of
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
+from schemas.tasks import ANSWER_END, ANSWER_START, ANSWERS
 from trainer.batches.batch import Batch
 from trainer.batches.targets import example_keys
 from trainer.losses.divergences import kl_divergence
@@ -28,6 +30,8 @@ from trainer.metrics.answer_texts import by_characters, exact_match_and_f1
 from trainer.metrics.classes import scored
 from trainer.metrics.tokens import Metrics
 from trainer.models.heads import Run
+from trainer.reading.contexts import Context, Contexts
+from trainer.reading.reader import Reader
 
 MOST_TOKENS = 30
 """Of an answer."""
@@ -49,11 +53,18 @@ class Window:
     """A window of a question's context, and what is said of it."""
 
     ids: Array
-    question: Array
+    question: Array | str
+    """Its tokens, or where the cache keeps texts its characters."""
     gold: tuple[int, int] | None
     has_answer: bool
     teacher: Span
     student: Span | None = None
+    context: str | None = None
+    """The document's, where the cache keeps texts,"""
+    answers: tuple[str, ...] = ()
+    """and the right ones among its characters, where it keeps these."""
+    sides: Mapping[str, Context] = field(default_factory=dict)
+    """Where the tokens of `student` and `teacher` stand in the context."""
 
 
 def answer_metrics(
@@ -64,14 +75,15 @@ def answer_metrics(
     rows: Iterable[Rows],
     tokenizer: Any,
     device: torch.device,
+    reader: Reader | None = None,
 ) -> Metrics:
     """Exact match and F1 of questions that have labels, the student's and the teacher's; KL, agreement, cross entropy
-    and accuracy of positions.
+    and accuracy of positions. `reader` is a student's of another tokenizer.
 
     Raises:
         StudentError: the student's logits are not finite.
     """
-    by_key, questions, may_be_none = _windows(rows)
+    by_key, questions, may_be_none = _windows(rows, tokenizer, reader)
     sums, counts = torch.zeros(5, dtype=torch.float64), np.zeros(2, np.int64)
     for batch, given in scored(model, batches, device, run):
         assert isinstance(batch.targets, SparseTargets)
@@ -106,7 +118,9 @@ def _position_sums(logits: Float[torch.Tensor, "N V"], targets: SparseTargets) -
     )
 
 
-def _windows(rows: Iterable[Rows]) -> tuple[dict[int, Window], list[list[Window]], bool]:
+def _windows(
+    rows: Iterable[Rows], tokenizer: Any, reader: Reader | None
+) -> tuple[dict[int, Window], list[list[Window]], bool]:
     """Windows by 64 bits of their example's id, and those of each question; and whether there may be no answer."""
     by_key, questions, may_be_none = dict[int, Window](), dict[bytes, list[Window]](), True
     for part in rows:
@@ -114,6 +128,7 @@ def _windows(rows: Iterable[Rows]) -> tuple[dict[int, Window], list[list[Window]
         starts, _ = bounds(part.spec, part.data)
         told = best_spans(teacher_scores(part))
         labels, documents = part.ragged("labels"), part.array("document_hash")
+        texts = _texts(part, tokenizer, reader)
         for row, key in enumerate(example_keys(part).tolist()):
             ids = part.input_ids.row(row)
             gold = labels.row(row).tolist() if labels.validity[row] else None
@@ -124,9 +139,36 @@ def _windows(rows: Iterable[Rows]) -> tuple[dict[int, Window], list[list[Window]
                 has_answer=bool(part.array("has_answer")[row]),
                 teacher=told[row],
             )
+            window = replace(window, **texts[row]) if texts else window
             by_key[key] = window
             questions.setdefault(documents[row].tobytes(), []).append(window)
     return by_key, [*questions.values()], may_be_none
+
+
+def _texts(rows: Rows, tokenizer: Any, reader: Reader | None) -> list[dict[str, Any]]:
+    """What a window has of its text, of each row; nothing where the cache keeps none."""
+    if not rows.spec.has_text_pair:
+        return []
+    if reader is None or reader.contexts is None:
+        same = Contexts(tokenizer, rows.spec, "").windows(rows, range(len(rows)))
+        sides = [{"student": each, "teacher": each} for each in same]
+    else:
+        both = reader.contexts.both(rows)
+        sides = [{"student": each.ours, "teacher": each.theirs} for each in both]
+    found = []
+    for row, side in enumerate(sides):
+        question, context = str(rows.array("text")[row]), str(rows.array("text_pair")[row])
+        told = {"question": question, "context": context, "answers": _kept_answers(rows, row, context)}
+        found.append({**told, "sides": side})
+    return found
+
+
+def _kept_answers(rows: Rows, row: int, context: str) -> tuple[str, ...]:
+    spans = [
+        tuple(int(rows.array(f"{name}_{number}")[row]) for name in (ANSWER_START, ANSWER_END))
+        for number in range(1, int(rows.spec.setting(ANSWERS)) + 1)
+    ]
+    return tuple(context[start:end] for start, end in spans if start >= 0)
 
 
 def teacher_scores(rows: Rows) -> Float[np.ndarray, "R 2 V"]:
@@ -165,7 +207,8 @@ def question_metrics(questions: Sequence[Sequence[Window]], tokenizer: Any, *, m
     for windows in questions:
         spans = [window for window in windows if window.gold is not None and window.gold[0] > 0]
         is_known = bool(spans) or (not windows[0].has_answer and windows[0].gold is not None)
-        cut += windows[0].has_answer and not spans
+        is_known |= bool(windows[0].answers)
+        cut += windows[0].has_answer and not is_known
         if is_known:
             rows.append(_judged(windows, spans[:1], tokenizer, may_be_none=may_be_none))
     found: Metrics = {"questions": len(rows)}
@@ -177,16 +220,17 @@ def question_metrics(questions: Sequence[Sequence[Window]], tokenizer: Any, *, m
 def _judged(
     windows: Sequence[Window], right: Sequence[Window], tokenizer: Any, *, may_be_none: bool
 ) -> Mapping[str, float]:
-    """Exact match and F1 of both answers to a question; `right` is a window that holds the right one."""
-    gold = "".join(_decoded(tokenizer, one.ids, one.gold) for one in right)
-    chinese = by_characters(_text(tokenizer, windows[0].question))
-    judged: dict[str, float] = {"has_answer": float(bool(right))}
+    """Exact match and F1 of both answers to a question; `right` is a window that holds the right one. Of several right
+    ones the best counts."""
+    golds = windows[0].answers or tuple(_told(one, "teacher", one.gold, tokenizer) for one in right) or ("",)
+    question = windows[0].question
+    chinese = by_characters(question if isinstance(question, str) else _text(tokenizer, question))
+    judged: dict[str, float] = {"has_answer": float(golds != ("",))}
     for who in ("student", "teacher"):
         told = answer_of(windows, who, tokenizer, may_be_none=may_be_none)
         prefix = "" if who == "student" else "teacher_"
-        judged[f"{prefix}exact_match"], judged[f"{prefix}f1"] = exact_match_and_f1(
-            told, gold, chinese=chinese
-        )
+        each = [exact_match_and_f1(told, gold, chinese=chinese) for gold in golds]
+        judged[f"{prefix}exact_match"], judged[f"{prefix}f1"] = map(max, zip(*each, strict=True))
     return judged
 
 
@@ -199,12 +243,16 @@ def answer_of(windows: Sequence[Window], who: str, tokenizer: Any, *, may_be_non
     none = min(span.none for span, _ in spans)
     if best.score < NO_CLASS / 2 or (may_be_none and none > best.score):
         return ""
-    return _decoded(tokenizer, window.ids, (best.start, best.end))
+    return _told(window, who, (best.start, best.end), tokenizer)
 
 
-def _decoded(tokenizer: Any, ids: Array, span: tuple[int, int] | None) -> str:
+def _told(window: Window, who: str, span: tuple[int, int] | None, tokenizer: Any) -> str:
+    """An answer's own text, from its first and its last token, which are numbered as `who` reads."""
     assert span is not None
-    return _text(tokenizer, ids[span[0] : span[1] + 1])
+    if window.context is not None:
+        start, end = window.sides[who].span(*span)
+        return window.context[start:end]
+    return _text(tokenizer, window.ids[span[0] : span[1] + 1])
 
 
 def _text(tokenizer: Any, ids: Array) -> str:

@@ -49,8 +49,9 @@ class Embedder:
     """The map of its folder."""
 
     @classmethod
-    def of(cls, spec: Spec, folder: str | Path | None = None) -> Embedder | None:
-        """Of the student in a folder, or of one that is new; None where a cache's task is another.
+    def of(cls, spec: Spec, folder: str | Path | None = None, *, is_static: bool = False) -> Embedder | None:
+        """Of the student in a folder, or of one that is new; None where a cache's task is another. Of a static one
+        every token's state is the text's mean.
 
         Raises:
             UsageError: the folder's modules are not known here.
@@ -63,8 +64,9 @@ class Embedder:
             normalize=bool(settings["normalize"]),
             max_length=spec.max_length,
             prompt=str(settings["prompt"]),
+            is_static=is_static,
         )
-        found = None if folder is None else read_embedding_folder(folder)
+        found = None if folder is None else read_embedding_folder(folder, is_static=is_static)
         if found is None or found.dense is None:
             return cls(told=found or told)
         return cls(told=found, dense=_dense(Path(str(folder)), found.dense))

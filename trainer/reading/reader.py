@@ -19,6 +19,7 @@ from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
 from schemas.spec import Spec
 from trainer.reading.alignment import Alignment, Tokens, align
+from trainer.reading.contexts import ContextReader
 from trainer.reading.offsets import Encoded, Encoder
 from trainer.reading.projection import projection
 from trainer.reading.teacher_texts import Edges, KeptTexts, Stretch, edges, opens_with_space, own_bytes
@@ -34,6 +35,8 @@ class Reading(NamedTuple):
     rows: Rows
     alignment: Alignment | None
     """How these meet the teacher's, where positions are tokens of the text."""
+    moves: Array | None = None
+    """Where each of the teacher's tokens is among these, where they are what positions choose from: int64 [2, T]."""
 
 
 class _Own(NamedTuple):
@@ -69,6 +72,12 @@ class Reader:
         self._held: dict[bytes, _Own] = {}
         self._free, self._lock = HELD_BYTES, threading.Lock()
         self._projection: Ragged | None = None
+        self.contexts: ContextReader | None = None
+        """How it reads a question and its context, where answers are places in these."""
+        if spec.kind.classes_are_tokens:
+            self.contexts = ContextReader(
+                student, teacher, spec, limit=limit, held_bytes=HELD_BYTES, where=where
+            )
 
     @property
     def columns(self) -> frozenset[str]:
@@ -99,6 +108,9 @@ class Reader:
         Raises:
             StudentError: a kept text is not what the teacher has read.
         """
+        if self.contexts is not None:
+            read, moves = self.contexts.read(rows)
+            return Reading(read, None, moves)
         around = edges(rows, self._teacher)
         own = self._owns(rows, around)
         closing = self._closing(rows, around, own)

@@ -6,9 +6,11 @@ from typing import Any
 
 from schemas.cache import Cache
 from schemas.errors import StudentError
+from schemas.spec import Spec
 from schemas.task import Task
 from trainer.losses.objective import Objective
 from trainer.losses.registry import LOSSES
+from trainer.losses.serving import EXACT_POLICIES, FEATURES, LABELS, LINEAR
 from trainer.reading.reader import Reader
 from trainer.reading.token_bytes import byte_tokens, check_fast
 from trainer.students.compatibility import check_vocabulary
@@ -35,6 +37,8 @@ def reader_of(
         raise difference or _told("alm and projected_kl are for causal language models", None, where, _FAMILY)
     if objective is not None and cache.spec.kind.predicts_tokens:
         _check_losses(objective, difference, where)
+    if objective is not None and cache.spec.kind.classes_are_tokens:
+        _check_places(objective, cache.spec, where)
     check_fast(own, where)
     check_fast(cached, f"{cache.storage.root} (its tokenizer)")
     is_said = cache.spec.kind.predicts_tokens and byte_tokens(cached) is not None
@@ -52,8 +56,9 @@ def reader_of(
 
 
 def can_read(task: Task) -> bool:
-    """Whether a task's places are those of another tokenizer too: the next token's, or a text's as a whole."""
-    whole = not (task.predicts_tokens or task.holds_texts or task.classes_are_tokens or task.has_source)
+    """Whether a task's places are those of another tokenizer too: the next token's, a text's as a whole, or a choice
+    among characters."""
+    whole = not (task.predicts_tokens or task.holds_texts or task.has_source)
     return task.implies_places or whole
 
 
@@ -83,6 +88,27 @@ def _check_losses(objective: Objective, difference: StudentError | None, where: 
             "Use --losses alm=1.0 (the likelihood of stretches of text), projected_kl=1.0 (distributions where tokens "
             f"begin together) or ce=1.0 (the text alone); or {_FAMILY[0].lower()}{_FAMILY[1:]}",
         )
+
+
+def _check_places(objective: Objective, spec: Spec, where: str) -> None:
+    """Masses that are added up serve what is linear in them."""
+    if spec.is_sampling:
+        raise StudentError(
+            "places of drawn entries are not moved to another tokenizer's tokens",
+            where=where,
+            expected=f"a cache with {EXACT_POLICIES}",
+            got=spec.keep,
+            do=_FAMILY,
+        )
+    for loss in objective.losses:
+        if loss.kind not in (LINEAR, LABELS, FEATURES) or loss.stores:
+            raise StudentError(
+                f"the student's tokenizer is not the cache's, and {loss.name} asks more of the teacher than "
+                "the mass at each place",
+                where=where,
+                expected="losses that are linear in the teacher's probabilities, of labels, or of features",
+                do=f"Use --losses kl=1.0, or ce=1.0; or {_FAMILY[0].lower()}{_FAMILY[1:]}",
+            )
 
 
 def _difference(own: Any, cached: Any, where: str) -> StudentError | None:

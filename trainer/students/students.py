@@ -43,6 +43,7 @@ from trainer.students.opening import cached_tokenizer, hub_commit, open_config, 
 from trainer.students.other_tokenizers import reader_of
 from trainer.students.packed_trial import check_packs, find_packing
 from trainer.students.scratch import model_of, scratch_config
+from trainer.students.static_students import begin_static, is_static, open_static, parse_static
 from trainer.students.student import Student, own_padding
 from trainer.students.trial import try_student
 from trainer.tasks.tasks import STUDENT_TASKS
@@ -64,7 +65,8 @@ def open_student(
     packs: bool = False,
     objective: Objective | None = None,
 ) -> Student:
-    """Opens `name`: a folder or hub name, a config `.json`, `shrink:layers=3` of the `teacher`, `linear` or `mlp:256`.
+    """Opens `name`: a folder or hub name, a config `.json`, `shrink:layers=3` of the `teacher`, `linear`, `mlp:256`
+    or `static:256`.
 
     `alone` says that each batch will hold one row; a model that cannot be padded is refused else. With `lora` its
     weights are frozen, and adapters stand beside them. `packs` says that a row will hold several texts; a model that
@@ -80,7 +82,8 @@ def open_student(
         pictures = open_images(cache)
         model = open_image_model(name, cache, pictures, seed=seed, lora=lora, alone=alone)
         return _of_images(model, pictures, cache.spec)
-    if (found := _on_features(name, cache, seed, lora)) is not None:
+    found = _on_features(name, cache, seed, lora) or _static(name, cache, seed, lora)
+    if found is not None:
         return found
     layers = parse_shrink(name)
     loading = None if lora is None else loading_options(lora)
@@ -137,6 +140,8 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     if is_on_features(folder):
         model, tokenizer = open_on_features(folder, cache)
         return _reader(model.eval(), tokenizer, cache)
+    if is_static(folder):
+        return _of_table(*open_static(folder, cache), cache, folder, trained=False)
     config, tokenizer = open_config(folder), open_tokenizer(folder)
     reader = reader_of(tokenizer, config, cached_tokenizer(cache), cache, where=folder)
     check_labels(config, cache.spec, folder)
@@ -155,6 +160,28 @@ def _on_features(name: str, cache: Cache, seed: int, lora: Lora | None) -> Stude
     if lora is not None:
         raise UsageError("--lora has no effect on a student without a backbone", where=name)
     return _reader(*open_on_features(name, cache), cache)
+
+
+def _static(name: str, cache: Cache, seed: int, lora: Lora | None) -> Student | None:
+    if (width := parse_static(name)) is not None:
+        return _of_table(*begin_static(width, cache, seed), cache, None)
+    if not is_static(name):
+        return None
+    if lora is not None:
+        raise UsageError("--lora has no effect on a static student", where=name)
+    return _of_table(*open_static(name, cache), cache, name)
+
+
+def _of_table(
+    model: Any, tokenizer: Any, cache: Cache, folder: str | None, *, trained: bool = True
+) -> Student:
+    """A static student, new or of a folder, which goes on from its map."""
+    model = model.train(trained)
+    student = _tried(model, tokenizer, cache, alone=False, where=folder or "static", trained=trained)
+    new, before = (Embedder.of(cache.spec, one, is_static=True) for one in (None, folder))
+    assert new is not None
+    assert before is not None
+    return replace(student, embedder=replace(new, dense=before.dense) if trained else before)
 
 
 def _reader(model: Any, tokenizer: Any, cache: Cache) -> Student:

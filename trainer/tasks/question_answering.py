@@ -34,6 +34,7 @@ def _measure(measured: Measured) -> Metrics:
         rows=measured.held_out.rows(),
         tokenizer=measured.tokenizer,
         device=measured.device,
+        reader=measured.collation.reader,
     )
 
 

@@ -8,6 +8,7 @@ from schemas.errors import UsageError
 from trainer.models.shrink import parse_shrink
 from trainer.students.lora import Lora
 from trainer.students.on_features import parse_on_features
+from trainer.students.static_students import parse_static
 from trainer.students.student import Student
 from trainer.training.flags import TrainFlags
 
@@ -24,8 +25,8 @@ def adapters_of(flags: TrainFlags) -> Lora | None:
             raise UsageError("--load_in_4bit has no effect without --lora: 4-bit weights cannot be trained")
         return None
     asked = Lora.parse(flags.lora, load_in_4bit=flags.load_in_4bit)
-    is_new = parse_shrink(flags.student) is not None or parse_on_features(flags.student) is not None
-    if is_new or flags.student.endswith(".json"):
+    parsed = (parse(flags.student) for parse in (parse_shrink, parse_on_features, parse_static))
+    if any(found is not None for found in parsed) or flags.student.endswith(".json"):
         raise UsageError(
             "--lora needs a --student that can be opened again, for an adapter alone is saved",
             expected="a model folder or hub name",

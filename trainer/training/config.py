@@ -14,6 +14,7 @@ from trainer.models.shrink import parse_shrink
 from trainer.stream.where import Where
 from trainer.students.lora import Lora
 from trainer.students.on_features import parse_on_features
+from trainer.students.static_students import parse_static
 from trainer.training.adapter_flags import adapters_of
 from trainer.training.flags import TrainFlags
 from trainer.training.local_cache import check_flags
@@ -97,7 +98,7 @@ class TrainConfig(TrainFlags):
     def _check_effects(self) -> None:
         _ = self.adapters
         names = set(self.objective.weights)
-        layers, _ = parse_shrink(self.student), parse_on_features(self.student)
+        layers, _ = parse_shrink(self.student), self.beginnings
         if self.teacher is not None and layers is None:
             raise UsageError("--teacher has no effect without --student shrink:layers=N", got=self.teacher)
         if self.temperature != 1 and not self.objective.softens:
@@ -130,7 +131,8 @@ class TrainConfig(TrainFlags):
     @property
     def beginnings(self) -> tuple[str | None, ...]:
         """What may be folders that the run begins with."""
-        return (None if parse_on_features(self.student) is not None else self.student, self.teacher)
+        new = parse_on_features(self.student) is not None or parse_static(self.student) is not None
+        return (None if new else self.student, self.teacher)
 
     @property
     def objective(self) -> Objective:

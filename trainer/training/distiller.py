@@ -17,6 +17,7 @@ from schemas.rows.ragged import Array
 from schemas.task import Score
 from trainer.batches.batch import Batch
 from trainer.losses.aligned_targets import AlignedTargets
+from trainer.losses.buffers import Buffers
 from trainer.losses.fused import fused_loss
 from trainer.losses.loss import Bank, Pooled
 from trainer.losses.objective import Objective, aligned_losses, divisor, position_losses
@@ -140,7 +141,10 @@ class Distiller(nn.Module):
         if ran.head_inputs is not None:
             positions = batch.at_positions(ran.head_inputs)
             terms = _Terms(self, batch)
-            found = fused_loss(positions, Head.of(self.student), terms, weights / divisors, cuts=terms.cuts)
+            weights, single = weights / divisors, not self.objective.adversarial  # which takes two gradients
+            found = fused_loss(
+                positions, Head.of(self.student), terms, weights, cuts=terms.cuts, single=single
+            )
             parts = found.terms / divisors
             losses = [found.loss, *[found.loss.new_zeros(())] * (len(logged) - 1)]
         else:
@@ -150,7 +154,9 @@ class Distiller(nn.Module):
             losses = list(parts * weights)
         return {name: (loss, part) for name, loss, part in zip(logged, losses, parts, strict=True)}
 
-    def _losses(self, logits: Tensor, targets: Any, temperature: float, *, once: bool = False) -> Tensor:
+    def _losses(
+        self, logits: Tensor, targets: Any, temperature: float, buffers: Buffers | None = None
+    ) -> Tensor:
         return position_losses(
             self.objective.head_losses,
             logits,
@@ -159,7 +165,7 @@ class Distiller(nn.Module):
             score=self.score,
             settings=self.objective.settings,
             measures=self.measures,
-            once=once,
+            buffers=buffers,
         )
 
     def _feature_terms(
@@ -204,7 +210,7 @@ class _Terms:
     """Sums of the head's losses over a chunk of a batch's positions."""
 
     def __init__(self, distiller: Distiller, batch: Batch) -> None:
-        self._distiller, self._batch = distiller, batch
+        self._distiller, self._batch, self._buffers = distiller, batch, Buffers()
 
     @property
     def cuts(self) -> Array | None:
@@ -221,4 +227,4 @@ class _Terms:
             )
         assert isinstance(targets, SparseTargets)
         part = targets.chunk(first, last, slice(int(offsets[first]), int(offsets[last])))
-        return self._distiller._losses(logits, part, self._batch.temperature, once=True).sum(-1)
+        return self._distiller._losses(logits, part, self._batch.temperature, self._buffers).sum(-1)

@@ -41,7 +41,7 @@ class TrainFlags:
     student: str = field(
         metadata={
             "help": "A model folder or hub name; a config .json to start from scratch; shrink:layers=N, the "
-            "teacher's own weights with N of its layers; linear or mlp:256, on the cache's features."
+            "teacher's own weights with N of its layers; linear or mlp:256, on the cache's features; static:256."
         }
     )
     teacher: str | None = field(
@@ -153,8 +153,7 @@ class LoopFlags:
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Replace the model and the checkpoints that --output_dir holds. Never a cache, nor what this run "
-            "begins with."
+            "help": "Replace model and checkpoints in --output_dir; never a cache, nor what this run begins with."
         },
     )
     report_to: str | None = field(

@@ -38,6 +38,8 @@ from trainer.training.log_lines import log_in_lines
 from trainer.training.sharding import shard_on_cpus
 from trainer.training.staged import frozen_names, staged_scheduler
 from trainer.training.student_files import load_student, save_student
+from trainer.training.tasks_distiller import TasksDistiller
+from trainer.training.tasks_stream import TasksReplay
 from trainer.training.turns import Turn
 
 _SHARDED_OPTIMIZER = "optimizer.bin"
@@ -53,11 +55,11 @@ class DistillationTrainer(KeepingTrainer):
     def __init__(
         self,
         *,
-        distiller: Distiller,
+        distiller: Distiller | TasksDistiller,
         student: Student,
         arguments: TrainingArguments,
-        training: Replay,
-        evaluation: Replay | None,
+        training: Replay | TasksReplay,
+        evaluation: Replay | dict[str, Replay] | None,
         record: Record,
         signals: Signals,
         turn: Turn | None = None,
@@ -77,7 +79,7 @@ class DistillationTrainer(KeepingTrainer):
         self._stages = distiller.objective.stages
         self._frozen = [frozen_names(stage, student.model) for stage in self._stages] or [[]]
         self._terms: dict[str, Tensor] = {}
-        self._terms_since = 0
+        self._steps: dict[str, set[int]] = {}
         self._tokens = torch.zeros(2, dtype=torch.float64)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -130,12 +132,21 @@ class DistillationTrainer(KeepingTrainer):
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if model.training:
-            if not self._terms:
-                self._terms_since = self.state.global_step
-            for name, part in outputs.items():
-                if name != "loss":
+            for term, part in outputs.items():
+                if term != "loss":
+                    name = self._logged_as(term)
                     self._terms[name] = self._terms[name] + part if name in self._terms else part
+                    self._steps.setdefault(name, set()).add(self.state.global_step)
         return (loss, outputs) if return_outputs else loss
+
+    def _logged_as(self, term: str) -> str:
+        """A term's name in a log."""
+        return term
+
+    def _weights(self) -> Mapping[Any, float]:
+        """The weights of the losses that are evaluated."""
+        weights: Mapping[Any, float] = self._distiller.objective.weights
+        return weights
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *others: Any) -> Tensor:
         """As transformers does, and what the stage freezes has no gradient then."""
@@ -182,17 +193,17 @@ class DistillationTrainer(KeepingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each term's mean over the steps since the last log, over all ranks, and `padding`: the share of the
         tokens read since then that are no example's."""
-        steps = self.state.global_step - self._terms_since
-        if "loss" in logs and self._terms and steps:
+        if "loss" in logs and self._terms:
             sums = torch.stack([part.float() for part in self._terms.values()])
             tokens = self._tokens.to(sums.device, torch.float32)
             if self.args.world_size > 1:
                 sums = self.accelerator.reduce(sums, reduction="sum")
                 tokens = self.accelerator.reduce(tokens, reduction="sum")
+            steps = sums.new_tensor([len(self._steps[name]) for name in self._terms])
             logs |= dict(zip(self._terms, (sums / steps).tolist(), strict=True))
             own, read = tokens.tolist()
             logs["padding"] = 1 - own / read
-            self._terms, self._tokens = {}, torch.zeros_like(self._tokens)
+            self._terms, self._steps, self._tokens = {}, {}, torch.zeros_like(self._tokens)
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -246,7 +257,7 @@ class DistillationTrainer(KeepingTrainer):
             counts = self.accelerator.reduce(counts, reduction="sum")
         divisors = [max(1, int(counts[divisor(name)])) for name in names]
         means = {n: total / d for n, total, d in zip(names, totals.tolist(), divisors, strict=True)}
-        weights: Mapping[Any, float] = self._distiller.objective.weights
+        weights = self._weights()
         return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

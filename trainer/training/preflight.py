@@ -19,6 +19,7 @@ from trainer.losses.objective import Objective
 from trainer.stream.order import Order
 from trainer.training.arguments import StudentArguments
 from trainer.training.settings import FOLLOWS_METRICS, word
+from trainer.training.tasks_order import TasksOrder
 
 _log = logging.getLogger(__name__)
 _ROUTER_LOSS = re.compile(r"(router|aux|balanc\w*|z)_loss|seq_aux|aux_loss_alpha")
@@ -45,7 +46,7 @@ def on_main(arguments: StudentArguments, function: Callable[[], T]) -> T:
     return found
 
 
-def total_steps(arguments: StudentArguments, order: Order) -> int:
+def total_steps(arguments: StudentArguments, order: Order | TasksOrder) -> int:
     """Optimizer steps in all, as transformers counts them."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)

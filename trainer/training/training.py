@@ -145,8 +145,8 @@ def distil(
     folder = Path(str(arguments.output_dir))
     if arguments.overwrite_output_dir:
         check_replaceable(folder, cache.header.teacher.get("weight_bytes"))
-    student = _open_student(config, arguments, cache)
-    _check_student(config, opened, student)
+    student = open_one(config, arguments, cache)
+    check_student(config, opened, student)
     training, evaluation = make_replays(
         config, arguments, opened, student, None if company is None else company.sides
     )
@@ -161,7 +161,7 @@ def distil(
             return finished
         check_total(beginning.manifest, total, config.objective)
     if arguments.process_index == 0:
-        _log.info("\n".join(_notices(config, opened, student)))
+        _log.info("\n".join(notices(config, opened, student)))
     features, number = needed_features(cache, config.objective), config.objective.bank
     bank = read_bank(training.sides, features, number, stream_seed(arguments)) if number else None
     distiller = make_distiller(student, cache, config.objective, bank)  # it runs the student, as it is
@@ -188,7 +188,7 @@ def distil(
         training.close()
 
 
-def _check_student(config: TrainConfig, opened: Opened, student: Student) -> None:
+def check_student(config: TrainConfig, opened: Opened, student: Student) -> None:
     """Refuses a student that these caches, or this objective, cannot teach."""
     if student.aligns and opened.joined is not None:
         raise UsageError(
@@ -199,7 +199,7 @@ def _check_student(config: TrainConfig, opened: Opened, student: Student) -> Non
     check_objective(student.model, config.objective, is_joined=opened.joined is not None)
 
 
-def _notices(config: TrainConfig, opened: Opened, student: Student) -> list[str]:
+def notices(config: TrainConfig, opened: Opened, student: Student) -> list[str]:
     """What people should know of losses and student before the first step."""
     spec, takes_types = opened.first.spec, student.takes_token_types or bool(student.features)
     lines = bias_lines(config.objective, spec, student.vocab_size)
@@ -208,7 +208,12 @@ def _notices(config: TrainConfig, opened: Opened, student: Student) -> list[str]
     return [*lines, *router_lines(student.model.config)]
 
 
-def _open_student(config: TrainConfig, arguments: StudentArguments, cache: Cache) -> Student:
+def open_one(config: TrainConfig, arguments: StudentArguments, cache: Cache) -> Student:
+    """The student that a run begins with.
+
+    Raises:
+        UsageError, StudentError: as `open_student`.
+    """
     return open_student(
         config.student,
         cache,

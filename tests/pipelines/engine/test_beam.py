@@ -137,8 +137,8 @@ def test_the_teachers_output_goes_to_the_commit_and_nowhere_else(graph, request)
     }
     if request.node.callspec.params["graph"] is False:  # where nothing may leave, no step looks for it
         spared = set()
-    assert found == {"meet lines", "commit", *spared}
-    assert get_type_hints(TeacherHandler.run_inference)["return"] == Iterable[ShardLine]
+    assert found == {"await lines", "meet lines", "commit", *spared}
+    assert get_type_hints(TeacherHandler.run_inference)["return"] == Iterable[ShardLine | int]
 
 
 def test_what_leaves_the_teachers_step_does_not_grow_with_its_tokens(tmp_path, corpus, teacher, monkeypatch):

@@ -155,18 +155,17 @@ def test_what_is_forgotten_does_not_come_in(tmp_path, teacher, what):
 def test_a_run_that_is_out_of_time_commits_what_is_finished_and_the_next_goes_on(
     tmp_path, corpus, teacher, whole, monkeypatch
 ):
-    honest, scored = handler.UnitScorer.score, []
+    honest, asked = handler.UnitScorer._asked, []
     clock = time.time
 
-    def slow(self, unit, examples):
-        line = honest(self, unit, examples)
-        scored.append(unit)
-        monkeypatch.setattr(time, "time", lambda: clock() + 7200 * (len(scored) >= 2))
-        return line
+    def slow(self, *given):
+        asked.append(given)
+        monkeypatch.setattr(time, "time", lambda: clock() + 7200 * (len(asked) >= 2))
+        return honest(self, *given)
 
-    monkeypatch.setattr(handler.UnitScorer, "score", slow)
+    monkeypatch.setattr(handler.UnitScorer, "_asked", slow)
     first = run(corpus, teacher, tmp_path / "c", **UNITS, max_hours=1.0)
-    assert len(scored) == 2
+    assert len(asked) == 2
     assert (first.shards, first.committed) == (2, True)
     assert first.postponed_examples == len(read(whole[0])) - first.totals.examples > 0
     monkeypatch.undo()

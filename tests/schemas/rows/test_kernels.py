@@ -15,6 +15,7 @@ from schemas.rows import kernels
 from schemas.rows.pages import _zeros_of, join_planes
 from schemas.rows.ragged import Ragged, offsets_of
 from schemas.rows.ranks import Ranking, ids_of_gaps_by_numpy, ids_of_ranks_by_numpy, to_gaps, unranked
+from schemas.rows.rows import count_places, take_next
 from tests.synthetic import SPECS, random_rows
 
 pytestmark = pytest.mark.skipif(not kernels.IS_COMPILED, reason="numba is not installed")
@@ -182,3 +183,26 @@ def test_what_is_kept_of_them_may_be_broken(tmp_path: Path, fault: str) -> None:
         for file in kept:
             file.write_bytes(file.read_bytes()[:40] if fault == "cut" else b"\x80garbage")
     subprocess.run(command, env=environment, cwd=root, check=True)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_places_and_next_tokens(seed: int) -> None:
+    """Of rows of any length, with and without places of their own."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 40, 30)
+    valid, firsts = rng.random(30) < 0.5, offsets_of(lengths)
+    each = [np.sort(rng.permutation(n - 1)[: rng.integers(0, n)]) if own else np.arange(n - 1)
+            for n, own in zip(lengths, valid, strict=True)]  # fmt: skip
+    offsets = offsets_of(np.array([*map(len, each)]))
+    stored = np.concatenate([np.empty(0, np.int32), *(e for e, own in zip(each, valid, strict=True) if own)])
+    values = rng.integers(0, 1_000, firsts[-1]).astype(np.int32)
+    found = [np.empty(offsets[-1], np.int32) for _ in range(4)]
+    kernels.count_places(offsets, valid, stored.astype(np.int32), found[0])
+    count_places(offsets, valid, stored.astype(np.int32), found[1])
+    assert found[0].tolist() == found[1].tolist() == np.concatenate(each).tolist()
+    kernels.take_next(values, firsts[:-1], offsets, found[0], found[2])
+    take_next(values, firsts[:-1], offsets, found[0], found[3])
+    expected = [
+        values[first : first + n][places + 1] for first, n, places in zip(firsts, lengths, each, strict=False)
+    ]
+    assert found[2].tolist() == found[3].tolist() == np.concatenate(expected).tolist()

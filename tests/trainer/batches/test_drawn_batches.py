@@ -123,7 +123,7 @@ def test_kl_of_kept_is_that_of_a_cut_teacher_to_the_whole_student() -> None:
     weights = teacher.softmax(-1)[0, ids]
     targets = SparseTargets(
         ids=ids,
-        position=torch.zeros(4, dtype=torch.int64),
+        counts=torch.tensor([4]),
         weights=weights,
         logprobs=weights.log(),
         logits=None,

@@ -14,7 +14,7 @@ from tests.synthetic import SPECS, random_rows
 from trainer.batches.batch import Batch
 from trainer.batches.collate import Collation
 from trainer.batches.entries import can_gather
-from trainer.batches.kernels import gather_drawn, gather_exact
+from trainer.batches.kernels import gather_exact, gather_weighted
 from trainer.batches.pool import Pool
 from trainer.losses.targets import SparseTargets
 
@@ -77,8 +77,14 @@ STEPS = (1 / 64, 1 / 16)
 
 
 def empty(size: int) -> tuple[Any, Any]:
-    entries = (*(np.empty(size, np.int64) for _ in range(2)), *(np.empty(size, np.float32) for _ in range(2)))
+    entries = np.empty(size, np.int32), *(np.empty(size, np.float32) for _ in range(2))
     return entries, np.zeros((2, 1), np.float32)
+
+
+def tables() -> tuple[Any, Any]:
+    """Of few steps, of which the last is too small to be any."""
+    of_top, of_code = np.exp(-np.arange(8) / 64), np.append(np.exp(-np.arange(8) / 16), 0.0)
+    return of_top.astype(np.float32), of_code.astype(np.float32)
 
 
 @pytest.mark.parametrize("codes", HOSTILE)
@@ -86,15 +92,14 @@ def test_codes_that_mean_nothing_stay_in_the_table(codes: list[int]) -> None:
     size, one = len(codes), np.array([0, len(codes)])
     entries, found = empty(size)
     gather_exact(
-        *(np.zeros(1, np.int64), np.zeros((3, 1), np.int64), np.array([0, 1]), one),
-        *(np.array([size], np.int32), np.empty(0, np.int32), np.arange(size, dtype=np.int32)),
-        *(np.array(codes, np.int16), np.array([3], np.int16), np.array([*STEPS, 99.0])),
-        *(np.append(np.exp(-np.arange(8) / 16), 0.0), entries, found),
+        *(np.zeros(1, np.int64), np.zeros((2, 1), np.int64), np.array([0, 1]), one),
+        *(np.array([size], np.int32), np.arange(size, dtype=np.int32), np.array(codes, np.int16)),
+        *(np.array([3], np.int16), np.array([*STEPS, 99.0]), tables(), entries, found),
     )
     levels = np.cumsum(codes)
-    assert (entries[2] == levels.astype(np.float32) * np.float32(-1 / 16) - np.float32(3 / 64)).all()
+    assert (entries[1] == levels.astype(np.float32) * np.float32(-1 / 16) - np.float32(3 / 64)).all()
     probs = np.where(levels < 8, np.exp(np.maximum(levels, 0) / -16 - 3 / 64), 0.0)
-    np.testing.assert_allclose(entries[3], probs / max(1, probs.sum()), rtol=1e-6)
+    np.testing.assert_allclose(entries[2], probs / max(1, probs.sum()), rtol=1e-6)
     np.testing.assert_allclose(found[0, 0], max(0, 1 - probs.sum()), atol=1e-6)
 
 
@@ -102,12 +107,14 @@ def test_codes_that_mean_nothing_stay_in_the_table(codes: list[int]) -> None:
 def test_so_are_those_of_drawn_entries(codes: list[int]) -> None:
     size, one = len(codes), np.array([0, len(codes)])
     entries, found = empty(size)
-    gather_drawn(
-        *(np.zeros(1, np.int64), np.zeros((3, 1), np.int64), np.array([0, 1]), one),
-        *(np.zeros(1, np.int32), np.array([size], np.int32), np.arange(size, dtype=np.int32)),
-        *(np.array(codes, np.int16), np.array([3], np.int16), np.array([*STEPS, 1 / 32]), entries, found),
+    none, ids = (np.empty(0, np.int32), np.empty(0, np.int16)), np.arange(size, dtype=np.int32)
+    counts = np.zeros(1, np.int32), np.array([size], np.int32)
+    gather_weighted(
+        *(np.zeros(1, np.int64), np.zeros((2, 1), np.int64), np.array([0, 1]), (np.zeros(2, np.int64), one)),
+        *(counts, none, (ids, np.array(codes, np.int16)), np.array([3], np.int16)),
+        *(np.array([*STEPS, 1 / 32]), tables(), entries, found),
     )
     logprobs = np.array(codes, np.float32) * np.float32(-1 / 16) - np.float32(3 / 64)
-    assert (entries[2] == logprobs).all()
-    assert set(entries[3].tolist()) == {1 / 32}
+    assert (entries[1] == logprobs).all()
+    assert set(entries[2].tolist()) == {1 / 32}
     np.testing.assert_allclose(found[1, 0], logprobs.sum() / 32, rtol=1e-6)

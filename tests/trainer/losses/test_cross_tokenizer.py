@@ -32,7 +32,7 @@ def whole(logprobs: Tensor, *, drawn: bool = False, weights: Tensor | None = Non
     tail = torch.where(tail < 1e-6, 0, tail)
     return SparseTargets(
         ids=ids,
-        position=position,
+        counts=position.bincount(minlength=len(logprobs)),
         weights=kept,
         logprobs=logprobs[position, ids],
         logits=None,

@@ -31,7 +31,7 @@ def test_masked_positions_zero_probabilities_and_padded_ids_give_no_nan(name: st
         targets = replace(
             targets,
             ids=targets.ids[keep],
-            position=targets.position[keep],
+            counts=targets.counts.index_fill(0, torch.tensor([5]), 0),
             weights=targets.weights[keep],
             logprobs=targets.logprobs[keep],
             logits=None if targets.logits is None else targets.logits[keep],

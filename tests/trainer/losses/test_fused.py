@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.trainer.losses.test_losses import sparse
-from trainer.losses.fused import chunks, fused_loss
+from trainer.losses.buffers import Buffers, likeliest
+from trainer.losses.fused import chunks, fused_loss, suited
 from trainer.losses.objective import position_losses
 from trainer.losses.targets import SparseTargets
 from trainer.models.heads import Head, LogitTransform
@@ -163,3 +164,45 @@ def test_in_float16_the_heads_gradient_is_summed_over_more_than_float16_has_room
         grads.append(weight.grad)
     assert grads[0].isfinite().all()
     torch.testing.assert_close(grads[1], grads[0], rtol=2e-3, atol=1e-2)
+
+
+def test_of_a_single_backward_pass_what_is_held_becomes_the_gradient() -> None:
+    """With another factor than 1; and a second pass is an error, never a wrong gradient."""
+    grads = []
+    for single in (False, True):
+        hidden, weight = tensors(bias=False)
+        head = Head(weight=weight, bias=None, transform=LogitTransform())
+        found = fused_loss(
+            hidden, head, terms_of(targets()), WEIGHTS, chunk_elements=3 * V, single=single
+        ).loss
+        (found * 3).backward(retain_graph=True)
+        grads.append((hidden.grad.clone(), weight.grad.clone()))
+    torch.testing.assert_close(*grads)
+    with pytest.raises(RuntimeError, match="backward pass already"):
+        found.backward()
+
+
+def test_without_a_limit_a_chunk_suits_the_processor() -> None:
+    """No larger than caches hold, where the vocabulary allows it, and never a few positions."""
+    positions = [suited(v, torch.device("cpu")) // v for v in (257, 4096, 49152, 128256, 262144)]
+    assert positions == [4080, 256, 256, 256, 128]
+    assert suited(4096, torch.device("cuda")) == 2**24
+
+
+@pytest.mark.parametrize("width", [5, 512, 700, 1024])
+def test_the_likeliest_id_is_the_first_of_the_largest(width: int) -> None:
+    values = torch.randint(9, (64, width), generator=torch.Generator().manual_seed(0)).float()
+    values[0] = -torch.inf
+    values[1, -1] = 20.0
+    top, best = likeliest(values)
+    assert torch.equal(best, values.argmax(-1, keepdim=True))
+    assert torch.equal(top, values.amax(-1, keepdim=True))
+
+
+def test_memory_that_is_taken_again_is_the_same_where_it_suffices() -> None:
+    buffers, large = Buffers(), torch.empty(4, 6)
+    first = buffers.like("a", large)
+    assert buffers.like("a", large[:2]).data_ptr() == first.data_ptr()
+    assert buffers.like("b", large).data_ptr() != first.data_ptr()
+    assert buffers.like("a", large.double()).dtype == torch.float64
+    assert buffers.of("a", (5, 6), large.double()).shape == (5, 6)

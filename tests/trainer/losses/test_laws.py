@@ -16,6 +16,7 @@ from tests.trainer.draws import SMALL, every_draw, rows_of_draws, sampling_spec,
 from tests.trainer.losses.test_losses import sparse
 from tests.trainer.losses.textbook import TEXTBOOK, binary
 from trainer.batches.collate import Collation
+from trainer.losses.buffers import Buffers
 from trainer.losses.fused import fused_loss
 from trainer.losses.objective import Objective, position_losses
 from trainer.losses.registry import LOSSES
@@ -143,7 +144,7 @@ def test_of_two_outcomes_what_each_is_worth_alone_is_worth_both(name: str) -> No
         one = replace(
             targets,
             ids=targets.ids[first],
-            position=targets.position[first],
+            counts=targets.position[first].bincount(minlength=len(targets.tail)),
             weights=targets.weights[first],
             logprobs=targets.logprobs[first],
             logits=None,
@@ -277,10 +278,11 @@ def test_terms_that_share_a_chunk_are_those_apart(k: int) -> None:
     hidden, weight = logits(5, width=3), logits(6, rows=V, width=3)
     weights = torch.arange(1.0, len(HEAD) + 1, dtype=torch.float64)
     head = Head(weight=weight.clone().requires_grad_(), bias=None, transform=LogitTransform())
+    buffers = Buffers()
 
     def terms(z: Tensor, first: int, last: int) -> Tensor:
         part = targets.chunk(first, last, slice(first * k, last * k))
-        return position_losses(HEAD, z, part, temperature=2.0, score="softmax", once=True).sum(-1)
+        return position_losses(HEAD, z, part, temperature=2.0, score="softmax", buffers=buffers).sum(-1)
 
     found = fused_loss(hidden, head, terms, weights, chunk_elements=2 * V)
     found.loss.backward()

@@ -46,7 +46,7 @@ def sparse(teacher: torch.Tensor, k: int, temperature: float = 1.0) -> SparseTar
     probs, tail, negentropy = said(softened, k, whole=k == teacher.shape[1])
     return SparseTargets(
         ids=ids,
-        position=position,
+        counts=torch.full((len(teacher),), k),
         weights=probs,
         logprobs=plain,
         logits=plain + lse[position],

@@ -36,7 +36,6 @@ def together(k):
                 targets,
                 ids=ids[targets.ids],
                 gold=ids[targets.gold],
-                position=targets.position + at,
                 classes=torch.isin(torch.arange(V), ids)[None],
             )
         )

@@ -147,7 +147,7 @@ def test_the_gradient_is_that_of_the_weights_as_they_are() -> None:
     weights = torch.tensor([0.7, 0.25, 0.25, 0.125], dtype=torch.float64)
     targets = SparseTargets(
         ids=torch.tensor([4, 0, 2, 2]),
-        position=torch.tensor([0, 0, 0, 1]),
+        counts=torch.tensor([3, 1]),
         weights=weights,
         logprobs=weights.log(),
         logits=None,
