@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Torch, Beam and transformers are compiled once and not by every process, also where the environment forbids it.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help venv demo engines test coverage models losses test-engines test-chaos check bench lock clean
+.PHONY: help venv demo engines test coverage models losses test-engines test-chaos check bench docs lock clean
 
 help:
 	@echo "make demo   the whole path on what the repository ships: corpus, teacher, cache, three students, a table"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-chaos    kill -9 again and again, full disks, two runs at once"
 	@echo "make check  ruff, mypy, import-linter"
 	@echo "make bench  the benchmarks; one table of their ratios, with the aims and what falls short"
+	@echo "make docs   the site, in docs/_build/html; Sphinx is put into .venv-docs"
 	@echo "make venv   the environment alone; the others make it by themselves"
 	@echo "make lock   compile requirements.lock again from setup.py"
 
@@ -80,9 +81,21 @@ check: venv
 bench: venv
 	$(BIN)/python benchmarks/every.py
 
+# Sphinx has an environment of its own, and sees the project's packages behind its own.
+.venv-docs/.stamp: docs/requirements.txt $(VENV)/.stamp
+	rm -rf .venv-docs
+	$(PYTHON) -m venv .venv-docs
+	$(BIN)/uv pip install --quiet --python .venv-docs/bin/python -r docs/requirements.txt
+	$(BIN)/python -c "import site; print('$(CURDIR)', *site.getsitepackages(), sep='\n')" > \
+	  "$$(.venv-docs/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz-project.pth"
+	touch $@
+
+docs: .venv-docs/.stamp
+	.venv-docs/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 lock: venv
 	$(BIN)/uv pip compile --quiet setup.py --all-extras --python-version 3.11 -c constraints.txt \
 	  --no-annotate --no-header -o requirements.lock
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*
+	rm -rf $(VENV) .venv-docs docs/_build demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*

@@ -57,7 +57,8 @@ SHARED = [
 GOOD = {
     "precompute": SHARED,
     "plan": [
-        f"{SHARED[0]} --sample_tokens=50 --epochs=2",
+        f"{SHARED[0]} --sample_tokens=50 --epochs=2 --teacher_rate=9000 --price_per_hour=2.5 --storage_price=0.02 "
+        "--write_price=0.005 --read_price=0.0004",
         *SHARED[1:],
     ],
     "inspect": ["{cache} --version=0 --rows=1 --json"],
@@ -149,7 +150,8 @@ SWITCH = "=yes"
 """What no flag takes that takes no value."""
 BAD = {
     "precompute": RUN,
-    "plan": {**RUN, "--sample_tokens": "0", "--epochs": "0"},
+    "plan": {**RUN, "--sample_tokens": "0", "--epochs": "0", "--teacher_rate": "0", "--price_per_hour": "-1"}
+    | {"--storage_price": "nan", "--write_price": "1e7", "--read_price": "cheap"},
     "inspect": {"--version": "9", "--rows": "-1"},
     "verify": {"--version": "9"},
     "verify --teacher": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from rich.console import Console
 
@@ -10,7 +11,8 @@ from pipelines.cli import run_flags
 from pipelines.cli.logs import quiet, warnings_on_stderr
 from pipelines.cli.precompute import run_config
 from pipelines.cli.run_tables import labels_read
-from pipelines.job.plan import Expected, Plan
+from pipelines.job.cost import Cost, Expected, Prices
+from pipelines.job.plan import Plan
 from pipelines.job.plan import plan as make_plan
 from pipelines.scoring.sample import Measured
 from schemas.cli.process import DONE
@@ -27,8 +29,11 @@ def plan(argv: Sequence[str]) -> int:
     arguments, beam = run_flags.plan(argv)
     config = run_config(arguments, beam)
     begin_report(arguments.report)
+    prices = Prices(**{one.name: getattr(arguments, one.name) for one in fields(Prices)})
     with warnings_on_stderr():
-        found = make_plan(config, sample_tokens=arguments.sample_tokens, epochs=arguments.epochs)
+        found = make_plan(
+            config, sample_tokens=arguments.sample_tokens, epochs=arguments.epochs, prices=prices
+        )
     finish_report(arguments.report, {"outcome": "planned", "status": DONE, "reason": None, **found.to_json()})
     if arguments.json:
         print_json(found.to_json())
@@ -63,6 +68,8 @@ def plan_lines(found: Plan) -> list[tuple[str, str]]:
         lines += _sample_lines(found.sample)
     if found.expected is not None:
         lines += _expected_lines(found.expected, found.epochs, found.workers)
+    if found.cost is not None:
+        lines += _cost_lines(found.cost, found.epochs)
     return lines
 
 
@@ -104,4 +111,19 @@ def _expected_lines(expected: Expected, epochs: int, workers: int) -> list[tuple
         ("  teacher, tokens/s", number(expected.teacher_tokens_per_second)),
         ("  decoding for students, tokens/s", number(expected.decode_tokens_per_second)),
         (f"  students (epochs: {epochs:,}) for whom it is cheaper", students),
+    ]
+
+
+def _cost_lines(cost: Cost, epochs: int) -> list[tuple[str, str]]:
+    euro = [
+        ("  euro: the teacher's hours", cost.accelerator_euro),
+        ("  euro: writes", cost.write_euro),
+        ("  euro: reads of a student", cost.read_euro),
+        ("  euro a month: storage", cost.storage_euro_a_month),
+    ]
+    return [
+        (f"cost: hours at {number(cost.teacher_rate)} tokens/s", number(cost.accelerator_hours)),
+        ("  requests: writes of shards", f"{cost.write_requests:,}"),
+        (f"  requests: reads of a student (epochs: {epochs:,})", f"{cost.read_requests:,}"),
+        *((name, number(value)) for name, value in euro if value is not None),
     ]

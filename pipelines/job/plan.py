@@ -4,21 +4,11 @@ The corpus is read, joined with the cache and tokenised by the run's own steps, 
 that follows. A sample of the new examples is scored by the real teacher on a worker. What the workers found comes back
 to the driver, on any engine, as one small JSON file in Beam's `--temp_location` (or in a local temporary folder, where
 the pipeline runs in this process); it is deleted once it is read.
-
-**When is the cache cheaper?** An online teacher runs forward in each epoch of each student; the cache costs its job
-once, and decoding in each epoch. With J the job's seconds, f the teacher's measured seconds a token, r the measured
-seconds to decode a token, T the new tokens and E the epochs, n students are cheaper from the cache when
-
-    J + n E r T < n E f T
-
-so the smallest such n is floor(J / (E (f - r) T)) + 1; where r >= f there is none. Seconds are of one teacher and one
-decoding process; a student's own forward and backward cost the same on both sides.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -33,6 +23,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from apache_beam.pvalue import AsDict, AsIter
 
 from pipelines.config import SAMPLE_TOKENS, PrecomputeConfig
+from pipelines.job.cost import NO_PRICES, Cost, Expected, Prices, cost_of, expect
 from pipelines.job.outcome import COUNTED
 from pipelines.job.pipeline import Job, gate_of, hinted, in_unit, read, teacher_job
 from pipelines.job.run import in_process, prepare, run_wired
@@ -40,24 +31,6 @@ from pipelines.progress import shown
 from pipelines.scoring.sample import Measured, SampleHandler, SmallestIds, Unit
 from pipelines.tolerances import Run, labels_of, rejects_of, too_many_missing, too_many_rejects
 from schemas.errors import UsageError
-from schemas.shards.rewrite import ENTRIES_A_TOKEN
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expected:
-    """What the new examples would cost, reckoned from the sample; all but `wall_seconds` of one worker."""
-
-    shards: int
-    size_bytes: int
-    wall_seconds: float
-    """Reading the corpus and loading the teacher as now, and then scoring, by as many workers as were asked for."""
-    tokens_per_second: float
-    """Of the teacher's step: collating, forward, encoding, sealing."""
-    teacher_tokens_per_second: float
-    """Of the forward alone."""
-    decode_tokens_per_second: float
-    students: int | None
-    """From so many students on the cache is cheaper than an online teacher; None: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +72,21 @@ class Plan:
     sample: Measured | None
     """None where nothing is new."""
     expected: Expected | None
+    cost: Cost | None
+    """None where nothing is new."""
     plan_seconds: float = field(default=0.0)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "sample": None if self.sample is None else self.sample._asdict()}
 
 
-def plan(config: PrecomputeConfig, *, sample_tokens: int = SAMPLE_TOKENS, epochs: int = 1) -> Plan:
+def plan(
+    config: PrecomputeConfig,
+    *,
+    sample_tokens: int = SAMPLE_TOKENS,
+    epochs: int = 1,
+    prices: Prices = NO_PRICES,
+) -> Plan:
     """Counts what a run would do, and scores a sample to tell what it would cost. The cache is not written to.
 
     Raises:
@@ -121,7 +102,7 @@ def plan(config: PrecomputeConfig, *, sample_tokens: int = SAMPLE_TOKENS, epochs
         with shown(config.show_progress and in_process(options)):
             run_wired(job, options, lambda pipeline: wire(pipeline, job, sample_tokens, target))
         found = _fetch(target)
-    return plan_of(job, found, epochs=epochs, plan_seconds=time.time() - started)
+    return plan_of(job, found, epochs=epochs, prices=prices, plan_seconds=time.time() - started)
 
 
 def wire(pipeline: beam.Pipeline, job: Job, sample_tokens: int, target: str) -> None:
@@ -184,14 +165,14 @@ def tell(
         file.write(json.dumps(found).encode())
 
 
-def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: float) -> Plan:
+def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, prices: Prices, plan_seconds: float) -> Plan:
     """The plan from what the workers have found."""
     run, counts, moves = job.run, found["counts"], found["moves"]
     measured = next((Measured(*one) for one in found["measured"]), None)
     gate = gate_of(run, job.config, counts)
     errors = (too_many_rejects(run, counts), too_many_missing(run, counts))
     moved = {name: moves.get(name, 0) for name in ("adopted_examples", "replaced_examples", "moved_shards")}
-    expected = None
+    expected = cost = None
     if measured is not None and measured.tokens:
         tokens = counts["tokens"]
         if run.header.spec.generation is not None:  # counted is what answers may have at most
@@ -206,6 +187,7 @@ def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: fl
             overhead_seconds=plan_seconds - measured.unit_seconds - measured.decode_seconds,
             epochs=epochs,
         )
+        cost = cost_of(expected, tokens=tokens, epochs=epochs, prices=prices)
     return Plan(
         base=run.base,
         **{name: counts.get(name, 0) for name in COUNTED},
@@ -223,53 +205,9 @@ def plan_of(job: Job, found: Mapping[str, Any], *, epochs: int, plan_seconds: fl
         workers=job.config.workers,
         sample=measured,
         expected=expected,
+        cost=cost,
         plan_seconds=plan_seconds,
     )
-
-
-def expect(
-    measured: Measured,
-    *,
-    tokens: int,
-    examples: int,
-    num_units: int,
-    workers: int,
-    row_group_tokens: int,
-    overhead_seconds: float,
-    epochs: int,
-) -> Expected:
-    """What all new examples cost, if they are like the sample.
-
-    Ids are hashes, so that of u units with n examples about u (1 - (1 - 1/u)^n) have any, and become shards.
-    """
-    scale = tokens / measured.tokens
-    shards = max(1, round(num_units * (1 - (1 - 1 / num_units) ** examples)))
-    weight = scale * max(measured.tokens, measured.entries / ENTRIES_A_TOKEN)
-    # A sample smaller than a row group has too many; one of whole units has as many as the run.
-    row_groups = min(scale * measured.row_groups, shards + weight / row_group_tokens)
-    size = scale * measured.row_group_bytes + row_groups * measured.footer_bytes / measured.row_groups
-    unit_seconds = scale * measured.unit_seconds
-    busiest = -(-shards // workers) / shards  # the share of the worker that has the most units
-    forward, replay = scale * measured.teacher_seconds, scale * measured.decode_seconds
-    return Expected(
-        shards=shards,
-        size_bytes=round(size),
-        wall_seconds=overhead_seconds + busiest * unit_seconds,
-        tokens_per_second=measured.tokens / measured.unit_seconds,
-        teacher_tokens_per_second=measured.tokens / measured.teacher_seconds,
-        decode_tokens_per_second=measured.tokens / measured.decode_seconds,
-        students=break_even(
-            overhead_seconds + unit_seconds, forward_seconds=forward, replay_seconds=replay, epochs=epochs
-        ),
-    )
-
-
-def break_even(
-    job_seconds: float, *, forward_seconds: float, replay_seconds: float, epochs: int
-) -> int | None:
-    """The smallest n with job + n epochs replay < n epochs forward; None where there is none."""
-    saved = epochs * (forward_seconds - replay_seconds)
-    return math.floor(job_seconds / saved) + 1 if saved > 0 else None
 
 
 def _target(options: PipelineOptions, run: str, stack: ExitStack) -> str:

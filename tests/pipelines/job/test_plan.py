@@ -12,7 +12,8 @@ import pipelines.scoring.sample
 import teachonce
 from pipelines.cli.plan import plan_lines
 from pipelines.corpus.examples import Example
-from pipelines.job.plan import break_even, expect, plan
+from pipelines.job.cost import break_even, expect
+from pipelines.job.plan import plan
 from pipelines.scoring.sample import Measured, SmallestIds, smallest
 from schemas.errors import MismatchError, TooManyMissingError, TooManyRejectsError, UsageError
 from tests.pipelines.helpers import config, documents, run, write_jsonl
@@ -153,12 +154,12 @@ def test_the_command(tmp_path, corpus, teacher, capsys):
     assert not (tmp_path / "c").exists()
 
 
-def test_its_help_has_two_examples(capsys):
+def test_its_help_has_three_examples(capsys):
     with pytest.raises(SystemExit) as caught:
         teachonce.main(["plan", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert text.count("teachonce plan --corpus") == 2
+    assert text.count("teachonce plan --corpus") == 3
     assert "--sample_tokens" in text
     assert "--prune" in text
 
