@@ -42,7 +42,7 @@ def answers(place):
 
 def targets(place):
     records = [{"text": text, "target": text[::-1]} for text in TEXTS]
-    flags = {"target_field": "target", "max_length": 64, "keep": "top_k:9"}
+    flags = {"target_field": "target", "max_length": 256, "keep": "top_k:9"}
     return write_jsonl(place / "c.jsonl", records), models.seq2seq_teacher(place / "t"), flags
 
 
