@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import teachonce
 from pipelines import ForgetConfig, MergeConfig, forget, merge
@@ -183,6 +184,43 @@ def test_a_killed_call_is_made_up_for(tmp_path, caches, monkeypatch):
     assert (
         {shard.name for shard in Cache.open(out).shards} == names == {p.name for p in out.glob("*.parquet")}
     )
+
+
+def test_a_mean_of_classifiers_is_that_of_plain_models(tmp_path):
+    rows = [row | {"label": n % 3} for n, row in enumerate(documents(9))]
+    corpus, paths, folders = write_jsonl(tmp_path / "c.jsonl", rows), [], []
+    for seed in (0, 1):
+        folders.append(models.classifier(tmp_path / f"t{seed}", seed=seed))
+        paths.append(tmp_path / f"c{seed}")
+        told = {
+            "task": "sequence-classification",
+            "label_field": "label",
+            "max_length": 24,
+            "scalars": SCALARS,
+        }
+        run(corpus, folders[-1], paths[-1], **told)
+    merge(
+        MergeConfig(
+            caches={str(paths[0]): 3.0, str(paths[1]): 1.0}, out=str(tmp_path / "out"), show_progress=False
+        )
+    )
+    found = all_rows(Cache.open(tmp_path / "out"))
+    found.check("merged", deep=True)
+    each = [
+        transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval() for folder in folders
+    ]
+    labels, gold = found.ragged("labels"), found.gold_logprob()
+    for row in range(len(found)):
+        ids = torch.from_numpy(found.input_ids.row(row).astype(np.int64))[None]
+        types = torch.from_numpy(found.ragged("token_type_ids").row(row).astype(np.int64))[None]
+        with torch.no_grad():
+            said = [
+                model(input_ids=ids, token_type_ids=types).logits[0].softmax(-1).numpy() for model in each
+            ]
+        wanted = 0.75 * said[0] + 0.25 * said[1]
+        order = found.kept_ids.reshape(-1, 3)[row]
+        assert np.exp(found.kept_logprobs().reshape(-1, 3)[row]) == pytest.approx(wanted[order], **CODES)
+        assert gold.row(row)[0] == pytest.approx(np.log(wanted[labels.row(row)[0]]), abs=0.06)
 
 
 @pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
