@@ -52,9 +52,7 @@ BESIDE = figure(r"scalars ([\d.]+) B \(aim: 3\)") + figure(r"`input_ids` ([\d.]+
 ONE_CORE = (
     figure(r"--tokens (150000) ") / figure(r"\((?:[^()]|\([^()]*\))*?(560) s of forward on one core") / 1.048
 )
-FAST = figure(r"whose answers arrive at ([\d,]+) tokens a second") * figure(
-    r"it was\nbusy ([\d.]+) of the time"
-)
+FAST = figure(r"whose answers arrive at ([\d,]+) tokens a second") * figure(r"it\s+was\s+busy\s+([\d.]+)")
 RATES = {"one core, SmolLM2-135M": ONE_CORE, "answers at 50,000 a second": FAST}
 
 
