@@ -42,7 +42,7 @@ def likeliest(values: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N 1"], Int64
     if values.device.type != "cpu" or width < 2 * _BLOCK:
         top, best = values.max(-1, keepdim=True)
         return top, best
-    tops = values[:, :whole].view(len(values), -1, _BLOCK).amax(-1)
+    tops = values[:, :whole].reshape(len(values), whole // _BLOCK, _BLOCK).amax(-1)
     if whole < width:
         tops = torch.cat([tops, values[:, whole:].amax(-1, keepdim=True)], -1)
     places = tops.argmax(-1, keepdim=True) * _BLOCK + torch.arange(_BLOCK)
