@@ -4,9 +4,11 @@
 them. A flag that is in neither fails: the table grows with the command.
 """
 
+import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,7 @@ GOOD = {
         f"{SHARED[0]} --sample_tokens=50 --epochs=2",
         *SHARED[1:],
     ],
-    "inspect": ["{cache} --version=0 --rows=1 --json"],
+    "inspect": ["{cache} --version=0 --rows=1 --json", "{cache} --browse"],
     "verify": ["{cache} --version=0 --json", "{cache} --repair"],
     "verify --teacher": [
         "{cache} --teacher={causal} --version=0 --sample=2 --max_mean_kl=0.1 --device=cpu --trust_remote_code "
@@ -224,7 +226,8 @@ def words(verb, call, places):
 
 
 @pytest.fixture
-def here(tmp_path, places, cache):
+def here(tmp_path, places, cache, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     return {**places, "new": tmp_path / "new", "cache": shutil.copytree(cache, tmp_path / "cache")}
 
 

@@ -63,6 +63,7 @@ EXPORTED = {
         "Compared",
         "EvaluateConfig",
         "Evaluated",
+        "Loss",
         "StudentArguments",
         "TrainConfig",
         "Trained",
