@@ -20,7 +20,8 @@ _REMEMBERED_SECONDS = 30.0
 """How long a hub that did not answer is not asked again: a run asks for config, tokenizer and weights."""
 _HUB = "https://huggingface.co"
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""Of one word may be a folder that is not there yet: what opens it tells."""
 _unanswered: dict[tuple[str, int], tuple[float, str]] = {}
 """When a host and port did not answer, and what was said of it."""
 

@@ -90,7 +90,7 @@ def test_a_hub_that_answers_and_a_proxy_and_offline_are_left_to_the_client(nowhe
     "line",
     [
         "train --cache c --student no-such-org/no-such-model --output_dir o",
-        "train --cache c --student shrink:layers=1 --teacher no-such-model --output_dir o",
+        "train --cache c --student shrink:layers=1 --teacher no-such-org/no-such-model --output_dir o",
         "evaluate --cache c --student no-such-org/no-such-model",
         "evaluate --cache c --students a no-such-org/no-such-model",
         "precompute --corpus c.jsonl --teacher no-such-org/no-such-model@main --task causal-lm --cache c",

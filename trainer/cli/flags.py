@@ -118,9 +118,8 @@ def evaluate(argv: Sequence[str]) -> None:
 def _refuse_unreachable(told: Mapping[str, Any]) -> None:
     """Of the hub's names one that cannot be had is told now."""
     for flag in ("student", "teacher"):
-        name = told.get(flag)
-        if name != "linear" and not str(name).endswith(".json"):  # neither is a name of the hub
-            refuse_unreachable(f"--{flag}", name)
+        if not str(told.get(flag)).endswith(".json"):  # a config, wherever it is to be
+            refuse_unreachable(f"--{flag}", told.get(flag))
     for name in told.get("students") or ():
         refuse_unreachable("--students", name)
 
