@@ -11,6 +11,7 @@ from schemas.cli.arguments import Parser, natural
 from schemas.cli.browse import browse, check_browsing
 from schemas.cli.cache_report import describe, describe_rows
 from schemas.cli.examples import example_table, table
+from schemas.cli.progress import Counted, printed
 from schemas.cli.tables import Table, console, print_table
 from schemas.cli.terminal import print_json, print_lines
 from schemas.cli.vacuum import print_repaired
@@ -97,7 +98,9 @@ def verify(argv: Sequence[str]) -> int:
         return 0
     try:
         cache = Cache.open(arguments.cache, arguments.version)
-        found = cache.verify()
+        done = Counted("verify", "shards", len(cache.shards))
+        with printed(done.line):
+            found = cache.verify(done.add)
     except CacheError as error:
         _print_broken(arguments.cache, error, as_json=arguments.json)
         raise
