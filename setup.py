@@ -37,6 +37,7 @@ setup(
         "lora": ["peft>=0.20"],
         "large": ["accelerate>=1.1", "compressed-tensors>=0.12"],
         "pipelines": ["apache-beam>=2.77", "jinja2>=3.1", "numba>=0.60", *TORCH],
+        "onnx": ["onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.6"],
         "report": ["altair>=6", "vl-convert-python>=1.8"],
         "s3": ["boto3>=1.35"],
         "sweep": ["optuna>=4.5"],

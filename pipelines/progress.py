@@ -9,28 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
-from schemas.cli.logs import stamp
-
-_PLAIN_SECONDS = 60.0
-_TERMINAL_SECONDS = 0.5
-
-
-@runtime_checkable
-class Screen(Protocol):
-    """What lines are written to: stderr, or what stands in its place."""
-
-    def write(self, text: str, /) -> object: ...
-
-    def flush(self) -> None: ...
-
-    def isatty(self) -> bool: ...
+from schemas.cli.progress import Screen, printed
 
 
 @dataclass(kw_only=True)
@@ -152,44 +136,15 @@ SHARDS = Shards()
 def shown(enabled: bool, stream: Screen | None = None) -> Iterator[None]:
     """Prints `PROGRESS` to stderr while the block runs: one line that changes, or plain lines without a terminal."""
     PROGRESS.reset()
-    with _printed(PROGRESS.line, enabled, stream):
+    with printed(PROGRESS.line, enabled, stream):
         yield
 
 
 @contextlib.contextmanager
 def shards_shown(enabled: bool, stream: Screen | None = None) -> Iterator[None]:
     """Prints `SHARDS` in the same way."""
-    with _printed(SHARDS.line, enabled, stream):
+    with printed(SHARDS.line, enabled, stream):
         yield
-
-
-@contextlib.contextmanager
-def _printed(line: Callable[[], str], enabled: bool, stream: Screen | None) -> Iterator[None]:
-    stop = threading.Event()
-    out = stream or sys.stderr
-    thread = threading.Thread(target=_print_until, args=(line, stop, out), daemon=True)
-    if enabled:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        if enabled:
-            thread.join()
-
-
-def _print_until(line_of: Callable[[], str], stop: threading.Event, out: Screen) -> None:
-    terminal = out.isatty()
-    last = ""
-    while not stop.wait(_TERMINAL_SECONDS if terminal else _PLAIN_SECONDS):
-        line = line_of()
-        if line != last:
-            out.write(f"\r\x1b[K{line}" if terminal else f"{stamp()} {line}\n")
-            out.flush()
-        last = line
-    if terminal:
-        out.write("\r\x1b[K")
-        out.flush()
 
 
 def _duration(seconds: float) -> str:

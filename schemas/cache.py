@@ -225,9 +225,9 @@ class Cache:
         opened = self.footers[shard.name]
         return read_again(self.storage, lambda s: read_identities(s, shard.name, opened, self.spec))
 
-    def verify(self) -> Verified:
+    def verify(self, after: Callable[[], None] | None = None) -> Verified:
         """Checks every byte, schema, encoding, count and id of this version; and the log up to it, the tokenizer
-        and what the cache remembers.
+        and what the cache remembers. `after` is called behind each shard.
 
         Raises:
             CorruptionError: with the first thing that does not match, and how many shards are broken in all.
@@ -238,7 +238,7 @@ class Cache:
         missing = [shard for shard in self.shards if shard.name not in there]
         if missing and (error := given_up(self.storage, self.version, missing[0].name)):
             raise error
-        return verify_shards(replace(self.storage, copies=None), self.header, self.shards, self.totals)
+        return verify_shards(replace(self.storage, copies=None), self.header, self.shards, self.totals, after)
 
     def check_memory(self) -> None:
         """Checks that what is remembered is there: the newest version names it for all versions.

@@ -6,7 +6,7 @@ Cost: one read of every shard, and about 60 bytes of memory an example, for the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,14 +47,20 @@ class Checked(NamedTuple):
     totals: Totals
 
 
-def verify_shards(storage: Storage, header: Header, shards: Sequence[Shard], totals: Totals) -> Verified:
+def verify_shards(
+    storage: Storage,
+    header: Header,
+    shards: Sequence[Shard],
+    totals: Totals,
+    after: Callable[[], None] | None = None,
+) -> Verified:
     """Checks the live shards of a version, one by one and against each other and the log's `totals`.
 
     Raises:
         BrokenShardsError: with every shard that is broken, and why.
         CorruptionError: they do not fit each other, or the log.
     """
-    results = try_shards(storage, header, shards)
+    results = try_shards(storage, header, shards, after)
     tried = zip(shards, results, strict=True)
     faults = {shard.name: found for shard, found in tried if isinstance(found, TeachonceError)}
     if faults:
@@ -71,10 +77,22 @@ def verify_shards(storage: Storage, header: Header, shards: Sequence[Shard], tot
     )
 
 
-def try_shards(storage: Storage, header: Header, shards: Sequence[Shard]) -> list[Checked | TeachonceError]:
-    """What the check of each shard gives, or the error that it raises."""
+def try_shards(
+    storage: Storage,
+    header: Header,
+    shards: Sequence[Shard],
+    after: Callable[[], None] | None = None,
+) -> list[Checked | TeachonceError]:
+    """What the check of each shard gives, or the error that it raises; `after` is called behind each."""
+
+    def check(shard: Shard) -> Checked | TeachonceError:
+        found = _try_check(storage, header, shard)
+        if after is not None:
+            after()
+        return found
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda shard: _try_check(storage, header, shard), shards))
+        return list(pool.map(check, shards))
 
 
 def _try_check(storage: Storage, header: Header, shard: Shard) -> Checked | TeachonceError:

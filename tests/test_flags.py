@@ -4,9 +4,11 @@
 them. A flag that is in neither fails: the table grows with the command.
 """
 
+import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,7 @@ GOOD = {
         "--write_price=0.005 --read_price=0.0004",
         *SHARED[1:],
     ],
-    "inspect": ["{cache} --version=0 --rows=1 --json"],
+    "inspect": ["{cache} --version=0 --rows=1 --json", "{cache} --browse"],
     "verify": ["{cache} --version=0 --json", "{cache} --repair"],
     "verify --teacher": [
         "{cache} --teacher={causal} --version=0 --sample=2 --max_mean_kl=0.1 --device=cpu --trust_remote_code "
@@ -230,7 +232,8 @@ def words(verb, call, places):
 
 
 @pytest.fixture
-def here(tmp_path, places, cache):
+def here(tmp_path, places, cache, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     copies = {name: shutil.copytree(cache, tmp_path / name) for name in ("cache", "other")}
     return {**places, "new": tmp_path / "new", **copies}
 

@@ -66,6 +66,7 @@ EXPORTED = {
         "Compared",
         "EvaluateConfig",
         "Evaluated",
+        "Loss",
         "StudentArguments",
         "TasksConfig",
         "TrainConfig",

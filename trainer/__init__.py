@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.comparison import Compared, compare
     from trainer.evaluation.config import EvaluateConfig
     from trainer.evaluation.evaluation import Evaluated, evaluate
+    from trainer.losses.loss import Loss
     from trainer.training.arguments import StudentArguments
     from trainer.training.config import TrainConfig
     from trainer.training.fanout import Outcome, train_students
@@ -32,6 +33,7 @@ __all__ = [
     "Compared",
     "EvaluateConfig",
     "Evaluated",
+    "Loss",
     "Outcome",
     "StudentArguments",
     "TasksConfig",
@@ -48,6 +50,7 @@ _HOMES = {
     "trainer.evaluation.comparison": ("Compared", "compare"),
     "trainer.evaluation.config": ("EvaluateConfig",),
     "trainer.evaluation.evaluation": ("Evaluated", "evaluate"),
+    "trainer.losses.loss": ("Loss",),
     "trainer.training.arguments": ("StudentArguments",),
     "trainer.training.config": ("TrainConfig",),
     "trainer.training.fanout": ("Outcome", "train_students"),

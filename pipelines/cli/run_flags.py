@@ -14,6 +14,7 @@ from pipelines.cli.task_flags import add_generation_flags, add_task_flags
 from pipelines.config import SAMPLE_TOKENS, Device, DeviceMap, Dtype
 from schemas.cli.arguments import Flags, Groups, Parser, natural, not_negative, positive, split_beam
 from schemas.features import FeatureDtype
+from schemas.network import refuse_unreachable
 from schemas.spec import Scalar, Supervise
 from schemas.task import Score
 from schemas.tasks import TASKS
@@ -89,7 +90,7 @@ def precompute(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         UsageError: a wrong flag or value.
     """
     own, beam = split_beam(list(argv))
-    return _run_parser("precompute", _PRECOMPUTE_HELP, _PRECOMPUTE_EXAMPLES).parse_args(own), beam
+    return _with_teacher(_run_parser("precompute", _PRECOMPUTE_HELP, _PRECOMPUTE_EXAMPLES), own), beam
 
 
 def plan(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -107,7 +108,7 @@ def plan(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     epochs = "epochs that each student would train (1)"
     group.add_argument("--epochs", type=positive, default=1, metavar="E", help=epochs)
     _add_price_flags(parser.add_argument_group("what it costs, in euro"))
-    return parser.parse_args(own), beam
+    return _with_teacher(parser, own), beam
 
 
 def _add_price_flags(group: Flags) -> None:
@@ -128,7 +129,13 @@ def verify(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: a wrong flag or value.
     """
-    found: argparse.Namespace = _verify_parser().parse_args(list(argv))
+    return _with_teacher(_verify_parser(), list(argv))
+
+
+def _with_teacher(parser: Parser, words: list[str]) -> argparse.Namespace:
+    """What the words say; a teacher of the hub that cannot be had is told now."""
+    found: argparse.Namespace = parser.parse_args(words)
+    refuse_unreachable("--teacher", found.teacher)
     return found
 
 

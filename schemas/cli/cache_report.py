@@ -88,7 +88,7 @@ def describe_rows(cache: Cache, limit: int, top: int = 5) -> list[dict[str, Any]
         CorruptionError: a shard is damaged.
     """
     inputs, scores = token_texts(cache), id_texts(cache)
-    return [_example(row, inputs, scores, top) for row in islice(_single_rows(cache), limit)]
+    return [describe_row(row, inputs, scores, top) for row in islice(_single_rows(cache), limit)]
 
 
 def _history(cache: Cache) -> dict[str, Any]:
@@ -133,8 +133,8 @@ def _single_rows(cache: Cache) -> Iterator[Rows]:
             yield rows.take(np.array([index]))
 
 
-def _example(row: Rows, inputs: Mapping[int, str], scores: Mapping[int, str], top: int) -> dict[str, Any]:
-    """One row (R = 1)."""
+def describe_row(row: Rows, inputs: Mapping[int, str], scores: Mapping[int, str], top: int) -> dict[str, Any]:
+    """One row (R = 1), decoded by what ids mean: of each position the `top` likeliest entries."""
     optional = {name: row.array(name)[0] for name in ("document_id", "text", "text_pair") if name in row.data}
     return {
         "example_id": row.example_ids[0].hex(),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from schemas.cache import Cache
 from schemas.cli.arguments import Parser, natural
+from schemas.cli.progress import Counted, printed
 from schemas.cli.terminal import print_json, print_lines
 from schemas.upkeep.export import Exported
 from schemas.upkeep.export import export as run_export
@@ -60,17 +60,20 @@ def export(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(list(argv))
     names = [] if arguments.columns is None else [name.strip() for name in arguments.columns.split(",")]
     cache = Cache.open(arguments.cache, arguments.version)
-    found = run_export(cache, arguments.out, names, _tell, overwrite=arguments.overwrite)
+    done = Counted("export", "files", len(cache.shards))
+    with printed(done.line):
+        found = run_export(
+            cache,
+            arguments.out,
+            names,
+            lambda part, files: done.set(part.files, files),
+            overwrite=arguments.overwrite,
+        )
     if arguments.json:
         print_json(asdict(found))
     else:
         print_lines(f"{_counts(found)} in {found.path}")
     return 0
-
-
-def _tell(found: Exported, files: int) -> None:
-    """A line a file, on stderr."""
-    sys.stderr.write(f"{found.files:,} of {files:,} files: {_counts(found)}\n")
 
 
 def _counts(found: Exported) -> str:

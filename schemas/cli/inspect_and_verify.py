@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from schemas.cache import Cache
 from schemas.cli.arguments import Parser, natural
+from schemas.cli.browse import browse, check_browsing
 from schemas.cli.cache_report import describe, describe_rows
-from schemas.cli.tables import Table, console, number, print_table
+from schemas.cli.examples import example_table, table
+from schemas.cli.progress import Counted, printed
+from schemas.cli.tables import Table, console, print_table
 from schemas.cli.terminal import print_json, print_lines
 from schemas.cli.vacuum import print_repaired
 from schemas.errors import BrokenShardsError, CacheError, UsageError
 from schemas.generation import Generation
-from schemas.printable import printable
 from schemas.upkeep.repair import repair
 
 _INSPECT_HELP = """\
@@ -29,6 +31,8 @@ examples:
     teachonce inspect ./cache --rows 3
   One number of an older version, for a script:
     teachonce inspect s3://bucket/cache --version 4 --json | jq .bytes_per_token
+  Examples where the teacher is unsure, one after the other (in it: h for help, r for the next one, q to leave):
+    printf 'e > 3\\nr\\nr\\n' | teachonce inspect ./cache --browse
 """
 
 _VERIFY_HELP = """\
@@ -60,8 +64,15 @@ def inspect(argv: Sequence[str]) -> int:
     """`teachonce inspect CACHE`."""
     parser = _parser("inspect", _INSPECT_HELP, _INSPECT_EXAMPLES)
     parser.add_argument("--rows", type=natural, default=0, metavar="N", help="also show N examples, decoded")
+    shows = "examples one by one, found by text, id or entropy; commands are read from stdin, h shows them"
+    parser.add_argument("--browse", action="store_true", help=shows)
     arguments = parser.parse_args(list(argv))
+    if arguments.browse:
+        check_browsing(arguments)
     cache = Cache.open(arguments.cache, arguments.version)
+    if arguments.browse:
+        browse(cache)
+        return 0
     found = describe(cache)
     rows = describe_rows(cache, arguments.rows)
     if arguments.json:
@@ -69,8 +80,8 @@ def inspect(argv: Sequence[str]) -> int:
         return 0
     out = console()
     tables = (_summary(found), _columns(found), _lengths(found), _rejects(found), _versions(found))
-    for table in (*tables, *map(_example, rows)):
-        print_table(table, out)
+    for one in (*tables, *map(example_table, rows)):
+        print_table(one, out)
     return 0
 
 
@@ -87,7 +98,9 @@ def verify(argv: Sequence[str]) -> int:
         return 0
     try:
         cache = Cache.open(arguments.cache, arguments.version)
-        found = cache.verify()
+        done = Counted("verify", "shards", len(cache.shards))
+        with printed(done.line):
+            found = cache.verify(done.add)
     except CacheError as error:
         _print_broken(arguments.cache, error, as_json=arguments.json)
         raise
@@ -152,7 +165,7 @@ def _summary(found: Mapping[str, Any]) -> Table:
         "bytes a token": found["bytes_per_token"],
         "format version": found["format_version"],
     }
-    return _table(f"{found['path']}, version {found['version']}", (), lines.items())
+    return table(f"{found['path']}, version {found['version']}", (), lines.items())
 
 
 def _written(spec: Mapping[str, Any]) -> dict[str, str]:
@@ -164,70 +177,19 @@ def _written(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _columns(found: Mapping[str, Any]) -> Table:
-    return _table("bytes a token by column", (), found["bytes_per_token_by_column"].items())
+    return table("bytes a token by column", (), found["bytes_per_token_by_column"].items())
 
 
 def _lengths(found: Mapping[str, Any]) -> Table:
     rows = ((f"{line['from']:,} to {line['to']:,}", line["examples"]) for line in found["lengths"])
-    return _table("examples by length in tokens", (), rows)
+    return table("examples by length in tokens", (), rows)
 
 
 def _rejects(found: Mapping[str, Any]) -> Table:
-    return _table("rejected documents by reason", (), found["rejects"].items() or [("none", 0)])
+    return table("rejected documents by reason", (), found["rejects"].items() or [("none", 0)])
 
 
 def _versions(found: Mapping[str, Any]) -> Table:
     names = ("version", "run", "time", "shards", "examples")
     rows = ([line[name] for name in names] for line in found["versions"])
-    return _table("versions", names, rows)
-
-
-def _example(row: Mapping[str, Any]) -> Table:
-    title = f"example {row['example_id']}, window {row['window']}, {row['tokens']:,} tokens"
-    shown = [
-        f"{name}: {printable(row[name])}" for name in ("document_id", "text", "text_pair") if row.get(name)
-    ]
-    shown += [f"image: {row['image_bytes']:,} bytes"] if "image_bytes" in row else []
-    title = "\n".join([title, *shown])
-    if "features" in row:
-        features = ((name, one["length"], _numbers_of(one["first"])) for name, one in row["features"].items())
-        return _table(title, ("feature", "length", "first numbers"), features)
-    rows = (
-        (
-            p["index"],
-            _text(p.get("input")),
-            _text(p["label"]),
-            p.get("kept"),
-            "  ".join(map(_entry, p["entries"])),
-        )
-        for p in row["positions"]
-    )
-    return _table(title, ("token", "input", "label", "kept", "largest entries"), rows)
-
-
-def _numbers_of(values: Iterable[float]) -> str:
-    return "  ".join(map(number, values))
-
-
-def _entry(entry: Mapping[str, Any]) -> str:
-    """What is known of it: its log-probability, its raw score, or what a drawn one weighs."""
-    if "logprob" in entry:
-        return f"{_text(entry)} {number(entry['logprob'])}"
-    if "logit" in entry:
-        return f"{_text(entry)} {number(entry['logit'])}"
-    return f"{_text(entry)} weighs {number(entry['weight'])}"
-
-
-def _text(value: Any) -> str:
-    """An id with its text, quoted so that spaces and line ends show; other labels as they are."""
-    if not isinstance(value, Mapping):
-        return "" if value is None else str(value)
-    return f"{value['id']} {value['text']!r}" if "text" in value else str(value["id"])
-
-
-def _table(title: str, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> Table:
-    return Table(title=title, names=tuple(names), rows=tuple(tuple(map(_cell, row)) for row in rows))
-
-
-def _cell(value: Any) -> Any:
-    return value if value is None or isinstance(value, int | float) else str(value)
+    return table("versions", names, rows)

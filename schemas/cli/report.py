@@ -84,7 +84,9 @@ def _sorted(places: Sequence[str]) -> tuple[list[str], list[str]]:
 def _checked(out: str) -> Path:
     """Where the page goes, before anything is read."""
     path = Path(out)
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if (
+        path.exists() and not path.is_file()
+    ) or not path.absolute().parent.is_dir():  # /dev/null would be replaced
         raise UsageError("--out must be a file in a folder that is there", got=out)
     return path
 

@@ -44,7 +44,14 @@ class Table:
 def console() -> Console:
     """Stdout, by the width of its terminal; nothing that is printed is taken for markup."""
     width = None if sys.stdout.isatty() else _UNBOUNDED
-    return Console(markup=False, highlight=False, emoji=False, width=width)
+    return _Console(markup=False, highlight=False, emoji=False, width=width)
+
+
+class _Console(Console):
+    """Rich's, which would end the process by itself, without a word, where nobody reads on."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704  (rich calls this where it has caught the error)
 
 
 def print_table(table: Table, out: Console) -> None:

@@ -83,8 +83,8 @@ def test_a_duration_is_read_at_a_glance(seconds, text):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_lines_are_rewritten_on_a_terminal_and_plain_elsewhere(tmp_path, monkeypatch, terminal):
-    monkeypatch.setattr(progress, "_TERMINAL_SECONDS", 0.01)
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.01)
+    monkeypatch.setattr("schemas.cli.progress._TERMINAL_SECONDS", 0.01)
+    monkeypatch.setattr("schemas.cli.progress._PLAIN_SECONDS", 0.01)
     with screen(tmp_path, terminal=terminal) as (stream, told):
         with shown(True, stream):
             for _ in range(3):
@@ -104,7 +104,7 @@ def test_lines_are_rewritten_on_a_terminal_and_plain_elsewhere(tmp_path, monkeyp
 
 
 def test_nothing_is_shown_where_nothing_is_wanted(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.01)
+    monkeypatch.setattr("schemas.cli.progress._PLAIN_SECONDS", 0.01)
     with screen(tmp_path, terminal=False) as (stream, told):
         with shown(False, stream):
             time.sleep(0.03)
@@ -112,7 +112,7 @@ def test_nothing_is_shown_where_nothing_is_wanted(tmp_path, monkeypatch):
 
 
 def test_a_block_that_fails_stops_the_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.01)
+    monkeypatch.setattr("schemas.cli.progress._PLAIN_SECONDS", 0.01)
     with screen(tmp_path, terminal=False) as (stream, told):
         with pytest.raises(KeyError), shown(True, stream):
             raise KeyError
@@ -145,7 +145,7 @@ def test_shards_are_looked_at_and_then_finished():
 
 def test_the_verbs_without_a_teacher_tell_how_far_they_are(nights, tmp_path, capfd, monkeypatch):
     """Each in the same words, on stderr alone, and to its end; `--no_progress` leaves the lines out."""
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.001)
+    monkeypatch.setattr("schemas.cli.progress._PLAIN_SECONDS", 0.001)
     cache, out, ids = str(nights[0]), str(tmp_path / "out"), tmp_path / "ids.txt"
     ids.write_text(document_of(cache, "user-9")[0].hex() + "\n")
     count = len(Cache.open(cache).shards)

@@ -170,6 +170,7 @@ EVALUATE: Mapping[str, Case] = {
     "cache_version": Case("0", "x"),
     "speed_seconds": Case("0", "-1"),
     "save": Case("true", "perhaps"),
+    "export": Case("onnx", "tflite"),
     "device": Case("cpu", ""),
     "local_cache": Case("copies", "s3://b/copies", "--cache s3://b/c"),
     "local_cache_gb": Case("10", "0", "--cache s3://b/c --local_cache copies"),

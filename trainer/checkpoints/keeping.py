@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from schemas.errors import TrainingError, one_line
+from trainer.checkpoints import callback_states
 from trainer.checkpoints.health import Health
 from trainer.checkpoints.records import Manifest, Record
 from trainer.checkpoints.shards import whole
@@ -50,9 +51,12 @@ class EvaluationStopped(Exception):  # noqa: N818  (nothing is wrong: a signal c
 class KeepingTrainer(Trainer):  # type: ignore[misc]
     """What is kept of a run, and when; a subclass says what a loss is and how a model is saved."""
 
-    def __init__(self, *, record: Record, signals: Signals, **keywords: Any) -> None:
+    def __init__(
+        self, *, record: Record, signals: Signals, callbacks: Sequence[Any] = (), **keywords: Any
+    ) -> None:
         self._flow = _Flow(self)
-        super().__init__(callbacks=[self._flow], **keywords)
+        self._own = [each() if isinstance(each, type) else each for each in callbacks]
+        super().__init__(callbacks=[*self._own, self._flow], **keywords)
         self._record, self._signals = record, signals
         self.health = Health(self.args.device, self.args.world_size, signals, self._not_finite)
         self.evaluation_due = False
@@ -91,6 +95,7 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
         """Transformers would go on logging, evaluating and saving as the checkpoint's run did, whatever is asked."""
         begun = super()._init_training_state(max_steps, *others)
         self.state.compute_steps(self.args, max_steps)
+        callback_states.restore(self.state, self._own)
         best = self.state.best_global_step
         if self.saved is not None and best and (place := self.saved.parent / checkpoint_name(best)).is_dir():
             self.state.best_model_checkpoint = str(place)
@@ -182,6 +187,7 @@ class KeepingTrainer(Trainer):  # type: ignore[misc]
             self._save_scaler(str(temporary))
             self._save_rng_state(str(temporary))
             self._note_best()
+            callback_states.note(self.state, self._own)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from schemas.network import refuse_unreachable
 from trainer.cli.parsing import Parser
 from trainer.cli.student_lists import HELP, TASKS, TASKS_HELP, split
 from trainer.cli.transformers_settings import settings_of_transformers
@@ -99,7 +100,7 @@ def train(argv: Sequence[str]) -> None:
     named, flags = split(argv)
     parser = train_parser([TrainFlags, settings_of_transformers()])
     if named is None:
-        parser.words(flags)
+        _refuse_unreachable(parser.words(flags))
     elif {"-h", "--help", "--help_all"} & set(flags):
         parser.words(["--help"])
 
@@ -110,7 +111,16 @@ def evaluate(argv: Sequence[str]) -> None:
     Raises:
         UsageError: a wrong flag or value, as far as it can be known without torch.
     """
-    evaluate_parser(EvaluateFlags).words(argv)
+    _refuse_unreachable(evaluate_parser(EvaluateFlags).words(argv))
+
+
+def _refuse_unreachable(told: Mapping[str, Any]) -> None:
+    """Of the hub's names one that cannot be had is told now."""
+    for flag in ("student", "teacher"):
+        if not str(told.get(flag)).endswith(".json"):  # a config, wherever it is to be
+            refuse_unreachable(f"--{flag}", told.get(flag))
+    for name in told.get("students") or ():
+        refuse_unreachable("--students", name)
 
 
 def train_parser(kinds: Sequence[type[Any]]) -> Parser:

@@ -191,6 +191,8 @@ def _kind(hint: Any) -> Any:
     if get_origin(hint) not in (Union, UnionType):
         return hint
     if NoneType not in arguments:
+        if Any in arguments:
+            return str  # what is no text, Python alone can tell
         return arguments[0] if arguments[1] is str else arguments[1]
     if bool in arguments:
         return hint

@@ -41,5 +41,11 @@ class EvaluateConfig(EvaluateFlags):
             raise UsageError(
                 "--save is of one student", got=" ".join(self.students), do="Name it with --student"
             )
+        if self.export not in (None, "onnx"):
+            raise UsageError("--export must be onnx", got=self.export)
+        if self.export is not None and self.students:
+            raise UsageError(
+                "--export is of one student", got=" ".join(self.students), do="Name it with --student"
+            )
         if self.ensemble is not None and not self.students:
             raise UsageError("--ensemble has no effect without --students", got=self.ensemble)

@@ -6,7 +6,7 @@ on the same batches, forward only, in float32, on the device that is named with 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from trainer.checkpoints.records import Record
 from trainer.evaluation.closer import look_closer
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.held_out import HeldOut
+from trainer.evaluation.onnx_export import Exported, check_export, export_onnx
 from trainer.evaluation.saving import check_place, save_evaluation
 from trainer.evaluation.speed import ModelSize, device_name, model_size
 from trainer.losses.worth import knows_entropy
@@ -52,6 +53,8 @@ class Evaluated:
     """The student, and the teacher where one was named."""
     device: str
     batch_size: int
+    export: Exported | None = None
+    """What was written of it for other runtimes, where that was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -79,17 +82,18 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     if config.student is None:
         raise ValueError("several students are compared by compare(config)")
     seal = check_place(config.student) if config.save else ""
+    check_export(config.student, config.export)
     ground = open_ground(config, [config.student])
     if config.teacher is not None:
         open_config(config.teacher)
     student = open_trained(config.student, ground.cache, alone=config.batch_size == 1)
     teacher = teacher_size(ground)
     found = measured(ground, config.student, student, "student", teacher)
+    look = asked_of(ground, student.model, student.tokenizer, student.collation(), student.embedder)
     if config.save:
-        look = asked_of(ground, student.model, student.tokenizer, student.collation(), student.embedder)
         closer = look_closer(look, STUDENT_TASKS[ground.cache.spec.task].run, config.batch_size)
         save_evaluation(config.student, seal, ground.cache, found.to_json(), closer)
-    return found
+    return found if config.export is None else replace(found, export=export_onnx(config.student, look))
 
 
 def open_ground(config: EvaluateConfig, students: list[str], half: int | None = None) -> Ground:

@@ -61,6 +61,14 @@ class EvaluateFlags:
             "`teachonce report` finds it."
         },
     )
+    export: str | None = field(
+        default=None,
+        metadata={
+            "help": "onnx: also write the student as onnx/model.onnx into its folder, compared with torch on held-out "
+            "rows. Needs teachonce[onnx].",
+            "choices": ["onnx"],
+        },
+    )
     device: str | None = field(default=None, metadata={"help": "cuda, cpu, ... [cuda where there is one]"})
     local_cache: str | None = field(default=None, metadata={"help": HELP})
     local_cache_gb: float = field(default=GB_DEFAULT, metadata={"help": GB_HELP})

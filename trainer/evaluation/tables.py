@@ -23,6 +23,13 @@ def show(evaluated: Evaluated, console: Console | None = None) -> None:
     if "confusion_matrix" in evaluated.metrics:
         out.print("\n".join(_confusion(evaluated)))
     print_table(_models(evaluated, evaluated.models), out)
+    if (export := evaluated.export) is not None:
+        out.print(
+            printable(
+                f"{export.path}: {number(export.bytes)} bytes; on {number(export.rows)} held-out rows it differs from "
+                f"torch by {export.largest_difference:.2g} at most, of numbers up to {number(export.largest_value)}"
+            )
+        )
 
 
 def show_compared(compared: Compared, console: Console | None = None) -> None:

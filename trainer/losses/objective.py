@@ -48,12 +48,14 @@ class Objective:
     """How the temperature changes in the course of a run, from or to 1."""
     adversarial: float = 0.0
     """How far FGM moves a row's embeddings; 0 is not at all."""
+    own: Mapping[str, Loss] = field(default_factory=dict)
+    """Losses of the caller's, by name, beside the registry's."""
 
     def __post_init__(self) -> None:
         if not self.weights:
             raise ValueError("an objective needs at least one loss")
         for name, weight in self.weights.items():
-            if name not in LOSSES:
+            if name not in LOSSES and name not in self.own:
                 raise ValueError(f"no such loss: {name!r}; there are {', '.join(LOSSES)}")
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"the weight of {name} must be finite and not negative, but got {weight}")
@@ -83,9 +85,11 @@ class Objective:
         stages: Sequence[str] = (),
         adversarial: str | None = None,
         temperature_schedule: str | None = None,
+        own: Sequence[tuple[Loss, float]] = (),
     ) -> Objective:
         """From `["kl=1.0", "jsd=0.5,beta=0.3"]`; `feature_loss` is another way to say `feature`'s distance. Schedules
         are `["ce=linear:1:0"]`, and what is adversarial is `fgm=1.0`. Stages, each a text, stand in place of losses.
+        Losses of the caller's stand behind the named ones, each with its weight.
 
         Raises:
             UsageError: naming what is wrong.
@@ -100,6 +104,9 @@ class Objective:
                 settings = together(stage.settings for stage in staged)
             else:
                 weights, settings = parse_losses(losses)
+            if staged and own:
+                raise ValueError("stages name their losses, and one of Python's has no name there")
+            weights |= {loss.name: weight for loss, weight in own}
             warms = None if temperature_schedule is None else Schedule.parse(temperature_schedule)
             return cls(
                 weights=weights,
@@ -109,6 +116,7 @@ class Objective:
                 stages=staged,
                 temperature_schedule=warms,
                 adversarial=parse_adversarial(adversarial),
+                own={loss.name: loss for loss, _ in own},
             )
         except ValueError as error:
             raise UsageError(
@@ -120,7 +128,15 @@ class Objective:
     @property
     def losses(self) -> tuple[Loss, ...]:
         """The entries, in the order in which they were told."""
-        return tuple(LOSSES[name] for name in self.weights)
+        return tuple(self.entry(name) for name in self.weights)
+
+    def entry(self, name: str) -> Loss:
+        """A loss by its name."""
+        return self.own[name] if name in self.own else LOSSES[name]
+
+    def divisor(self, name: str) -> int:
+        """Which of a batch's counts a logged term is a mean over."""
+        return PER.index(self.entry(name).per) if name in self.own or name in LOSSES else 0
 
     @property
     def head_losses(self) -> tuple[str, ...]:
@@ -164,7 +180,7 @@ class Objective:
 
     def settings_of(self, name: str) -> Settings:
         """All parameters of a loss."""
-        return {**LOSSES[name].defaults, **self.settings.get(name, {})}
+        return {**self.entry(name).defaults, **self.settings.get(name, {})}
 
     @property
     def told(self) -> dict[str, Value]:
@@ -178,6 +194,7 @@ class Objective:
         told |= {"adversarial fgm": self.adversarial} if self.adversarial else {}
         told |= {"temperature schedule": str(self.temperature_schedule)} if self.temperature_schedule else {}
         told |= {f"stage {number}": str(stage) for number, stage in enumerate(self.stages, 1)}
+        told |= {f"own loss {name}": loss.formula for name, loss in self.own.items()}
         return told | {f"{name} schedule": str(schedule) for name, schedule in self.schedules.items()}
 
     @property
@@ -219,7 +236,7 @@ class Objective:
     def asked(self, name: str, spec: Spec, written: Collection[bool] = ()) -> Asked:
         """One of the losses, and the cache that is to serve it."""
         warms = self.temperature_schedule is not None
-        return Asked(LOSSES[name], self.settings_of(name), self.temperature, spec, warms, written)
+        return Asked(self.entry(name), self.settings_of(name), self.temperature, spec, warms, written)
 
     def check(self, spec: Spec, written: Collection[bool] = ()) -> None:
         """Whether caches of this spec can serve the losses; `written`, of each, whether its teacher wrote the texts.
@@ -232,11 +249,6 @@ class Objective:
                 raise error
 
 
-def divisor(name: str) -> int:
-    """Which of a batch's counts a logged term is a mean over."""
-    return PER.index(LOSSES[name].per) if name in LOSSES else 0
-
-
 def position_losses(
     names: Sequence[str],
     logits: Float[Tensor, "N V"],
@@ -247,11 +259,13 @@ def position_losses(
     settings: Mapping[str, Settings] | None = None,
     measures: Sequence[str] = (),
     buffers: Buffers | None = None,
+    own: Mapping[str, Loss] = LOSSES,
 ) -> Float[Tensor, "T N"]:
     """Each named loss at each position, from a student's logits in float32; and then, of a softmax teacher, what is
     measured there beside them.
 
-    With `buffers`, a single backward pass follows before they are used again: it may write over what it needs.
+    With `buffers`, a single backward pass follows before they are used again: it may write over what it needs. `own`
+    are losses beside the registry's.
     """
     scores: Any
     if isinstance(targets, SparseTargets):
@@ -260,9 +274,10 @@ def position_losses(
         scores = DenseScores(logits, targets, temperature)
     found = []
     for name in names:
-        term: Any = LOSSES[name].term(score)
+        loss = own.get(name) or LOSSES[name]
+        term: Any = loss.term(score)
         assert term is not None  # `Objective.check` has seen to it
-        found.append(term(scores, {**LOSSES[name].defaults, **(settings or {}).get(name, {})}))
+        found.append(term(scores, {**loss.defaults, **(settings or {}).get(name, {})}))
     found += [MEASURES[name](scores).to(logits.dtype) for name in measures]
     return torch.stack(found)
 
@@ -272,12 +287,13 @@ def aligned_losses(
     logits: Float[Tensor, "M V"],
     targets: AlignedTargets,
     settings: Mapping[str, Settings] | None = None,
+    own: Mapping[str, Loss] = LOSSES,
 ) -> Float[Tensor, " T"]:
     """Each named loss summed over chunks, or over tokens, of a student of another tokenizer."""
     scores = AlignedScores(logits, targets)
     found = []
     for name in names:
-        term = LOSSES[name].aligned
-        assert term is not None  # the student was refused else
-        found.append(term(scores, {**LOSSES[name].defaults, **(settings or {}).get(name, {})}).sum())
+        loss = own.get(name) or LOSSES[name]
+        assert loss.aligned is not None  # the student was refused else
+        found.append(loss.aligned(scores, {**loss.defaults, **(settings or {}).get(name, {})}).sum())
     return torch.stack(found)

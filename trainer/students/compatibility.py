@@ -9,7 +9,11 @@ from typing import Any
 from schemas.errors import StudentError
 from schemas.spec import Spec
 from schemas.task import Task
+from trainer.students.student import own_padding
 from trainer.students.trial import takes_token_types
+
+_DECODER_HEADS = ("score",)
+"""How transformers calls the head of a classifier that looks for a text's last token by its padding id."""
 
 
 def check_vocabulary(student: Mapping[str, int], cache: Mapping[str, int], where: str) -> None:
@@ -162,4 +166,22 @@ def check_labels(config: Any, spec: Spec, where: str) -> None:
             where=where,
             expected=", ".join(spec.label_names),
             got=", ".join(names),
+        )
+
+
+def check_padding(model: Any, pad_id: int, where: str) -> None:
+    """A decoder that classifies looks for a text's last token by its own padding id: it must have one, and use it.
+
+    Raises:
+        StudentError: it has none, or another than texts are padded with.
+    """
+    own = own_padding(model)
+    decides = any(hasattr(model, name) for name in _DECODER_HEADS)
+    if decides and own != pad_id:
+        raise StudentError(
+            "the student needs a padding token, to find where a text ends",
+            where=where,
+            expected="pad_token_id in its config, an id of its embedding",
+            got=own,
+            do='Set "pad_token_id" in its config.json, to eos_token_id for instance; or train with batches of one text',
         )

@@ -66,9 +66,16 @@ def _processor(folder: str, where: str) -> Any:
 
 
 def open_image_model(
-    name: str, cache: Cache, pictures: Pictures, *, seed: int, lora: Lora | None, alone: bool
+    name: str,
+    cache: Cache,
+    pictures: Pictures,
+    *,
+    seed: int,
+    lora: Lora | None,
+    alone: bool,
+    given: Any = None,
 ) -> Any:
-    """A model that is going to be trained.
+    """A model that is going to be trained: of this name, or the one that is given.
 
     Raises:
         UsageError: it cannot be opened.
@@ -77,12 +84,17 @@ def open_image_model(
     spec = cache.spec
     _refuse_unserved(name, lora)
     from_scratch = name.endswith(".json")
-    config = _scratch_config(name, pictures) if from_scratch else open_config(name)
+    if given is not None:
+        config = given.config
+    else:
+        config = _scratch_config(name, pictures) if from_scratch else open_config(name)
     check_trainable(config, spec.kind, name)
     fit_config(config, spec, None)
     set_seed(seed)
     auto = STUDENT_TASKS[spec.task].auto
-    model = model_of(auto, name, config) if from_scratch else filled(spec, name, config)[0]
+    model = given
+    if given is None:
+        model = model_of(auto, name, config) if from_scratch else filled(spec, name, config)[0]
     try_image_student(model, pictures, num_classes=spec.vocab_size, alone=alone, trained=True)
     return model
 

@@ -9,7 +9,6 @@ from schemas.errors import StudentError
 from schemas.spec import Spec
 from schemas.task import Task
 from trainer.losses.objective import Objective
-from trainer.losses.registry import LOSSES
 from trainer.losses.serving import EXACT_POLICIES, FEATURES, LABELS, LINEAR
 from trainer.reading.reader import Reader
 from trainer.reading.token_bytes import byte_tokens, check_fast
@@ -73,7 +72,7 @@ _FAMILY = "Choose a student of the teacher's family, or start one from a config 
 
 def _check_losses(objective: Objective, difference: StudentError | None, where: str) -> None:
     for name in objective.head_losses:
-        if LOSSES[name].aligned is not None:
+        if objective.entry(name).aligned is not None:
             continue
         if difference is None:
             asked = " and ".join(loss.name for loss in objective.losses if loss.asks)

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import set_seed
 
 from schemas.cache import Cache
-from schemas.errors import StudentError, UsageError
+from schemas.errors import UsageError
 from schemas.images import Pictures
 from schemas.spec import Spec
 from trainer.losses.objective import Objective
@@ -27,10 +27,12 @@ from trainer.students.compatibility import (
     check_config,
     check_embedding,
     check_labels,
+    check_padding,
     check_trainable,
     fit_tokenizer,
 )
 from trainer.students.fitting import filled, fit_config, freeze_unused, is_unused, refuse_missing
+from trainer.students.given import check_given
 from trainer.students.image_students import open_image_model, open_images, open_trained_images
 from trainer.students.lora import Lora
 from trainer.students.on_features import (
@@ -44,14 +46,12 @@ from trainer.students.other_tokenizers import reader_of
 from trainer.students.packed_trial import check_packs, find_packing
 from trainer.students.scratch import model_of, scratch_config
 from trainer.students.static_students import begin_static, is_static, open_static, parse_static
-from trainer.students.student import Student, own_padding
+from trainer.students.student import Student
 from trainer.students.trial import try_student
 from trainer.tasks.tasks import STUDENT_TASKS
 
 USUAL = Objective(weights={"kl": 1.0})
 """What a student is taken to learn by where nobody says it."""
-_DECODER_HEADS = ("score",)
-"""How transformers calls the head of a classifier that looks for a text's last token by its padding id."""
 
 
 def open_student(
@@ -64,6 +64,8 @@ def open_student(
     lora: Lora | None = None,
     packs: bool = False,
     objective: Objective | None = None,
+    given: Any = None,
+    own_tokenizer: Any = None,
 ) -> Student:
     """Opens `name`: a folder or hub name, a config `.json`, `shrink:layers=3` of the `teacher`, `linear`, `mlp:256`
     or `static:256`.
@@ -71,6 +73,7 @@ def open_student(
     `alone` says that each batch will hold one row; a model that cannot be padded is refused else. With `lora` its
     weights are frozen, and adapters stand beside them. `packs` says that a row will hold several texts; a model that
     does not keep them apart is refused then. What the `objective` asks decides whether its tokenizer may be another.
+    A model that is `given` is the student itself, with its own tokenizer or the cache's; `name` is what errors call it.
 
     Raises:
         UsageError: it cannot be opened, or a package is missing.
@@ -78,11 +81,15 @@ def open_student(
     """
     if packs:
         check_packs(cache.spec.kind)
+    if given is not None:
+        check_given(given, cache.spec, name)
     if cache.spec.kind.reads_images:
         pictures = open_images(cache)
-        model = open_image_model(name, cache, pictures, seed=seed, lora=lora, alone=alone)
+        model = open_image_model(name, cache, pictures, seed=seed, lora=lora, alone=alone, given=given)
         return _of_images(model, pictures, cache.spec)
-    found = _on_features(name, cache, seed, lora) or _static(name, cache, seed, lora)
+    found = None
+    if given is None:
+        found = _on_features(name, cache, seed, lora) or _static(name, cache, seed, lora)
     if found is not None:
         return found
     layers = parse_shrink(name)
@@ -90,29 +97,39 @@ def open_student(
     source = name if layers is None else _needed_teacher(teacher, name)
     from_scratch = layers is None and name.endswith(".json")
     cached = cached_tokenizer(cache)
-    config = scratch_config(source, cache.spec, cached) if from_scratch else open_config(source)
-    tokenizer = cached if from_scratch else open_tokenizer(source)
+    own = None if given is None else (given.config, own_tokenizer or cached)
+    config, tokenizer = own or _read(source, cache.spec, cached, from_scratch=from_scratch)
     reader = reader_of(tokenizer, config, cached, cache, where=source, objective=objective or USUAL)
     check_trainable(config, cache.spec.kind, source)
     fit_config(config, cache.spec, tokenizer)
     check_config(config, cache.spec, tokenizer.get_vocab(), source, reads_again=reader is not None)
     set_seed(seed)
-    task = STUDENT_TASKS[cache.spec.task]
-    missing: list[str] = []
     if loading is not None and (commit := hub_commit(source)) is not None:
         loading["revision"] = commit
-    if from_scratch:
-        model = model_of(task.auto, source, config)
+    if given is not None or from_scratch:
+        model, missing = given or model_of(STUDENT_TASKS[cache.spec.task].auto, source, config), list[str]()
     else:
         model, missing = filled(cache.spec, source, config, loading)
     if layers is not None:
-        model = shrunk(model, layers, task.auto, task.scores, has_halves=cache.spec.kind.has_source)
+        model = _shrunk(model, layers, cache.spec)
     freeze_unused(model, cache.spec)
     adapter = None if lora is None else _adapted(model, lora, cache.spec, missing, loading, base=source)
     with speaking(model):
         student = _tried(model, tokenizer, cache, alone=alone, where=source, adapter=adapter, reader=reader)
-        student = replace(student, embedder=_begun(cache.spec, None if from_scratch else source))
+        student = replace(student, embedder=_begun(cache.spec, None if from_scratch or given else source))
         return _with_packing(student, cache.spec) if packs else student
+
+
+def _shrunk(model: Any, layers: Any, spec: Spec) -> Any:
+    task = STUDENT_TASKS[spec.task]
+    return shrunk(model, layers, task.auto, task.scores, has_halves=spec.kind.has_source)
+
+
+def _read(source: str, spec: Spec, cached: Any, *, from_scratch: bool) -> tuple[Any, Any]:
+    """Config and tokenizer of a name."""
+    if from_scratch:
+        return scratch_config(source, spec, cached), cached
+    return open_config(source), open_tokenizer(source)
 
 
 def _adapted(
@@ -241,7 +258,7 @@ def _tried(
         reader=reader,
     )
     if spec.kind.has_named_classes and not spec.kind.predicts_tokens and not alone:
-        _check_padding(student, where)
+        check_padding(model, student.pad_id, where)
     try_student(
         model,
         task=spec.kind,
@@ -261,20 +278,6 @@ def _with_packing(student: Student, spec: Spec) -> Student:
     run = STUDENT_TASKS[spec.task].run
     packing = find_packing(student.model, task=spec.kind, run=run, max_length=spec.max_length)
     return replace(student, packing=packing)
-
-
-def _check_padding(student: Student, where: str) -> None:
-    """A decoder that classifies looks for a text's last token by its own padding id: it must have one, and use it."""
-    own = own_padding(student.model)
-    decides = any(hasattr(student.model, name) for name in _DECODER_HEADS)
-    if decides and own != student.pad_id:
-        raise StudentError(
-            "the student needs a padding token, to find where a text ends",
-            where=where,
-            expected="pad_token_id in its config, an id of its embedding",
-            got=own,
-            do='Set "pad_token_id" in its config.json, to eos_token_id for instance; or train with batches of one text',
-        )
 
 
 def _begun(spec: Spec, source: str | None) -> Embedder | None:

@@ -209,8 +209,9 @@ def check_arguments(arguments: StudentArguments) -> None:
         )
 
 
-def settle_direction(arguments: StudentArguments, metrics: list[str]) -> None:
-    """Names the metric in full, and its direction by our own table: every one that an evaluation gives is a loss.
+def settle_direction(arguments: StudentArguments, metrics: list[str], *, others: bool = False) -> None:
+    """Names the metric in full, and its direction by our own table: every one that an evaluation gives is a loss, but
+    for `others`, which a caller computes.
 
     Raises:
         UsageError: there is no such metric, or the other direction was asked for.
@@ -219,6 +220,15 @@ def settle_direction(arguments: StudentArguments, metrics: list[str]) -> None:
     if asked is None:
         return
     name = asked if asked.startswith("eval_") else f"eval_{asked}"
+    if others and name not in metrics:
+        if arguments.told_greater_is_better is None:
+            raise UsageError(
+                "whether more of a metric of one's own is better, its caller knows",
+                got=asked,
+                do="Say greater_is_better=True or False",
+            )
+        arguments.metric_for_best_model = name
+        return
     if name not in metrics:
         raise UsageError("--metric_for_best_model names no metric", expected=", ".join(metrics), got=asked)
     if arguments.told_greater_is_better:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from schemas.errors import UsageError
@@ -18,6 +19,7 @@ from trainer.students.static_students import parse_static
 from trainer.training.adapter_flags import adapters_of
 from trainer.training.flags import TrainFlags
 from trainer.training.local_cache import check_flags
+from trainer.training.own_parts import OwnParts
 from trainer.training.presets import preset
 
 
@@ -27,8 +29,13 @@ class TrainConfig(TrainFlags):
 
     SETTLED: ClassVar = ("losses", "temperature", "feature_loss", "stages")
     """Fields that are None until `__post_init__` has settled them: nobody may say that they are nothing."""
+    student: str | Any = field(metadata=TrainFlags.__dataclass_fields__["student"].metadata)
+    """As a flag names it; or a `PreTrainedModel`, which is then trained in place."""
+    own: OwnParts = field(default_factory=OwnParts, init=False, repr=False)
+    """What no flag can say; `student` is a model's name in words where it was a model."""
 
     def __post_init__(self) -> None:
+        self._take_model()
         self._settle()
         self._check_join()
         if self.lanes is not None and self.lanes < 1:
@@ -41,9 +48,34 @@ class TrainConfig(TrainFlags):
             raise UsageError("--shuffle_row_groups must be at least 1", got=self.shuffle_row_groups)
         if self.batching not in ("bucket", "pack"):
             raise UsageError("--batching must be bucket or pack", got=self.batching)
-        _ = self.objective, self.sources, Where.parse(self.where)
+        _ = self.sources, Where.parse(self.where), self.adapters
         check_flags(self.local_cache, self.local_cache_gb, self.sources)
-        self._check_effects()
+        if self.losses or self.stages or self.own.losses:  # with none, those of Python are still to come
+            self._check_effects()
+
+    def _take_model(self) -> None:
+        """A model object stands apart, and has a name in its place."""
+        model: Any = self.student
+        if not isinstance(model, str):
+            if self.lora is not None:
+                raise UsageError(
+                    "--lora needs a --student that can be opened again, for an adapter alone is saved",
+                    expected="a model folder or hub name",
+                    got=f"a {type(model).__name__} in memory",
+                )
+            object.__setattr__(self, "own", replace(self.own, student=model))
+            object.__setattr__(self, "student", f"a {type(model).__name__} in memory")
+
+    def bringing(self, own: OwnParts) -> TrainConfig:
+        """The same with what Python alone can tell.
+
+        Raises:
+            UsageError: it does not go with what is told.
+        """
+        found = copy(self)
+        object.__setattr__(found, "own", own)
+        found.__post_init__()
+        return found
 
     def _check_join(self) -> None:
         if self.join not in (None, "example"):
@@ -96,7 +128,6 @@ class TrainConfig(TrainFlags):
             )
 
     def _check_effects(self) -> None:
-        _ = self.adapters
         names = set(self.objective.weights)
         layers, _ = parse_shrink(self.student), self.beginnings
         if self.teacher is not None and layers is None:
@@ -132,7 +163,7 @@ class TrainConfig(TrainFlags):
     def beginnings(self) -> tuple[str | None, ...]:
         """What may be folders that the run begins with."""
         new = parse_on_features(self.student) is not None or parse_static(self.student) is not None
-        return (None if new else self.student, self.teacher)
+        return (None if new or self.own.student is not None else self.student, self.teacher)
 
     @property
     def objective(self) -> Objective:
@@ -151,6 +182,7 @@ class TrainConfig(TrainFlags):
             stages=self.stages or (),
             adversarial=self.adversarial,
             temperature_schedule=self.temperature_schedule,
+            own=self.own.losses,
         )
 
 

@@ -6,7 +6,7 @@ model inside; it alone is saved as a model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,7 @@ from trainer.losses.aligned_targets import AlignedTargets
 from trainer.losses.buffers import Buffers
 from trainer.losses.fused import fused_loss
 from trainer.losses.loss import Bank, Pooled
-from trainer.losses.objective import Objective, aligned_losses, divisor, position_losses
-from trainer.losses.registry import LOSSES
+from trainer.losses.objective import Objective, aligned_losses, position_losses
 from trainer.losses.targets import SparseTargets
 from trainer.models.embeddings import Embedder
 from trainer.models.heads import Head, Ran
@@ -93,6 +92,8 @@ class Distiller(nn.Module):
         weights = torch.tensor([objective.weights[name] for name in objective.head_losses])
         self.progress: float | None = None
         """The share of training's steps that are taken, which weights may go by; None outside training."""
+        self.on_logits: Callable[[Tensor], None] | None = None
+        """What an evaluation gives a batch's logits to, `[N, V]`, where somebody wants them."""
         self.head_weights: Tensor
         self.register_buffer("head_weights", weights, persistent=False)
         self._no_split_modules = getattr(student, "_no_split_modules", None)
@@ -117,6 +118,8 @@ class Distiller(nn.Module):
         """Each term with its weight and without."""
         ran = self.task.run(self.student, batch.model_inputs, self.layers, self.last_layer)
         parts = self._head_terms(batch, ran, totals)
+        if self.on_logits is not None and not self.training:
+            self.on_logits(self._logits(batch, ran))
         return parts | self._feature_terms(batch, [batch.by_example(s) for s in ran.states], totals)
 
     def _adversarial(self, batch: Batch, totals: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -133,7 +136,7 @@ class Distiller(nn.Module):
         if not names:
             return {}
         logged = (*names, *self.measures)
-        divisors = torch.stack([totals[divisor(name)] for name in logged])
+        divisors = torch.stack([totals[self.objective.divisor(name)] for name in logged])
         weights = self.head_weights
         if self.objective.changes:
             weights = weights.new_tensor([self._weight(name) for name in names])
@@ -154,6 +157,13 @@ class Distiller(nn.Module):
             losses = list(parts * weights)
         return {name: (loss, part) for name, loss, part in zip(logged, losses, parts, strict=True)}
 
+    def _logits(self, batch: Batch, ran: Ran) -> Tensor:
+        """At each of the batch's positions."""
+        if ran.head_inputs is not None:
+            return Head.of(self.student).logits(batch.at_positions(ran.head_inputs)).float()
+        assert ran.logits is not None
+        return batch.at_positions(ran.logits).float()
+
     def _losses(
         self, logits: Tensor, targets: Any, temperature: float, buffers: Buffers | None = None
     ) -> Tensor:
@@ -166,6 +176,7 @@ class Distiller(nn.Module):
             settings=self.objective.settings,
             measures=self.measures,
             buffers=buffers,
+            own=self.objective.own,
         )
 
     def _feature_terms(
@@ -180,11 +191,12 @@ class Distiller(nn.Module):
         pooled = Pooled(projected, own, list(batch.features), batch.example_keys, self.bank)
         found = {}
         for name in self.objective.feature_losses:
-            compute = LOSSES[name].pooled
+            compute = self.objective.entry(name).pooled
             assert compute is not None
             heads = self.projections.heads
             given = pooled._replace(module=heads[name]) if name in heads else pooled
-            term = compute(given, self.objective.settings_of(name)).sum() / totals[divisor(name)]
+            divisor = totals[self.objective.divisor(name)]
+            term = compute(given, self.objective.settings_of(name)).sum() / divisor
             found[name] = (self._weight(name) * term, term)
         return found
 
@@ -223,7 +235,11 @@ class _Terms:
         if isinstance(targets, AlignedTargets):
             objective = self._distiller.objective
             return aligned_losses(
-                objective.head_losses, logits, targets.part(first, last), objective.settings
+                objective.head_losses,
+                logits,
+                targets.part(first, last),
+                objective.settings,
+                own=objective.own,
             )
         assert isinstance(targets, SparseTargets)
         part = targets.chunk(first, last, slice(int(offsets[first]), int(offsets[last])))

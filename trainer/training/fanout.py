@@ -27,9 +27,10 @@ from trainer.checkpoints.signals import Signals, Stopped, name_of, watched
 from trainer.training.arguments import StudentArguments
 from trainer.training.company import Company, Observer, Pruned
 from trainer.training.config import TrainConfig
+from trainer.training.preflight import check_settings
 from trainer.training.settings import word
 from trainer.training.streams import Opened, SharedSides, global_batch, open_caches, stream_seed
-from trainer.training.training import Trained, begin, check_settings, distil
+from trainer.training.training import Trained, begin, distil
 from trainer.training.turns import Turn, Turns
 
 _log = logging.getLogger(__name__)

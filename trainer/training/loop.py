@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
-from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from schemas.cli.logs import is_watched
-from schemas.errors import UsageError
 from trainer.batches.batch import Batch
 from trainer.checkpoints.keeping import EvaluationStopped, KeepingTrainer
 from trainer.checkpoints.records import Record
 from trainer.checkpoints.shards import gathered
 from trainer.checkpoints.signals import Signals
-from trainer.losses.objective import divisor
 from trainer.losses.stages import stage_at
 from trainer.stream.replay import Address, Replay, loader
 from trainer.students.student import Student
 from trainer.training.distiller import Distiller
 from trainer.training.log_lines import log_in_lines
-from trainer.training.sharding import shard_on_cpus
+from trainer.training.own_metrics import Gathered, check_best
+from trainer.training.own_parts import OwnParts
+from trainer.training.sharding import check_kept_as, shard_on_cpus
 from trainer.training.staged import frozen_names, staged_scheduler
 from trainer.training.student_files import load_student, save_student
 from trainer.training.tasks_distiller import TasksDistiller
 from trainer.training.tasks_stream import TasksReplay
 from trainer.training.turns import Turn
 
-_SHARDED_OPTIMIZER = "optimizer.bin"
-"""As FSDP names it."""
 _BATCHES_BETWEEN_AGREEMENTS = 16
 
 
@@ -63,11 +61,14 @@ class DistillationTrainer(KeepingTrainer):
         record: Record,
         signals: Signals,
         turn: Turn | None = None,
+        own: OwnParts | None = None,
     ) -> None:
         """With a `turn` others train in this process too, each when its turn comes."""
+        own = own or OwnParts()
         super().__init__(
             record=record,
             signals=signals,
+            callbacks=own.callbacks,
             model=distiller,
             args=arguments,
             train_dataset=training,
@@ -78,6 +79,7 @@ class DistillationTrainer(KeepingTrainer):
         self._distiller, self.student, self._turn = distiller, student, turn
         self._stages = distiller.objective.stages
         self._frozen = [frozen_names(stage, student.model) for stage in self._stages] or [[]]
+        self._measures = own if own.compute_metrics is not None else None
         self._terms: dict[str, Tensor] = {}
         self._steps: dict[str, set[int]] = {}
         self._tokens = torch.zeros(2, dtype=torch.float64)
@@ -88,6 +90,13 @@ class DistillationTrainer(KeepingTrainer):
         self.is_fsdp_enabled: bool
         if self.args.fsdp and not self.is_fsdp_enabled:
             self.is_fsdp_enabled = shard_on_cpus(self.accelerator, self.args.fsdp_plugin_args)
+
+    def _prepare_for_training(self, *arguments: Any) -> Any:
+        """As transformers does; and callbacks of the caller's are given the student, not what is wrapped around it."""
+        prepared = super()._prepare_for_training(*arguments)
+        if self._own:
+            self.callback_handler.model = self.student.model
+        return prepared
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This rank's batches; transformers skips addresses, not data, when it resumes."""
@@ -225,22 +234,29 @@ class DistillationTrainer(KeepingTrainer):
         sums: dict[str, Tensor] = {}
         counts = torch.zeros(3, dtype=torch.int64)
         every = 1 if self.args.world_size == 1 else _BATCHES_BETWEEN_AGREEMENTS
+        gathered_own = None if self._measures is None else Gathered(self._measures)
         try:
             for number, inputs in enumerate(self._in_turn(dataloader)):
                 if number % every == 0 and self.health.agree():
                     raise EvaluationStopped
-                ones = torch.ones(3, dtype=torch.int64)
-                outputs = self.model(**self._prepare_inputs(inputs), num_items_in_batch=ones)
+                ones, prepared = torch.ones(3, dtype=torch.int64), self._prepare_inputs(inputs)
+                if gathered_own is not None:
+                    self._distiller.on_logits = partial(gathered_own.add, batch=prepared["batch"])
+                outputs = self.model(**prepared, num_items_in_batch=ones)
                 for name, part in outputs.items():
                     sums[name] = sums.get(name, torch.zeros_like(part)) + part
                 counts += inputs["batch"].counts
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         finally:
+            self._distiller.on_logits = None
             dataloader.dataset.close()  # type: ignore[attr-defined]
         metrics = self._means(sums, counts.to(self.args.device))
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             raise self.not_finite(self.state.global_step, f"{bad[-1]} in an evaluation")
+        if gathered_own is not None:
+            metrics |= gathered_own.metrics([*metrics], world_size=self.args.world_size)
         found = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        check_best(self.args.metric_for_best_model, found)
         return EvalLoopOutput(
             predictions=None,
             label_ids=None,
@@ -255,7 +271,8 @@ class DistillationTrainer(KeepingTrainer):
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, reduction="sum")
             counts = self.accelerator.reduce(counts, reduction="sum")
-        divisors = [max(1, int(counts[divisor(name)])) for name in names]
+        objective = self._distiller.objective
+        divisors = [max(1, int(counts[objective.divisor(name)])) for name in names]
         means = {n: total / d for n, total, d in zip(names, totals.tolist(), divisors, strict=True)}
         weights = self._weights()
         return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}
@@ -274,16 +291,7 @@ class DistillationTrainer(KeepingTrainer):
             save_student(self.student, self._distiller.projections, folder, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Student or adapter, and projections, of a checkpoint, into the modules that are being trained.
-
-        Raises:
-            UsageError: its optimizer was kept in shards, and this run's is not; or the other way round.
-        """
-        is_sharded = (Path(resume_from_checkpoint) / _SHARDED_OPTIMIZER).exists()
-        if (Path(resume_from_checkpoint) / SCHEDULER_NAME).exists() and is_sharded != self.is_fsdp_enabled:
-            raise UsageError(
-                "a checkpoint's optimizer is in shards where a run has --fsdp, and only there",
-                where=resume_from_checkpoint,
-                do="Resume with --fsdp" if is_sharded else "Resume without --fsdp",
-            )
-        load_student(self.student, self._distiller.projections, Path(resume_from_checkpoint))
+        """Student or adapter, and projections, of a checkpoint, into the modules that are being trained."""
+        folder = Path(resume_from_checkpoint)
+        check_kept_as(folder, in_shards=self.is_fsdp_enabled)
+        load_student(self.student, self._distiller.projections, folder)

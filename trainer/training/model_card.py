@@ -107,6 +107,7 @@ def card_text(
         "## Measured on the held-out part",
         _metrics(history),
         "## How to repeat it",
+        *_beside(config),
         f"```bash\n{command(config, arguments)}\n```",
         "On the same release, with the same number of ranks. `teachonce evaluate --cache CACHE --student STUDENT` "
         "measures it.",
@@ -124,6 +125,12 @@ def command(config: TrainConfig, arguments: StudentArguments) -> str:
         each = value if isinstance(value, list) else [value]
         words += [f"--{name}", *map(_word, each)]
     return printable(shlex.join([*words, "--output_dir", "again"]))
+
+
+def _beside(config: TrainConfig) -> list[str]:
+    """What the call cannot say; nothing of a run that a command line began."""
+    told = [_cell(text) for text in config.own.told]
+    return [f"From Python, with {'; with '.join(told)}, which the call cannot say:"] if told else []
 
 
 def _changed(values: Any) -> Iterator[tuple[str, Any]]:

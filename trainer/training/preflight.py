@@ -17,7 +17,8 @@ from schemas.spec import Spec
 from trainer.checkpoints.records import Manifest
 from trainer.losses.objective import Objective
 from trainer.stream.order import Order
-from trainer.training.arguments import StudentArguments
+from trainer.training.arguments import StudentArguments, check_arguments, settle_direction
+from trainer.training.config import TrainConfig
 from trainer.training.settings import FOLLOWS_METRICS, word
 from trainer.training.tasks_order import TasksOrder
 
@@ -44,6 +45,35 @@ def on_main(arguments: StudentArguments, function: Callable[[], T]) -> T:
         raise box[1]
     found: T = box[0]
     return found
+
+
+def check_settings(config: TrainConfig, arguments: StudentArguments) -> None:
+    """What can be known before anything is opened.
+
+    Raises:
+        UsageError: settings that do not go together.
+    """
+    check_arguments(arguments)
+    if config.batching == "pack" and arguments.per_device_train_batch_size == 1:
+        raise UsageError(
+            "--batching pack has no effect where a batch is one text",
+            do="Raise --per_device_train_batch_size",
+        )
+    if arguments.fsdp and (config.adapters is not None or arguments.compiling is not None):
+        raise UsageError(
+            "--fsdp goes neither with --lora nor with --torch_compile", do="Leave one of them out"
+        )
+    if arguments.fsdp and any(stage.freeze for stage in config.objective.stages):
+        raise UsageError(
+            "--fsdp does not go with stages that freeze: torch would not go on from their checkpoints",
+            do="Leave --fsdp out (torchrun alone is DDP), or freeze",
+        )
+    names = [f"eval_{name}" for name in ("loss", *config.objective.weights)]
+    settle_direction(arguments, names, others=config.own.compute_metrics is not None)
+    if config.own.compute_metrics is not None and arguments.eval_strategy == "no":
+        raise UsageError(
+            "compute_metrics has no effect without evaluations", do='Say eval_strategy="steps" or "epoch"'
+        )
 
 
 def total_steps(arguments: StudentArguments, order: Order | TasksOrder) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from schemas.cache import Cache
 from schemas.errors import UsageError
@@ -24,15 +25,17 @@ from trainer.students.student import Student
 from trainer.students.students import open_student
 from trainer.tasks.tasks import STUDENT_TASKS
 from trainer.training.adapter_flags import adapter_lines, saved_parameters
-from trainer.training.arguments import StudentArguments, check_arguments, settle_direction
+from trainer.training.arguments import StudentArguments
 from trainer.training.bank import read_bank
 from trainer.training.company import Company
 from trainer.training.config import TrainConfig
 from trainer.training.distiller import Distiller
 from trainer.training.loop import DistillationTrainer
 from trainer.training.model_card import save_card
+from trainer.training.own_parts import ComputeMetrics, OwnParts, Preprocess
 from trainer.training.preflight import (
     check_loop,
+    check_settings,
     check_total,
     on_main,
     router_lines,
@@ -57,8 +60,21 @@ class Trained(NamedTuple):
     """Nothing was left to do."""
 
 
-def train(config: TrainConfig, arguments: StudentArguments) -> Trained:
+def train(
+    config: TrainConfig,
+    arguments: StudentArguments,
+    *,
+    processing_class: Any = None,
+    callbacks: Sequence[Any] = (),
+    compute_metrics: ComputeMetrics | None = None,
+    preprocess_logits_for_metrics: Preprocess | None = None,
+    losses: Sequence[Any] = (),
+) -> Trained:
     """Distils a student into `arguments.output_dir`, where `AutoModel...from_pretrained` opens it.
+
+    Callbacks and the functions for metrics are as transformers' `Trainer` takes them; callbacks are given the student
+    as their `model`. `losses` of one's own, `[(Loss(...), 0.5)]`, stand beside those that the config names. Where
+    `config.student` is a model it is trained in place, and `processing_class` is its tokenizer (else the cache's).
 
     `arguments.resume_from_checkpoint` (`"auto"`, `"last"` or a folder) goes on where a checkpoint was taken, on the
     cache's version that it had, to the weights that the undisturbed run would have come to.
@@ -70,36 +86,22 @@ def train(config: TrainConfig, arguments: StudentArguments) -> Trained:
         TrainingError: a step was not finite, or what was trained cannot be saved.
         Stopped: SIGTERM or SIGINT came; what was trained is saved. (A `KeyboardInterrupt`.)
     """
+    config = config.bringing(
+        OwnParts(
+            student=config.own.student,
+            processing_class=processing_class,
+            callbacks=tuple(callbacks),
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            losses=tuple(losses),
+        )
+    )
     check_settings(config, arguments)
     with ExitStack() as stack:
         signals = stack.enter_context(watched())
         beginning = begin(config, arguments, stack)
         opened = open_caches(config, arguments.world_size, beginning.record)
         return distil(config, arguments, beginning, opened, signals)
-
-
-def check_settings(config: TrainConfig, arguments: StudentArguments) -> None:
-    """What can be known before anything is opened.
-
-    Raises:
-        UsageError: settings that do not go together.
-    """
-    check_arguments(arguments)
-    if config.batching == "pack" and arguments.per_device_train_batch_size == 1:
-        raise UsageError(
-            "--batching pack has no effect where a batch is one text",
-            do="Raise --per_device_train_batch_size",
-        )
-    if arguments.fsdp and (config.adapters is not None or arguments.compiling is not None):
-        raise UsageError(
-            "--fsdp goes neither with --lora nor with --torch_compile", do="Leave one of them out"
-        )
-    if arguments.fsdp and any(stage.freeze for stage in config.objective.stages):
-        raise UsageError(
-            "--fsdp does not go with stages that freeze: torch would not go on from their checkpoints",
-            do="Leave --fsdp out (torchrun alone is DDP), or freeze",
-        )
-    settle_direction(arguments, [f"eval_{name}" for name in ("loss", *config.objective.weights)])
 
 
 def begin(config: TrainConfig, arguments: StudentArguments, stack: ExitStack) -> Beginning:
@@ -176,6 +178,7 @@ def distil(
         record=record,
         signals=signals,
         turn=None if company is None else company.turn,
+        own=config.own,
     )
     if company is not None:
         company.join(loop)
@@ -223,6 +226,8 @@ def open_one(config: TrainConfig, arguments: StudentArguments, cache: Cache) -> 
         packs=config.batching == "pack",
         lora=config.adapters,
         objective=config.objective,
+        given=config.own.student,
+        own_tokenizer=config.own.processing_class,
     )
 
 
@@ -242,7 +247,11 @@ def _run(
 
 def _is_finished(beginning: Beginning, folder: Path, total: int) -> Trained | None:
     finished = beginning.finished
-    if finished is None or finished.step != total or not check_finished(folder, finished):
+    is_through = finished is not None and total in (
+        finished.step,
+        finished.total,
+    )  # a callback may stop it before
+    if finished is None or not is_through or not check_finished(folder, finished):
         return None
     return Trained(str(folder), finished.step, {}, was_finished=True)
 

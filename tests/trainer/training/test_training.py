@@ -1,6 +1,7 @@
 """End to end: train, checkpoint, resume, and open the student where this project does not exist."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -199,3 +200,17 @@ def test_a_teacher_of_another_seed_is_another_student(run: Callable[..., Path], 
     ours, theirs = weights(out), weights(Path(folder))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, atol=1e-6, rtol=0)
+
+
+def test_the_block_of_the_documents_runs(causal_cache: Cache, teacher_dir: str, tmp_path: Path) -> None:
+    """As it stands, where `cache` and `teacher` are."""
+    text = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    block = re.search(r"## From Python.*?```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "cache").symlink_to(causal_cache.storage.root)
+    (tmp_path / "teacher").symlink_to(teacher_dir)
+    done = subprocess.run(
+        [sys.executable, "-c", block[1]], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [log["eval_right"] for log in logs(tmp_path / "from-python") if "eval_right" in log]
+    assert [log["eval_gap"] for log in logs(tmp_path / "from-python") if "eval_gap" in log]
