@@ -5,6 +5,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import HfArgumentParser
@@ -64,6 +65,7 @@ def seen(action):
     kind = action.type
     if getattr(kind, "__name__", "") in ("string_to_bool", "truth"):
         kind = bool
+    kind = str if kind is Any else kind  # in Python a model may be the student
     kind = getattr(kind, "__origin__", kind)  # dict[str, bool] is asked as dict
     if action.choices is not None:
         kind = None  # a function of its own

@@ -1,8 +1,10 @@
 """The README's tour in the shell runs as it is written, on a small teacher and corpus."""
 
+import io
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import teachonce
@@ -43,6 +45,7 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "students.yaml").write_text(STUDENTS)
     (tmp_path / "space.yaml").write_text(SPACE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("e > 3\nr\n"))
     commands = tour()
     assert {words[1] for words in commands} == set(teachonce.VERBS) - {"forget"}
     for name, *words in commands:

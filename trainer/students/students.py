@@ -87,13 +87,9 @@ def open_student(
         pictures = open_images(cache)
         model = open_image_model(name, cache, pictures, seed=seed, lora=lora, alone=alone, given=given)
         return _of_images(model, pictures, cache.spec)
-    found = None
-    if given is None:
-        found = _on_features(name, cache, seed, lora) or _static(name, cache, seed, lora)
-    if found is not None:
+    if given is None and (found := _without_backbone(name, cache, seed, lora)) is not None:
         return found
     layers = parse_shrink(name)
-    loading = None if lora is None else loading_options(lora)
     source = name if layers is None else _needed_teacher(teacher, name)
     from_scratch = layers is None and name.endswith(".json")
     cached = cached_tokenizer(cache)
@@ -104,8 +100,7 @@ def open_student(
     fit_config(config, cache.spec, tokenizer)
     check_config(config, cache.spec, tokenizer.get_vocab(), source, reads_again=reader is not None)
     set_seed(seed)
-    if loading is not None and (commit := hub_commit(source)) is not None:
-        loading["revision"] = commit
+    loading = None if lora is None else _loading(lora, source)
     if given is not None or from_scratch:
         model, missing = given or model_of(STUDENT_TASKS[cache.spec.task].auto, source, config), list[str]()
     else:
@@ -167,6 +162,16 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     refuse_missing(model, [name for name in missing if not is_unused(name, cache.spec)], folder)
     student = _tried(model.eval(), tokenizer, cache, alone=alone, where=folder, trained=False, reader=reader)
     return replace(student, embedder=Embedder.of(cache.spec, folder))
+
+
+def _loading(lora: Lora, source: str) -> dict[str, Any]:
+    """How the weights below adapters are loaded: those of one commit, which the adapters will name."""
+    commit = hub_commit(source)
+    return loading_options(lora) | ({} if commit is None else {"revision": commit})
+
+
+def _without_backbone(name: str, cache: Cache, seed: int, lora: Lora | None) -> Student | None:
+    return _on_features(name, cache, seed, lora) or _static(name, cache, seed, lora)
 
 
 def _on_features(name: str, cache: Cache, seed: int, lora: Lora | None) -> Student | None:

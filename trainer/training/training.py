@@ -149,9 +149,8 @@ def distil(
         check_replaceable(folder, cache.header.teacher.get("weight_bytes"))
     student = open_one(config, arguments, cache)
     check_student(config, opened, student)
-    training, evaluation = make_replays(
-        config, arguments, opened, student, None if company is None else company.sides
-    )
+    sides = None if company is None else company.sides
+    training, evaluation = make_replays(config, arguments, opened, student, sides)
     total = total_steps(arguments, training.order)
     check_stages(config.objective.stages, student.model, arguments, total)
     run = on_main(arguments, lambda: new_run() if before is None else before.run)
