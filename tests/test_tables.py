@@ -180,7 +180,13 @@ def test_what_a_run_did():
 def test_what_a_run_would_do():
     sample = Measured(*[12345] * len(Measured._fields))
     plan = filled(
-        Plan, rejects=REJECTS, labels={}, refusals=(), sample=sample, expected=filled(Expected, students=7)
+        Plan,
+        rejects=REJECTS,
+        labels={},
+        refusals=(),
+        sample=sample,
+        expected=filled(Expected, students=7),
+        cost=None,
     )
     text = at(80, lambda out: print_plan(plan, LONG, out))
     is_whole(text, (*REJECTS, "1,000,000,000", "for whom it is cheaper"))

@@ -58,6 +58,14 @@ def questions(here):
     write_jsonl(here / "prompts" / "a.jsonl", [{"question": f"Who is {i}?"} for i in range(12)])
 
 
+def written_and_read(here):
+    """A student's texts beside prompts."""
+    questions(here)
+    write_jsonl(here / "prompts.jsonl", [{"question": f"Who is {i}?"} for i in range(12)])
+    told = [{"question": f"Who is {i}?", "answer": f"Nobody {i}."} for i in range(12)]
+    write_jsonl(here / "students.jsonl", told)
+
+
 def other_tokenizer(here):
     language_model(here)
     shutil.copytree(here / "teacher", here / "other")
@@ -90,6 +98,20 @@ def two_teachers(here):
     language_model(here)
     shutil.copytree(here / "teacher", here / "one")
     models.causal_teacher(here / "two", seed=1)
+
+
+def to_merge(here):
+    """Two caches that keep all, and two of the default policy."""
+    two_teachers(here)
+    call = "teachonce precompute --corpus corpus.jsonl --task causal-lm"
+    lines = [
+        f"{call} --teacher ./{own} --cache ./{name} --keep all" for own, name in (("one", "a"), ("two", "b"))
+    ]
+    lines += [f"{call} --teacher ./teachers/{name} --cache ./{name}" for name in ("one", "two")]
+    (here / "teachers").mkdir()
+    for name in ("one", "two"):
+        shutil.copytree(here / name, here / "teachers" / name)
+    (here / "before.sh").write_text("\n".join(lines))
 
 
 def several_tasks(here):
@@ -184,11 +206,11 @@ PAGES = {
     "README.md": (None, readme),
     "docs/another-tokenizer.md": (other_tokenizer,),
     "docs/cost.md": (language_model,),
-    "docs/generate.md": (questions,),
+    "docs/generate.md": (questions, written_and_read),
     "docs/nightly.md": (None, cached),
     "docs/policies.md": (language_model,),
     "docs/report.md": (two_students,),
-    "docs/several.md": (several, glosses, None, two_teachers, several_tasks),
+    "docs/several.md": (several, glosses, None, two_teachers, to_merge, several_tasks),
     "docs/sweep.md": (of_yaml("docs/sweep.md", "space.yaml"),),
     "docs/tables.md": (tables,),
     "docs/tasks/causal-lm.md": (language_model,),

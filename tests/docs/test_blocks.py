@@ -3,7 +3,9 @@
 Pages run on small models and a few texts, in this process, with two steps of training; all else is as it is written.
 """
 
+import io
 import re
+import sys
 
 import pytest
 import torch
@@ -86,6 +88,7 @@ def run_block(block, here, capsys):
 
 @pytest.mark.parametrize("page", inputs.PAGES)
 def test_a_page_runs(tmp_path, monkeypatch, capsys, page):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # nobody types
     here = None
     for number, block in enumerate(blocks.blocks_of(blocks.ROOT / page)):
         begins = inputs.PAGES[page][number] if number < len(inputs.PAGES[page]) else None

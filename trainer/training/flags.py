@@ -41,7 +41,7 @@ class TrainFlags:
     student: str = field(
         metadata={
             "help": "A model folder or hub name; a config .json to start from scratch; shrink:layers=N, the "
-            "teacher's own weights with N of its layers; linear or mlp:256, on the cache's features; static:256."
+            "teacher's own weights, N of its layers; linear, mlp:256, on the cache's features; static:256."
         }
     )
     teacher: str | None = field(

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,6 +70,8 @@ def translate(folder, corpus, teacher, extra=None, **changes):
     )
     # a local cache, which no store has to answer for; on Dataflow itself it is refused
     job, _ = prepare(config(corpus, teacher, folder / "cache", **changes))
+    provenance = {**job.run.provenance, "runner": "DataflowRunner"}
+    job = replace(job, run=replace(job.run, provenance=provenance))
     options = parse_beam_options(flags)
     options.view_as(GoogleCloudOptions).template_location = str(folder / "job.json")
     pipeline = beam.Pipeline(options=options)
