@@ -17,11 +17,12 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from pipelines.job.outcome import change_of, commit_change, refuse_missing
+from pipelines.job.outcome import change_of
 from pipelines.job.reuse import lines_of
 from pipelines.keep.merging import Merging, merge_rows
 from pipelines.progress import SHARDS
 from pipelines.scoring.units import ShardLine, line_of, no_shard
+from pipelines.upkeep.derived import commit_derived
 from pipelines.upkeep.thin_steps import remembering
 from schemas.cache import Cache
 from schemas.errors import CorruptionError, MismatchError, UsageError
@@ -33,8 +34,7 @@ from schemas.shards.rewrite import seal_rows
 from schemas.shards.seal import Shard, parse_name
 from schemas.spec import Header, differences
 from schemas.storage.storage import Storage
-from schemas.versions.commits import NO_VERSION, Version, read_version
-from schemas.versions.header import create_header
+from schemas.versions.commits import NO_VERSION, Version
 from schemas.versions.history import renew_lease
 
 _SOURCE, _THERE = "source", "there"
@@ -202,7 +202,6 @@ def commit_merged(values: list[Any], task: Task) -> None:
         UsageError: the caches have no example in common.
         ConflictError: another run committed in the meantime.
     """
-    storage = Storage.at(task.root)
     lines = list({line.unit: line for line in lines_of(values)}.values())
     change = change_of(lines)
     if not lines and task.base == NO_VERSION:
@@ -211,18 +210,8 @@ def commit_merged(values: list[Any], task: Task) -> None:
             where=", ".join(source.root for source in task.sources),
             do="Merge caches of one corpus, read with the same --id_field and --label_field",
         )
-    if not (change.added or change.removed):
-        return
-    header, base = task.header, None
-    if task.base == NO_VERSION:
-        first = Cache.open(task.sources[0].root, task.sources[0].version)
-        files = {name: first.tokenizer_file(name) for name in header.tokenizer}
-        header = create_header(storage, header, files)
-        refuse_another(header, task.header, task.root)
-    else:
-        base = read_version(storage, task.base)
-    refuse_missing(storage, change)
-    commit_change(storage, header, base, change, run=task.run, provenance=task.provenance)
+    first = task.sources[0]
+    commit_derived(task, change, lambda: Cache.open(first.root, first.version), refuse_another)
 
 
 def refuse_another(existing: Header, asked: Header, where: str) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from pipelines.job.outcome import change_of, commit_change, refuse_missing
+from pipelines.job.outcome import change_of
 from pipelines.job.reuse import lines_of
 from pipelines.keep.thinning import thin_rows
 from pipelines.progress import SHARDS
 from pipelines.scoring.units import ShardLine, line_of, no_shard
+from pipelines.upkeep.derived import commit_derived
 from schemas.cache import Cache
 from schemas.errors import CorruptionError, MismatchError
 from schemas.identity import unit_name
@@ -28,8 +29,7 @@ from schemas.shards.rewrite import seal_rows, totals_of
 from schemas.shards.seal import Shard, parse_name
 from schemas.spec import Header, differences
 from schemas.storage.storage import Storage
-from schemas.versions.commits import NO_VERSION, Version, read_version
-from schemas.versions.header import create_header
+from schemas.versions.commits import Version
 from schemas.versions.history import renew_lease
 from schemas.versions.memory import read_forgotten
 
@@ -139,7 +139,6 @@ def commit_thinned(values: list[Any], task: Task) -> None:
         CorruptionError: not every row of the larger cache was read.
         ConflictError: another run committed in the meantime.
     """
-    storage = Storage.at(task.root)
     lines = list({line.unit: line for line in lines_of(values)}.values())
     larger = Cache.open(task.source, task.source_version)
     read = sum(line.work.get("read_examples", 0) for line in lines)
@@ -152,17 +151,7 @@ def commit_thinned(values: list[Any], task: Task) -> None:
             do="Run `teachonce verify --repair` on it first",
         )
     change = change_of(lines)
-    if not (change.added or change.removed):
-        return
-    header, base = task.header, None
-    if task.base == NO_VERSION:
-        files = {name: larger.tokenizer_file(name) for name in header.tokenizer}
-        header = create_header(storage, header, files)
-        refuse_another(header, task.header, task.root)
-    else:
-        base = read_version(storage, task.base)
-    refuse_missing(storage, change)
-    commit_change(storage, header, base, change, run=task.run, provenance=task.provenance)
+    commit_derived(task, change, lambda: larger, refuse_another)
 
 
 def refuse_another(existing: Header, asked: Header, where: str) -> None:

@@ -42,16 +42,21 @@ def read_students(
             expected=f"{_KEY}: [{{student: ..., output_dir: ...}}, ...]",
         )
     return [
-        _student(f"{path}, student {number}", common, own, flags, parser())
+        values_of(f"{path}, student {number}", {**common, **own}, flags, parser())
         for number, own in enumerate(told, 1)
     ]
 
 
-def _student(
-    where: str, common: dict[str, Any], own: dict[str, Any], flags: Sequence[str], parser: Parser
+def values_of(
+    where: str, told: dict[str, Any], flags: Sequence[str], parser: Parser
 ) -> tuple[TrainConfig, StudentArguments]:
+    """What one part of a file and the flags that overrule it say together.
+
+    Raises:
+        UsageError: naming the part.
+    """
     try:
-        parser.use({**common, **own}, where)
+        parser.use(told, where)
         config, arguments = parser.values(flags)
     except UsageError as error:
         if error.where == where:

@@ -9,6 +9,7 @@ from schemas.errors import UsageError, nearest
 from trainer.cli.flag_files import read_file
 from trainer.cli.parsing import Parser
 from trainer.cli.student_lists import TASKS
+from trainer.cli.students import values_of
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
 from trainer.training.tasks_config import OWN, TasksConfig
@@ -70,16 +71,7 @@ def _task(
                 do=f"{nearest(str(key), OWN)}Say of all tasks what is the student's or the loop's",
             )
     told = {**common, **{key: value for key, value in own.items() if key != _SHARE}}
-    try:
-        parser.use(told, where)
-        config, arguments = parser.values(flags)
-    except UsageError as error:
-        if error.where == where:
-            raise
-        raise UsageError(
-            f"{where}: {error.what}", where=error.where, expected=error.expected, got=error.got, do=error.do
-        ) from error
-    return config, arguments
+    return values_of(where, told, flags, parser)
 
 
 def _number(where: str, key: str, value: Any) -> float:

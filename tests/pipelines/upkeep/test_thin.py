@@ -9,7 +9,7 @@ import pytest
 import teachonce
 from pipelines import CompactConfig, ForgetConfig, ThinConfig, compact, forget, thin
 from pipelines.keep.servable import thinned_spec
-from pipelines.upkeep import thin_steps
+from pipelines.upkeep import derived, thin_steps
 from schemas import Cache
 from schemas.errors import ConflictError, CorruptionError, MismatchError, UsageError
 from schemas.policies import KeepAll, Threshold, TopK, TopP, default_keep, parse_keep
@@ -196,7 +196,7 @@ def test_a_call_that_died_is_made_good_by_the_next(tmp_path, monkeypatch, larger
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(thin_steps, "commit_change", die)
+        patch.setattr(derived, "commit_change", die)
         with pytest.raises(Exception, match="killed"):
             thin(asked)
     left = orphans(Cache.open(larger.storage.root).storage.at(out), None)
@@ -225,7 +225,7 @@ def test_rows_that_go_missing_commit_nothing(tmp_path, larger):
 @pytest.mark.parametrize("times", [1, 2])
 def test_another_call_that_commits_meanwhile_is_met(tmp_path, monkeypatch, larger, times):
     """Once it begins again by itself, and finds that all is there; twice it is told."""
-    out, real, left = tmp_path / "out", thin_steps.commit_change, [times]
+    out, real, left = tmp_path / "out", derived.commit_change, [times]
 
     def late(storage, header, base, change, **fields):
         if left[0]:
@@ -234,7 +234,7 @@ def test_another_call_that_commits_meanwhile_is_met(tmp_path, monkeypatch, large
             real(storage, header, base, part, **{**fields, "run": f"thin-other-{left[0]}"})
         return real(storage, header, base, change, **fields)
 
-    monkeypatch.setattr(thin_steps, "commit_change", late)
+    monkeypatch.setattr(derived, "commit_change", late)
     asked = config(larger.storage.root, out, TopK(k=3))
     if times == 2:
         with pytest.raises(ConflictError, match="moved on"):
