@@ -1,6 +1,8 @@
 """An epoch of the stream alone, as ratios: to decoding the same rows, and to four peers that hold the same content.
 
-* **stream**: runs read, shuffled, dealt and collated, as `teachonce train` has them before a step; targets made.
+* **stream**: runs read, shuffled, dealt and collated, as `teachonce train` has them before a step; targets made. In a
+  first epoch, and of what later ones do not find in memory.
+* **later**: the same where row groups stay in memory, as they do in a later epoch and an evaluation (`Held`).
 * **decode**: `Cache.read` of the same row groups: fetched, checked by hash, parsed, every rule of the format looked at.
 * **peers** (`--peers`): see `replay_worker.py`; each in an environment of its own, which is fetched once.
 
@@ -16,11 +18,13 @@ training step waits for, the first batch, padding, the shuffle and memory, by th
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import replay_parts
@@ -33,9 +37,11 @@ from schemas import Cache
 from schemas.errors import CacheError
 from schemas.policies import parse_keep
 from trainer.batches.collate import Collation
+from trainer.stream.held import Held
 from trainer.stream.order import Order
 from trainer.stream.runs import read_runs
 from trainer.stream.side import Side
+from trainer.training.flags import MEMORY_GB_DEFAULT
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICIES = ("threshold:1/32", "top_p:0.99,k=64")
@@ -96,6 +102,7 @@ def make_cache(folder: Path, policy: str) -> Cache:
 
 def compare(cache: Cache, arguments: argparse.Namespace) -> None:
     side = Side(cache=cache, eval_fraction=0.0, is_eval=False)
+    later = replace(side, held=Held(int(MEMORY_GB_DEFAULT * 1e9)))
     order = Order(counts=(side.counts(),), batch_size=arguments.batch_size, row_groups=arguments.row_groups)
     collation = Collation(student_vocab=cache.spec.vocab_size, pad_id=0)
     positions = cache.totals.positions
@@ -104,8 +111,9 @@ def compare(cache: Cache, arguments: argparse.Namespace) -> None:
         peers = start_peers(cache, collation, Path(place), arguments) if arguments.peers else []
         works: dict[str, Callable[[], float]] = {
             "stream": lambda: seconds(lambda: stream(side, order, collation)),
+            "later": lambda: seconds(lambda: stream(later, order, collation)),
             "decode": lambda: seconds(lambda: decode(cache)),
-            **{peer.name: lambda peer=peer: peer.epoch()["seconds"] for peer in peers},
+            **{peer.name: functools.partial(epoch_of, peer) for peer in peers},
         }
         turns = [[work() for work in works.values()] for _ in range(arguments.turns + 1)][1:]
         sizes = {"stream": cache.size_bytes, **{peer.name: peer.size_bytes for peer in peers}}
@@ -118,15 +126,17 @@ def compare(cache: Cache, arguments: argparse.Namespace) -> None:
 def report(
     policy: str, names: Sequence[str], turns: list[list[float]], positions: int, sizes: dict[str, int]
 ) -> None:
-    print(f"  {'':<12}{'ns a position':>14}{'stream / it':>13}{'B a position':>14}   {len(turns)} turns")
+    heads = ("ns a position", "stream / it", "later / it", "B a position")
+    print(f"  {'':<12}{''.join(f'{head:>14}' for head in heads)}   {len(turns)} turns")
     for place, name in enumerate(names):
         taken = statistics.median(turn[place] for turn in turns) / positions * 1e9
-        ratio = statistics.median(turn[0] / turn[place] for turn in turns)
+        first, later = (statistics.median(turn[at] / turn[place] for turn in turns) for at in (0, 1))
         size = f"{sizes[name] / positions:.1f}" if name in sizes else ""
-        print(f"  {name:<12}{taken:>14.0f}{ratio:>13.2f}{size:>14}")
-        if name != "stream":
+        print(f"  {name:<12}{taken:>14.0f}{first:>14.2f}{later:>14.2f}{size:>14}")
+        if name not in ("stream", "later"):
             told = "decoding the same rows" if name == "decode" else name
-            tell(f"stream / {told}, {policy}", ratio, 1.3 if name == "decode" else 1.0)
+            for epoch, ratio in (("stream", first), ("later epochs", later)):
+                tell(f"{epoch} / {told}, {policy}", ratio, 1.3 if name == "decode" else 1.0)
 
 
 def start_peers(
@@ -136,6 +146,10 @@ def start_peers(
     replay_peers.write_source(cache, collation, source)
     names = replay_peers.PACKAGES
     return [replay_peers.Peer(name, source, folder, arguments.folder, arguments.batch_size) for name in names]
+
+
+def epoch_of(peer: replay_peers.Peer) -> float:
+    return float(peer.epoch()["seconds"])
 
 
 def seconds(work: Callable[[], int]) -> float:

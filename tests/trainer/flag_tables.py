@@ -40,6 +40,7 @@ TRAIN: Mapping[str, Case] = {
     "cache_version": Case("0", "x"),
     "local_cache": Case("copies", "s3://b/copies", "--cache s3://b/c"),
     "local_cache_gb": Case("10", "0", "--cache s3://b/c --local_cache copies"),
+    "memory_cache_gb": Case("0", "-1"),
     "output_dir": Case("o", ""),
     "overwrite_output_dir": Case("true", "true"),
     "resume_from_checkpoint": Case("auto", ""),

@@ -37,7 +37,7 @@ _TRAIN_GROUPS: Mapping[str, Sequence[str]] = {
             "shuffle_row_groups",
             "cache_version",
         ),
-        *("allow_new_data", "local_cache", "local_cache_gb"),
+        *("allow_new_data", "local_cache", "local_cache_gb", "memory_cache_gb"),
     ),
     "steps": (
         *("max_steps", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay"),

@@ -18,6 +18,7 @@ Odd lanes go through their slice backwards: two lanes come to the row group that
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -50,6 +51,18 @@ class _Layout(NamedTuple):
     groups: Int64[np.ndarray, " G"]
     ends: Int64[np.ndarray, " G"]
     """The number of rows up to the end of each."""
+
+
+class _Window(NamedTuple):
+    """A few row groups of a lane, whose rows are permuted together."""
+
+    pass_number: int
+    start: int
+    """Which of the lane's rows is its first."""
+    pieces: list[Piece]
+    firsts: Int64[np.ndarray, " _"]
+    """Each piece's first row among the window's."""
+    order: Int64[np.ndarray, " _"]
 
 
 class _Slice(NamedTuple):
@@ -149,35 +162,49 @@ class Order:
             for piece in self._pieces(cache, lane, begin, end)
         ]
 
-    def deal(self, epoch: int, run: int, lane: int, lengths: Int64[np.ndarray, " W"]) -> list[Array]:
-        """Which of a lane's rows in a run, given their lengths, each of its steps takes."""
+    def deal(
+        self, epoch: int, run: int, lanes: Sequence[tuple[int, int]], lengths: Int64[np.ndarray, " W"]
+    ) -> list[Array]:
+        """Which rows each of a run's steps takes of those of some lanes, given their lengths: as places among them,
+        shortest first. `lanes` are each lane's number and how many rows it has, one after the other."""
         steps = self.steps(run)
         edges = np.minimum(np.arange(steps.start, steps.stop + 1) * self.batch_size, self.num_rows)
-        sizes = np.diff((edges - lane + self.lanes - 1) // self.lanes)
-        ranks = self._permutation(len(steps), _STEPS, epoch, run)
-        parts = np.split(np.argsort(lengths, kind="stable"), np.cumsum(sizes[ranks])[:-1])
-        found: list[Array] = [parts[0]] * len(steps)
-        for step, part in zip(ranks.tolist(), parts, strict=True):
-            found[step] = part
-        return found
+        ranks, first = self._permutation(len(steps), _STEPS, epoch, run), 0
+        step_of: Array = np.empty(len(lengths), np.int64)
+        for lane, size in lanes:
+            sizes = np.diff((edges - lane + self.lanes - 1) // self.lanes)
+            own = first + np.argsort(lengths[first : first + size], kind="stable")
+            step_of[own] = np.repeat(ranks, sizes[ranks])
+            first += size
+        ends = np.cumsum(np.bincount(step_of, minlength=len(steps))).tolist()
+        order = np.lexsort((lengths, step_of))
+        return [order[begin:end] for begin, end in itertools.pairwise([0, *ends])]
 
     def _pieces(self, cache: int, lane: int, begin: int, end: int) -> Iterator[Piece]:
         """From the `begin`-th to before the `end`-th of a lane's rows of one cache, which go round and round."""
         size = self._slices[cache][lane].size
         while begin < end:
             pass_number, row = divmod(begin, size)
-            start, window = self._window(cache, lane, pass_number, row)
-            sizes = np.array([len(piece.rows) for piece in window])
-            order = self._permutation(int(sizes.sum()), _ROWS, cache, lane, pass_number, start)
-            taken = order[row - start : row - start + end - begin]
-            starts = np.cumsum(sizes) - sizes
-            part = np.searchsorted(starts, taken, side="right") - 1
-            for place, piece in enumerate(window):
-                yield piece._replace(rows=piece.rows[taken[part == place] - starts[place]])
+            window = self._window(cache, lane, pass_number, row)
+            taken = window.order[row - window.start : row - window.start + end - begin]
+            part = np.searchsorted(window.firsts, taken, side="right") - 1
+            for place, piece in enumerate(window.pieces):
+                yield piece._replace(rows=piece.rows[taken[part == place] - window.firsts[place]])
             begin += len(taken)
 
-    def _window(self, cache: int, lane: int, pass_number: int, row: int) -> tuple[int, list[Piece]]:
-        """The window that has a lane's `row`-th row in a pass: its own first row, and what it reads."""
+    def _window(self, cache: int, lane: int, pass_number: int, row: int) -> _Window:
+        """The window that has a lane's `row`-th row in a pass: the last one of the lane, or the next."""
+        held = self._windows.get((cache, lane))
+        if held is None or held.pass_number != pass_number or not 0 <= row - held.start < len(held.order):
+            start, pieces = self._window_at(cache, lane, pass_number, row)
+            sizes = np.array([len(piece.rows) for piece in pieces])
+            order = self._permutation(int(sizes.sum()), _ROWS, cache, lane, pass_number, start)
+            held = _Window(pass_number, start, pieces, np.cumsum(sizes) - sizes, order)
+            self._windows[cache, lane] = held
+        return held
+
+    def _window_at(self, cache: int, lane: int, pass_number: int, row: int) -> tuple[int, list[Piece]]:
+        """A window's own first row, and what it reads."""
         low, high = self._slices[cache][lane]
         layout, backwards = self._layout(cache, pass_number), lane % 2 == 1 and self.shuffled
         first, last = (int(np.searchsorted(layout.ends, at, side="right")) for at in (low, high - 1))
@@ -241,6 +268,11 @@ class Order:
                 kept.pop(next(iter(kept)))
             kept[key] = _Layout(filled, np.cumsum(self.counts[cache][filled]))
         return kept[key]
+
+    @functools.cached_property
+    def _windows(self) -> dict[tuple[int, int], _Window]:
+        """The last one of each cache and lane: a window serves several runs."""
+        return {}
 
     @functools.cached_property
     def _layouts(self) -> dict[tuple[int, int], _Layout]:

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import numpy as np
-
 from schemas.rows.ragged import Array
 from trainer.batches.pool import Chosen, Pool, pooled
 from trainer.stream.order import Order
@@ -62,14 +60,8 @@ class _Reader:
         ]
         sizes = [sum(len(places) for _, places in pieces) for pieces in taken]
         rows = pooled([piece for pieces in taken for piece in pieces])
-        lengths, begin = rows.lengths, 0
-        shares: list[list[Array]] = []
-        for lane, size in zip(self._lanes, sizes, strict=True):
-            dealt = self._order.deal(epoch, number, lane, lengths[begin : begin + size])
-            shares.append([begin + places for places in dealt])
-            begin += size
-        steps = [np.concatenate(step) for step in zip(*shares, strict=True)]
-        return Run(epoch, number, rows, [step[np.argsort(lengths[step], kind="stable")] for step in steps])
+        dealt = list(zip(self._lanes, sizes, strict=True))
+        return Run(epoch, number, rows, self._order.deal(epoch, number, dealt, rows.lengths))
 
     def _group(self, key: tuple[int, int]) -> Chosen:
         if key in self._held:

@@ -15,6 +15,7 @@ from schemas.rows.rows import Rows
 from schemas.versions.row_index import INDEX_FOLDER
 from trainer.batches.pool import Chosen
 from trainer.stream.beside import Beside
+from trainer.stream.held import Held
 from trainer.stream.where import Where
 
 
@@ -29,6 +30,8 @@ class Side:
     """Which rows of the side."""
     beside: Beside | None = None
     """Other caches that must have a row too, and give theirs with it."""
+    held: Held | None = None
+    """What row groups stay in memory; both sides may share it. None: none does."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:
@@ -58,7 +61,7 @@ class Side:
             CorruptionError: its bytes are not what was sealed, or its rows not so many as were counted.
         """
         counts = self.cache.row_counts(self.eval_fraction)
-        rows = self.cache.read_group(int(counts.shard[group]), int(counts.place[group]))
+        rows = self._rows(int(counts.shard[group]), int(counts.place[group]))
         chosen = self._chosen(rows)
         if self.beside is None:
             return Chosen(rows, np.flatnonzero(chosen))
@@ -83,6 +86,12 @@ class Side:
                 do=f"Remove {INDEX_FOLDER}: it is made anew",
             )
         return whole
+
+    def _rows(self, shard: int, place: int) -> Rows:
+        if self.held is None:
+            return self.cache.read_group(shard, place)
+        key = (self.cache.storage.root, self.cache.version, shard, place)
+        return self.held.get(key, lambda: self.cache.read_group(shard, place))
 
     def _chosen(self, rows: Rows) -> Bool[np.ndarray, " R"]:
         chosen: Array = held_out(rows.array("document_hash"), self.eval_fraction) == self.is_eval

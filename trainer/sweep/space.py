@@ -33,7 +33,7 @@ OWN: Mapping[str, str] = {
     "allow_new_data": "all trials of a study read one version of the cache",
 }
 """Flags that are the sweep's, and why."""
-ALIKE = ("eval_fraction", "cache_version", "local_cache", "local_cache_gb")
+ALIKE = ("eval_fraction", "cache_version", "local_cache", "local_cache_gb", "memory_cache_gb")
 """Flags that all trials have alike: by them they are compared."""
 _MOST_TRIES = 64
 

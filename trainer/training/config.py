@@ -50,6 +50,8 @@ class TrainConfig(TrainFlags):
             raise UsageError("--batching must be bucket or pack", got=self.batching)
         _ = self.sources, Where.parse(self.where), self.adapters
         check_flags(self.local_cache, self.local_cache_gb, self.sources)
+        if not 0 <= self.memory_cache_gb < math.inf:
+            raise UsageError("--memory_cache_gb must be a number from 0 on", got=self.memory_cache_gb)
         if self.losses or self.stages or self.own.losses:  # with none, those of Python are still to come
             self._check_effects()
 

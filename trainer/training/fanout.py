@@ -49,7 +49,7 @@ _OF_ORDER = (
         "lanes",
         "allow_new_data",
     ),
-    *("local_cache", "local_cache_gb"),
+    *("local_cache", "local_cache_gb", "memory_cache_gb"),
 )
 _OF_PROCESS = ("use_cpu", "tf32", "full_determinism", "log_level")
 

@@ -13,6 +13,9 @@ from schemas.identity import DEFAULT_EVAL_FRACTION
 from trainer.training.local_cache import GB_DEFAULT, GB_HELP, HELP
 from trainer.training.presets import PRESETS
 
+MEMORY_GB_DEFAULT = 0.25
+"""Of `--memory_cache_gb`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags:
@@ -129,6 +132,10 @@ class TrainFlags:
     )
     local_cache: str | None = field(default=None, metadata={"help": HELP})
     local_cache_gb: float = field(default=GB_DEFAULT, metadata={"help": GB_HELP})
+    memory_cache_gb: float = field(
+        default=MEMORY_GB_DEFAULT,
+        metadata={"help": "Most of decoded rows that later epochs find in memory, in 10^9 bytes a rank."},
+    )
     lora: list[str] | None = field(
         default=None,
         metadata={

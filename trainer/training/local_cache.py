@@ -9,11 +9,8 @@ from schemas.errors import UsageError
 from schemas.storage.local_copies import LocalCopies
 
 GB_DEFAULT = 50.0
-HELP = (
-    "A folder in which the shards of a cache at s3://, gs:// or az:// are kept as they are read, for later epochs and "
-    "runs; several may share it."
-)
-GB_HELP = "Most that --local_cache holds, in 10^9 bytes; the least recently used goes first."
+HELP = "A folder that keeps what is read of a cache at s3://, gs:// or az://; several runs may share it."
+GB_HELP = "Most that it holds, in 10^9 bytes."
 
 
 def check_flags(folder: str | None, gigabytes: float, caches: Collection[str]) -> None:

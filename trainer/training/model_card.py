@@ -37,6 +37,7 @@ _LOOP = (
     "bf16",
     "fp16",
 )
+_OF_MACHINE = ("local_cache", "local_cache_gb", "memory_cache_gb")
 _BY_PRESET = ("losses", "temperature", "feature_loss", "stages")
 _log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def card_text(
 def command(config: TrainConfig, arguments: StudentArguments) -> str:
     """The call that trains this student again, into a folder of another name."""
     words = ["teachonce", "train"]
-    left_out = ("local_cache", "local_cache_gb", "allow_new_data", *(_BY_PRESET if config.preset else ()))
+    left_out = ("allow_new_data", *_OF_MACHINE, *(_BY_PRESET if config.preset else ()))
     told = [(n, v) for n, v in _changed(config) if n not in left_out]
     told += [(n, v) for n, v in _changed(arguments) if n in {*_LOOP, *_deciding(arguments)}]
     for name, value in told:

@@ -13,6 +13,7 @@ from schemas.spec import differences
 from trainer.batches.collate import Collation
 from trainer.checkpoints.records import Record
 from trainer.losses.objective import Objective
+from trainer.stream.held import Held
 from trainer.stream.order import LANES, Order
 from trainer.stream.replay import Replay, Share
 from trainer.stream.shared import SharedSide
@@ -34,6 +35,8 @@ class Opened(NamedTuple):
     lanes: int
     joined: Joined | None = None
     """How their rows are one teacher's; None: each row is one cache's."""
+    held: Held | None = None
+    """Their row groups that stay in memory."""
 
     @property
     def first(self) -> Cache:
@@ -64,15 +67,17 @@ def open_caches(config: TrainConfig, world_size: int, before: Record | None) -> 
     opened = zip(paths, versions, strict=True)
     caches = tuple(Cache.open(path, version, copies=copies) for path, version in opened)
     first, *others = caches
+    held = Held(int(config.memory_cache_gb * 1e9)) if config.memory_cache_gb else None
     if config.join is not None:
         shares = [0.0 if weight is None else weight for weight in paths.values()]
-        return Opened(caches, None, lanes, join_caches(caches, shares, config.join_pick, config.objective))
+        joined = join_caches(caches, shares, config.join_pick, config.objective)
+        return Opened(caches, None, lanes, joined, held)
     for other in others:
         _check_alike(first, other, ("generation",) if config.objective.tells_origin else ())
     if (where := Where.parse(config.where)) is not None:
         where.check(first.spec)
     weights = tuple(weight for weight in paths.values() if weight is not None)
-    return Opened(caches, weights or None, lanes)
+    return Opened(caches, weights or None, lanes, held=held)
 
 
 def _check_alike(first: Cache, other: Cache, may_differ: Sequence[str]) -> None:
@@ -182,7 +187,14 @@ def _replay(
     where, fraction = Where.parse(config.where), config.eval_fraction
     beside = None if opened.joined is None else opened.joined.beside
     sides = [
-        Side(cache=cache, eval_fraction=fraction, is_eval=is_eval, where=where, beside=beside)
+        Side(
+            cache=cache,
+            eval_fraction=fraction,
+            is_eval=is_eval,
+            where=where,
+            beside=beside,
+            held=opened.held,
+        )
         for cache in (opened.caches if beside is None else opened.caches[:1])
     ]
     order = Order(

@@ -38,7 +38,7 @@ def steps_of(one: Order, epoch: int, lanes: range | None = None) -> list[list[Ro
         for lane in lanes or range(one.lanes):
             pieces = one.pieces(epoch, run, lane)
             rows = [(piece.cache, piece.group, row) for piece in pieces for row in piece.rows.tolist()]
-            dealt = one.deal(epoch, run, lane, np.array([*map(length, rows)], np.int64))
+            dealt = one.deal(epoch, run, [(lane, len(rows))], np.array([*map(length, rows)], np.int64))
             shares.append([[rows[i] for i in step] for step in dealt])
         found += [[*itertools.chain(*step)] for step in zip(*shares, strict=True)]
     return found
@@ -182,7 +182,7 @@ def test_steps_hold_rows_of_like_length_and_their_order_is_mixed() -> None:
         shares = []
         for lane in range(8):
             rows = np.concatenate([piece.rows for piece in one.pieces(0, run, lane)])
-            shares.append([rows[step] for step in one.deal(0, run, lane, lengths[rows])])
+            shares.append([rows[step] for step in one.deal(0, run, [(lane, len(rows))], lengths[rows])])
         for step in zip(*shares, strict=True):
             found = lengths[np.concatenate(step)]
             padded, total = padded + len(found) * found.max(), total + found.sum()
