@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,16 +39,16 @@ class StackedAligned(NamedTuple):
 
     all: AlignedTargets
 
-    def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
-        """The fields of the batch that holds these tokens."""
-        targets = self.all.part(positions.start, positions.stop)
-        number = positions.stop - positions.start
-        return {
-            "targets": targets,
-            "counts": torch.tensor([len(targets.begins), number, num_rows]),
-            "entry_offsets": targets.host.entries,
-            "beyond": None,
-        }
+    def cuts(self, edges: Sequence[int], rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The fields of each batch, whose tokens begin at these edges, and which has so many rows."""
+        for first, last, number in zip(edges[:-1], edges[1:], rows, strict=True):
+            targets = self.all.part(first, last)
+            yield {
+                "targets": targets,
+                "counts": torch.tensor([len(targets.begins), last - first, number]),
+                "entry_offsets": targets.host.entries,
+                "beyond": None,
+            }
 
 
 def aligned_targets(

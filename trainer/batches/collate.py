@@ -123,26 +123,27 @@ class Collation:
         """
         chosen, edges = np.concatenate(cuts), offsets_of(np.array([*map(len, cuts)], np.int64))
         together, reading, targets, features = self._said(rows, chosen, edges)
-        parts, keys = list(itertools.pairwise(edges.tolist())), example_keys(together)
+        sizes = [len(cut) for cut in cuts]
         read = Read.of(reading.rows, edges, reading.alignment)
         layouts = Stacked([self._layout(lengths) for lengths in read.lengths])
         tokens = self._tokens(reading.rows, read, layouts)
         images = None if self.pictures is None else pixels_of(together, self.pictures)
-        positions = itertools.pairwise(read.positions[read.edges].tolist())
-        row, token = layouts.positions(read.positions, read.places)
+        positions = read.positions[read.edges]
+        counts, places = np.diff(positions).tolist(), layouts.positions(read.positions, read.places)
+        row, token = (torch.split(one, counts) for one in places)
+        columns = (torch.split(one, sizes) for one in features)
+        of_each: dict[str, Any] = {
+            "row": row,
+            "token": token,
+            "example_keys": torch.split(example_keys(together), sizes),
+            "features": zip(*columns, strict=True) if features else itertools.repeat(()),
+            "pixel_values": itertools.repeat(None) if images is None else torch.split(images, sizes),
+        }
+        alike: dict[str, Any] = {"temperature": self.temperature, "reads_features": self.reads_features}
+        told = targets.cuts(positions.tolist(), sizes)
         return [
-            Batch(
-                **own,
-                row=row[begin:end],
-                token=token[begin:end],
-                temperature=self.temperature,
-                features=tuple(feature[first:last] for feature in features),
-                example_keys=keys[first:last],
-                reads_features=self.reads_features,
-                pixel_values=None if images is None else images[first:last],
-                **targets.cut(slice(begin, end), last - first),
-            )
-            for own, (first, last), (begin, end) in zip(tokens, parts, positions, strict=True)
+            Batch(**alike, **own, **said, **dict(zip(of_each, values, strict=True)))
+            for own, said, *values in zip(tokens, told, *of_each.values(), strict=False)
         ]
 
     def _said(

@@ -52,6 +52,7 @@ class Pool:
         self._joined: dict[str, ColumnData] = {}
         self._offsets: dict[str, list[list[int]]] = {}
         self._spans: dict[str, tuple[Array, Array]] = {}
+        self._long: dict[str, bool] = {}
 
     def __len__(self) -> int:
         return len(self._row)
@@ -88,7 +89,9 @@ class Pool:
         return Rows(spec=self.spec, data={name: self._column(name, rows, places) for name in names})
 
     def _column(self, name: str, rows: Array, places: Sequence[tuple[Rows, Array, Array]]) -> ColumnData:
-        if self._is_long(name):
+        if name not in self._long:
+            self._long[name] = self._is_long(name)
+        if self._long[name]:
             is_compiled = kernels.IS_COMPILED and _is_list_of_numbers(self._parts[0].data[name])
             return self._gathered(name, rows, places) if is_compiled else self._pieces(name, rows)
         if name not in self._joined:

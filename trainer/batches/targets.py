@@ -7,6 +7,7 @@ lacks are then left out, and their share of the gradient with them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import EllipsisType
 from typing import Any, NamedTuple
@@ -217,18 +218,19 @@ class StackedTargets(NamedTuple):
         assert isinstance(self.all, SparseTargets)  # the loss was refused else
         return self._replace(all=replace(self.all, students=torch.from_numpy(students)))
 
-    def cut(self, positions: slice, num_rows: int) -> dict[str, Any]:
-        """The fields of the batch that holds these positions."""
-        offsets = self.entry_offsets[positions.start : positions.stop + 1]
-        labelled = int(self.labelled[positions.stop] - self.labelled[positions.start])
+    def cuts(self, edges: Sequence[int], rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The fields of each batch, whose positions begin at these edges, and which has so many rows."""
+        offsets, sizes = self.entry_offsets, np.diff(edges)
+        counts = torch.from_numpy(np.stack([sizes, np.diff(self.labelled[edges]), rows], axis=1))
         if isinstance(self.all, SparseTargets):
-            entries = slice(int(offsets[0]), int(offsets[-1]))
-            targets: Any = self.all.part(positions, entries)
+            entries = np.diff(offsets[edges]).tolist()
+            parts: Iterator[Any] = self.all.split(sizes.tolist(), entries)
         else:
-            targets = self.all.chunk(positions.start, positions.stop)
-        return {
-            "targets": targets,
-            "counts": torch.tensor([positions.stop - positions.start, labelled, num_rows]),
-            "entry_offsets": offsets - offsets[0],
-            "beyond": None if self.beyond is None else float(self.beyond[positions].sum()),
-        }
+            parts = map(self.all.chunk, edges[:-1], edges[1:])
+        for first, last, own, targets in zip(edges[:-1], edges[1:], counts.unbind(), parts, strict=True):
+            yield {
+                "targets": targets,
+                "counts": own,
+                "entry_offsets": offsets[first : last + 1] - offsets[first],
+                "beyond": None if self.beyond is None else float(self.beyond[first:last].sum()),
+            }

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
@@ -83,22 +84,24 @@ class SparseTargets:
     def part(self, positions: Places, entries: Places) -> SparseTargets:
         """The same of some positions and of their entries."""
         return SparseTargets(
-            kept_ids=self.kept_ids[entries],
-            counts=self.counts[positions],
-            weights=self.weights[entries],
-            logprobs=self.logprobs[entries],
-            logits=_part(self.logits, entries),
-            tail=self.tail[positions],
-            negentropy=self.negentropy[positions],
-            gold=self.gold[positions],
             drawn=self.drawn,
-            softened=_part(self.softened, entries),
-            gold_logprobs=_part(self.gold_logprobs, positions),
-            gold_softened=_part(self.gold_softened, positions),
-            entropy=_part(self.entropy, positions),
-            students=_part(self.students, positions),
-            classes=_part(self.classes, positions),
+            **{name: _part(getattr(self, name), entries) for name in _OF_ENTRIES},
+            **{name: _part(getattr(self, name), positions) for name in _OF_POSITIONS},
         )
+
+    def split(self, positions: Sequence[int], entries: Sequence[int]) -> Iterator[SparseTargets]:
+        """So many positions and entries at a time, one after the other. For a fraction of what `part` costs."""
+        columns = {name: _split(getattr(self, name), entries) for name in _OF_ENTRIES}
+        columns |= {name: _split(getattr(self, name), positions) for name in _OF_POSITIONS}
+        for _, *values in zip(positions, *columns.values(), strict=False):
+            yield SparseTargets(drawn=self.drawn, **dict(zip(columns, values, strict=True)))
+
+
+_OF_ENTRIES = ("kept_ids", "weights", "logprobs", "logits", "softened")
+_OF_POSITIONS = (
+    *("counts", "tail", "negentropy", "gold", "gold_logprobs", "gold_softened", "entropy", "students"),
+    "classes",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,5 +158,9 @@ def first_ids(targets: SparseTargets) -> Int64[Tensor, " N"]:
     return ids
 
 
-def _part(values: Tensor | None, part: Places) -> Tensor | None:
+def _part(values: Tensor | None, part: Places) -> Any:
     return None if values is None else values[part]
+
+
+def _split(values: Tensor | None, sizes: Sequence[int]) -> Iterable[Any]:
+    return itertools.repeat(None) if values is None else torch.split(values, list(sizes))

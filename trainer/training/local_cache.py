@@ -10,7 +10,7 @@ from schemas.storage.local_copies import LocalCopies
 
 GB_DEFAULT = 50.0
 HELP = "A folder that keeps what is read of a cache at s3://, gs:// or az://; several runs may share it."
-GB_HELP = "Most that it holds, in 10^9 bytes."
+GB_HELP = "Most of that, in 10^9 bytes."
 
 
 def check_flags(folder: str | None, gigabytes: float, caches: Collection[str]) -> None:
