@@ -30,7 +30,7 @@ from schemas.cli.process import (
     reason_of,
     status_of,
 )
-from schemas.cli.run_report import expected_report, fail_report
+from schemas.cli.run_report import expected_report, fail_json, fail_report
 from schemas.cli.terminal import guarded_streams, print_lines
 from schemas.cli.versions import versions
 from schemas.errors import UsageError, nearest
@@ -142,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
         except (Exception, KeyboardInterrupt) as error:
             fail_report(report, error)
+            fail_json(arguments[0], arguments[1:], error)
             if traceback:
                 raise
             with contextlib.suppress(OSError):

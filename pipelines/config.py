@@ -65,7 +65,7 @@ class CorpusConfig:
     """Where the documents are, and which of their fields are what."""
 
     files: tuple[str, ...]
-    """Paths or globs, on any filesystem that Beam knows."""
+    """Paths or globs, on any filesystem that Beam knows, or of a data set of the hub (`hf://datasets/OWNER/NAME/...`)."""
     format: CorpusFormat = "auto"
     """`auto` goes by the name: `.jsonl`/`.json`/`.ndjson`, `.txt`, `.csv`, `.tsv`, `.parquet`, `.tar`, each also `.gz`
     or `.zst`; and `.jpg`, `.png` and their like."""

@@ -152,6 +152,10 @@ class BrokenShardsError(CorruptionError):
         error.faults = tuple((name, str(fault)) for name, fault in faults.items())
         return error
 
+    def counted(self) -> CorruptionError:
+        """The same where every fault was told before: how many there are, and what to do."""
+        return CorruptionError(f"{self.what.partition(';')[0]}; they are named above", do=REPAIR)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (*super().__reduce__(), {"faults": self.faults})
 

@@ -9,6 +9,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,9 +20,10 @@ _SECONDS = 3.0
 _REMEMBERED_SECONDS = 30.0
 """How long a hub that did not answer is not asked again: a run asks for config, tokenizer and weights."""
 _HUB = "https://huggingface.co"
+HUB_SCHEME = "hf://"
+"""Before the name of a file on the hub."""
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-"""Of one word may be a folder that is not there yet: what opens it tells."""
+_NAME = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?")
 _unanswered: dict[tuple[str, int], tuple[float, str]] = {}
 """When a host and port did not answer, and what was said of it."""
 
@@ -60,6 +62,23 @@ def refuse_unreachable(flag: str, name: str | None) -> None:
             where=name,
             got=reason,
             do="Check the path; or download the model where there is a network, and name its folder",
+        )
+
+
+def refuse_unreachable_files(flag: str, names: Iterable[str]) -> None:
+    """Refuses files of the hub where it cannot be asked: nothing of them is kept.
+
+    Raises:
+        UsageError: naming the flag, and why the hub is not asked.
+    """
+    name = next((name for name in names if name.startswith(HUB_SCHEME)), None)
+    reason = None if name is None else "HF_HUB_OFFLINE is set" if _is_offline() else why_no_hub()
+    if reason is not None:
+        raise UsageError(
+            f"{flag} names files on the hub, which cannot be asked",
+            where=name,
+            got=reason,
+            do="Download them where there is a network (`hf download --repo-type dataset`), and name the folder",
         )
 
 

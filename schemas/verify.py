@@ -59,10 +59,14 @@ def verify_shards(
     Raises:
         BrokenShardsError: with every shard that is broken, and why.
         CorruptionError: they do not fit each other, or the log.
+        CacheError: a shard cannot be reached, or is a newer format's: that is no damage.
     """
     results = try_shards(storage, header, shards, after)
     tried = zip(shards, results, strict=True)
     faults = {shard.name: found for shard, found in tried if isinstance(found, TeachonceError)}
+    for fault in faults.values():
+        if not isinstance(fault, CorruptionError):
+            raise fault
     if faults:
         raise BrokenShardsError.of(faults, len(shards))
     checked = [result for result in results if isinstance(result, Checked)]

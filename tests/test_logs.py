@@ -97,6 +97,9 @@ def test_a_hub_that_answers_and_a_proxy_and_offline_are_left_to_the_client(nowhe
         "plan --corpus c.jsonl --teacher no-such-org/no-such-model --task causal-lm --cache c",
         "verify c --teacher no-such-org/no-such-model",
         "inspect --corpus c.jsonl --teacher no-such-org/no-such-model",
+        "train --cache c --student no-such-model --output_dir o",
+        "evaluate --cache c --student no-such-model",
+        "precompute --corpus c.jsonl --teacher no-such-model --task causal-lm --cache c",
     ],
 )
 def test_a_hub_name_without_a_network_is_told_before_torch_is_there(nowhere, line, tmp_path):

@@ -13,23 +13,6 @@ from tests.pipelines.helpers import compress, documents, write_jsonl
 
 README = Path(teachonce.__file__).parent / "README.md"
 
-STUDENTS = """
-cache: ./cache
-student: student.json
-losses: {kl: 1.0}
-num_train_epochs: 1
-students:
-  - {output_dir: ./one, learning_rate: 1.0e-4}
-  - {output_dir: ./two, learning_rate: 1.0e-3}
-"""
-
-SPACE = """
-student: student.json
-losses: {kl: 1.0, ce: {uniform: [0, 1]}}
-learning_rate: {log: [1.0e-4, 1.0e-2]}
-max_steps: 4
-"""
-
 
 def tour():
     """The commands of the first block in bash."""
@@ -42,8 +25,8 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys):
     teacher = models.causal_teacher(tmp_path / "teacher")
     compress(write_jsonl(tmp_path / "corpus" / "part.jsonl", documents(80)), ".zst")
     shutil.copy(teacher / "config.json", tmp_path / "student.json")
-    (tmp_path / "students.yaml").write_text(STUDENTS)
-    (tmp_path / "space.yaml").write_text(SPACE)
+    for name in ("students.yaml", "space.yaml"):
+        shutil.copy(README.parent / "examples" / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO("e > 3\nr\n"))
     commands = tour()

@@ -10,7 +10,8 @@ from schemas.cli.arguments import Flags, positive
 
 def add_corpus_flags(group: Flags) -> None:
     """Which files, and which of their fields are what."""
-    group.add_argument("--corpus", nargs="+", required=True, metavar="FILES", help="paths or quoted globs")
+    files = "paths or quoted globs; also s3://, gs://, hf://datasets/OWNER/NAME/FILES"
+    group.add_argument("--corpus", nargs="+", required=True, metavar="FILES", help=files)
     formats = (
         "jsonl, text (one document a line), csv or tsv (a header names the fields), parquet, tar, each also .gz "
         "or .zst; image; auto: by the name"

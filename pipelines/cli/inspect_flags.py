@@ -9,7 +9,7 @@ from typing import get_args
 from pipelines.cli.corpus_flags import add_corpus_flags
 from pipelines.cli.task_flags import add_generation_flags, add_task_flags
 from schemas.cli.arguments import Parser, natural, positive
-from schemas.network import refuse_unreachable
+from schemas.network import refuse_unreachable, refuse_unreachable_files
 from schemas.spec import Supervise
 from schemas.task import Score
 from schemas.tasks import DEFAULT, TASKS
@@ -36,6 +36,7 @@ def inspect(argv: Sequence[str]) -> argparse.Namespace:
     """
     found: argparse.Namespace = _parser().parse_args(list(argv))
     refuse_unreachable("--teacher", found.teacher)
+    refuse_unreachable_files("--corpus", found.corpus)
     return found
 
 

@@ -14,7 +14,7 @@ from pipelines.cli.task_flags import add_generation_flags, add_task_flags
 from pipelines.config import SAMPLE_TOKENS, Device, DeviceMap, Dtype
 from schemas.cli.arguments import Flags, Groups, Parser, natural, not_negative, positive, split_beam
 from schemas.features import FeatureDtype
-from schemas.network import refuse_unreachable
+from schemas.network import refuse_unreachable, refuse_unreachable_files
 from schemas.spec import Scalar, Supervise
 from schemas.task import Score
 from schemas.tasks import TASKS
@@ -133,9 +133,10 @@ def verify(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _with_teacher(parser: Parser, words: list[str]) -> argparse.Namespace:
-    """What the words say; a teacher of the hub that cannot be had is told now."""
+    """What the words say; a teacher or files of the hub that cannot be had are told now."""
     found: argparse.Namespace = parser.parse_args(words)
     refuse_unreachable("--teacher", found.teacher)
+    refuse_unreachable_files("--corpus", getattr(found, "corpus", ()))
     return found
 
 

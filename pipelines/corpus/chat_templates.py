@@ -31,6 +31,10 @@ _STRIKES = 3
 _SCRIPT = Path(__file__).with_name("template_process.py")
 
 
+_ANSWER = "An answer, as 7 as 7."
+"""That no template writes by itself."""
+
+
 class ChatPart(NamedTuple):
     """A rendered text, and where in it the answers stand (characters); None: all of it is supervised."""
 
@@ -173,6 +177,21 @@ class Chat:
             supervise=supervise,
             prompt=prompt,
         )
+
+    def unheeded(self, *, prompt: bool) -> str:
+        """The words that begin an answer where the template does not heed `add_generation_prompt`: the teacher is asked
+        without them (`prompt`), or they are supervised as if they were the answer's; else nothing.
+        """
+        asked, told = {"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}
+        replies = [self.reply([asked, told], {}, supervise=not prompt)]
+        replies += [self.reply([asked], {}, supervise=False, prompt=True)] if prompt else []
+        if any("error" in reply for reply in replies):
+            return ""
+        whole, *before = (reply["parts"][0] for reply in replies)
+        begin = len(before[0]["text"]) if before else whole["spans"][0][0]
+        follows = not before or whole["text"].startswith(before[0]["text"])
+        words: str = whole["text"][begin:].partition(_ANSWER)[0].strip()
+        return words if follows else ""
 
     def variables(self) -> dict[str, Any]:
         """The names that the template, or any of several, looks for outside itself."""

@@ -1,7 +1,8 @@
 """Reading a corpus: files -> pieces that can be read in parallel -> raw records with their byte offsets.
 
 Beam's own readers take a compressed file that ends inside a frame for a shorter file, without a word. So frames are
-decompressed here, and one that is not finished is a `TruncatedFileError`. Beam's filesystems open the files.
+decompressed here, and one that is not finished is a `TruncatedFileError`. Beam's filesystems open the files, and the
+hub's client those of its data sets.
 
 A corpus may come from anybody, so what one piece takes in memory is bounded whatever it claims: files are decompressed
 in steps that give 128 MiB at most, a line longer than `max_line_bytes` is passed over and told as a `LongLine`, and a
@@ -25,6 +26,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from pipelines.config import MAX_LINE_BYTES, CorpusConfig
+from pipelines.corpus import hub_files
 from pipelines.corpus.image_files import IMAGE_FORMATS, IMAGE_SUFFIXES, image_records
 from pipelines.corpus.lines import LongLine, Record, decompressed, lines, lines_between
 from pipelines.corpus.tables import TABLES, header_of, table_records
@@ -51,6 +53,8 @@ _FORMATS = {
 _COMPRESSED = (".gz", ".zst", ".zstd")
 LINES_OF = ("jsonl", "text")
 """Formats whose records are lines."""
+UNREADABLE = (OSError, BeamIOError, hub_files.TRANSPORT_ERROR, zlib.error, zstandard.ZstdError)
+"""What is raised where a file cannot be opened or read."""
 
 
 class Piece(NamedTuple):
@@ -87,7 +91,7 @@ def read_piece(
         UsageError: a table's header names no fields.
     """
     try:
-        with FileSystems.open(piece.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        with open_file(piece.path) as file:
             if piece.format in IMAGE_FORMATS:
                 chunks = decompressed(file, piece.path) if is_compressed(piece.path) else None
                 yield from image_records(file, piece.path, piece.format, max_line_bytes, chunks)
@@ -99,7 +103,7 @@ def read_piece(
                 yield from lines(decompressed(file, piece.path), max_line_bytes)
             else:
                 yield from lines_between(file, piece.path, max_line_bytes, start=piece.start, end=piece.end)
-    except (OSError, BeamIOError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
+    except (*UNREADABLE, pa.ArrowException) as error:
         raise CorpusError(
             "a corpus file cannot be read", where=piece.path, got=str(error) or repr(error)
         ) from error
@@ -113,9 +117,9 @@ def read_header(piece: Piece, max_line_bytes: int = MAX_LINE_BYTES) -> list[str]
         CorpusError: the file cannot be read.
     """
     try:
-        with FileSystems.open(piece.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        with open_file(piece.path) as file:
             return header_of(_chunks(file, piece), piece.path, piece.format, max_line_bytes)
-    except (OSError, BeamIOError, zlib.error, zstandard.ZstdError) as error:
+    except UNREADABLE as error:
         raise CorpusError(
             "a corpus file cannot be read", where=piece.path, got=str(error) or repr(error)
         ) from error
@@ -140,6 +144,14 @@ def _chunks(file: IO[bytes], piece: Piece) -> Iterator[bytes]:
         )
 
 
+def open_file(path: str) -> IO[bytes]:
+    """A file as it stands, for reading at any place."""
+    if hub_files.is_on_hub(path):
+        return hub_files.opened(path)
+    file: IO[bytes] = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return file
+
+
 def is_compressed(path: str) -> bool:
     """Whether a file's name says so."""
     return path.endswith(_COMPRESSED)
@@ -156,6 +168,8 @@ def text_bytes(pieces: Iterable[Piece]) -> int:
 
 
 def _matched(pattern: str) -> dict[str, int]:
+    if hub_files.is_on_hub(pattern):
+        return hub_files.matched(pattern)
     try:
         found = FileSystems.match([pattern])[0].metadata_list
     except (BeamIOError, ValueError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from schemas.cli.progress import downloaded, printed
 from schemas.errors import UsageError
 from schemas.network import why_no_hub
 
@@ -25,9 +26,10 @@ def locate(path: str) -> tuple[str, str]:
     name, _, revision = path.partition("@")
     unreachable = why_no_hub()
     try:
-        found = Path(
-            snapshot_download(name, revision=revision or None, local_files_only=unreachable is not None)
-        )
+        with printed(lambda: downloaded(name), enabled=unreachable is None):
+            found = Path(
+                snapshot_download(name, revision=revision or None, local_files_only=unreachable is not None)
+            )
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise UsageError(
             "--teacher is neither a folder nor a model of the hub",

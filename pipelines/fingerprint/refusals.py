@@ -58,6 +58,11 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
     ]
     for flag in (name for name, value, has_meaning in given if value and not has_meaning):
         raise UsageError(f"{flag} has no meaning for {task.name}", do="Leave it out, or say another --task")
+    if config.supervise == "assistant" and not (corpus.messages_field or corpus.prompt_field):
+        raise UsageError(
+            "--supervise assistant has no effect on texts without answers",
+            do="Leave it out, or say --messages_field or --prompt_field",
+        )
     if task.has_source and corpus.target_field is None:
         raise UsageError(f"{task.name} needs targets", do="Say --target_field, beside --text_field")
     if task.needs_pairs and not corpus.text_pair_field:

@@ -16,14 +16,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 from transformers import PreTrainedTokenizerBase
 
 from pipelines.config import CorpusConfig, PrecomputeConfig
 from pipelines.corpus.chat_templates import Chat
 from pipelines.corpus.documents import Source, is_blank, read_document, record_fields
-from pipelines.corpus.files import Piece, is_compressed, read_piece
+from pipelines.corpus.files import Piece, is_compressed, open_file, read_piece
 from pipelines.corpus.labels import LabelMap
 from pipelines.corpus.messages import KWARGS
 from pipelines.corpus.tables import TABLES
@@ -119,7 +117,7 @@ def _column_names(piece: Piece) -> list[str]:
     """The columns of a Parquet file; of others none."""
     if piece.format != "parquet" or is_compressed(piece.path):
         return []
-    with FileSystems.open(piece.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+    with open_file(piece.path) as file:
         try:
             return list(pq.read_schema(file).names)
         except (OSError, pa.ArrowException):
@@ -166,6 +164,16 @@ def check_teacher(
         _check_template(
             corpus, tokenizer, found, variables, supervise=by_answer, prompt=config.generation is not None
         )
+        if (by_answer or config.generation) and (
+            words := Chat(tokenizer).unheeded(prompt=config.generation is not None)
+        ):
+            _LOG.warning(
+                "the chat template does not heed add_generation_prompt: %s, which begins an answer, %s",
+                printable(repr(words)),
+                "is not said when the teacher is asked"
+                if config.generation
+                else "is supervised as part of it",
+            )
         if unread := _unread(corpus, Chat(tokenizer), found[:_FILES], variables):
             told = ", ".join(printable(f"{name} ({count} of them)") for name, count in sorted(unread.items()))
             _LOG.warning(

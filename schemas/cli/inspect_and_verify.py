@@ -94,7 +94,10 @@ def verify(argv: Sequence[str]) -> int:
     if arguments.repair:
         if arguments.version is not None:
             raise UsageError("--repair mends the newest version: it takes no --version")
-        print_repaired(repair(arguments.cache), as_json=arguments.json)
+        done = Counted("repair", "shards", 0)
+        with printed(done.line):
+            repaired = repair(arguments.cache, done.set)
+        print_repaired(repaired, as_json=arguments.json)
         return 0
     try:
         cache = Cache.open(arguments.cache, arguments.version)
@@ -103,6 +106,8 @@ def verify(argv: Sequence[str]) -> int:
             found = cache.verify(done.add)
     except CacheError as error:
         _print_broken(arguments.cache, error, as_json=arguments.json)
+        if isinstance(error, BrokenShardsError) and not arguments.json:
+            raise error.counted() from error
         raise
     if arguments.json:
         whole = {"path": cache.storage.root, "version": cache.version, "status": "whole"}

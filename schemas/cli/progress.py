@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 from schemas.cli.logs import stamp
+from schemas.network import hub_folder
+from schemas.printable import printable
 
 _PLAIN_SECONDS = 60.0
 _TERMINAL_SECONDS = 0.5
@@ -46,9 +48,20 @@ class Counted:
             self._done, self._total = done, total
 
     def line(self) -> str:
-        """For instance `verify: 3 of 12 shards (25%)`."""
+        """For instance `verify: 3 of 12 shards (25%)`; nothing while nobody knows of how many."""
+        if not self._total:
+            return ""
         share = self._done / max(1, self._total)
         return f"{self._what}: {self._done:,} of {self._total:,} {self._things} ({share:.0%})"
+
+
+def downloaded(name: str) -> str:
+    """How much of a model of the hub is here, while its client fetches it: `download org/model: 1.25 GB`."""
+    size = 0
+    for file in hub_folder(name).glob("blobs/*"):
+        with contextlib.suppress(OSError):  # a part gets its name
+            size += file.stat().st_size
+    return f"download {printable(name)}: {size / 1e9:.2f} GB" if size else ""
 
 
 @contextlib.contextmanager

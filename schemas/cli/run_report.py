@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from schemas.cli.process import reason_of, status_of
+from schemas.cli.terminal import print_json
 from schemas.errors import UsageError
 
 VERBS = ("precompute", "plan")
 """Verbs with a `--report`."""
+_ONE_OBJECT = ("precompute", "plan", "train")
+"""Verbs whose `--json` is one object at the end."""
 _FLAG = "--report"
 _FINISHED: set[str] = set()
 """Reports of this process that say how their run ended."""
@@ -69,10 +72,22 @@ def fail_report(path: str | None, error: BaseException) -> None:
     """Says why the run failed; nothing where it had been done when the error came, or where no report can be."""
     if path is None or path in _FINISHED or (Path(path).exists() and not Path(path).is_file()):
         return
-    status = status_of(error)
-    outcome = "ended" if isinstance(error, KeyboardInterrupt) else "failed"
     with contextlib.suppress(OSError):
-        _write(path, {"outcome": outcome, "status": status, "reason": reason_of(error)})
+        _write(path, _failed(error))
+
+
+def _failed(error: BaseException) -> dict[str, Any]:
+    outcome = "ended" if isinstance(error, KeyboardInterrupt) else "failed"
+    return {"outcome": outcome, "status": status_of(error), "reason": reason_of(error)}
+
+
+def fail_json(verb: str, arguments: Sequence[str], error: BaseException) -> None:
+    """Says the same as the one JSON object of a verb that was asked for one, and failed before it had printed any."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
+    if verb in _ONE_OBJECT and "--json" in own and first:
+        with contextlib.suppress(OSError, ValueError):
+            print_json(_failed(error))
 
 
 def _write(path: str, body: Mapping[str, Any]) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -96,8 +97,10 @@ class _Copied(NamedTuple):
     change: Totals
 
 
-def repair(path: str | os.PathLike[str]) -> Repaired:
+def repair(path: str | os.PathLike[str], checked: Callable[[int, int], None] | None = None) -> Repaired:
     """Commits a version without broken or missing shards and without repeated rows; nothing if all is whole.
+
+    `checked` is told, behind each shard, how many have been checked, and of how many.
 
     Raises:
         NoCacheError: nothing was committed there.
@@ -108,7 +111,7 @@ def repair(path: str | os.PathLike[str]) -> Repaired:
     with _told_what_is_left_to_people():
         read_header(storage)
     with leased(storage, run):  # before the version is read, as all who copy rows: `forget` must know of them
-        return _leased(storage, run)
+        return _leased(storage, run, checked)
 
 
 @contextlib.contextmanager
@@ -120,13 +123,13 @@ def _told_what_is_left_to_people() -> Iterator[None]:
         raise CorruptionError(error.what, where=error.where, got=error.got, do=do) from error
 
 
-def _leased(storage: Storage, run: str) -> Repaired:
+def _leased(storage: Storage, run: str, checked: Callable[[int, int], None] | None) -> Repaired:
     with _told_what_is_left_to_people():
         cache = Cache.open(storage.root)
         cache.check_whole()
         base = read_version(cache.storage, cache.version)
         entries = read_entries(cache.storage, cache.version)
-    found = _check(cache)
+    found = _check(cache, checked)
     copied = _without_repeats(cache.storage, cache.header, found.whole, run)
     saved = _saved(cache, found.broken, run)
     more = [Shard(one.name, len(one.data), one.footer.totals.examples) for one in saved.values()]
@@ -157,14 +160,16 @@ def _leased(storage: Storage, run: str) -> Repaired:
     )
 
 
-def _check(cache: Cache) -> _Found:
+def _check(cache: Cache, checked: Callable[[int, int], None] | None) -> _Found:
     """Checks every shard.
 
     Raises:
         TeachonceError: a shard cannot be reached, which is no damage.
     """
     found = _Found([], [])
-    results = try_shards(cache.storage, cache.header, cache.shards)
+    done, total = itertools.count(1), len(cache.shards)
+    after = None if checked is None else lambda: checked(next(done), total)
+    results = try_shards(cache.storage, cache.header, cache.shards, after)
     for shard, result in zip(cache.shards, results, strict=True):
         if isinstance(result, Checked):
             found.whole.append((shard, result))

@@ -22,6 +22,7 @@ CALLS = {
     "--keep names no policy": f"{RUN}new --keep topk:64",
     "argument --older_than: expected days or hours, as 7d or 12h": "vacuum cache --older_than 7",
     "--corpus matches no file": f"{RUN}new --corpus nothing/*.jsonl",
+    "--corpus names files on the hub, which cannot be asked": f"{RUN}new --corpus hf://datasets/a/b/*.jsonl",
     "a corpus file's name tells no format": f"{RUN}new --corpus corpus.data",
     "--text_field body: none of the first 24 records has such a field": f"{RUN}new --text_field body",
     "1 of 4 documents are rejected": f"{RUN}new --corpus bad.jsonl",

@@ -9,6 +9,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from schemas.cli.logs import is_watched, log_on_stderr
+from schemas.cli.progress import printed
 from schemas.cli.terminal import print_json
 from schemas.printable import printable
 from trainer.checkpoints.signals import Stopped
@@ -21,6 +22,7 @@ from trainer.evaluation.comparison import compare
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.evaluation import Evaluated
 from trainer.evaluation.evaluation import evaluate as run_evaluate
+from trainer.evaluation.held_out import PASS
 from trainer.evaluation.tables import show, show_compared
 from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
@@ -55,6 +57,8 @@ def train(argv: list[str]) -> int:
     except Stopped as stopped:
         if arguments.process_index == 0:
             sys.stderr.write(f"teachonce train: {stopped}\n")
+            if as_json:
+                print_json({"outcome": "ended", "status": stopped.status, "reason": str(stopped)})
         return stopped.status
     if arguments.process_index == 0:
         told = "already finished, nothing to do: " if trained.was_finished else ""
@@ -83,7 +87,7 @@ def evaluate(argv: list[str]) -> int:
     _bars_for_people_alone()
     if as_json:
         transformers_logging.disable_progress_bar()
-    with log_on_stderr("schemas", logging.WARNING):
+    with log_on_stderr("schemas", logging.WARNING), printed(PASS.line):
         found = compare(config) if config.students else run_evaluate(config)
     if as_json:
         print_json(found.to_json())

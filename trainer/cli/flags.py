@@ -91,6 +91,10 @@ _EVALUATE_EXAMPLES = textwrap.dedent("""\
     """)
 
 
+_NO_NAMES = ("linear",)
+"""A student that is made of its word; others have what no name has (`mlp:256`), or end as a config does."""
+
+
 def train(argv: Sequence[str]) -> None:
     """Prints the help of `teachonce train` and leaves, or refuses a line that cannot be.
 
@@ -117,7 +121,7 @@ def evaluate(argv: Sequence[str]) -> None:
 def _refuse_unreachable(told: Mapping[str, Any]) -> None:
     """Of the hub's names one that cannot be had is told now."""
     for flag in ("student", "teacher"):
-        if not str(told.get(flag)).endswith(".json"):  # a config, wherever it is to be
+        if not str(told.get(flag)).endswith(".json") and told.get(flag) not in _NO_NAMES:
             refuse_unreachable(f"--{flag}", told.get(flag))
     for name in told.get("students") or ():
         refuse_unreachable("--students", name)

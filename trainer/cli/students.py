@@ -98,6 +98,8 @@ def train_file(
             outcomes = train_students(students)
     except Stopped as stopped:
         sys.stderr.write(f"teachonce train: {stopped}\n")
+        if as_json:
+            print_json({"outcome": "ended", "status": stopped.status, "reason": str(stopped)})
         return stopped.status
     for outcome in outcomes:
         sys.stderr.write(f"{printable(outcome.output_dir)}: {printable(_line(outcome))}\n")

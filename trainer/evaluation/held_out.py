@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from schemas.cache import Cache
+from schemas.cli.progress import Counted
 from schemas.errors import UsageError
 from schemas.rows.ragged import Array
 from schemas.rows.rows import Rows
@@ -22,6 +23,9 @@ from trainer.stream.order import by_length
 from trainer.stream.replay import BATCHES_AHEAD, Ahead
 from trainer.stream.side import Side
 from trainer.stream.where import Where
+
+PASS = Counted("evaluate", "rows", 0)
+"""How far this process's last pass over held-out rows is: for the eye alone."""
 
 
 class HeldOut:
@@ -54,12 +58,16 @@ class HeldOut:
 
     def rows(self) -> Iterator[Rows]:
         """The rows of each row group that has any."""
+        done, total = 0, sum(self._counts.values())
         for group, count in self._counts.items():
+            PASS.set(done, total)
+            done += count
             rows, chosen, _ = self._side.counted(group, count)
             if self._half is not None:
                 chosen = chosen[in_half(rows, self._half)[chosen]]
             if len(chosen):
                 yield rows.take(chosen)
+        PASS.set(total, total)
 
     def batches(self, collation: Collation) -> Iterator[Batch]:
         """All batches, once, collated ahead in a thread; of similar lengths within a row group."""

@@ -158,7 +158,7 @@ def _write(model: Any, example: Mapping[str, Tensor], path: Path) -> _Plain:
         outputs = tuple(name for name in _OUTPUTS if answer.get(name) is not None)
         plain = _Plain(model, names, outputs).eval()
         opened = tuple(_dynamic(value) for value in example.values())
-        with _quiet():
+        with _quiet(), _written_out(model, names):
             torch.onnx.export(
                 plain,
                 tuple(example.values()),
@@ -179,6 +179,21 @@ def _write(model: Any, example: Mapping[str, Tensor], path: Path) -> _Plain:
             do="torch's exporter does not follow its code: serve it with transformers, or choose another class",
         ) from error
     return plain
+
+
+@contextlib.contextmanager
+def _written_out(model: Any, names: tuple[str, ...]) -> Iterator[None]:
+    """Of an encoder and a decoder the exporter follows attention that is written out, not torch's own, which the file
+    is compared with.
+    """
+    own = model.config._attn_implementation
+    if "decoder_input_ids" in names:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if model.config._attn_implementation != own:
+            model.set_attn_implementation(own)
 
 
 def _dynamic(value: Tensor) -> dict[int, Any]:

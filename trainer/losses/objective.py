@@ -85,11 +85,11 @@ class Objective:
         stages: Sequence[str] = (),
         adversarial: str | None = None,
         temperature_schedule: str | None = None,
-        own: Sequence[tuple[Loss, float]] = (),
+        own: Sequence[tuple[Loss, float] | tuple[Loss, float, str]] = (),
     ) -> Objective:
         """From `["kl=1.0", "jsd=0.5,beta=0.3"]`; `feature_loss` is another way to say `feature`'s distance. Schedules
         are `["ce=linear:1:0"]`, and what is adversarial is `fgm=1.0`. Stages, each a text, stand in place of losses.
-        Losses of the caller's stand behind the named ones, each with its weight.
+        Losses of the caller's stand behind the named ones, each with its weight and, where it has one, its schedule.
 
         Raises:
             UsageError: naming what is wrong.
@@ -106,17 +106,18 @@ class Objective:
                 weights, settings = parse_losses(losses)
             if staged and own:
                 raise ValueError("stages name their losses, and one of Python's has no name there")
-            weights |= {loss.name: weight for loss, weight in own}
+            weights |= {loss.name: weight for loss, weight, *_ in own}
+            more = [f"{told[0].name}={told[2]}" for told in own if len(told) > 2]
             warms = None if temperature_schedule is None else Schedule.parse(temperature_schedule)
             return cls(
                 weights=weights,
                 temperature=temperature,
                 settings=together([with_distance(settings, feature_loss)]),
-                schedules=parse_schedules(schedules),
+                schedules=parse_schedules([*schedules, *more]),
                 stages=staged,
                 temperature_schedule=warms,
                 adversarial=parse_adversarial(adversarial),
-                own={loss.name: loss for loss, _ in own},
+                own={told[0].name: told[0] for told in own},
             )
         except ValueError as error:
             raise UsageError(

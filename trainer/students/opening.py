@@ -15,11 +15,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import extract_commit_hash
 
 from schemas.cache import Cache
+from schemas.cli.logs import is_watched
+from schemas.cli.progress import downloaded, printed
 from schemas.errors import StudentError, UsageError, one_line
 from schemas.network import why_no_hub
 
@@ -97,6 +100,9 @@ def open_weights(
         UsageError: it cannot be opened, or its weights are pickled.
     """
     _check_weights(source)
+    if (Path(source).expanduser() / GENERATION_CONFIG_NAME).exists():
+        # transformers takes its defaults in place of one that is broken, without a word.
+        _opened(GENERATION_CONFIG_NAME, source, lambda: GenerationConfig.from_pretrained(source))
     options = {
         "config": config,
         "dtype": torch.float32,
@@ -106,7 +112,11 @@ def open_weights(
         **(loading or {}),
     }
     options = {**_at(source, None), **options}
-    model, told = _opened("weights", source, lambda: kind.from_pretrained(source, **options))
+    fetched = not Path(source).expanduser().exists() and not options.get("local_files_only")
+    with printed(
+        lambda: downloaded(source), enabled=fetched and not is_watched()
+    ):  # there its client has a bar
+        model, told = _opened("weights", source, lambda: kind.from_pretrained(source, **options))
     return model, sorted(told["missing_keys"])
 
 

@@ -39,7 +39,7 @@ class OwnParts:
     compute_metrics: ComputeMetrics | None = None
     preprocess_logits_for_metrics: Preprocess | None = None
     losses: Sequence[Any] = ()
-    """Of `tuple[Loss, float]`: each with its weight."""
+    """Of `tuple[Loss, float]`: each with its weight; or of `tuple[Loss, float, str]`, with a schedule of it too."""
 
     def __post_init__(self) -> None:
         if self.student is not None and not isinstance(self.student, PreTrainedModel):
@@ -61,7 +61,7 @@ class OwnParts:
                 raise UsageError("this is no TrainerCallback of transformers", got=kind.__name__)
         for pair in self.losses:
             _check_loss(pair)
-        names = [loss.name for loss, _ in self.losses]
+        names = [loss.name for loss, *_ in self.losses]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UsageError("two losses have one name", got=twice[0])
 
@@ -72,16 +72,18 @@ class OwnParts:
         kinds = [each if isinstance(each, type) else type(each) for each in self.callbacks]
         told += [f"the callback {kind.__name__}" for kind in kinds]
         return told + [
-            f"the loss {loss.name} ({loss.formula}), weight {weight:g}" for loss, weight in self.losses
+            f"the loss {loss.name} ({loss.formula}), weight {weight:g}"
+            + "".join(f" by {text}" for text in schedule)
+            for loss, weight, *schedule in self.losses
         ]
 
 
 def _check_loss(pair: Any) -> None:
     """Whether it is a loss with its weight, under a name that is free."""
-    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Loss)):
+    if not (isinstance(pair, tuple) and len(pair) in (2, 3) and isinstance(pair[0], Loss)):
         raise UsageError(
             "a loss of one's own stands with its weight",
-            expected="losses=[(Loss(name=..., ...), 0.5)]",
+            expected="losses=[(Loss(name=..., ...), 0.5)], or with its schedule [(Loss(...), 0.5, 'linear:1:0')]",
             got=type(pair).__name__,
             do="Name losses of docs/losses.md in TrainConfig(losses=[...])",
         )

@@ -149,9 +149,13 @@ def test_verbs_tell_how_far_they_are_as_all_do(tmp_path, own_cache, capsys, monk
     check, read = verify.check_shard, Cache.read
     monkeypatch.setattr(verify, "check_shard", lambda *a: time.sleep(0.2) or check(*a))
     monkeypatch.setattr(Cache, "read", lambda *a: time.sleep(0.2) or read(*a))
-    for line, things in ((["verify"], "shards"), (["export", "--out", str(tmp_path / "plain")], "files")):
+    for line, verb, things in (
+        (["verify"], "verify", "shards"),
+        (["verify", "--repair"], "repair", "shards"),
+        (["export", "--out", str(tmp_path / "plain")], "export", "files"),
+    ):
         assert teachonce.main([line[0], own_cache.storage.root, *line[1:]]) == 0
-        told = rf"(\S+ {line[0]}: \d of 2 {things} \(\d+%\)\n)+"
+        told = rf"(\S+ {verb}: \d of 2 {things} \(\d+%\)\n)+"
         assert re.fullmatch(told, capsys.readouterr().err)
 
 

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import teachonce
 from schemas.cache import Cache
 from schemas.errors import UsageError
 from schemas.rows.rows import Rows
@@ -22,6 +25,7 @@ from trainer import EvaluateConfig, evaluate
 from trainer.checkpoints.records import Manifest, Record
 from trainer.evaluation.held_out import HeldOut
 from trainer.evaluation.tables import show
+from trainer.stream.side import Side
 
 FRACTION = 0.3
 
@@ -229,3 +233,14 @@ def test_nothing_held_out(causal_cache: Cache, tmp_path: Path) -> None:
 def test_nonsense_is_refused(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"--{name}.*{value}"):
         EvaluateConfig(cache="c", student="s", **{name: value})  # type: ignore[arg-type]
+
+
+def test_the_verb_tells_how_far_it_is(causal_cache: Cache, tmp_path: Path, capsys, monkeypatch) -> None:
+    """Where there is no terminal a line a minute, here a hundredth of a second."""
+    counted = Side.counted
+    monkeypatch.setattr("schemas.cli.progress._PLAIN_SECONDS", 0.01)
+    monkeypatch.setattr(Side, "counted", lambda *a: time.sleep(0.1) or counted(*a))
+    folder = make_llama(tmp_path / "student", seed=5)
+    flags = ["--cache", causal_cache.storage.root, "--student", folder, "--eval_fraction", "0.3"]
+    assert teachonce.main(["evaluate", *flags, "--device", "cpu", "--speed_seconds", "0", "--json"]) == 0
+    assert re.fullmatch(r"(\S+ evaluate: \d+ of \d+ rows \(\d+%\)\n)+", capsys.readouterr().err)

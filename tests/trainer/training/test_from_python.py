@@ -259,6 +259,7 @@ REFUSED = [
     ({"preprocess_logits_for_metrics": lambda a, b: a}, {}, r"no effect without compute_metrics"),
     ({"processing_class": object()}, {}, r"processing_class is of a student that is a model"),
     ({"losses": ["kl=1"]}, {}, r"stands with its weight.*got str"),
+    ({"losses": [(squares(), 1.0, "falls:1:0")]}, {}, r"none of linear:A:B"),
     ({"losses": [(squares("kl"), 1.0)]}, {}, r"name of its own.*got kl"),
     ({"losses": [(squares("loss"), 1.0)]}, {}, r"name of its own.*got loss"),
     ({"losses": [(squares(), 1.0), (squares(), 1.0)]}, {}, r"two losses have one name"),
