@@ -67,10 +67,10 @@ def make_place(folder: Path, call) -> Path:
 
 
 def lines(
-    folder: Path, *, cache: Path | str = "", out: Path | str = "", name: str = "new"
+    folder: Path | str, *, cache: Path | str = "", out: Path | str = "", name: str = "new"
 ) -> dict[str, list[str]]:
     """A call of each verb that works: of a cache, and with what it writes named `name` in the folder `out`."""
-    cache, out = cache or folder / "cache", out or folder / "out"
+    cache, out = cache or f"{folder}/cache", out or f"{folder}/out"
     run = (
         f"--corpus {folder}/more.jsonl --teacher {folder}/teacher --task causal-lm --max_length 24 --keep all"
     )
