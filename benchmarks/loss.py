@@ -5,11 +5,12 @@
 * **top-k**: KL over kept entries without a tail, in chunks of whole logits, as axolotl has it
 
 Hidden states `[N, H]` and a head `[V, H]` are drawn, and so are the kept entries: what a step costs does not depend on
-their values. References run in the same process, in turns with ours; the figure is the median over turns of the ratio
-of processor times. Memory is what each takes at its peak beside its inputs, in a process of its own, on Linux.
+their values. References run in the same process, in turns with ours, and cross entropy once a turn; the figure is the
+median over turns of the ratio of processor times. Memory is what each takes at its peak beside its inputs, in a
+process of its own, on Linux.
 
     python benchmarks/loss.py                                    # V = 4,096 and 49,152
-    python benchmarks/loss.py --vocab 8192 50000 128000 256000 --positions 1024
+    python benchmarks/loss.py --vocab 50000 128000 256000 --positions 512 --references
     python benchmarks/loss.py --vocab 128000 --positions 4096 --turns 0             # memory alone: gigabytes
     python benchmarks/loss.py --losses "kl" "kl ce jsd" --vocab 49152
 """
@@ -17,12 +18,14 @@ of processor times. Memory is what each takes at its peak beside its inputs, in 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from trainer.losses.buffers import Buffers  # noqa: E402
+from trainer.losses.buffers import kept_buffers  # noqa: E402
 from trainer.losses.fused import fused_loss  # noqa: E402
 from trainer.losses.objective import position_losses  # noqa: E402
 from trainer.losses.registry import LOSSES  # noqa: E402
@@ -53,6 +56,8 @@ def main() -> None:
     if arguments.one is not None:
         name, vocab, drawn = arguments.one
         problem = Problem(int(vocab), arguments, drawn=drawn == "drawn")
+        few = argparse.Namespace(**{**vars(arguments), "positions": 32})
+        Problem(512, few, drawn=drawn == "drawn").step(name)  # the libraries' own pages are no step's
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
         before = resident("VmRSS")
         problem.step(name)
@@ -66,22 +71,25 @@ def main() -> None:
     told: list[tuple[str, float, float | None]] = []
     for vocab in arguments.vocab:
         of_ce, of_dense = (peak(name, vocab, "exact", arguments) for name in ("ce_whole", "dense"))
-        for name in ("dense", "top_k", *arguments.losses):
-            for drawn in ("exact", "drawn") if name == "kl" else ("exact",):
-                ratio = timed(name, vocab, drawn, arguments)
-                memory = peak(name, vocab, drawn, arguments)
-                print(
-                    f"| {vocab} | {drawn} | {name} | {ratio:.2f} | {memory / of_ce:.2f} | {memory / of_dense:.2f} |",
-                    flush=True,
-                )
-                is_huge = vocab >= _HUGE and arguments.positions >= _MANY
-                told += aimed(
-                    f"V={vocab}, {drawn}, {name}",
-                    vocab,
-                    ratio,
-                    memory / of_ce,
-                    memory / of_dense if is_huge else None,
-                )
+        rows = [
+            (name, drawn)
+            for name in (*arguments.references, *arguments.losses)
+            for drawn in (("exact", "drawn") if name == "kl" else ("exact",))
+        ]
+        for (name, drawn), ratio in zip(rows, timed(rows, vocab, arguments), strict=True):
+            memory = peak(name, vocab, drawn, arguments)
+            print(
+                f"| {vocab} | {drawn} | {name} | {ratio:.2f} | {memory / of_ce:.2f} | {memory / of_dense:.2f} |",
+                flush=True,
+            )
+            is_huge = vocab >= _HUGE and arguments.positions >= _MANY
+            told += aimed(
+                f"V={vocab}, {drawn}, {name}",
+                vocab,
+                ratio,
+                memory / of_ce,
+                memory / of_dense if is_huge else None,
+            )
     for line in told:
         tell(*line)
 
@@ -108,6 +116,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--kept", type=int, default=16)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--losses", nargs="+", default=list(MIXES), help="each a mix of losses, of weight 1")
+    parser.add_argument("--references", nargs="*", default=["dense", "top_k"], help="beside cross entropy")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -118,20 +127,27 @@ def resident(name: str) -> int:
     return int(lines[name].split()[0])
 
 
-def timed(name: str, vocab: int, drawn: str, arguments: argparse.Namespace) -> float:
-    """The median ratio of a step's time to that of cross entropy; the first turn warms up. NaN of no turn."""
+def timed(rows: Sequence[tuple[str, str]], vocab: int, arguments: argparse.Namespace) -> list[float]:
+    """Of each row the median ratio of a step's time to that of cross entropy in the same turn; the first turn warms
+    up. NaN of no turn."""
     if not arguments.turns:
-        return math.nan
-    problem = Problem(vocab, arguments, drawn=drawn == "drawn")
-    ratios = []
-    for _ in range(arguments.turns + 1):
-        pair = []
-        for one in (name, "ce_whole"):
-            started = time.process_time()
-            problem.step(one)
-            pair.append(time.process_time() - started)
-        ratios.append(pair[0] / pair[1])
-    return statistics.median(ratios[1:])
+        return [math.nan] * len(rows)
+    exact = Problem(vocab, arguments, drawn=False)
+    problems = {"exact": exact, "drawn": exact.as_drawn()}
+    ratios: list[list[float]] = [[] for _ in rows]
+    for turn in range(arguments.turns + 1):
+        of_ce = step_seconds(problems["exact"], "ce_whole")
+        for place, (name, drawn) in enumerate(rows):
+            ratio = step_seconds(problems[drawn], name) / of_ce
+            ratios[place] += [ratio] if turn else []
+    return [statistics.median(found) for found in ratios]
+
+
+def step_seconds(problem: Problem, name: str) -> float:
+    """Of the processor."""
+    started = time.process_time()
+    problem.step(name)
+    return time.process_time() - started
 
 
 def peak(name: str, vocab: int, drawn: str, arguments: argparse.Namespace) -> int:
@@ -170,6 +186,12 @@ class Problem:
             entropy=torch.ones(number),
         )
 
+    def as_drawn(self) -> Problem:
+        """The same, its entries taken for drawn ones."""
+        found = copy.copy(self)
+        found.targets = replace(self.targets, tail=torch.zeros_like(self.targets.tail), drawn=True)
+        return found
+
     def step(self, name: str) -> None:
         """Forward and backward of one reference, or of ours with such losses."""
         hidden, head = (tensor.detach().requires_grad_() for tensor in (self._hidden, self._head))
@@ -197,7 +219,7 @@ class Problem:
 
     def _ours(self, hidden: Tensor, head: Tensor, names: Sequence[str]) -> Tensor:
         assert all(name in LOSSES for name in names), names
-        buffers = Buffers()
+        buffers = kept_buffers(hidden.device)
 
         def terms(logits: Tensor, first: int, last: int) -> Any:
             part = self.targets.chunk(first, last, slice(first * self._kept, last * self._kept))

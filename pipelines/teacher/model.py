@@ -1,11 +1,11 @@
 """The teacher: run on batches, asked only for what the spec keeps.
 
 `Teacher.answer` runs one batch and returns, for its positions, the selected entries (or whole scores), and the pooled
-features. It holds no state between batches: what its model would carry over is put back first.
+features. It holds nothing between batches but memory: what its model would carry over is put back first.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.calls import accepted, named
 from pipelines.teacher.carried_state import Carried, put_back
 from pipelines.teacher.heads import Head
+from pipelines.teacher.logit_memory import LogitMemory
 from schemas.decoder_inputs import IGNORED, decoder_inputs
 from schemas.errors import UsageError
 from schemas.features import Pooling
@@ -130,6 +131,8 @@ class Teacher:
     """Of a teacher that is asked for features: the last index into its `hidden_states`."""
     pictures: Pictures | None = None
     """How images become pixels, where examples are images."""
+    memory: LogitMemory = field(default_factory=LogitMemory, repr=False, compare=False)
+    """What logits are written into, on a CPU."""
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Iterator[torch.Tensor]:
@@ -172,7 +175,7 @@ class Teacher:
     def said(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """float32 logits `[N, V]` and pooled features of a few positions, for checks: as a batch, or an error."""
         given, features = self._forward(batch)
-        return torch.cat(list(self._logits((given,)))).clone(), features
+        return given.float().clone() if self.head is None else self.head.logits(given), features
 
     def _given(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """As `_forward`; a model that refuses texts for what they are beside (BART: those with another number of end
@@ -240,12 +243,13 @@ class Teacher:
         """float32 logits of each chunk; on a CPU they share one buffer, and are gone when the next are asked for."""
         if self.head is None:
             yield from (chunk.float() for chunk in chunks)
-            return
-        buffer = None
-        if self.device.type == "cpu":
-            buffer = torch.empty(max(map(len, chunks)), self.spec.vocab_size)
-        for chunk in chunks:
-            yield self.head.logits(chunk, out=None if buffer is None else buffer[: len(chunk)])
+        elif self.device.type != "cpu":
+            yield from map(self.head.logits, chunks)
+        else:
+            held = self.memory.take(max(self._chunk_positions, *map(len, chunks)), self.spec.vocab_size)
+            for chunk in chunks:
+                yield self.head.logits(chunk, out=held[: len(chunk)])
+            self.memory.give_back(held)
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -96,6 +96,13 @@ class Batch:
         """The states of each example's tokens, padded on the right to the longest example."""
         return states if self.packed is None else self.packed.apart(states)
 
+    @property
+    def example(self) -> Int64[Tensor, " N"]:
+        """Which of the B examples each position is of."""
+        if isinstance(self.targets, DenseTargets):
+            return self.targets.row
+        return self.row if self.packed is None else self.packed.example[self.row, self.token]
+
     def at_positions(self, states: Float[Tensor, "R *S H"]) -> Float[Tensor, "N H"]:
         """The states of the batch's positions, or of texts as a whole; S may count a text's positions, too."""
         if states.ndim == 2:  # one for each row, which has one position

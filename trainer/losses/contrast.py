@@ -1,6 +1,6 @@
 """Contrast, the information bottleneck and an auxiliary head on pooled states: which teacher's state is an example's
-own among the batch's, the teacher's state told from a narrow, noisy one of the student's, and a code of both that the
-student is to tell alone."""
+own among the batch's, the teacher's state told from a narrow, noisy one of the student's, and a code of the teacher's
+state and output that the student is to tell from its own state."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer.losses.loss import CUTS, Loss, Parameter, Pooled, Settings, with_cuts
+from schemas.errors import StudentError
+from trainer.losses.loss import CUTS, Asked, Kind, Loss, Parameter, Pooled, Settings, with_cuts
 from trainer.losses.serving import FEATURES
+from trainer.losses.worth import of_features
 
 _SMALL = 1e-6
 _SAME = 1e-5
@@ -51,7 +53,7 @@ def _cosines(ours: Float[Tensor, "B D"], theirs: Float[Tensor, "M D"]) -> Float[
 class Bottleneck(nn.Module):
     """For each feature a Gaussian of few dimensions from the student's state, and the teacher's state from a draw."""
 
-    def __init__(self, ours: Sequence[int], theirs: Sequence[int]) -> None:
+    def __init__(self, ours: Sequence[int], theirs: Sequence[int], vocab_size: int = 0) -> None:
         super().__init__()
         self.inner = nn.ModuleList(nn.Linear(width, 2 * _BOTTLENECK) for width in ours)
         self.outer = nn.ModuleList(nn.Linear(_BOTTLENECK, width) for width in theirs)
@@ -79,24 +81,26 @@ def _vib(pooled: Pooled, settings: Settings) -> Float[Tensor, " B"]:
 
 
 class AuxiliaryHead(nn.Module):
-    """For each feature a code, which is a distribution, of the teacher's and the student's state together; the
-    teacher's state told from the code, so that it cannot be empty; and what the student's state alone takes the code
-    for."""
+    """For each feature a code, which is a distribution, of the teacher's state and its output together; the teacher's
+    state told from the code, so that it cannot be empty; and what the student's state takes the code for."""
 
-    def __init__(self, ours: Sequence[int], theirs: Sequence[int]) -> None:
+    def __init__(self, ours: Sequence[int], theirs: Sequence[int], vocab_size: int) -> None:
         super().__init__()
-        pairs = list(zip(ours, theirs, strict=True))
-        self.joint = nn.ModuleList(nn.Linear(own + other, _BOTTLENECK) for own, other in pairs)
+        self.joint = nn.ModuleList(nn.Linear(other + vocab_size, _BOTTLENECK) for other in theirs)
         self.alone = nn.ModuleList(nn.Linear(own, _BOTTLENECK) for own in ours)
         self.outer = nn.ModuleList(nn.Linear(_BOTTLENECK, other) for other in theirs)
 
     def forward(
-        self, place: int, ours: Float[Tensor, "B H"], theirs: Float[Tensor, "B D"]
+        self,
+        place: int,
+        ours: Float[Tensor, "B H"],
+        theirs: Float[Tensor, "B D"],
+        outputs: Float[Tensor, "B V"],
     ) -> tuple[Tensor, Tensor]:
         """What the code takes the teacher's state for, and the KL of the code to the student's own."""
         joint, alone, outer = self.joint[place], self.alone[place], self.outer[place]
         dtype = ours.dtype
-        log_a = joint(torch.cat([theirs.to(dtype), ours.detach()], -1)).float().log_softmax(-1)
+        log_a = joint(torch.cat([theirs.to(dtype), outputs.to(dtype)], -1)).float().log_softmax(-1)
         log_b = alone(ours).float().log_softmax(-1)
         told: Tensor = outer(log_a.exp().to(dtype)).float()
         return told, (log_a.exp() * (log_a - log_b)).sum(-1)
@@ -105,13 +109,32 @@ class AuxiliaryHead(nn.Module):
 def _info_head(pooled: Pooled, settings: Settings) -> Float[Tensor, " B"]:
     module = pooled.module
     assert isinstance(module, AuxiliaryHead)
+    assert pooled.outputs is not None  # whoever makes the batch's states has them
     found = []
     for place, (ours, theirs) in enumerate(zip(pooled.ours, pooled.theirs, strict=True)):
-        told, kl = module(place, ours, theirs)
+        told, kl = module(place, ours, theirs, pooled.outputs)
         found.append((told - theirs).square().mean(-1) + float(settings["beta"]) * kl)
     return torch.stack(found).mean(0)
 
 
+def _outputs(asked: Asked) -> StudentError | None:
+    spec = asked.spec
+    if spec.score != "none" and not spec.kind.classes_are_tokens:
+        return FEATURES.refusal(asked)
+    return asked.error(
+        "joins features with what the teacher says of an example",
+        expected="scores of classes, or of a vocabulary, that all examples share",
+        got=f"{spec.task}: {'embeddings alone' if spec.score == 'none' else 'places in each text'}",
+        do="Use --losses feature=1.0, or pkd=1.0",
+    )
+
+
+OUTPUTS = Kind(
+    name="pooled features and scores",
+    served_by="`--features`, beside scores of any policy",
+    refusal=_outputs,
+    worth=of_features,
+)
 LOSSES = (
     Loss(
         name="info_nce",
@@ -139,12 +162,14 @@ LOSSES = (
     ),
     Loss(
         name="info_head",
-        formula="mean (t - V a)^2 + beta KL(a || b), codes a = softmax(W [t, h]) and b = softmax(U h)",
+        formula="mean (t - V a)^2 + beta KL(a || b), codes a = softmax(W [t, p]) and b = softmax(U h), p the mean at "
+        "--temperature over the example's positions",
         paper="",
-        kind=FEATURES,
+        kind=OUTPUTS,
         parameters={"beta": Parameter.at_least_0(1.0)},
         pooled=_info_head,
         module=AuxiliaryHead,
+        joins_outputs=True,
         per="examples",
     ),
 )

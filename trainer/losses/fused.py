@@ -3,7 +3,7 @@
 As in Liger kernels (arXiv:2410.10989), each chunk's gradient is taken while its logits are there, and nothing is
 recomputed in the backward pass, which only scales what was stored. Cost: the gradients of the hidden states
 `[N, H]` and of the head `[V, H]` are held from the forward on, and gradients of gradients are not available. All
-chunks are written over the same two buffers `[n, V]`.
+chunks are written over the same two buffers `[n, V]`, which a processor's thread keeps for the next pass.
 
 A gradient that is taken in the forward is taken before a loss scaler has multiplied the loss. So in float16 it is that
 of the loss times a power of two which makes the largest weight about 1: else most of a mean's over thousands of
@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from schemas.rows.ragged import Array
-from trainer.losses.buffers import Buffers
+from trainer.losses.buffers import Buffers, kept_buffers
 from trainer.models.heads import Head, LogitTransform
 
 CHUNK_ELEMENTS = 2**24
 """Logits of a chunk at most: 64 MiB in float32."""
-_FEW_ELEMENTS, _FEW_POSITIONS = 2**20, 256
+_FEW_ELEMENTS, _FEW_POSITIONS, _SMALL_VOCAB = 13 * 2**16, 256, 4096
 """Of a processor, whose caches hold no larger chunk and whose products gain no more from one, though from fewer
-positions much less."""
+positions much less. Of 4,096 ids it is 208: there a chunk's two buffers are a third of all that is taken."""
 
 Terms = Callable[[Tensor, int, int], Tensor]
 """From the logits of positions `first` to `last` to the sums of the loss terms over them, `[num_terms]`."""
@@ -73,7 +73,8 @@ def suited(vocab_size: int, device: torch.device) -> int:
     """How many logits a chunk has at most on a device."""
     if device.type != "cpu":
         return CHUNK_ELEMENTS
-    return min(2 * CHUNK_ELEMENTS, max(_FEW_ELEMENTS, _FEW_POSITIONS * vocab_size))
+    few = _FEW_POSITIONS * vocab_size if vocab_size > _SMALL_VOCAB else 0
+    return min(2 * CHUNK_ELEMENTS, max(_FEW_ELEMENTS, few))
 
 
 class Chunking(NamedTuple):
@@ -128,7 +129,7 @@ class _FusedLoss(torch.autograd.Function):
         needed = [chunking.with_gradient and need for need in ctx.needs_input_grad[:3]]
         grads = [_zeros(t, n) for t, n in zip((hidden, weight, bias), needed, strict=True)]
         sums = chunking.weights.new_zeros(len(chunking.weights), dtype=_loss_dtype(dtype))
-        buffers = Buffers()
+        buffers = kept_buffers(hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for first, last in chunks(len(hidden), len(weight), chunking.chunk_elements, chunking.cuts):
                 products = _products(hidden_c[first:last], weight_c, sums, buffers)

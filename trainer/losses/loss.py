@@ -176,6 +176,8 @@ class Pooled(NamedTuple):
     bank: Bank | None = None
     module: nn.Module | None = None
     """What the loss has learned beside the student, where it has something."""
+    outputs: Float[Tensor, "B V"] | None = None
+    """What the teacher says of each example, the mean over its positions; None where no loss asks."""
 
     def embedding(self, width: int) -> Pooled:
         """The first feature alone, which is a student's embedding, and of it the first numbers."""
@@ -225,9 +227,11 @@ class Loss:
     aligned: AlignedTerm | None = None
     """Of a student of another tokenizer: of each chunk, or of each of its own tokens."""
     pooled: PooledTerm | None = None
-    module: Callable[[list[int], list[int]], nn.Module] | None = None
-    """What is learned beside the student, from the student's and the teacher's widths; it is saved with the
-    projections."""
+    module: Callable[[list[int], list[int], int], nn.Module] | None = None
+    """What is learned beside the student, from the student's and the teacher's widths and the teacher's V; it is saved
+    with the projections."""
+    joins_outputs: bool = False
+    """Whether it asks what the teacher says of an example, beside features."""
     bank: str = ""
     """The parameter that says how many rows of the cache it compares with beside the batch's; empty for none."""
     per: Per = "positions"
@@ -253,6 +257,11 @@ class Loss:
             "identity": self.identity,
         }
         return found.get(score)
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether the losses' temperature changes it."""
+        return self.softens or self.joins_outputs
 
     @property
     def defaults(self) -> dict[str, Value]:

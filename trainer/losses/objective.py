@@ -166,7 +166,7 @@ class Objective:
     @property
     def softens(self) -> bool:
         """Whether the temperature has a part in a loss."""
-        return any(loss.softens for loss in self.losses)
+        return any(loss.has_temperature for loss in self.losses)
 
     @property
     def bank(self) -> int:

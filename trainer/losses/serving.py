@@ -110,14 +110,14 @@ def _other_temperature(asked: Asked) -> StudentError | None:
     spec, temperature = asked.spec, asked.temperature
     if isinstance(spec.keep, KeepAll) or asked.loss.kind.normalises:
         return None
-    if asked.warms and asked.loss.softens:
+    if asked.warms and asked.loss.has_temperature:
         return asked.error(
             "cannot have a temperature that changes: the cache knows a tail's mass at those that it declares alone",
             expected="--keep all",
             got=f"{spec.keep} with the temperatures {', '.join(f'{t:g}' for t in spec.temperatures)}",
             do="Precompute a cache with --keep all, or leave --temperature_schedule out",
         )
-    if temperature in spec.temperatures or not (asked.loss.softens or spec.is_sampling):
+    if temperature in spec.temperatures or not (asked.loss.has_temperature or spec.is_sampling):
         return None
     keep = "--keep threshold:1/32 " if isinstance(spec.keep, Sampled) else ""
     return StudentError(

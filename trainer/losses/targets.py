@@ -149,6 +149,26 @@ def segment_sum(
     return values.new_zeros(num_positions).index_add(0, position, values)
 
 
+def mean_outputs(
+    targets: SparseTargets | DenseTargets,
+    example: Int64[Tensor, " N"],
+    shape: tuple[int, int],
+    *,
+    score: str,
+    temperature: float,
+) -> Float[Tensor, "B V"]:
+    """What a teacher says of each of B examples, the mean over its positions: kept ids' weights at the targets' own
+    temperature, which under draws are right in the mean; of a sigmoid teacher probabilities, of any other values."""
+    if isinstance(targets, SparseTargets):
+        whole = targets.weights.new_zeros(shape[0] * shape[1])
+        whole.index_add_(0, example[targets.position] * shape[1] + targets.ids, targets.weights)
+        found = whole.view(shape)
+    else:
+        values = (targets.logits / temperature).sigmoid() if score == "sigmoid" else targets.logits
+        found = values.new_zeros(shape).index_add_(0, example, values)
+    return found / torch.bincount(example, minlength=shape[0]).clamp_min(1)[:, None]
+
+
 def first_ids(targets: SparseTargets) -> Int64[Tensor, " N"]:
     """The teacher's most probable id at each position, int64 [N]; -1 where the student has none of its ids."""
     ids = torch.full_like(targets.gold, -1)

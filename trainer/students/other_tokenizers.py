@@ -8,6 +8,7 @@ from schemas.cache import Cache
 from schemas.errors import StudentError
 from schemas.spec import Spec
 from schemas.task import Task
+from trainer.losses.contrast import OUTPUTS
 from trainer.losses.objective import Objective
 from trainer.losses.serving import EXACT_POLICIES, FEATURES, LABELS, LINEAR
 from trainer.reading.reader import Reader
@@ -36,6 +37,7 @@ def reader_of(
         raise difference or _told("alm and projected_kl are for causal language models", None, where, _FAMILY)
     if objective is not None and cache.spec.kind.predicts_tokens:
         _check_losses(objective, difference, where)
+        _check_outputs(objective, difference, where)
     if objective is not None and cache.spec.kind.classes_are_tokens:
         _check_places(objective, cache.spec, where)
     check_fast(own, where)
@@ -89,6 +91,17 @@ def _check_losses(objective: Objective, difference: StudentError | None, where: 
         )
 
 
+def _check_outputs(objective: Objective, difference: StudentError | None, where: str) -> None:
+    for loss in objective.losses:
+        if loss.joins_outputs:
+            raise _told(
+                f"{loss.name} asks for the teacher's scores, and a student that aligns texts is given none",
+                difference,
+                where,
+                "Use --losses feature=1.0, or pkd=1.0",
+            )
+
+
 def _check_places(objective: Objective, spec: Spec, where: str) -> None:
     """Masses that are added up serve what is linear in them."""
     if spec.is_sampling:
@@ -100,7 +113,7 @@ def _check_places(objective: Objective, spec: Spec, where: str) -> None:
             do=_FAMILY,
         )
     for loss in objective.losses:
-        if loss.kind not in (LINEAR, LABELS, FEATURES) or loss.stores:
+        if loss.kind not in (LINEAR, LABELS, FEATURES, OUTPUTS) or loss.stores:
             raise StudentError(
                 f"the student's tokenizer is not the cache's, and {loss.name} asks more of the teacher than "
                 "the mass at each place",

@@ -17,11 +17,11 @@ from schemas.rows.ragged import Array
 from schemas.task import Score
 from trainer.batches.batch import Batch
 from trainer.losses.aligned_targets import AlignedTargets
-from trainer.losses.buffers import Buffers
+from trainer.losses.buffers import Buffers, kept_buffers
 from trainer.losses.fused import fused_loss
 from trainer.losses.loss import Bank, Pooled
 from trainer.losses.objective import Objective, aligned_losses, position_losses
-from trainer.losses.targets import SparseTargets
+from trainer.losses.targets import SparseTargets, mean_outputs
 from trainer.models.embeddings import Embedder
 from trainer.models.heads import Head, Ran
 from trainer.students.features import Projections, image_widths, layer_widths, student_layer
@@ -58,10 +58,11 @@ class Distiller(nn.Module):
         bank: Bank | None = None,
         embedder: Embedder | None = None,
         image_shape: tuple[int, int, int] | None = None,
+        vocab_size: int = 0,
     ) -> None:
         """`measures` of a softmax teacher are logged beside the losses on the head; `bank` is what contrast has of the
         cache beside a batch; `embedder` is how a student embeds whose first feature is its embedding, and
-        `image_shape` what a student of images is given."""
+        `image_shape` what a student of images is given; `vocab_size` is the teacher's V."""
         super().__init__()
         config: Any = student.config
         widths: list[int] = []
@@ -77,7 +78,7 @@ class Distiller(nn.Module):
             student_layer(feature, teacher_layers=teacher_layers, student_layers=self.last_layer)
             for feature in features
         ]
-        self.bank = bank
+        self.bank, self.vocab_size = bank, vocab_size
         self.projections = None
         if features:
             if image_shape is None:
@@ -88,7 +89,9 @@ class Distiller(nn.Module):
             theirs = [feature.width for feature in features]
             for loss in objective.losses:
                 if loss.module is not None:
-                    self.projections.heads[loss.name] = loss.module(self.projections.widths, theirs)
+                    self.projections.heads[loss.name] = loss.module(
+                        self.projections.widths, theirs, vocab_size
+                    )
         weights = torch.tensor([objective.weights[name] for name in objective.head_losses])
         self.progress: float | None = None
         """The share of training's steps that are taken, which weights may go by; None outside training."""
@@ -189,6 +192,8 @@ class Distiller(nn.Module):
             self.bank = self.bank.to(batch.example_keys.device)
         projected = self.projections.projected(own)
         pooled = Pooled(projected, own, list(batch.features), batch.example_keys, self.bank)
+        if any(self.objective.entry(name).joins_outputs for name in self.objective.feature_losses):
+            pooled = pooled._replace(outputs=self._outputs(batch))
         found = {}
         for name in self.objective.feature_losses:
             compute = self.objective.entry(name).pooled
@@ -199,6 +204,14 @@ class Distiller(nn.Module):
             term = compute(given, self.objective.settings_of(name)).sum() / divisor
             found[name] = (self._weight(name) * term, term)
         return found
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        """What the teacher says of each example, `[B, V]`."""
+        assert not isinstance(batch.targets, AlignedTargets)  # the student was refused else
+        shape = batch.num_rows, self.vocab_size
+        return mean_outputs(
+            batch.targets, batch.example, shape, score=self.score, temperature=batch.temperature
+        )
 
     def _weight(self, name: str) -> float:
         return self.objective.weight(name, self.progress if self.training else None)
@@ -222,7 +235,8 @@ class _Terms:
     """Sums of the head's losses over a chunk of a batch's positions."""
 
     def __init__(self, distiller: Distiller, batch: Batch) -> None:
-        self._distiller, self._batch, self._buffers = distiller, batch, Buffers()
+        self._distiller, self._batch = distiller, batch
+        self._buffers = kept_buffers(batch.input_ids.device)
 
     @property
     def cuts(self) -> Array | None:

@@ -278,6 +278,7 @@ def make_distiller(
         bank=bank,
         embedder=student.embedder,
         image_shape=None if student.pictures is None else student.pictures.shape,
+        vocab_size=cache.spec.vocab_size,
     )
 
 

@@ -13,7 +13,7 @@ from pipelines.fingerprint.fingerprint import make_header, resolve
 from pipelines.scoring import handler
 from pipelines.teacher import model as teacher_module
 from pipelines.teacher.heads import Head
-from pipelines.teacher.model import Teacher, pick_device
+from pipelines.teacher.model import Batch, Teacher, pick_device
 from pipelines.teacher.opening import open_teacher
 from schemas import Cache
 from schemas.errors import MismatchError, TeacherError, TooManyRejectsError, UsageError
@@ -201,3 +201,35 @@ def test_cuda_without_cuda_is_a_usage_error(tmp_path, teacher, corpus, monkeypat
 def test_a_teacher_that_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="teacher cannot be ''"):
         TeacherConfig(path="", task="causal-lm")
+
+
+def test_logits_stand_in_the_same_memory_batch_after_batch(teacher, corpus):
+    """And of two who read at once, each has memory of its own."""
+    with torch.inference_mode():
+        asked = opened(teacher, corpus)
+        texts = [torch.tensor([[5, 9, 13, 17]]), torch.tensor([[6, 20, 7]])]
+        batches = [one_text(ids) for ids in texts]
+        plain = [asked.model(input_ids=ids).logits[0].float() for ids in texts]
+        places = []
+        for batch, expected in zip(batches, plain, strict=True):
+            for logits in asked.logits(batch):
+                places.append(logits.data_ptr())
+                torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        assert places[0] == places[1]
+        for first, second in zip(*map(asked.logits, batches), strict=True):
+            for logits, expected in zip((first, second), plain, strict=True):
+                torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def one_text(ids):
+    """A batch of one text, every token a position."""
+    tokens = torch.arange(ids.shape[1])
+    return Batch(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        token_type_ids=None,
+        position_rows=torch.zeros_like(tokens),
+        position_tokens=tokens,
+        labels=torch.full_like(tokens, -1),
+        uniforms=torch.zeros(len(tokens), 0, dtype=torch.float64),
+    )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.trainer.losses.test_losses import sparse
-from trainer.losses.buffers import Buffers, likeliest
+from trainer.losses.buffers import Buffers, kept_buffers, likeliest
 from trainer.losses.fused import chunks, fused_loss, suited
 from trainer.losses.objective import position_losses
 from trainer.losses.targets import SparseTargets
@@ -185,7 +185,7 @@ def test_of_a_single_backward_pass_what_is_held_becomes_the_gradient() -> None:
 def test_without_a_limit_a_chunk_suits_the_processor() -> None:
     """No larger than caches hold, where the vocabulary allows it, and never a few positions."""
     positions = [suited(v, torch.device("cpu")) // v for v in (257, 4096, 49152, 128256, 262144)]
-    assert positions == [4080, 256, 256, 256, 128]
+    assert positions == [3315, 208, 256, 256, 128]
     assert suited(4096, torch.device("cuda")) == 2**24
 
 
@@ -206,3 +206,24 @@ def test_memory_that_is_taken_again_is_the_same_where_it_suffices() -> None:
     assert buffers.like("b", large).data_ptr() != first.data_ptr()
     assert buffers.like("a", large.double()).dtype == torch.float64
     assert buffers.of("a", (5, 6), large.double()).shape == (5, 6)
+
+
+def test_a_pass_is_the_same_whatever_passes_were_before_it() -> None:
+    """Memory is a thread's: another's dtype, another size, and an evaluation in inference mode leave nothing behind."""
+    expected = tensors(bias=True)
+    plain(LogitTransform(), *expected).backward()
+    places = []
+    for before in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with before():
+            fused(LogitTransform(), *tensors(bias=False, dtype=torch.float32))
+            fused(LogitTransform(), *tensors(bias=True))
+        ours = tensors(bias=True)
+        fused(LogitTransform(), *ours).backward()
+        for our, their in zip(ours, expected, strict=True):
+            torch.testing.assert_close(our.grad, their.grad)
+    for _ in range(2):
+        fused(LogitTransform(), *tensors(bias=True))
+        buffer = kept_buffers(torch.device("cpu")).of("products", (1, V), ours[0])
+        places.append(buffer.data_ptr())
+    assert places[0] == places[1]
+    assert kept_buffers(torch.device("cuda")) is not kept_buffers(torch.device("cuda"))

@@ -165,7 +165,7 @@ def test_a_temperature_that_is_not_declared(name: str, policy: str) -> None:
         return
     objective = Objective(weights={name: 1.0}, temperature=3.0)
     draws = policy in ("threshold", "sampled")
-    if policy == "all" or name == "kl_kept" or not (LOSSES[name].softens or draws):
+    if policy == "all" or name == "kl_kept" or not (LOSSES[name].has_temperature or draws):
         objective.check(spec)
         return
     with pytest.raises(StudentError, match="--temperatures 1 3"):
