@@ -58,8 +58,9 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
     ]
     for flag in (name for name, value, has_meaning in given if value and not has_meaning):
         raise UsageError(f"{flag} has no meaning for {task.name}", do="Leave it out, or say another --task")
-    if task.has_source and corpus.target_field is None:
-        raise UsageError(f"{task.name} needs targets", do="Say --target_field, beside --text_field")
+    if task.has_source and corpus.target_field is None and config.generation is None:
+        do = "Say --target_field, beside --text_field; or --generate, and the teacher writes them"
+        raise UsageError(f"{task.name} needs targets", do=do)
     if task.needs_pairs and not corpus.text_pair_field:
         raise UsageError(
             f"{task.name} needs a question and its context",
