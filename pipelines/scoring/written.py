@@ -22,6 +22,8 @@ from pipelines.teacher.generate import continuations
 from pipelines.teacher.model import Batching, Teacher
 from pipelines.tolerances import TOO_LARGE
 from schemas.rows.ragged import Array
+from schemas.spec import Spec
+from schemas.tasks import SOURCE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Writer:
                 if answer is None:
                     rejects.append((example, TOO_LARGE))
                 else:
-                    found[example.id] = with_answer(example, answer, self.teacher.spec.supervise == "all")
+                    found[example.id] = with_answer(example, answer, self.teacher.spec)
         return [found[example.id] for example in prompts if example.id in found], rejects
 
     def _batches(self, prompts: Sequence[Example]) -> Iterator[list[Example]]:
@@ -62,7 +64,8 @@ class Writer:
         """What is written behind each; halved where memory does not suffice, None for one that is too large."""
         ids = np.stack([np.frombuffer(example.input_ids, np.int32) for example in members]).astype(np.int64)
         try:
-            answers = continuations(self.teacher, torch.from_numpy(ids), [example.id for example in members])
+            source = source_tokens(members[0], self.teacher.spec)
+            answers = continuations(self.teacher, torch.from_numpy(ids), [one.id for one in members], source)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -81,10 +84,17 @@ class Writer:
             yield from self._written(half)
 
 
-def with_answer(prompt: Example, answer: Array, every: bool) -> Example:
-    """The example of a prompt and its answer; positions stand before each token of the answer, or on every token."""
-    size = prompt.num_tokens
-    places = np.arange(size - 1, size + len(answer) - 1, dtype=np.int32)
+def source_tokens(prompt: Example, spec: Spec) -> int | None:
+    """How many of its tokens an encoder reads; None where there is none."""
+    return prompt.columns[spec.kind.column_index(SOURCE_TOKENS)] if spec.kind.has_source else None
+
+
+def with_answer(prompt: Example, answer: Array, spec: Spec) -> Example:
+    """The example of a prompt and its answer; positions stand before each token of the answer (of a target: of all of
+    it, with what it was begun with), or on every token."""
+    size = source_tokens(prompt, spec) or prompt.num_tokens
+    places = np.arange(size - 1, prompt.num_tokens + len(answer) - 1, dtype=np.int32)
+    every = spec.supervise == "all" and spec.kind.implies_places
     return prompt._replace(
         input_ids=prompt.input_ids + answer.astype(np.int32).tobytes(),
         token_type_ids=None

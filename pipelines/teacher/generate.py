@@ -1,4 +1,5 @@
-"""The teacher writes: continuations of prompts of one length, which need no padding, by transformers' own `generate`.
+"""The teacher writes: continuations of prompts, or targets of sources, of one length, which need no padding, by
+transformers' own `generate`.
 
 What a sampled text is, is a function of the seed and the example's id alone, in whatever batch it stands: a token is
 drawn by the Gumbel-max trick (Gumbel 1954; arXiv:1611.00712) on uniforms of the example's own stream. Greedy and beam
@@ -26,6 +27,7 @@ from pipelines.keep.uniforms import streams
 from pipelines.teacher.calls import told
 from pipelines.teacher.carried_state import put_back
 from pipelines.teacher.model import Teacher
+from schemas.decoder_inputs import IGNORED, decoder_inputs
 from schemas.errors import TeacherError
 from schemas.generation import Generation
 
@@ -45,9 +47,15 @@ def refuse_mute(model: Any) -> None:
 
 @torch.inference_mode()
 def continuations(
-    teacher: Teacher, prompts: Int[torch.Tensor, "B S"], example_ids: Sequence[bytes]
+    teacher: Teacher,
+    prompts: Int[torch.Tensor, "B S"],
+    example_ids: Sequence[bytes],
+    source: int | None = None,
 ) -> list[Int[np.ndarray, " _"]]:
     """What the teacher writes behind each prompt: at most `max_new_tokens` ids, the one that ends it included.
+
+    Of an encoder-decoder the first `source` tokens of each are what the encoder reads, and those behind, if any, how
+    the text begins.
 
     Raises:
         TeacherError: the model cannot write these.
@@ -58,19 +66,26 @@ def continuations(
     model = teacher.model
     # what a model's own file says of sampling or of penalties would be taken where ours says nothing
     model.generation_config = GenerationConfig()
-    processors = LogitsProcessorList(_processors(how, teacher, example_ids, prompts.shape[1]))
-    prompts = prompts.to(teacher.entry)
+    begun = prompts = prompts.to(teacher.entry)
+    options: dict[str, Any] = {}
+    settings = _settings(how, teacher.pad_id)
+    if source is not None:
+        begun = decoder_inputs(model, torch.nn.functional.pad(prompts[:, source:], (0, 1), value=IGNORED))
+        options, prompts = {"decoder_input_ids": begun}, prompts[:, :source]
+        settings.decoder_start_token_id = int(begun[0, 0])
+    processors = LogitsProcessorList(_processors(how, teacher, example_ids, begun.shape[1]))
     try:
         found = model.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
-            generation_config=_settings(how, teacher.pad_id),
+            generation_config=settings,
             logits_processor=processors,
+            **options,
         )
     except (AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError):
         with told("cannot write", model):
             raise
-    return [_cut(row, how) for row in found[:, prompts.shape[1] :].cpu().numpy().astype(np.int32)]
+    return [_cut(row, how) for row in found[:, begun.shape[1] :].cpu().numpy().astype(np.int32)]
 
 
 def _settings(how: Generation, pad_id: int) -> GenerationConfig:

@@ -179,6 +179,7 @@ def answers(here):
 def translations(here):
     teacher = models.seq2seq_teacher(here / "mt-teacher")
     write_jsonl(here / "wmt.jsonl", [{"de": f"Das ist {i}.", "en": f"This is {i}."} for i in range(40)])
+    write_jsonl(here / "sources.jsonl", [{"de": f"Wer ist {i}?"} for i in range(12)])
     shutil.copy(teacher / "config.json", here / "student.json")
 
 

@@ -180,6 +180,25 @@ def try_image_student(
     model.train(training)
 
 
+@torch.no_grad()
+def fails_alone(model: Any, pictures: Pictures) -> str | None:
+    """What it says when it is trained on one image and can be on two: batch norm of a map of 1 x 1 does. Leaves the
+    model and the generators as they were."""
+    buffers, training = {name: buffer.clone() for name, buffer in model.named_buffers()}, model.training
+    images = torch.randn(_TRIED, *pictures.shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.train()(pixel_values=images)
+            model(pixel_values=images[:1])
+    except ValueError as error:
+        return one_line(error).rstrip(".")
+    finally:
+        model.train(training)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return None
+
+
 def _scores(model: Any, images: Tensor) -> Tensor:
     try:
         scores: Tensor = model(pixel_values=images.to(model.device)).logits.float()

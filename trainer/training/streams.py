@@ -24,6 +24,7 @@ from trainer.training.arguments import StudentArguments
 from trainer.training.config import TrainConfig
 from trainer.training.joining import Joined, join_caches
 from trainer.training.local_cache import local_copies
+from trainer.training.lone_images import check_lone_images
 from trainer.training.preflight import total_steps
 
 
@@ -166,6 +167,7 @@ def make_replays(
         raise UsageError("no row is left to train on", where=where, got=got)
     for cache, side in enumerate(training.sides):
         _check_first(side, training, cache, needs_labels=config.objective.uses_labels)
+    check_lone_images(student, training, total_steps(arguments, training.order))
     if arguments.eval_strategy == "no":
         return training, None
     evaluation = _replay(config, arguments, opened, collation, shared, is_eval=True)

@@ -1,6 +1,7 @@
 """Students of images: plain transformers, given the pixels that the teacher was given, bit for bit."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -17,6 +18,8 @@ from tests.images import CONFIGS, NAMES, image_teacher, images, write_parquet
 from tests.pipelines.families import teachonce_main
 from tests.pipelines.helpers import run
 from trainer.batches.images import pixels_of
+from trainer.stream.side import Side
+from trainer.students.image_students import fails_alone
 from trainer.students.students import open_student, open_trained
 
 LABELLED = {
@@ -158,6 +161,37 @@ def test_runs_that_go_on_come_to_the_same_weights(tmp_path, cache):
         for name in "ab"
     )
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_batch_of_one_image_is_refused_before_the_first_step_where_it_cannot_be_learnt(tmp_path, cache):
+    """MobileNet's last map of 32 x 32 is 1 x 1; ResNet's of two stages is not."""
+    rows = int(Side(cache=Cache.open(cache), eval_fraction=0.3, is_eval=False).counts().sum())
+    base = ("train", "--cache", cache, *QUICK, "--per_device_train_batch_size", rows - 1, "--student")
+    mobile, resnet = (config_of(kind, tmp_path / f"{kind}.json") for kind in ("mobilenet", "resnet"))
+    status, said = teachonce_main(*base, mobile, "--output_dir", tmp_path / "a")
+    assert status == 2, said
+    line = said.splitlines()[-1]
+    assert (
+        "MobileNetV2ForImageClassification cannot be trained on one image, and a batch will hold one" in line
+    )
+    assert f"{rows} images an epoch in batches of {rows - 1}" in line
+    assert not (tmp_path / "a" / "model.safetensors").exists()
+    (size,) = re.findall(r"--per_device_train_batch_size (\d+), which leaves no such batch", line)
+    told = ("--per_device_train_batch_size", size, "--max_steps", "5")
+    assert teachonce_main(*base, mobile, "--output_dir", tmp_path / "b", *told)[0] == 0
+    assert teachonce_main(*base, mobile, "--output_dir", tmp_path / "c", "--max_steps", "1")[0] == 0
+    assert teachonce_main(*base, resnet, "--output_dir", tmp_path / "d")[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["mobilenet", "resnet"])
+def test_the_trial_on_one_image_leaves_a_student_as_it_was(tmp_path, cache, kind):
+    student = open_student(str(config_of(kind, tmp_path / "s.json")), Cache.open(cache))
+    before = {name: value.clone() for name, value in student.model.state_dict().items()}
+    random = torch.random.get_rng_state()
+    found = fails_alone(student.model, student.pictures)
+    assert (found is not None) == (kind == "mobilenet")
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in student.model.state_dict().items())
 
 
 REFUSED = {
