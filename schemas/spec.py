@@ -37,15 +37,14 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 2.0**-10, 2.0**20
 _MAX_SPEC_BYTES = 2**26  # the names of a million classes fit
 
 Supervise = Literal["all", "assistant"]
-Scalar = Literal["entropy", "gold", "logsumexp"]
-
+Scalar = Literal["entropy", "gold", "logsumexp", "word_start"]
 _KEEPS = ("all", "top_k", "top_p", "threshold", "sampled")
 KNOWN_FEATURES = frozenset(
     [
         *(f"keep:{name}" for name in _KEEPS),
         *(f"score:{score}" for score in get_args(Score)),
         *(name for task in TASKS.values() for name in task.required_features),
-        GENERATED,
+        *(GENERATED, "scalar:word_start"),
     ]
 )
 
@@ -96,8 +95,7 @@ class Spec:
         refuse_unless(self.score in self.kind.scores, f"score of {self.task}", self.score)
         least, most = (1, MAX_VOCAB) if self.kind.has_positions else (0, 0)
         refuse_unless(least <= self.vocab_size <= most, "vocab_size", self.vocab_size)
-        fits = 2 <= self.max_length <= MAX_LENGTH
-        refuse_unless(fits, "max_length (2 tokens at least)", self.max_length)
+        refuse_unless(2 <= self.max_length <= MAX_LENGTH, "max_length (2 tokens at least)", self.max_length)
         refuse_unless(0 <= self.stride < self.max_length, "stride", self.stride)
         refuse_unless(self.supervise in get_args(Supervise), "supervise", self.supervise)
         distinct = len(set(self.temperatures)) == len(self.temperatures) <= MAX_TEMPERATURES
@@ -127,7 +125,8 @@ class Spec:
     def _check_scalars(self) -> None:
         """What is stored beside the entries must serve every declared temperature."""
         known = [name for name in get_args(Scalar) if name in self.scalars]
-        refuse_unless(list(self.scalars) == known, "scalars (in this order, each once)", self.scalars)
+        fits = list(self.scalars) == known and ("word_start" not in known or self.kind.implies_places)
+        refuse_unless(fits, f"scalars of {self.task} (in this order, each once)", self.scalars)
         warmer = len(self.temperatures) > 1
         refuse_unless("logsumexp" in self.scalars or not warmer, "scalars", self.scalars)
         known_draws = self.is_sampling or not self.own_logits
@@ -173,7 +172,8 @@ class Spec:
         """What a reader must know to read this cache rightly."""
         keep = f"keep:{str(self.keep).partition(':')[0]}"
         written = (GENERATED,) if self.generation is not None else ()
-        return (keep, f"score:{self.score}", *self.kind.required_features, *written)
+        words = ("scalar:word_start",) if "word_start" in self.scalars else ()
+        return (keep, f"score:{self.score}", *self.kind.required_features, *written, *words)
 
     def to_json(self) -> dict[str, Any]:
         values = {**dataclasses.asdict(self), "keep": str(self.keep)}

@@ -182,7 +182,7 @@ def _add_cache_flags(group: Flags) -> None:
     own = "store drawn entries' own log-probabilities; on by itself with a temperature other than 1"
     group.add_argument("--own_logits", action="store_true", help=own)
     group.add_argument("--sample_seed", type=int, metavar="N", help="decides what is drawn (default: 0)")
-    scalars = "stored beside the entries: entropy gold logsumexp (default: entropy gold)"
+    scalars = "stored beside the entries: entropy gold logsumexp word_start (default: entropy gold)"
     group.add_argument("--scalars", nargs="*", choices=get_args(Scalar), metavar="S", help=scalars)
     features = "pooled hidden states: mean:L, cls:L or last:L; L counts blocks, -1 is the last"
     group.add_argument("--features", nargs="+", metavar="F", help=features)

@@ -16,7 +16,7 @@ import transformers
 
 from pipelines.config import CorpusConfig, PrecomputeConfig, TeacherConfig
 from pipelines.fingerprint.hub_names import locate
-from pipelines.fingerprint.refusals import refuse_meaningless, refuse_no_embedding
+from pipelines.fingerprint.refusals import refuse_meaningless, refuse_no_embedding, refuse_no_words
 from pipelines.fingerprint.teacher_files import (
     PROCESSOR_FILES,
     config_text,
@@ -173,6 +173,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     vocab_size = config_shapes.scored_width(task, teacher.config, max_length)
     config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, features, dict(settings))
     refuse_no_embedding(task, features)
+    refuse_no_words(config, teacher.tokenizer)
     prefix = TEACHER_TASKS[task.name].prefix(dict(settings))
     if not task.reads_images:
         _refuse_cramped(max_length, config, teacher.tokenizer, prefix=prefix)

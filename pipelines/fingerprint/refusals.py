@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pipelines.config import PrecomputeConfig
 from schemas.errors import UsageError
 from schemas.task import Task
 from schemas.tasks import ANSWERS, TASKS
+from schemas.token_bytes import word_starts
+
+
+def refuse_no_words(config: PrecomputeConfig, tokenizer: Any) -> None:
+    """What begins a word is told by a causal language model's vocabulary, or not at all.
+
+    Raises:
+        UsageError: `--scalars word_start` is asked for, and cannot be.
+    """
+    if config.scalars is None or "word_start" not in config.scalars:
+        return
+    if not TASKS[config.teacher.task].implies_places:
+        raise UsageError(f"--scalars word_start has no meaning for {config.teacher.task}", do="Leave it out")
+    begins = word_starts(tokenizer)
+    if begins is None or not begins.any():
+        raise UsageError(
+            "--scalars word_start needs a tokenizer whose vocabulary says which tokens begin a word",
+            expected="a fast one that is byte-level or of SentencePiece's kind",
+            got=type(tokenizer).__name__,
+            do="Leave word_start out",
+        )
 
 
 def refuse_no_embedding(task: Task, features: Sequence[str]) -> None:

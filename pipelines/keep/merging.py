@@ -93,6 +93,7 @@ def _picked(parts: Sequence[Rows], chosen: Int64[np.ndarray, " N"]) -> dict[str,
     widths = {
         "top_codes": 1,
         "entropy_codes": 1,
+        "word_start_codes": 1,
         "logsumexp": len(spec.temperatures),
         "logits": spec.vocab_size,
     }
@@ -154,6 +155,12 @@ def _mean(parts: Sequence[Rows], weights: Sequence[float]) -> dict[str, ColumnDa
         "kept_codes": replace(first.ragged("kept_codes"), values=codes),
         "top_codes": replace(first.ragged("top_codes"), values=top),
     }
+    if "word_start" in spec.scalars:
+        said = np.stack([part.word_start_logprob().astype(np.float64) for part in parts])
+        with np.errstate(divide="ignore"):
+            words = np.logaddexp.reduce(said + np.log(weights)[:, None])
+        codes = encode_scalars(-words.astype(np.float32), spec.scalar_step_nats).codes
+        found["word_start_codes"] = replace(first.ragged("word_start_codes"), values=codes)
     return found | _scalars(first, ids, logprobs, owner)
 
 

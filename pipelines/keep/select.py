@@ -50,6 +50,8 @@ class Selected(NamedTuple):
     draws: Int[torch.Tensor, "N S"]
     """How often each was drawn."""
     num_sampled: Int[torch.Tensor, " N"]
+    word_start_logprob: Float[torch.Tensor, " W"] = torch.empty(0)
+    """That a token comes which begins a word, in nats; empty where that is not asked for."""
 
 
 def select(
@@ -58,13 +60,20 @@ def select(
     policy: KeepPolicy,
     temperatures: tuple[float, ...] = (1.0,),
     uniforms: Float64[torch.Tensor, "N U"] | None = None,
+    *,
+    words: Int[torch.Tensor, " W"] | None = None,
 ) -> Selected:
     """Applies a keep policy to float32 logits. A label below 0 is none: its log-probability is NaN.
 
-    A policy that draws ids needs `num_uniforms` random numbers of each position, in [0, 1).
+    A policy that draws ids needs `num_uniforms` random numbers of each position, in [0, 1). `words` are the ids whose
+    mass is told together.
     A position whose logits are not all finite has a `logsumexp`, `entropy` or log-probability that is not finite.
     `logits` are used as working memory: they hold something else afterwards.
     """
+    if words is not None:
+        mass = logits.index_select(1, words).double().logsumexp(1)
+        found = select(logits, labels, policy, temperatures, uniforms)
+        return found._replace(word_start_logprob=mass.float() - found.logsumexp[:, 0])
     if isinstance(policy, Threshold | Sampled):
         assert uniforms is not None
         if isinstance(policy, Threshold) and policy.k == 1 and temperatures == (1.0,):

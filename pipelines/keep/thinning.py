@@ -33,7 +33,7 @@ _DRAWN = ("num_sampled", "sampled_ids", "sampled_codes", "sampled_counts")
 def thin_rows(rows: Rows, spec: Spec) -> Rows:
     """The same examples under a spec that `thinned_spec` made of theirs."""
     data = {name: column for name, column in rows.data.items() if name not in (*_ENTRIES, *_DRAWN)}
-    for name in ("entropy", "gold"):
+    for name in ("entropy", "gold", "word_start"):
         if name not in spec.scalars:
             data.pop(f"{name}_codes", None)
     data.pop("logsumexp", None)

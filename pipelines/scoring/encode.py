@@ -156,6 +156,10 @@ def _scalars(selected: Selected, counts: Array, spec: Spec) -> tuple[dict[str, C
     if "logsumexp" in spec.scalars:
         per_row = counts * len(spec.temperatures)
         columns["logsumexp"] = _lists(selected.logsumexp.numpy().reshape(-1), per_row)
+    if "word_start" in spec.scalars:
+        words = encode_scalars(-selected.word_start_logprob.numpy(), spec.scalar_step_nats)
+        columns["word_start_codes"] = _lists(words.codes, counts)
+        clamped += words.num_clamped
     return columns, clamped
 
 

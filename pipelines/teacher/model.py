@@ -133,6 +133,8 @@ class Teacher:
     """How images become pixels, where examples are images."""
     memory: LogitMemory = field(default_factory=LogitMemory, repr=False, compare=False)
     """What logits are written into, on a CPU."""
+    word_starts: torch.Tensor | None = None
+    """Ids that begin a word, int64 `[W]`, where the spec asks how likely one comes next."""
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Iterator[torch.Tensor]:
@@ -236,7 +238,10 @@ class Teacher:
         uniforms = torch.split(batch.uniforms.to(self.device), size)
         chunks = zip(self._logits(torch.split(given, size)), labels, uniforms, strict=True)
         keep, temperatures = self.spec.keep, self.spec.temperatures
-        found = concatenate([select(rows, gold, keep, temperatures, u) for rows, gold, u in chunks])
+        words = self.word_starts
+        found = concatenate(
+            [select(rows, gold, keep, temperatures, u, words=words) for rows, gold, u in chunks]
+        )
         return found if batch.classes is None else within_classes(found)
 
     def _logits(self, chunks: tuple[torch.Tensor, ...]) -> Iterator[torch.Tensor]:

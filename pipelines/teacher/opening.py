@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipelines.config import TeacherConfig
@@ -29,6 +30,7 @@ from schemas.errors import TeacherError, one_line
 from schemas.images import Pictures
 from schemas.model_heads import body_of
 from schemas.spec import Spec
+from schemas.token_bytes import word_starts
 
 _COSTS: dict[Batching, str] = {
     "padded batches": "",
@@ -72,9 +74,19 @@ def open_teacher(config: TeacherConfig, spec: Spec, path: str, device: torch.dev
         teacher = settled_images(replace(teacher, pictures=pictures_of(tokenizer, spec)))
     else:
         teacher = settled(teacher, tokenizer)
+    if "word_start" in spec.scalars:
+        teacher = replace(teacher, word_starts=_word_starts(tokenizer, spec, path).to(teacher.device))
     if cost := _COSTS[teacher.batching]:
         sys.stderr.write(f"{type(model).__name__}: {teacher.batching}: {cost}\n")
     return _compiled(teacher, path) if config.compile else teacher
+
+
+def _word_starts(tokenizer: Any, spec: Spec, path: str) -> torch.Tensor:
+    """Ids of the head that begin a word; rows that only pad it begin none."""
+    begins = word_starts(tokenizer)
+    if begins is None:
+        raise TeacherError("the tokenizer does not say which tokens begin a word", where=path)
+    return torch.from_numpy(np.flatnonzero(begins[: spec.vocab_size]))
 
 
 def pad_id(model: Any, tokenizer: Any, embedded: int) -> int:

@@ -23,7 +23,7 @@ from schemas.spec import Spec
 
 ZSTD_LEVEL = 1
 """Not part of the format. Planes hold next to no repeats: level 3 takes a quarter longer and saves nothing."""
-CODES = ("kept_codes", "sampled_codes", "top_codes", "entropy_codes", "gold_codes")
+CODES = ("kept_codes", "sampled_codes", "top_codes", "entropy_codes", "gold_codes", "word_start_codes")
 """Columns whose values are steps, clamped where they do not fit."""
 IMAGE = "image"
 """The column of an image's bytes, as they were in the corpus."""
@@ -175,6 +175,7 @@ def _position_columns(spec: Spec) -> list[Column]:
         ("entropy" in spec.scalars, Column("entropy_codes", codes, _SPLIT)),
         ("gold" in spec.scalars, Column("gold_codes", codes, _SPLIT, nullable=True)),
         ("logsumexp" in spec.scalars, Column("logsumexp", floats, _SPLIT)),
+        ("word_start" in spec.scalars, Column("word_start_codes", codes, _SPLIT)),
     ]
     return [
         places,

@@ -25,8 +25,8 @@ def expected_lengths(spec: Spec, data: Mapping[str, Any], positions: Array) -> d
 
 
 def _of_entries(spec: Spec, data: Mapping[str, Any], positions: Array) -> dict[str, Array]:
-    each = ("labels", "num_kept", "num_sampled", "top_codes", "entropy_codes", "gold_codes")
-    expected = dict.fromkeys(each, positions)
+    scalars = ("top_codes", "entropy_codes", "gold_codes", "word_start_codes")
+    expected = dict.fromkeys(("labels", "num_kept", "num_sampled", *scalars), positions)
     expected["logsumexp"] = positions * len(spec.temperatures)
     expected |= dict.fromkeys(("kept_ids", "kept_codes"), data["num_kept"].sums())
     if spec.is_sampling:

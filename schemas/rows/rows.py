@@ -175,6 +175,15 @@ class Rows:
         values = -decode_scalars(codes.values, self.spec.scalar_step_nats)
         return Ragged(values=values, offsets=codes.offsets, valid=codes.valid)
 
+    def word_start_logprob(self) -> Float32[np.ndarray, " N"]:
+        """Log-probability at temperature 1 that a token comes which begins a word, within half a scalar step.
+
+        Raises:
+            ValueError: the cache does not store it.
+        """
+        self._refuse_unstored("word_start")
+        return -decode_scalars(self.ragged("word_start_codes").values, self.spec.scalar_step_nats)
+
     def logsumexp(self, temperature: float = 1.0) -> Float32[np.ndarray, " N"]:
         """log sum exp(logit / T) over all of V.
 

@@ -111,6 +111,7 @@ def export_schema(spec: Spec) -> pa.Schema:
         (spec.is_sampling, "weights", raw),
         (softmax and "entropy" in spec.scalars, "entropy", floats),
         (softmax and "gold" in spec.scalars, "gold_logprob", floats),
+        (softmax and "word_start" in spec.scalars, "word_start_logprob", floats),
         (spec.kind.has_positions and not softmax, "logits", raw),
         *((True, feature.column, floats) for feature in spec.features),
     ]
@@ -151,6 +152,7 @@ def _of_entries(rows: Rows) -> dict[str, Callable[[], pa.Array]]:
         **{name: partial(entries, name) for name in ("ids", "logprobs", "weights")},
         "entropy": lambda: _nested(rows.entropy(), rows.position_offsets),
         "gold_logprob": lambda: _lists(rows.gold_logprob()),
+        "word_start_logprob": lambda: _nested(rows.word_start_logprob(), rows.position_offsets),
     }
 
 

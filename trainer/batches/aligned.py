@@ -19,7 +19,7 @@ from trainer.losses.targets import SparseTargets, segment_sum
 from trainer.reading.alignment import Alignment
 from trainer.reading.reader import Reader, Reading
 
-LIKELIHOOD, PROJECTION = "likelihood", "projection"
+LIKELIHOOD, PROJECTION, WORD_START = "likelihood", "projection", "word_start"
 
 
 def has_entries(reader: Reader | None, stored: Collection[str]) -> bool:
@@ -72,6 +72,10 @@ def aligned_targets(
     teacher = np.full(len(at), np.nan, np.float32)
     if LIKELIHOOD in stored:
         teacher = _sums(_gold(rows, told), at, alignment.teacher_ends)
+    words = np.full(len(at), np.nan, np.float32)
+    if WORD_START in stored:
+        goes_on = alignment.goes_on
+        words[goes_on] = rows.word_start_logprob()[alignment.teacher_ends[goes_on]]
     return StackedAligned(
         AlignedTargets(
             gold=torch.from_numpy(ids.values[alignment.tokens].astype(np.int64)),
@@ -79,6 +83,9 @@ def aligned_targets(
             begins=torch.from_numpy(alignment.begins),
             teacher=torch.from_numpy(teacher),
             num_bytes=torch.from_numpy(alignment.num_bytes),
+            ends=torch.from_numpy(alignment.ends),
+            word_start=torch.from_numpy(words),
+            words=torch.from_numpy(reader.words if WORD_START in stored else np.zeros(0, np.int64)),
             starts=starts,
             pair_entry=owner,
             pair_id=pairs[0],

@@ -170,6 +170,7 @@ class Collation:
     def _columns(self) -> frozenset[str]:
         features = [name for one in self.features for name in (one.column, one.scale_column)]
         gold = {"gold_codes"} if {"gold", LIKELIHOOD} & self.stored else set()
+        gold |= {"word_start_codes"} & {f"{name}_codes" for name in self.stored}
         return BATCH_COLUMNS | set(features) | gold | (self.reader.columns if self.reader else set())
 
     def _layout(self, lengths: Array) -> Layout:

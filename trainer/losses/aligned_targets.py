@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from schemas.rows.ragged import Array
@@ -49,6 +49,13 @@ class AlignedTargets:
     teacher: Float[Tensor, " C"]
     """The teacher's log-probability of each chunk in nats, a sum over its own tokens; NaN where no loss asks."""
     num_bytes: Int64[Tensor, " C"]
+    ends: Int64[Tensor, " C"]
+    """Which of the M comes behind each chunk."""
+    word_start: Float[Tensor, " C"]
+    """The teacher's log-probability in nats that behind each chunk a token comes which begins a word; NaN where no
+    loss asks, the cache does not say it, or not both predict a token there."""
+    words: Int64[Tensor, " W"]
+    """The student's ids that begin a word; none where no loss asks."""
     starts: SparseTargets
     """The teacher's own distribution at each chunk's begin; without entries where no loss asks."""
     pair_entry: Int64[Tensor, " P"]
@@ -70,6 +77,9 @@ class AlignedTargets:
             begins=self.begins[low:high] - first,
             teacher=self.teacher[low:high],
             num_bytes=self.num_bytes[low:high],
+            ends=self.ends[low:high] - first,
+            word_start=self.word_start[low:high],
+            words=self.words,
             starts=self.starts.chunk(low, high, entries),
             pair_entry=self.pair_entry[pairs] - entries.start,
             pair_id=self.pair_id[pairs],
@@ -85,8 +95,10 @@ class AlignedTargets:
 class AlignedScores:
     """A student's logits `[M, V]` of its own tokens, of which all terms of a part take theirs."""
 
-    def __init__(self, logits: Float[Tensor, "M V"], targets: AlignedTargets) -> None:
-        self.logits, self.targets = logits, targets
+    def __init__(self, logits: Float[Tensor, "M1 V"], targets: AlignedTargets) -> None:
+        """`logits`: of the M tokens, and of the one behind them where a chunk's `word_start` is asked for there."""
+        self._seen, self.targets = logits, targets
+        self.logits = logits = logits[: len(targets.gold)]
         self.logsumexp = logits.logsumexp(-1)
         self.gold = logits.gather(-1, targets.gold[:, None])[:, 0] - self.logsumexp
         """Log-probability of each token in nats, `[M]`."""
@@ -97,3 +109,8 @@ class AlignedScores:
         number = len(self.targets.begins)
         slot = torch.where(self.targets.chunk == NO_CHUNK, number, self.targets.chunk)
         return self.gold.new_zeros(number + 1).index_add(0, slot, self.gold)[:number]
+
+    def word_starts(self, chunks: Bool[Tensor, " C"]) -> Float[Tensor, " c"]:
+        """The student's log-probability that behind each of some chunks a token comes which begins a word."""
+        logits = self._seen[self.targets.ends[chunks]]
+        return logits.index_select(1, self.targets.words).logsumexp(-1) - logits.logsumexp(-1)

@@ -48,7 +48,14 @@ def chunk_likelihoods(
 
 
 def _alm(scores: AlignedScores, settings: Settings) -> Float[Tensor, " C"]:
-    return chunk_likelihoods(scores.chunks, scores.targets.teacher, float(settings["tau"]))
+    """Of chunks behind which the teacher gives a word's begin more than `word`, both likelihoods are of the chunk and
+    of that: so a tokenizer's habit of where to cut a word is no difference between them."""
+    ours, theirs, words = scores.chunks, scores.targets.teacher, scores.targets.word_start
+    follows = words.exp() > float(settings["word"])
+    if len(scores.targets.words) and bool(follows.any()):
+        ours = ours.masked_scatter(follows, ours[follows] + scores.word_starts(follows).to(ours.dtype))
+        theirs = theirs + torch.where(follows, words, 0)
+    return chunk_likelihoods(ours, theirs, float(settings["tau"]))
 
 
 def _ranked(values: Tensor, owner: Int64[Tensor, " P"], number: int) -> Tensor:
@@ -121,9 +128,13 @@ LOSSES = (
         "over a chunk",
         paper="arXiv:2503.20083",
         kind=CHUNKS,
-        parameters={"tau": Parameter(default=100.0, low=0.0, high=1e6, beyond=True)},
+        parameters={
+            "tau": Parameter(default=100.0, low=0.0, high=1e6, beyond=True),
+            "word": Parameter(default=0.1, low=0.0, high=1.0),
+        },
         aligned=_alm,
         stores=("gold",),
+        uses=lambda settings: ("word_start",) if float(settings["word"]) < 1 else (),
         asks="likelihood",
     ),
     Loss(

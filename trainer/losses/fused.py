@@ -51,19 +51,28 @@ def fused_loss(
     *,
     chunk_elements: int | None = None,
     cuts: Array | None = None,
+    reach: int = 0,
     single: bool = False,
 ) -> FusedLoss:
     """`sum_i weights[i] * terms[i]` of the head's logits, differentiable in hidden states, weight and bias.
 
     A chunk has `chunk_elements` logits at most, without it as many as suit the device. `cuts` are the only places,
-    ascending from 0 to N, between which a chunk may begin and end.
+    ascending from 0 to N, between which a chunk may begin and end. Terms of positions `first` to `last` see the logits
+    of so many positions behind them as `reach` says, as far as there are any.
     With `single`, one backward pass alone may follow: what is held becomes the gradient, without a copy.
     Products are taken in autocast's dtype where it is on, else in the hidden states' own; losses in float32 at least.
     """
     if chunk_elements is None:
         chunk_elements = suited(len(head.weight), hidden.device)
     chunk = Chunking(
-        terms, weights, head.transform, chunk_elements, torch.is_grad_enabled(), cuts=cuts, single=single
+        terms,
+        weights,
+        head.transform,
+        chunk_elements,
+        torch.is_grad_enabled(),
+        cuts=cuts,
+        reach=reach,
+        single=single,
     )
     loss, sums = _FusedLoss.apply(hidden, head.weight, head.bias, chunk)  # type: ignore[no-untyped-call]
     return FusedLoss(loss, sums)
@@ -89,6 +98,8 @@ class Chunking(NamedTuple):
     """Of the gradients that are stored."""
     cuts: Array | None = None
     """Where chunks may be cut; None: anywhere."""
+    reach: int = 0
+    """Positions behind a chunk whose logits are there too."""
     single: bool = False
     """Whether the gradients that are held may be written over."""
 
@@ -132,15 +143,16 @@ class _FusedLoss(torch.autograd.Function):
         buffers = kept_buffers(hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for first, last in chunks(len(hidden), len(weight), chunking.chunk_elements, chunking.cuts):
-                products = _products(hidden_c[first:last], weight_c, sums, buffers)
+                seen = slice(first, min(last + chunking.reach, len(hidden)))
+                products = _products(hidden_c[seen], weight_c, sums, buffers)
                 if bias is not None:
                     products += bias.detach()
                 found, grad = _chunk(products, chunking, first, last, any(needed))
                 sums += found
                 if grad is not None:
                     if grads[0] is not None:
-                        grads[0][first:last] = torch.mm(grad.to(dtype), weight_c)
-                    _accumulate(grads[1], grads[2], grad.to(dtype), hidden_c[first:last])
+                        grads[0][seen] += torch.mm(grad.to(dtype), weight_c)
+                    _accumulate(grads[1], grads[2], grad.to(dtype), hidden_c[seen])
         ctx.scale, ctx.single, ctx.held = chunking.scale, chunking.single, None
         if chunking.single:
             ctx.held = grads

@@ -237,6 +237,8 @@ class Loss:
     per: Per = "positions"
     stores: tuple[str, ...] = ()
     """Scalars that a cache which does not keep all must store: `gold`, `entropy`."""
+    uses: Callable[[Settings], tuple[str, ...]] | None = None
+    """Scalars that it uses where a cache stores them, and does without where not."""
     softens: bool = False
     """Whether the losses' temperature has a part in it."""
     passes: int = 0
@@ -257,6 +259,11 @@ class Loss:
             "identity": self.identity,
         }
         return found.get(score)
+
+    def reads(self, settings: Settings, keeps_all: bool) -> set[str]:
+        """Scalars that it takes where they are stored; of whole distributions the gold id's is among the entries."""
+        needed = {name for name in self.stores if not (keeps_all and name == "gold")}
+        return needed | set(() if self.uses is None else self.uses(settings))
 
     @property
     def has_temperature(self) -> bool:

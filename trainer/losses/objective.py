@@ -222,7 +222,7 @@ class Objective:
         """What the losses need of a position beside its entries, where the cache stores it; where every score is kept
         the gold id's is among them."""
         keeps_all = isinstance(spec.keep, KeepAll)
-        wanted = {name for loss in self.losses for name in loss.stores if not (keeps_all and name == "gold")}
+        wanted = {n for loss in self.losses for n in loss.reads(self.settings_of(loss.name), keeps_all)}
         own = spec.own_logits and any(loss.kind.own for loss in self.losses)
         asked: set[str] = {loss.asks for loss in self.losses if loss.asks}
         asked |= {"own"} if own else set()

@@ -74,9 +74,12 @@ def of_features(_: Asked, __: int) -> str:
     return "as the cache stores features"
 
 
-def of_chunks(_: Asked, __: int) -> str:
+def of_chunks(asked: Asked, _: int) -> str:
     """Of the text's own likelihood."""
-    return "from the teacher's likelihood of the text, chunk by chunk; what else it might have said has no part in it"
+    asks = "word_start" in asked.spec.scalars and float(asked.settings.get("word", 1)) < 1
+    words = " and of a word's begin behind them" if asks else ""
+    told = f"from the teacher's likelihood of the text{words}, chunk by chunk"
+    return f"{told}; what else it might have said has no part in it"
 
 
 def of_projected(asked: Asked, _: int) -> str:

@@ -47,6 +47,8 @@ class Alignment(NamedTuple):
     """The first of the teacher's N positions that predicts a token of each chunk."""
     teacher_ends: Int64[np.ndarray, " C"]
     num_bytes: Int64[np.ndarray, " C"]
+    goes_on: Bool[np.ndarray, " C"]
+    """Whether both predict a token behind the chunk: the student at `ends`, the teacher at `teacher_ends`."""
 
 
 def align(
@@ -68,6 +70,9 @@ def align(
     row = keys[begins] // _ROW
     stop = np.minimum(keys[ends] % _ROW, text_ends[row])
     tokens = np.flatnonzero(ours)
+    goes_on = np.ones(len(begins), np.bool_)
+    for side, its, own in ((student, ours, s), (teacher, predicted, t)):
+        goes_on &= (own[ends] < side.offsets[row + 1]) & np.append(its, False)[own[ends]]
     return Alignment(
         offsets=before_ours[student.offsets],
         places=tokens - 1 - np.repeat(student.offsets[:-1], np.diff(before_ours[student.offsets])),
@@ -77,6 +82,7 @@ def align(
         teacher_begins=before_theirs[t[begins]],
         teacher_ends=before_theirs[t[ends]],
         num_bytes=stop - keys[begins] % _ROW,
+        goes_on=goes_on,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from schemas.rows.ragged import Array, offsets_of
-from trainer.reading.token_bytes import adds_space, byte_tokens, edge_ids, written_bytes
+from schemas.token_bytes import adds_space, byte_tokens, edge_ids, written_bytes
 
 
 class Encoded(NamedTuple):

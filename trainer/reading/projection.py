@@ -19,7 +19,7 @@ from jaxtyping import Int64
 
 from schemas.errors import StudentError
 from schemas.rows.ragged import Ragged, offsets_of
-from trainer.reading.token_bytes import token_strings
+from schemas.token_bytes import token_strings
 
 String = tuple[bytes, str]
 """A token's bytes, and what kind it is of."""

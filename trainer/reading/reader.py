@@ -7,6 +7,7 @@ so the one that was read longest ago is the next to be needed.)
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections.abc import Sequence
@@ -14,10 +15,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
+from schemas.errors import StudentError
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
 from schemas.spec import Spec
+from schemas.token_bytes import word_starts
 from trainer.reading.alignment import Alignment, Tokens, align
 from trainer.reading.contexts import ContextReader
 from trainer.reading.offsets import Encoded, Encoder
@@ -101,6 +105,22 @@ class Reader:
                 tokenizers = self._student.tokenizer, self._teacher.tokenizer
                 self._projection = projection(*tokenizers, self.spec.vocab_size)
             return self._projection
+
+    @functools.cached_property
+    def words(self) -> Int64[np.ndarray, " W"]:
+        """The student's ids that begin a word.
+
+        Raises:
+            StudentError: its vocabulary does not say it.
+        """
+        begins = word_starts(self._student.tokenizer)
+        if begins is None:
+            raise StudentError(
+                "this tokenizer does not say which tokens begin a word, which the cache's teacher is asked for",
+                got=type(self._student.tokenizer).__name__,
+                do="Use --losses alm=1.0,word=1, which leaves that out",
+            )
+        return np.flatnonzero(begins)
 
     def read(self, rows: Rows) -> Reading:
         """The rows, read again.

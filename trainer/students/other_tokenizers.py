@@ -8,11 +8,11 @@ from schemas.cache import Cache
 from schemas.errors import StudentError
 from schemas.spec import Spec
 from schemas.task import Task
+from schemas.token_bytes import byte_tokens, check_fast
 from trainer.losses.contrast import OUTPUTS
 from trainer.losses.objective import Objective
 from trainer.losses.serving import EXACT_POLICIES, FEATURES, LABELS, LINEAR
 from trainer.reading.reader import Reader
-from trainer.reading.token_bytes import byte_tokens, check_fast
 from trainer.students.compatibility import check_vocabulary
 
 UNLIMITED = 2**24

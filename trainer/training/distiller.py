@@ -149,7 +149,13 @@ class Distiller(nn.Module):
             terms = _Terms(self, batch)
             weights, single = weights / divisors, not self.objective.adversarial  # which takes two gradients
             found = fused_loss(
-                positions, Head.of(self.student), terms, weights, cuts=terms.cuts, single=single
+                positions,
+                Head.of(self.student),
+                terms,
+                weights,
+                cuts=terms.cuts,
+                reach=terms.reach,
+                single=single,
             )
             parts = found.terms / divisors
             losses = [found.loss, *[found.loss.new_zeros(())] * (len(logged) - 1)]
@@ -243,6 +249,12 @@ class _Terms:
         """Where chunks of positions may be cut: not within what is aligned as a whole."""
         targets = self._batch.targets
         return targets.host.cuts(len(targets.gold)) if isinstance(targets, AlignedTargets) else None
+
+    @property
+    def reach(self) -> int:
+        """Positions behind a chunk's at which losses see logits: where a word may begin behind what is aligned."""
+        targets = self._batch.targets
+        return int(isinstance(targets, AlignedTargets) and len(targets.words) > 0)
 
     def __call__(self, logits: Tensor, first: int, last: int) -> Tensor:
         targets, offsets = self._batch.targets, self._batch.entry_offsets

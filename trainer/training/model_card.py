@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from trainer.training.settings import decide_weights
 
 CARD_NAME = "README.md"
 _SEAL = re.compile(rb"<!-- teachonce:(?P<hash>[0-9a-f]{64}) -->\n\Z")
-_LOOP = (
+LOOP = (
     "num_train_epochs",
     "max_steps",
     "per_device_train_batch_size",
@@ -50,12 +50,18 @@ def save_card(
     history: list[dict[str, Any]],
 ) -> None:
     """Writes the card into the output folder, unless an edited one stands there; says so, and where it cannot."""
-    place = Path(str(arguments.output_dir)) / CARD_NAME
+    folder = Path(str(arguments.output_dir))
+    write_card(folder, card_text(config, arguments, cache, record, history))
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Writes a card into a student's folder, unless an edited one stands there; says so, and where it cannot."""
+    place = folder / CARD_NAME
     try:
         if place.exists() and not is_untouched(place.read_bytes()):
             _log.warning("%s is not as teachonce wrote it: it stays, and may tell of an earlier run", place)
             return
-        place.write_bytes(sealed(card_text(config, arguments, cache, record, history)))
+        place.write_bytes(sealed(text))
     except OSError as error:
         _log.warning("no model card was written: %s: %s", place, one_line(error))
 
@@ -80,6 +86,14 @@ def card_text(
     history: list[dict[str, Any]],
 ) -> str:
     """The card, with its metadata."""
+    repeat = [*_beside(config), f"```bash\n{command(config, arguments)}\n```"]
+    return card(Path(str(arguments.output_dir)).name, cache, record, history, repeat)
+
+
+def card(
+    name: str, cache: Cache, record: Record, history: list[dict[str, Any]], repeat: Sequence[str]
+) -> str:
+    """A student's card, of what decided its weights, what was measured, and how to repeat it."""
     library = "peft" if record.lora else "transformers"
     data = ModelCardData(library_name=library, tags=["distillation", "teachonce"])
     teacher = cache.header.teacher
@@ -101,15 +115,14 @@ def card_text(
     }
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {_cell(Path(str(arguments.output_dir)).name)}",
+        f"# {_cell(name)}",
         "A student that was distilled by `teachonce` from what its teacher said once, kept in a cache. Whose licence "
         "holds for it, teacher and corpus decide: none is named here.",
         _table(("", ""), rows),
         "## Measured on the held-out part",
         _metrics(history),
         "## How to repeat it",
-        *_beside(config),
-        f"```bash\n{command(config, arguments)}\n```",
+        *repeat,
         "On the same release, with the same number of ranks. `teachonce evaluate --cache CACHE --student STUDENT` "
         "measures it.",
     ]
@@ -120,8 +133,8 @@ def command(config: TrainConfig, arguments: StudentArguments) -> str:
     """The call that trains this student again, into a folder of another name."""
     words = ["teachonce", "train"]
     left_out = ("allow_new_data", *_OF_MACHINE, *(_BY_PRESET if config.preset else ()))
-    told = [(n, v) for n, v in _changed(config) if n not in left_out]
-    told += [(n, v) for n, v in _changed(arguments) if n in {*_LOOP, *_deciding(arguments)}]
+    told = [(n, v) for n, v in changed(config) if n not in left_out]
+    told += [(n, v) for n, v in changed(arguments) if n in {*LOOP, *deciding(arguments)}]
     for name, value in told:
         each = value if isinstance(value, list) else [value]
         words += [f"--{name}", *map(_word, each)]
@@ -134,7 +147,7 @@ def _beside(config: TrainConfig) -> list[str]:
     return [f"From Python, with {'; with '.join(told)}, which the call cannot say:"] if told else []
 
 
-def _changed(values: Any) -> Iterator[tuple[str, Any]]:
+def changed(values: Any) -> Iterator[tuple[str, Any]]:
     """Fields that are not as their defaults are."""
     for field in fields(values):
         default = field.default if field.default_factory is MISSING else field.default_factory()
@@ -143,7 +156,7 @@ def _changed(values: Any) -> Iterator[tuple[str, Any]]:
             yield field.name, value
 
 
-def _deciding(arguments: StudentArguments) -> tuple[str, ...]:
+def deciding(arguments: StudentArguments) -> tuple[str, ...]:
     """Settings of the loop that decide weights."""
     return tuple(decide_weights(arguments))
 

@@ -26,6 +26,7 @@ from trainer.training.config import TrainConfig
 from trainer.training.preflight import check_loop, check_total, told_errors, total_steps
 from trainer.training.run_identity import make_record, new_run
 from trainer.training.streams import Opened, make_replays, needed_features, open_caches, stream_seed
+from trainer.training.tasks_card import save_task_cards
 from trainer.training.tasks_config import TasksConfig, check_loop_flags, metrics_of
 from trainer.training.tasks_distiller import TasksDistiller
 from trainer.training.tasks_loop import TasksTrainer
@@ -143,7 +144,11 @@ def _distil(
         signals=signals,
     )
     try:
-        return _run(loop, arguments, beginning, signals, total)
+        trained = _run(loop, arguments, beginning, signals, total)
+        caches = {name: task.opened.first for name, task in tasks.items()}
+        records = {name: task.record for name, task in tasks.items()}
+        save_task_cards(config, arguments, caches, records, loop.state.log_history)
+        return trained
     finally:
         training.close()
 

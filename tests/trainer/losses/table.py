@@ -87,6 +87,9 @@ def _row(loss: Loss) -> str:
 
 def _needs(loss: Loss) -> str:
     needs = [f"`--scalars {' '.join(loss.stores)}` unless `all`"] if loss.stores else []
+    if loss.uses is not None:
+        scalars = " ".join(loss.uses({name: p.default for name, p in loss.parameters.items()}))
+        needs.append(f"uses `{scalars}` where it is stored")
     if loss.kind.own:
         needs.append("`--own_logits` of draws")
     if loss.pooled is not None:

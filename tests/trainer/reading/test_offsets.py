@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from schemas.errors import StudentError
+from schemas.token_bytes import byte_tokens, check_fast, edge_ids, token_strings
 from tests.trainer.reading.tokenizers import SENTENCES, byte_level, sentence_piece, word_piece
 from trainer.reading.offsets import Encoder
-from trainer.reading.token_bytes import byte_tokens, check_fast, edge_ids, token_strings
 
 
 @pytest.mark.parametrize("size", [258, 300, 400])

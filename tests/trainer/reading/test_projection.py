@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from schemas.errors import StudentError
+from schemas.token_bytes import token_strings
 from tests.trainer.reading.tokenizers import byte_level, sentence_piece, word_piece
 from trainer.reading.projection import by_strings, projection
-from trainer.reading.token_bytes import token_strings
 
 
 def plain(*tokens: str) -> list[tuple[bytes, str]]:

@@ -19,6 +19,8 @@ from jaxtyping import Bool
 
 from schemas.errors import StudentError
 
+_FIRST = (b" ", b"\t", b"\n", b"\r")
+"""Bytes before a word: no tokenizer that cuts a text into words joins them with the letters before."""
 _BAR = "\u2581"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -71,6 +73,14 @@ def token_strings(tokenizer: Any) -> list[tuple[bytes, str]] | None:
         else:
             found.append((bytes([int(byte.group(1), 16)]), "byte"))
     return found
+
+
+def word_starts(tokenizer: Any) -> Bool[np.ndarray, " V"] | None:
+    """Which ids begin a word: those whose bytes begin with a space, a tab or the end of a line, and those that stand
+    for no text, before which a word ends too (arXiv:2503.20083). None where the vocabulary does not say it."""
+    if not getattr(tokenizer, "is_fast", False) or (strings := token_strings(tokenizer)) is None:
+        return None
+    return np.array([role.startswith("special") or text[:1] in _FIRST for text, role in strings], np.bool_)
 
 
 def adds_space(tokenizer: Any) -> bool:
