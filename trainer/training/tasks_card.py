@@ -15,7 +15,7 @@ from trainer.training.arguments import StudentArguments
 from trainer.training.model_card import LOOP, card, changed, deciding, write_card
 from trainer.training.tasks_config import OWN, TasksConfig
 
-_LEFT_OUT = ("local_cache", "local_cache_gb", "allow_new_data")
+_LEFT_OUT = ("local_cache", "local_cache_gb", "memory_cache_gb", "allow_new_data")
 
 
 def save_task_cards(
