@@ -171,7 +171,9 @@ def test_the_next_night_writes_what_is_new_alone(tmp_path, teacher, monkeypatch)
     told = []
     honest = written.continuations
     monkeypatch.setattr(
-        written, "continuations", lambda t, ids, keys: told.append(len(keys)) or honest(t, ids, keys)
+        written,
+        "continuations",
+        lambda t, ids, keys, source: told.append(len(keys)) or honest(t, ids, keys, source),
     )
     run(corpus(tmp_path / "c.jsonl", ASKED[:4]), teacher, tmp_path / "c", **PROMPT, **how("greedy"))
     before = read(tmp_path / "c")
@@ -196,10 +198,10 @@ def test_what_does_not_fit_is_halved_and_written_all_the_same(tmp_path, teacher,
     honest, long = written.continuations, len(models.byte_tokenizer()(ASKED[0])["input_ids"])
     beyond = sum(len(models.byte_tokenizer()(text)["input_ids"]) == long for text in [*ASKED, "Who stands"])
 
-    def tight(scorer, ids, keys):
+    def tight(scorer, ids, keys, source):
         if len(ids) > 1 or ids.shape[1] == long:
             raise torch.OutOfMemoryError("no room")
-        return honest(scorer, ids, keys)
+        return honest(scorer, ids, keys, source)
 
     monkeypatch.setattr(written, "continuations", tight)
     summary = run(path, teacher, tmp_path / "tight", **told, **how("greedy"))

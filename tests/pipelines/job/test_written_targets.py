@@ -17,7 +17,7 @@ from tests.pipelines.helpers import read, run, write_jsonl
 from tests.pipelines.job.test_seq2seq_lm import AUTO, tokenizer_of
 from tests.pipelines.oracle import Oracle, check_labels, check_row
 
-NEW, ENDS = 9, [1, *range(4, 300, 7)]
+NEW, ENDS = 9, [1, *range(4, 300, 7), 290]
 SOURCES = [
     "Who runs once?",
     "Who trains?",
