@@ -117,6 +117,7 @@ def process():
     finally:
         child.stdin.close()
         child.wait(60)
+        child.stdout.close()
 
 
 def _serve() -> None:
