@@ -65,8 +65,11 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_a_case_runs_from_its_corpus_to_its_table(name, data, tmp_path, monkeypatch, capsys):
     case, folder = CASES[name], data(name)
+    scale = max(0.04, 30 / case.size)
     monkeypatch.setattr(
-        sys, "argv", ["every_task", str(tmp_path), "--data", str(folder), "--only", name, "--scale", "0.1"]
+        sys,
+        "argv",
+        ["every_task", str(tmp_path), "--data", str(folder), "--only", name, "--scale", str(scale)],
     )
     monkeypatch.setattr(every_task, "ASIDE", 60)
     every_task.main()
@@ -81,7 +84,7 @@ def test_a_case_runs_from_its_corpus_to_its_table(name, data, tmp_path, monkeypa
     (teacher,), students = found["teacher"], [found[model][0] for model in case.students]
     assert all(one["parameters"] < teacher["parameters"] for one in students)
     corpus = set((place / "corpus.jsonl").read_text("utf-8").splitlines())
-    assert len(corpus) == round(case.size * 0.1)
+    assert len(corpus) == round(case.size * scale)
     saved = [path.parent.name for path in place.glob("*-0/model.safetensors")]
     assert len(saved) == len(case.students)
     if name == "embeddings":

@@ -57,7 +57,8 @@ def without(answer: Answer, keep: Array, positions_per_example: Array) -> Answer
     places = np.repeat(keep, positions_per_example)
     selected = None
     if answer.selected is not None:
-        selected = Selected(*(part[places] for part in answer.selected))
+        every = (part[places] if len(part) else part for part in answer.selected)  # or was not asked for
+        selected = Selected(*every)
     return Answer(
         selected=selected,
         logits=None if answer.logits is None else answer.logits[places],

@@ -211,7 +211,7 @@ PAGES = {
     "docs/nightly.md": (None, cached),
     "docs/policies.md": (language_model,),
     "docs/report.md": (two_students,),
-    "docs/several.md": (several, glosses, None, two_teachers, to_merge, several_tasks),
+    "docs/several.md": (several, None, glosses, None, two_teachers, to_merge, several_tasks),
     "docs/sweep.md": (of_yaml("docs/sweep.md", "space.yaml"),),
     "docs/tables.md": (tables,),
     "docs/tasks/causal-lm.md": (language_model,),

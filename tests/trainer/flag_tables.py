@@ -18,7 +18,7 @@ BEST = f"{EVAL} --save_steps 2 --load_best_model_at_end"
 TRAIN: Mapping[str, Case] = {
     "cache": Case("c", "", ""),
     "student": Case("s.json", "shrink:layers=0"),
-    "teacher": Case("t", "t", ""),
+    "teacher": Case("./t", "./t", ""),
     "losses": Case("kl=1 ce=0.5", "kll"),
     "lora": Case("r=8 targets=q_proj", "rank=8", "--student base"),
     "load_in_4bit": Case("true", "true", "--lora r=8 --student base"),
@@ -161,10 +161,10 @@ HARMFUL: Mapping[str, str] = {
 
 EVALUATE: Mapping[str, Case] = {
     "cache": Case("c", ""),
-    "student": Case("s", ""),
+    "student": Case("./s", ""),
     "students": Case("a b", "a"),
-    "ensemble": Case("mean", "median", "--students a b"),
-    "teacher": Case("t", ""),
+    "ensemble": Case("mean", "median", "--students ./a ./b"),
+    "teacher": Case("./t", ""),
     "eval_fraction": Case("0.3", "1"),
     "where": Case("length<=512", "size<=512"),
     "batch_size": Case("4", "0"),

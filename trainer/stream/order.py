@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from schemas.rows.ragged import Array
+from trainer.stream.apportioned import apportioned
 
 LANES = 8
 """By default: so many ranks, or a divisor of it, see the same batches."""
@@ -286,23 +287,6 @@ class Order:
         stream = np.random.Philox(np.random.SeedSequence([self.seed, *key])).random_raw(size)
         order: Array = np.argsort(np.asarray(stream, np.uint64), kind="stable")
         return order
-
-
-def apportioned(weights: Sequence[Fraction], number: int) -> list[int]:
-    """How many of the first `number` rows each source gives, if the t-th of a source has the time (t + 1/2) / weight
-    and the earlier comes first, of two at one time that of the earlier source. Exact, and it never falls."""
-    total = sum(weights)
-    if len(weights) == 1 or not total:
-        return [number] * len(weights)
-    found = [int(number * weight / total + Fraction(1, 2)) for weight in weights]
-    sources = [source for source, weight in enumerate(weights) if weight]
-    while sum(found) > number:
-        last = max(sources, key=lambda s: (Fraction(2 * found[s] - 1) / weights[s], s))
-        found[last] -= 1
-    while sum(found) < number:
-        following = min(sources, key=lambda s: (Fraction(2 * found[s] + 1) / weights[s], s))
-        found[following] += 1
-    return found
 
 
 def by_length(lengths: Int64[np.ndarray, " M"], size: int) -> list[Int64[np.ndarray, " _"]]:

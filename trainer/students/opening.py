@@ -102,7 +102,11 @@ def open_weights(
     _check_weights(source)
     if (Path(source).expanduser() / GENERATION_CONFIG_NAME).exists():
         # transformers takes its defaults in place of one that is broken, without a word.
-        _opened(GENERATION_CONFIG_NAME, source, lambda: GenerationConfig.from_pretrained(source))
+        _opened(
+            GENERATION_CONFIG_NAME,
+            source,
+            lambda: GenerationConfig.from_pretrained(source, trust_remote_code=False),
+        )
     options = {
         "config": config,
         "dtype": torch.float32,

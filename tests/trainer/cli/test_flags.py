@@ -135,7 +135,7 @@ def test_a_setting_that_nobody_looked_at_is_refused(monkeypatch: pytest.MonkeyPa
         ("--report_to nonsense", "tensorboard"),
         ("--temperature 2 --losses ce=1", "--temperature has no effect"),
         ("--feature_loss cosine", "--feature_loss has no effect"),
-        ("--teacher t", "--teacher has no effect"),
+        ("--teacher ./t", "--teacher has no effect"),
         ("--local_cache_gb 5 --cache s3://b/c", "--local_cache_gb has no effect without"),
         ("--local_cache copies", "--local_cache has no effect on a cache in a folder"),
         ("--local_cache copies --cache file:///c", "--local_cache has no effect on a cache in a folder"),
@@ -225,7 +225,7 @@ def test_what_cannot_be_made_is_said_before_the_first_step(
 
 @pytest.mark.parametrize("name", EVALUATE)
 def test_flags_of_evaluate(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    case, needed = EVALUATE[name], {"cache": "c", "student": "s"}
+    case, needed = EVALUATE[name], {"cache": "c", "student": "./s"}
     if "students" in (name, *case.beside.removeprefix("--").split()[:1]):
         del needed["student"]
     (config,) = parsed([EvaluateConfig], words_for(name, case.good, case.beside, needed))

@@ -74,7 +74,10 @@ def test_settings_that_cannot_be(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"student": "shrink:layers=1", "teacher": "t"}, "--lora needs a --student that can be opened again"),
+        (
+            {"student": "shrink:layers=1", "teacher": "./t"},
+            "--lora needs a --student that can be opened again",
+        ),
         ({"student": "s.json"}, "--lora needs a --student that can be opened again"),
         ({"lora": None, "load_in_4bit": True}, "--load_in_4bit has no effect without --lora"),
     ],
