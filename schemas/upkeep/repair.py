@@ -100,7 +100,7 @@ class _Copied(NamedTuple):
 def repair(path: str | os.PathLike[str], checked: Callable[[int, int], None] | None = None) -> Repaired:
     """Commits a version without broken or missing shards and without repeated rows; nothing if all is whole.
 
-    `checked` is told, behind each shard, how many have been checked, and of how many.
+    `checked` is told, at first and behind each shard, how many have been checked, and of how many.
 
     Raises:
         NoCacheError: nothing was committed there.
@@ -168,6 +168,8 @@ def _check(cache: Cache, checked: Callable[[int, int], None] | None) -> _Found:
     """
     found = _Found([], [])
     done, total = itertools.count(1), len(cache.shards)
+    if checked is not None:
+        checked(0, total)
     after = None if checked is None else lambda: checked(next(done), total)
     results = try_shards(cache.storage, cache.header, cache.shards, after)
     for shard, result in zip(cache.shards, results, strict=True):

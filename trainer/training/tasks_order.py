@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from schemas.errors import UsageError
-from trainer.stream.order import Order, apportioned
+from trainer.stream.apportioned import apportioned
+from trainer.stream.order import Order
 from trainer.stream.replay import Address, Share
 
 _TASKS = 3

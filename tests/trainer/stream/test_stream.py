@@ -11,7 +11,8 @@ import pytest
 
 from schemas.cache import Cache
 from schemas.identity import held_out, is_held_out
-from trainer.stream.order import Order, apportioned, by_length
+from trainer.stream.apportioned import apportioned
+from trainer.stream.order import Order, by_length
 from trainer.stream.runs import read_runs
 from trainer.stream.side import Side
 
