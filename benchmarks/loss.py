@@ -37,7 +37,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from trainer.losses.buffers import kept_buffers  # noqa: E402
+from trainer.losses.buffers import Buffers  # noqa: E402
 from trainer.losses.fused import fused_loss  # noqa: E402
 from trainer.losses.objective import position_losses  # noqa: E402
 from trainer.losses.registry import LOSSES  # noqa: E402
@@ -219,7 +219,7 @@ class Problem:
 
     def _ours(self, hidden: Tensor, head: Tensor, names: Sequence[str]) -> Tensor:
         assert all(name in LOSSES for name in names), names
-        buffers = kept_buffers(hidden.device)
+        buffers = Buffers()
 
         def terms(logits: Tensor, first: int, last: int) -> Any:
             part = self.targets.chunk(first, last, slice(first * self._kept, last * self._kept))

@@ -1,13 +1,11 @@
 """Memory `[n, V]` that chunk after chunk of positions is written over, and the likeliest id of each position.
 
 Fresh memory of that size is handed back to the system when it is freed, and costs more to have again, page by page,
-than a softmax to fill: at V = 49,152 2.4 ns a logit against 0.7. So on a processor each thread keeps it from one pass
-to the next; accelerators' allocators keep it themselves.
+than a softmax to fill: at V = 49,152 2.4 ns a logit against 0.7.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable
 
 import torch
@@ -16,9 +14,6 @@ from torch import Tensor
 
 _BLOCK = 256
 """Ids whose largest is found first: the largest alone takes a twentieth of the time that its place takes too."""
-
-
-_OF_THREAD = threading.local()
 
 
 class Buffers:
@@ -35,21 +30,9 @@ class Buffers:
         """Memory of a shape, of a tensor's dtype and device."""
         number = torch.Size(shape).numel()
         held = self._held.get(name)
-        if held is not None and held.is_inference() and not torch.is_inference_mode_enabled():
-            held = None  # may not be written to any more
         if held is None or held.numel() < number or (held.dtype, held.device) != (like.dtype, like.device):
             held = self._held[name] = torch.empty(number, dtype=like.dtype, device=like.device)
         return held[:number].view(shape)
-
-
-def kept_buffers(device: torch.device) -> Buffers:
-    """On a processor this thread's own, whatever was written there before: for one pass at a time."""
-    if device.type != "cpu":
-        return Buffers()
-    if not hasattr(_OF_THREAD, "buffers"):
-        _OF_THREAD.buffers = Buffers()
-    found: Buffers = _OF_THREAD.buffers
-    return found
 
 
 def likeliest(values: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N 1"], Int64[Tensor, "N 1"]]:

@@ -3,7 +3,7 @@
 As in Liger kernels (arXiv:2410.10989), each chunk's gradient is taken while its logits are there, and nothing is
 recomputed in the backward pass, which only scales what was stored. Cost: the gradients of the hidden states
 `[N, H]` and of the head `[V, H]` are held from the forward on, and gradients of gradients are not available. All
-chunks are written over the same two buffers `[n, V]`, which a processor's thread keeps for the next pass.
+chunks are written over the same two buffers `[n, V]`.
 
 A gradient that is taken in the forward is taken before a loss scaler has multiplied the loss. So in float16 it is that
 of the loss times a power of two which makes the largest weight about 1: else most of a mean's over thousands of
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from schemas.rows.ragged import Array
-from trainer.losses.buffers import Buffers, kept_buffers
+from trainer.losses.buffers import Buffers
 from trainer.models.heads import Head, LogitTransform
 
 CHUNK_ELEMENTS = 2**24
@@ -140,7 +140,7 @@ class _FusedLoss(torch.autograd.Function):
         needed = [chunking.with_gradient and need for need in ctx.needs_input_grad[:3]]
         grads = [_zeros(t, n) for t, n in zip((hidden, weight, bias), needed, strict=True)]
         sums = chunking.weights.new_zeros(len(chunking.weights), dtype=_loss_dtype(dtype))
-        buffers = kept_buffers(hidden.device)
+        buffers = Buffers()
         with torch.autocast(hidden.device.type, enabled=False):
             for first, last in chunks(len(hidden), len(weight), chunking.chunk_elements, chunking.cuts):
                 seen = slice(first, min(last + chunking.reach, len(hidden)))

@@ -17,7 +17,7 @@ from schemas.rows.ragged import Array
 from schemas.task import Score
 from trainer.batches.batch import Batch
 from trainer.losses.aligned_targets import AlignedTargets
-from trainer.losses.buffers import Buffers, kept_buffers
+from trainer.losses.buffers import Buffers
 from trainer.losses.fused import fused_loss
 from trainer.losses.loss import Bank, Pooled
 from trainer.losses.objective import Objective, aligned_losses, position_losses
@@ -241,8 +241,7 @@ class _Terms:
     """Sums of the head's losses over a chunk of a batch's positions."""
 
     def __init__(self, distiller: Distiller, batch: Batch) -> None:
-        self._distiller, self._batch = distiller, batch
-        self._buffers = kept_buffers(batch.input_ids.device)
+        self._distiller, self._batch, self._buffers = distiller, batch, Buffers()
 
     @property
     def cuts(self) -> Array | None:

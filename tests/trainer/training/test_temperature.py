@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,25 @@ def test_each_batch_is_of_its_steps_temperature(every_score: Cache, first: int) 
         dense = F.kl_div(log_q, p, reduction="batchmean") * expected**2
         torch.testing.assert_close(model(batch)["kl"], dense, rtol=1e-4, atol=1e-5)
     stream.close()  # type: ignore[attr-defined]
+
+
+def test_what_a_temperature_takes_is_given_back(every_score: Cache) -> None:
+    """Each step's is another, and memory that were kept for each would grow without end."""
+    side = Side(cache=every_score, eval_fraction=0.0, is_eval=False)
+    order = Order(counts=(side.counts(),), batch_size=8, row_groups=2, lanes=2)
+    objective = Objective.parse(["kl"], 4.0, temperature_schedule="linear:1:0")
+    collation = Collation(student_vocab=VOCAB, pad_id=0, temperature=4.0, warmth=objective.warmth(99))
+    student, task = LlamaForCausalLM(llama_config()), STUDENT_TASKS["causal-lm"]
+    model, alive = Distiller(student, objective, score="softmax", task=task), []
+    stream = read_batches([side], order, collation, Share(batch_size=8), Address(0, 0))
+    batches = [batch for _, batch in itertools.islice(stream, 9)]
+    stream.close()  # type: ignore[attr-defined]
+    for batch in batches:
+        model(batch)["loss"].backward()
+        gc.collect()
+        alive.append(sum(type(one) is torch.Tensor for one in gc.get_objects()))
+    assert len({batch.temperature for batch in batches}) == 9
+    assert alive == alive[:1] * 9
 
 
 def test_a_run_that_goes_on_has_its_temperatures(run: Callable[..., Path], every_score: Cache) -> None:
