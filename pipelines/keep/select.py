@@ -50,8 +50,8 @@ class Selected(NamedTuple):
     draws: Int[torch.Tensor, "N S"]
     """How often each was drawn."""
     num_sampled: Int[torch.Tensor, " N"]
-    word_start_logprob: Float[torch.Tensor, " W"] = torch.empty(0)
-    """That a token comes which begins a word, in nats; empty where that is not asked for."""
+    word_start_logprob: Float[torch.Tensor, "N C"]
+    """That a token comes which begins a word, in nats: C is 1, or 0 where that is not asked for."""
 
 
 def select(
@@ -73,7 +73,7 @@ def select(
     if words is not None:
         mass = logits.index_select(1, words).double().logsumexp(1)
         found = select(logits, labels, policy, temperatures, uniforms)
-        return found._replace(word_start_logprob=mass.float() - found.logsumexp[:, 0])
+        return found._replace(word_start_logprob=mass.float()[:, None] - found.logsumexp[:, :1])
     if isinstance(policy, Threshold | Sampled):
         assert uniforms is not None
         if isinstance(policy, Threshold) and policy.k == 1 and temperatures == (1.0,):
@@ -125,6 +125,7 @@ def _select(
         sampled_logprobs=logprobs[:, :0],
         draws=ids[:, :0],
         num_sampled=torch.zeros_like(counts),
+        word_start_logprob=logprobs[:, :0],
     )
 
 
@@ -154,6 +155,7 @@ def _select_threshold(
         sampled_logprobs=(logits.gather(1, found.drawn) - normaliser).float(),
         draws=torch.ones_like(found.drawn),
         num_sampled=found.num_drawn,
+        word_start_logprob=logprobs[:, :0],
     )
 
 
@@ -199,6 +201,7 @@ def _select_drawn(
         sampled_logprobs=(logits.gather(1, drawn.ids) - normaliser).float(),
         draws=drawn.draws,
         num_sampled=drawn.counts,
+        word_start_logprob=logprobs[:, :0],
     )
 
 

@@ -57,8 +57,7 @@ def without(answer: Answer, keep: Array, positions_per_example: Array) -> Answer
     places = np.repeat(keep, positions_per_example)
     selected = None
     if answer.selected is not None:
-        every = (part[places] if len(part) else part for part in answer.selected)  # or was not asked for
-        selected = Selected(*every)
+        selected = Selected(*(part[places] for part in answer.selected))
     return Answer(
         selected=selected,
         logits=None if answer.logits is None else answer.logits[places],
@@ -158,7 +157,7 @@ def _scalars(selected: Selected, counts: Array, spec: Spec) -> tuple[dict[str, C
         per_row = counts * len(spec.temperatures)
         columns["logsumexp"] = _lists(selected.logsumexp.numpy().reshape(-1), per_row)
     if "word_start" in spec.scalars:
-        words = encode_scalars(-selected.word_start_logprob.numpy(), spec.scalar_step_nats)
+        words = encode_scalars(-selected.word_start_logprob.numpy()[:, 0], spec.scalar_step_nats)
         columns["word_start_codes"] = _lists(words.codes, counts)
         clamped += words.num_clamped
     return columns, clamped
