@@ -6,7 +6,6 @@ loader's thread; the training step gathers and subtracts.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,18 +131,19 @@ class Collation:
         counts, places = np.diff(positions).tolist(), layouts.positions(read.positions, read.places)
         row, token = (torch.split(one, counts) for one in places)
         columns = (torch.split(one, sizes) for one in features)
+        nothing: list[Any] = [None] * len(sizes)
         of_each: dict[str, Any] = {
             "row": row,
             "token": token,
             "example_keys": torch.split(example_keys(together), sizes),
-            "features": zip(*columns, strict=True) if features else itertools.repeat(()),
-            "pixel_values": itertools.repeat(None) if images is None else torch.split(images, sizes),
+            "features": zip(*columns, strict=True) if features else [()] * len(sizes),
+            "pixel_values": nothing if images is None else torch.split(images, sizes),
         }
         alike: dict[str, Any] = {"temperature": self.temperature, "reads_features": self.reads_features}
         told = targets.cuts(positions.tolist(), sizes)
         return [
             Batch(**alike, **own, **said, **dict(zip(of_each, values, strict=True)))
-            for own, said, *values in zip(tokens, told, *of_each.values(), strict=False)
+            for own, said, *values in zip(tokens, told, *of_each.values(), strict=True)
         ]
 
     def _said(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ class SparseTargets:
         """So many positions and entries at a time, one after the other. For a fraction of what `part` costs."""
         columns = {name: _split(getattr(self, name), entries) for name in _OF_ENTRIES}
         columns |= {name: _split(getattr(self, name), positions) for name in _OF_POSITIONS}
-        for _, *values in zip(positions, *columns.values(), strict=False):
+        for values in zip(*columns.values(), strict=True):
             yield SparseTargets(drawn=self.drawn, **dict(zip(columns, values, strict=True)))
 
 
@@ -182,5 +182,5 @@ def _part(values: Tensor | None, part: Places) -> Any:
     return None if values is None else values[part]
 
 
-def _split(values: Tensor | None, sizes: Sequence[int]) -> Iterable[Any]:
-    return itertools.repeat(None) if values is None else torch.split(values, list(sizes))
+def _split(values: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor | None]:
+    return [None] * len(sizes) if values is None else torch.split(values, list(sizes))

@@ -1,16 +1,17 @@
 """The fused head gives the values and gradients that plain autograd gives on whole logits."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.trainer.losses.test_losses import sparse
-from trainer.losses.buffers import Buffers, kept_buffers, likeliest
+from trainer.losses.buffers import Buffers, likeliest
 from trainer.losses.fused import chunks, fused_loss, suited
 from trainer.losses.objective import position_losses
-from trainer.losses.targets import SparseTargets
+from trainer.losses.targets import _OF_ENTRIES, _OF_POSITIONS, SparseTargets
 from trainer.models.heads import Head, LogitTransform
 
 N, H, V, K = 11, 5, 23, 4
@@ -208,22 +209,7 @@ def test_memory_that_is_taken_again_is_the_same_where_it_suffices() -> None:
     assert buffers.of("a", (5, 6), large.double()).shape == (5, 6)
 
 
-def test_a_pass_is_the_same_whatever_passes_were_before_it() -> None:
-    """Memory is a thread's: another's dtype, another size, and an evaluation in inference mode leave nothing behind."""
-    expected = tensors(bias=True)
-    plain(LogitTransform(), *expected).backward()
-    places = []
-    for before in (torch.inference_mode, torch.no_grad, torch.enable_grad):
-        with before():
-            fused(LogitTransform(), *tensors(bias=False, dtype=torch.float32))
-            fused(LogitTransform(), *tensors(bias=True))
-        ours = tensors(bias=True)
-        fused(LogitTransform(), *ours).backward()
-        for our, their in zip(ours, expected, strict=True):
-            torch.testing.assert_close(our.grad, their.grad)
-    for _ in range(2):
-        fused(LogitTransform(), *tensors(bias=True))
-        buffer = kept_buffers(torch.device("cpu")).of("products", (1, V), ours[0])
-        places.append(buffer.data_ptr())
-    assert places[0] == places[1]
-    assert kept_buffers(torch.device("cuda")) is not kept_buffers(torch.device("cuda"))
+def test_a_part_of_targets_has_every_field_of_the_whole() -> None:
+    """Also one that is added later: it is of entries or of positions, or the same for all."""
+    known = {*_OF_ENTRIES, *_OF_POSITIONS, "drawn"}
+    assert known == {field.name for field in fields(SparseTargets)}
