@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
         except (Exception, KeyboardInterrupt) as error:
             fail_report(report, error)
-            fail_json(arguments[0], arguments[1:], error)
+            fail_json(arguments[1:], error)
             if traceback:
                 raise
             with contextlib.suppress(OSError):

@@ -100,7 +100,7 @@ def run_case(case: Case, data: Path, scale: float, seeds: Sequence[int]) -> dict
     Path("corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus), "utf-8")
     Path("student.json").write_text(json.dumps(case.config))
     began = time.monotonic()
-    case.teacher(data, Path("teacher"), rest, max(2, round(case.teacher_steps * scale)))
+    case.teacher(data, Path("teacher"), rest, max(3, round(case.teacher_steps * scale)))
     print(f"{len(rest):,} other documents taught the teacher in {time.monotonic() - began:.0f} s", flush=True)
     known = ("--teacher", "teacher", "--task", case.task, "--cache", "cache", "--no_progress")
     command("precompute", "--corpus", "corpus.jsonl", *known, *case.precompute)

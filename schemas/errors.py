@@ -67,6 +67,9 @@ NEWER = "Install the teachonce release that wrote it, or a newer one"
 class TeachonceError(Exception):
     """The root. `str(error)` is one line made of the parts that were given."""
 
+    is_told = False
+    """Whether the verb that it ended has printed it as an object of its own."""
+
     def __init__(
         self,
         what: str,

@@ -8,6 +8,7 @@ import pytest
 
 import teachonce
 from pipelines.scoring import handler
+from tests import every_verb
 from tests.pipelines import models
 from tests.pipelines.helpers import documents, write_jsonl
 from tests.test_process import killed_when
@@ -47,6 +48,20 @@ def test_a_failure_is_one_object(place, monkeypatch, capsys, name):
     assert (told["outcome"], told["status"]) == ("failed", status)
     assert words in told["reason"]
     assert err.endswith(f"{told['reason']}\n")
+
+
+@pytest.mark.parametrize("verb", every_verb.lines("/place"))
+def test_every_verb_tells_of_its_failure_in_one_object(tmp_path, monkeypatch, capsys, verb):
+    """Nothing is there: no cache, no corpus, no teacher, no student."""
+    monkeypatch.chdir(tmp_path)
+    status = teachonce.main([*every_verb.lines(tmp_path)[verb], "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert status in (1, 2)
+    if verb == "verify":
+        assert (told["status"], told["broken"]) == ("broken", [])
+    else:
+        assert (told["outcome"], told["status"]) == ("failed", status)
+        assert str(tmp_path) in told["reason"]
 
 
 def test_a_run_that_is_ended_is_one_object(place, monkeypatch, capsys):

@@ -146,15 +146,21 @@ def test_an_edited_card_stays_and_harms_no_resume(trained):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("torch_compile", "true"), ("batching", "pack"), ("lora", "r=2"), ("stages", "kl=1")]
+    ("flag", "words"),
+    [
+        ("torch_compile", ["true"]),
+        ("batching", ["pack"]),
+        ("lora", ["r=2"]),
+        ("stages", ["share=0.5 kl=1", "kl=1"]),
+    ],
 )
-def test_what_goes_with_one_task_alone_is_refused_by_its_name(trained, tmp_path, flag, value):
+def test_what_goes_with_one_task_alone_is_refused_by_its_name(trained, tmp_path, flag, words):
     """Of a student that can be opened again, and of tasks that name no losses: else those are refused first."""
     place, kind = trained
     tasks = {name: {} if flag == "stages" else {"losses": {"kl": 1}} for name in KINDS[kind]}
     student = str(place / "out" / "topic")
     file = tasks_file(place, tmp_path / "t.yaml", tmp_path / "out", tasks, **SHORT | {"student": student})
-    status, said = teachonce_main("train", "--tasks", file, f"--{flag}", value)
+    status, said = teachonce_main("train", "--tasks", file, f"--{flag}", *words)
     assert status == 2
     assert re.search(rf"--{flag}.* does not go with several tasks", said), said
     assert "Traceback" not in said

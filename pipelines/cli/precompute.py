@@ -62,13 +62,15 @@ def verify(argv: Sequence[str]) -> int:
     found = rescore(cache, config)
     _print_rescored(found, cache, checked, as_json=arguments.json)
     if not found.mean_kl_nats <= arguments.max_mean_kl:  # also where it is no number
-        raise DriftError(
+        drift = DriftError(
             "a fresh teacher does not say what the cache holds",
             where=arguments.cache,
             expected=f"a {mean_distance(cache.spec)} of at most {arguments.max_mean_kl:g}{unit_of(cache.spec)}",
             got=f"{found.mean_kl_nats:.3g}",
             do="Check that device, dtype and library versions are those of the run; see `teachonce inspect`",
         )
+        drift.is_told = arguments.json
+        raise drift
     return 0
 
 

@@ -106,6 +106,7 @@ def verify(argv: Sequence[str]) -> int:
             found = cache.verify(done.add)
     except CacheError as error:
         _print_broken(arguments.cache, error, as_json=arguments.json)
+        error.is_told = arguments.json
         if isinstance(error, BrokenShardsError) and not arguments.json:
             raise error.counted() from error
         raise

@@ -24,8 +24,6 @@ from schemas.errors import UsageError
 
 VERBS = ("precompute", "plan")
 """Verbs with a `--report`."""
-_ONE_OBJECT = ("precompute", "plan", "train")
-"""Verbs whose `--json` is one object at the end."""
 _FLAG = "--report"
 _FINISHED: set[str] = set()
 """Reports of this process that say how their run ended."""
@@ -81,11 +79,11 @@ def _failed(error: BaseException) -> dict[str, Any]:
     return {"outcome": outcome, "status": status_of(error), "reason": reason_of(error)}
 
 
-def fail_json(verb: str, arguments: Sequence[str], error: BaseException) -> None:
-    """Says the same as the one JSON object of a verb that was asked for one, and failed before it had printed any."""
+def fail_json(arguments: Sequence[str], error: BaseException) -> None:
+    """Says the same as the one object that was asked for, where the verb has not printed its own."""
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
-    if verb in _ONE_OBJECT and "--json" in own and first:
+    if "--json" in own and first and not getattr(error, "is_told", False):
         with contextlib.suppress(OSError, ValueError):
             print_json(_failed(error))
 

@@ -49,14 +49,16 @@ def sweep(argv: list[str]) -> int:
         with _logs():
             found = run_sweep(config, build)
     except Stopped as stopped:
-        told = "what was training is saved; the same command goes on"
-        sys.stderr.write(f"teachonce sweep: {name_of(stopped.number)}: {told}\n")
+        reason = f"{name_of(stopped.number)}: what was training is saved; the same command goes on"
+        sys.stderr.write(f"teachonce sweep: {reason}\n")
+        if told.json:
+            print_json({"outcome": "ended", "status": stopped.status, "reason": reason})
         return stopped.status
     if told.json:
         print_json(found.to_json())
     else:
         show(found)
-    _raise_if_all_failed(found)
+    _raise_if_all_failed(found, is_told=told.json)
     return 0
 
 
@@ -107,12 +109,14 @@ def _lines(text: str) -> dict[str, int]:
     return found
 
 
-def _raise_if_all_failed(found: Swept) -> None:
+def _raise_if_all_failed(found: Swept, *, is_told: bool) -> None:
     reasons = [trial.outcome.reason for trial in found.trials if trial.outcome.state == "failed"]
     if len(reasons) == len(found.trials):
-        raise TrainingError(
+        failed = TrainingError(
             f"all {len(reasons)} trials failed", where=found.study, got=f"of the first: {reasons[0]}"
         )
+        failed.is_told = is_told
+        raise failed
 
 
 def _config(told: argparse.Namespace) -> SweepConfig:
