@@ -74,6 +74,10 @@ PAIR_SCORE = Task(
     takes_pairs=False,
 )
 MAX_PROMPT_CHARS, MAX_DIM = 10_000, 2**24
+_EMBEDDING = (
+    Setting("normalize", False, 0, 1, "features have length 1", by_teacher=True),
+    Setting("truncate_dim", 0, 0, MAX_DIM, "only so many of a feature's first numbers; 0: all"),
+)
 FEATURE_EXTRACTION = Task(
     name="feature-extraction",
     places="none",
@@ -83,8 +87,7 @@ FEATURE_EXTRACTION = Task(
     takes_pairs=False,
     settings=(
         Setting("prompt", "", 0, MAX_PROMPT_CHARS, "text put before each text", by_teacher=True),
-        Setting("normalize", False, 0, 1, "features have length 1", by_teacher=True),
-        Setting("truncate_dim", 0, 0, MAX_DIM, "only so many of a feature's first numbers; 0: all"),
+        *_EMBEDDING,
     ),
 )
 ANSWERS, ANSWER_START, ANSWER_END, MAX_ANSWERS = "keep_answers", "answer_start", "answer_end", 64
@@ -145,6 +148,11 @@ SEQ2SEQ_LM = Task(
         ),
     ),
 )
+_IMAGES = (
+    VIEWS,
+    Setting("augment", "", 0, 100, "what views but the first do, of crop,flip,colour"),
+    Setting("max_image_pixels", MAX_PIXELS, 1, MOST_PIXELS, "larger images are rejected, by their headers"),
+)
 IMAGE_CLASSIFICATION = Task(
     name="image-classification",
     places="whole_text",
@@ -154,17 +162,22 @@ IMAGE_CLASSIFICATION = Task(
     takes_pairs=False,
     reads_images=True,
     columns=(VIEW_INDEX,),
-    settings=(
-        VIEWS,
-        Setting("augment", "", 0, 100, "what views but the first do, of crop,flip,colour"),
-        Setting(
-            "max_image_pixels", MAX_PIXELS, 1, MOST_PIXELS, "larger images are rejected, by their headers"
-        ),
-    ),
+    settings=_IMAGES,
+)
+IMAGE_FEATURE_EXTRACTION = Task(
+    name="image-feature-extraction",
+    places="none",
+    labels="none",
+    scores=("none",),
+    has_vocabulary=False,
+    takes_pairs=False,
+    reads_images=True,
+    columns=(VIEW_INDEX,),
+    settings=(*_IMAGES, *_EMBEDDING),
 )
 _ALL = (
     *(CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, PAIR_SCORE),
-    *(FEATURE_EXTRACTION, QUESTION_ANSWERING, SEQ2SEQ_LM, IMAGE_CLASSIFICATION),
+    *(FEATURE_EXTRACTION, QUESTION_ANSWERING, SEQ2SEQ_LM, IMAGE_CLASSIFICATION, IMAGE_FEATURE_EXTRACTION),
 )
 TASKS = {task.name: task for task in _ALL}
 CLASS_COLUMNS = tuple({name for task in _ALL for name in task.class_columns or ()})

@@ -3,7 +3,14 @@
 from schemas import Feature, Spec
 from schemas.generation import Generation
 from schemas.policies import KeepAll, Sampled, Threshold, TopK, TopP
-from schemas.tasks import FEATURE_EXTRACTION, IMAGE_CLASSIFICATION, MASKED_LM, QUESTION_ANSWERING, SEQ2SEQ_LM
+from schemas.tasks import (
+    FEATURE_EXTRACTION,
+    IMAGE_CLASSIFICATION,
+    IMAGE_FEATURE_EXTRACTION,
+    MASKED_LM,
+    QUESTION_ANSWERING,
+    SEQ2SEQ_LM,
+)
 
 SCALARS = ("entropy", "gold", "logsumexp")
 
@@ -99,6 +106,19 @@ def image_spec(**changes) -> Spec:
     return class_spec(**fields | changes)
 
 
+def image_embeddings_spec(**changes) -> Spec:
+    """Of images in two views, nothing but features."""
+    settings = IMAGE_FEATURE_EXTRACTION.settled({"views": 2, "augment": "crop,flip", "truncate_dim": 3})
+    fields = {
+        "task": IMAGE_FEATURE_EXTRACTION.name,
+        "max_length": 2,
+        "task_settings": settings,
+        "has_token_type_ids": False,
+        "has_text": False,
+    }
+    return embeddings_spec(**fields | changes)
+
+
 def source_spec(**changes) -> Spec:
     """Of sources and targets."""
     settings = SEQ2SEQ_LM.settled({})
@@ -133,5 +153,6 @@ SPECS = {
     "answers": answers_spec(),
     "sources": source_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), has_text=True, has_text_pair=True),
     "images": image_spec(),
+    "image_embeddings": image_embeddings_spec(),
     "regression": class_spec(score="identity", vocab_size=1, label_names=()),
 }

@@ -6,6 +6,7 @@ from pipelines.tasks import (
     causal_lm,
     feature_extraction,
     image_classification,
+    image_feature_extraction,
     masked_lm,
     pair_score,
     question_answering,
@@ -25,4 +26,5 @@ TEACHER_TASKS: dict[str, TeacherTask] = {
     "question-answering": question_answering.TASK,
     "seq2seq-lm": seq2seq_lm.TASK,
     "image-classification": image_classification.TASK,
+    "image-feature-extraction": image_feature_extraction.TASK,
 }

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.keep.select import num_uniforms
 from pipelines.tasks.image_classification import IMAGE_TOKEN
+from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.batch_independence import apart
 from pipelines.teacher.calls import MODEL_ERRORS, told
 from pipelines.teacher.model import Batch, Batching, Teacher, pool
@@ -36,6 +38,7 @@ def settled_images(teacher: Teacher) -> Teacher:
     noise = np.random.default_rng(0).normal(size=(_IMAGES, *teacher.pictures.shape)).astype(np.float32)
     images = torch.from_numpy(noise)
     with told(f"cannot be asked for an image of shape {teacher.pictures.shape}", teacher.model):
+        teacher = replace(teacher, num_layers=_layers(teacher, images[:1]))
         truths = [plain_image(teacher, images[index : index + 1]) for index in range(_IMAGES)]
         again = plain_image(teacher, images[:1])
     name = type(teacher.model).__name__
@@ -57,6 +60,17 @@ def settled_images(teacher: Teacher) -> Teacher:
 
 
 @torch.inference_mode()
+def _layers(teacher: Teacher, pixels: torch.Tensor) -> int:
+    """The last index into its `hidden_states`; 0 where it is asked for no features, or gives no such states."""
+    if not teacher.spec.features:
+        return 0
+    output = teacher.model(
+        pixel_values=pixels.to(teacher.entry, teacher.model.dtype), output_hidden_states=True
+    )
+    return max(0, len(getattr(output, "hidden_states", None) or ()) - 1)
+
+
+@torch.inference_mode()
 def plain_image(teacher: Teacher, pixels: torch.Tensor) -> Said:
     """What the model says of one image when it is called as anybody calls it.
 
@@ -66,26 +80,36 @@ def plain_image(teacher: Teacher, pixels: torch.Tensor) -> Said:
     spec, model = teacher.spec, teacher.model
     given = pixels.to(teacher.entry, model.dtype)
     output = model(pixel_values=given, output_hidden_states=bool(spec.features))
-    logits = getattr(output, "logits", None)
-    if not isinstance(logits, torch.Tensor) or logits.shape != (1, spec.vocab_size):
+    states = tuple(getattr(output, "hidden_states", None) or ()) if spec.features else ()
+    if teacher.gives_last_states:
+        states = (*states[:-1], output.last_hidden_state)
+    return _scores(teacher, output), tuple(_features(teacher, states, pixels))
+
+
+def _scores(teacher: Teacher, output: Any) -> torch.Tensor:
+    if not teacher.spec.kind.has_positions:
+        return torch.zeros(0, 0)
+    logits, expected = getattr(output, "logits", None), (1, teacher.spec.vocab_size)
+    if not isinstance(logits, torch.Tensor) or logits.shape != expected:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
-        expected = (1, spec.vocab_size)
-        raise TeacherError(f"{type(model).__name__} gives no scores of classes", expected=expected, got=got)
-    states = (getattr(output, "hidden_states", None) or ()) if spec.features else ()
-    return logits.float().clone(), tuple(_features(teacher, states, pixels))
+        name = type(teacher.model).__name__
+        raise TeacherError(f"{name} gives no scores of classes", expected=expected, got=got)
+    return logits.float().clone()
 
 
 def _features(
     teacher: Teacher, states: tuple[torch.Tensor, ...], pixels: torch.Tensor
 ) -> Iterator[torch.Tensor]:
-    batch = image_batch(teacher, pixels)
+    batch, finished = image_batch(teacher, pixels), TEACHER_TASKS[teacher.spec.task].finished
     for feature in teacher.spec.features:
-        got = tuple(states[feature.layer].shape) if feature.layer < len(states) else f"{len(states)} stages"
-        is_map = len(got) == 4
-        if not (is_map or len(got) == 3) or got[1 if is_map else 2] != feature.width:
+        shape = tuple(states[feature.layer].shape) if feature.layer < len(states) else ()
+        is_map, width = len(shape) == 4, 0
+        if is_map or len(shape) == 3:
+            width = finished(torch.zeros(1, shape[1 if is_map else 2]), teacher.spec).shape[-1]
+        if width != feature.width:
             raise TeacherError(
                 f"{type(teacher.model).__name__} has no states {feature.width} wide at stage {feature.layer}",
-                got=got,
+                got=shape or f"{len(states)} stages",
                 do=f"Ask for another stage than {feature.name}, or leave --features out",
             )
         if is_map and feature.pooling != "mean":
@@ -93,7 +117,8 @@ def _features(
                 f"{type(teacher.model).__name__} has a map at stage {feature.layer}, and no {feature.pooling} token",
                 do=f"Say --features mean:{feature.layer}",
             )
-        yield pool(states[feature.layer], batch, feature.pooling).to(teacher.device)
+        found = pool(states[feature.layer], batch, feature.pooling)
+        yield finished(found, teacher.spec).to(teacher.device)
 
 
 def _difference(teacher: Teacher, images: torch.Tensor, truths: list[Said]) -> str:
@@ -105,7 +130,8 @@ def _difference(teacher: Teacher, images: torch.Tensor, truths: list[Said]) -> s
         except MODEL_ERRORS as error:
             return f"{type(error).__name__}: {one_line(error)}"
         for row in range(size):
-            ours = (logits[row : row + 1], tuple(feature[row : row + 1] for feature in features))
+            own = logits[row : row + 1] if len(logits) else logits
+            ours = (own, tuple(feature[row : row + 1] for feature in features))
             if found := apart(ours, truths[start + row], teacher.model.dtype):
                 return f"{found}, of an image among {size}"
     return ""
@@ -113,7 +139,7 @@ def _difference(teacher: Teacher, images: torch.Tensor, truths: list[Said]) -> s
 
 def image_batch(teacher: Teacher, images: torch.Tensor) -> Batch:
     """A batch of images, without labels."""
-    rows = torch.arange(len(images))
+    rows = torch.arange(len(images) if teacher.spec.kind.has_positions else 0)
     ids = torch.full((len(images), 1), IMAGE_TOKEN)
     return Batch(
         input_ids=ids,
@@ -122,6 +148,6 @@ def image_batch(teacher: Teacher, images: torch.Tensor) -> Batch:
         position_rows=rows,
         position_tokens=torch.zeros_like(rows),
         labels=torch.full_like(rows, -1),
-        uniforms=torch.zeros(len(images), num_uniforms(teacher.spec.keep), dtype=torch.float64),
+        uniforms=torch.zeros(len(rows), num_uniforms(teacher.spec.keep), dtype=torch.float64),
         pixel_values=images,
     )

@@ -203,6 +203,13 @@ def pictures(here):
     shutil.copy(here / "teacher" / "config.json", here / "student.json")
 
 
+def pictures_narrow(here):
+    """With a student that is not as wide as its teacher."""
+    pictures(here)
+    config = json.loads((here / "student.json").read_text())
+    (here / "student.json").write_text(json.dumps({**config, "hidden_size": 8}))
+
+
 PAGES = {
     "README.md": (None, readme),
     "docs/another-tokenizer.md": (other_tokenizer,),
@@ -217,6 +224,7 @@ PAGES = {
     "docs/tasks/causal-lm.md": (language_model,),
     "docs/tasks/feature-extraction.md": (embeddings,),
     "docs/tasks/image-classification.md": (pictures,),
+    "docs/tasks/image-feature-extraction.md": (pictures_narrow, None),
     "docs/tasks/pair-score.md": (rankings,),
     "docs/tasks/question-answering.md": (answers,),
     "docs/tasks/seq2seq-lm.md": (translations,),

@@ -68,6 +68,11 @@ def pictures(place):
     return path, image_teacher(place / "t"), flags
 
 
+def embedded_pictures(place):
+    path, teacher, flags = pictures(place)
+    return path, teacher, {**flags, "label_field": None, "keep": None, "features": "mean:-1"}
+
+
 def masks(place):
     path = write_jsonl(place / "c.jsonl", [{"text": text} for text in TEXTS])
     return path, masked_teacher(place / "t"), {"views": 2}
@@ -80,6 +85,7 @@ TASKS = {
     "pair-score": pairs,
     "feature-extraction": embeddings,
     "image-classification": pictures,
+    "image-feature-extraction": embedded_pictures,
     "masked-lm": masks,
 }
 

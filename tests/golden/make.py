@@ -31,7 +31,7 @@ GOLDEN = {
     f"{folder}/{name}": replace(
         SPECS[name],
         max_length=2 if SPECS[name].kind.reads_images else 12,
-        features=FEATURES if name in ("top_p", "embeddings") else (),
+        features=FEATURES if name in ("top_p", "embeddings", "image_embeddings") else (),
         vocab_size=12 if SPECS[name].kind.classes_are_tokens else SPECS[name].vocab_size,
     )
     for folder, names in {
@@ -44,6 +44,7 @@ GOLDEN = {
         "v1-question-answering": ("answers",),
         "v1-seq2seq-lm": ("sources",),
         "v1-image-classification": ("images",),
+        "v1-image-feature-extraction": ("image_embeddings",),
     }.items()
     for name in names
 }

@@ -62,8 +62,8 @@ class Embedder:
         told = EmbeddingFolder(
             pooling=spec.features[0].pooling,
             normalize=bool(settings["normalize"]),
-            max_length=spec.max_length,
-            prompt=str(settings["prompt"]),
+            max_length=None if spec.kind.reads_images else spec.max_length,
+            prompt=str(settings.get("prompt", "")),
             is_static=is_static,
         )
         found = None if folder is None else read_embedding_folder(folder, is_static=is_static)

@@ -62,7 +62,10 @@ def image_widths(model: Any, shape: tuple[int, int, int]) -> list[int]:
     model.eval()
     image = torch.zeros(1, *shape, device=model.device)
     try:
-        found = model(pixel_values=image, output_hidden_states=True).hidden_states
+        output = model(pixel_values=image, output_hidden_states=True)
+        found = tuple(output.hidden_states)
+        last = getattr(output, "last_hidden_state", None)  # of a model without a head, which is run for these
+        found = found if last is None else (*found[:-1], last)
         return [int(states.shape[1 if states.ndim == 4 else 2]) for states in found]
     except Exception as error:
         raise _without_states(model, one_line(error).rstrip(".")) from error

@@ -21,10 +21,11 @@ from schemas.cache import Cache
 from schemas.cli.arguments import small_text
 from schemas.errors import StudentError, UsageError, one_line
 from schemas.images import Pictures, refuse_no_packages, refuse_no_timm
+from schemas.spec import Spec
 from trainer.batches.images import pictures_of
 from trainer.models.shrink import parse_shrink
 from trainer.students.compatibility import check_labels, check_trainable
-from trainer.students.fitting import filled, fit_config, refuse_missing
+from trainer.students.fitting import filled, fit_config, freeze_unused, is_unused, refuse_missing
 from trainer.students.lora import Lora
 from trainer.students.opening import open_config, open_weights, refuse_code
 from trainer.students.scratch import MOST_CONFIG_BYTES, model_of
@@ -95,7 +96,8 @@ def open_image_model(
     model = given
     if given is None:
         model = model_of(auto, name, config) if from_scratch else filled(spec, name, config)[0]
-    try_image_student(model, pictures, num_classes=spec.vocab_size, alone=alone, trained=True)
+    freeze_unused(model, spec)
+    try_image_student(model, pictures, spec, alone=alone, trained=True)
     return model
 
 
@@ -117,8 +119,8 @@ def open_trained_images(folder: str, cache: Cache, pictures: Pictures, *, alone:
                 do="Measure it on a cache of its own teacher",
             )
     model, missing = open_weights(STUDENT_TASKS[cache.spec.task].auto, folder, config)
-    refuse_missing(model, missing, folder)
-    try_image_student(model.eval(), pictures, num_classes=cache.spec.vocab_size, alone=alone, trained=False)
+    refuse_missing(model, [name for name in missing if not is_unused(name, cache.spec)], folder)
+    try_image_student(model.eval(), pictures, cache.spec, alone=alone, trained=False)
     return model
 
 
@@ -156,9 +158,7 @@ def _scratch_config(path: str, pictures: Pictures) -> Any:
 
 
 @torch.no_grad()
-def try_image_student(
-    model: Any, pictures: Pictures, *, num_classes: int, alone: bool, trained: bool
-) -> None:
+def try_image_student(model: Any, pictures: Pictures, spec: Spec, *, alone: bool, trained: bool) -> None:
     """Tries a student on two images of noise.
 
     Raises:
@@ -167,13 +167,14 @@ def try_image_student(
     training = model.training
     model.eval()
     images = torch.randn(_TRIED, *pictures.shape, generator=torch.Generator().manual_seed(0))
-    first = _scores(model, images[:1])
-    if first.shape != (1, num_classes):
+    first = _scores(model, images[:1], spec)
+    expected = (1, spec.vocab_size)
+    if spec.kind.has_positions and first.shape != expected:
         got = tuple(first.shape)
-        raise _refused(model, "gives no scores of the cache's classes", expected=(1, num_classes), got=got)
+        raise _refused(model, "gives no scores of the cache's classes", expected=expected, got=got)
     if not bool(torch.isfinite(first).all()):
-        raise _refused(model, "gives logits that are not numbers")
-    if not alone and differ(_scores(model, images)[:1], first):
+        raise _refused(model, "gives answers that are not numbers")
+    if not alone and differ(_scores(model, images, spec)[:1], first):
         raise _refused(model, "answers an image otherwise when it stands beside another")
     if trained:
         check_saves(model)
@@ -199,9 +200,11 @@ def fails_alone(model: Any, pictures: Pictures) -> str | None:
     return None
 
 
-def _scores(model: Any, images: Tensor) -> Tensor:
+def _scores(model: Any, images: Tensor, spec: Spec) -> Tensor:
+    """Of each image, or its last states."""
     try:
-        scores: Tensor = model(pixel_values=images.to(model.device)).logits.float()
+        output = model(pixel_values=images.to(model.device))
+        scores = STUDENT_TASKS[spec.task].scores(output).float()
     except Exception as error:
         shape = "x".join(map(str, images.shape[1:]))
         raise _refused(

@@ -86,7 +86,8 @@ def open_student(
     if cache.spec.kind.reads_images:
         pictures = open_images(cache)
         model = open_image_model(name, cache, pictures, seed=seed, lora=lora, alone=alone, given=given)
-        return _of_images(model, pictures, cache.spec)
+        is_saved = given is None and not name.endswith(".json")
+        return _of_images(model, pictures, cache.spec, _begun(cache.spec, name if is_saved else None))
     if given is None and (found := _without_backbone(name, cache, seed, lora)) is not None:
         return found
     layers = parse_shrink(name)
@@ -146,7 +147,7 @@ def open_trained(folder: str, cache: Cache, *, alone: bool = False) -> Student:
     if cache.spec.kind.reads_images:
         pictures = open_images(cache)
         model = open_trained_images(folder, cache, pictures, alone=alone)
-        return _of_images(model, pictures, cache.spec)
+        return _of_images(model, pictures, cache.spec, Embedder.of(cache.spec, folder))
     if is_adapter(folder):
         return _open_adapted(folder, cache, alone=alone)
     if is_on_features(folder):
@@ -214,10 +215,9 @@ def _reader(model: Any, tokenizer: Any, cache: Cache) -> Student:
     )
 
 
-def _of_images(model: Any, pictures: Pictures, spec: Spec) -> Student:
-    return Student(
-        model=model, tokenizer=pictures.processor, task=spec.kind, longest=spec.max_length, pictures=pictures
-    )
+def _of_images(model: Any, pictures: Pictures, spec: Spec, embedder: Embedder | None) -> Student:
+    student = Student(model=model, tokenizer=pictures.processor, task=spec.kind, longest=spec.max_length)
+    return replace(student, pictures=pictures, embedder=embedder)
 
 
 def _open_adapted(folder: str, cache: Cache, *, alone: bool) -> Student:

@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from trainer.metrics.embeddings import embedded, embedding_metrics
 from trainer.metrics.tokens import Metrics
-from trainer.models.heads import Inputs, Ran, without_cache
+from trainer.models.heads import Inputs, Ran, Run, without_cache
 from trainer.tasks.student_task import Goal, Measured, StudentTask
 
 
@@ -21,18 +21,19 @@ def _run(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: int) -
     return Ran([last if layer == last_layer else output.hidden_states[layer] for layer in layers], None)
 
 
-def _measure(measured: Measured) -> Metrics:
+def measure_embeddings(measured: Measured, run: Run) -> Metrics:
+    """Of a student that is run so, beside the teacher's."""
     assert measured.embedder is not None
     collation = replace(measured.collation, features=measured.spec.features[:1])
     batches = measured.held_out.batches(collation)
-    return embedding_metrics(*embedded(measured.model, _run, measured.embedder, batches, measured.device))
+    return embedding_metrics(*embedded(measured.model, run, measured.embedder, batches, measured.device))
 
 
 TASK = StudentTask(
     auto=AutoModel,
     run=_run,
     scores=lambda output: output.last_hidden_state,
-    measure=_measure,
+    measure=lambda measured: measure_embeddings(measured, _run),
     goal=lambda spec, labelled: Goal("spearman", is_maximised=True),
     peft_task="FEATURE_EXTRACTION",
     unused=("pooler",),

@@ -17,10 +17,10 @@ from trainer.tasks.student_task import Measured, StudentTask, class_goal
 def _run(student: Any, inputs: Inputs, layers: Sequence[int], last_layer: int) -> Ran:
     output = student(**inputs, output_hidden_states=bool(layers))
     every = [output.hidden_states[-1 if layer == last_layer else layer] for layer in layers]
-    return Ran([_listed(states) for states in every], None, output.logits)
+    return Ran([listed(states) for states in every], None, output.logits)
 
 
-def _listed(states: Tensor) -> Tensor:
+def listed(states: Tensor) -> Tensor:
     """Of a map `[B, D, H, W]` its mean as one token, which is what any pooling of it gives; a list as it is."""
     return states.mean((2, 3))[:, None] if states.ndim == 4 else states
 

@@ -28,6 +28,11 @@ TASKS = {
         "ImageClassification",
     ),
     "feature-extraction": (inputs.embeddings, "--corpus texts.jsonl --teacher ./embedder", ""),
+    "image-feature-extraction": (
+        inputs.pictures,
+        "--corpus digits.parquet --features mean:-1 --teacher ./teacher",
+        "",
+    ),
     "question-answering": (
         inputs.answers,
         "--corpus squad.jsonl --text_field question --text_pair_field context --label_field answers "
