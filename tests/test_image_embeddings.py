@@ -67,6 +67,28 @@ def test_a_cache_says_what_a_plain_forward_of_each_image_says(tmp_path, some, ki
     assert not run(path, teacher, tmp_path / "c", **told).committed, "nothing is new"
 
 
+def test_nightly_nothing_new_more_edited_and_gone(tmp_path, some):
+    """Only what is new or edited is asked for; what is gone is pruned."""
+    teacher, path, ids = (
+        image_teacher(tmp_path / "t"),
+        tmp_path / "c.parquet",
+        [f"i{n}" for n in range(len(some))],
+    )
+    nightly = {"features": ("mean:-1",), "id_field": "id", "prune": True, "replace": True, **TASK}
+    nightly |= {"max_prune_fraction": 0.9, "feature_dtype": "float32"}
+    write_parquet(path, some, ids=ids)
+    assert run(path, teacher, tmp_path / "c", **nightly).committed
+    assert not run(path, teacher, tmp_path / "c", **nightly).committed
+    edited, *more = images(4, start=80)
+    write_parquet(path, [edited, *some[2:], *more], ids=[ids[0], *ids[2:], "m0", "m1", "m2"])
+    summary = run(path, teacher, tmp_path / "c", **nightly)
+    assert (summary.totals.examples, summary.replaced_examples, summary.pruned_examples) == (4, 1, 1)
+    rows, (feature,) = rows_of(tmp_path / "c"), Cache.open(tmp_path / "c").spec.features
+    assert {data for data, _ in rows} == {edited[0], *(data for data, _ in [*some[2:], *more])}
+    for (data, _), row in rows.items():
+        np.testing.assert_allclose(row.feature(feature)[0], by_hand(teacher, data), atol=2e-4)
+
+
 def test_embeddings_of_length_one_that_are_cut_and_of_several_views(tmp_path, some):
     teacher = image_teacher(tmp_path / "t")
     settings = {"views": 2, "augment": "flip", "normalize": True, "truncate_dim": 6}
