@@ -32,6 +32,8 @@ def _sparing(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
             if is_dataclass(code) and isclass(code) and "__init__" in vars(code):
                 code.__init__ = wrap(code.__init__)
                 return code
+            if isfunction(code) and _is_private(code):
+                return code
             if not isfunction(code) or not _is_resolved(code):
                 return whole(code)
             if not _says_a_shape(code):
@@ -50,6 +52,12 @@ def _within(axes: Any, checked: Callable[..., Any]) -> Callable[..., Any]:
             return checked(*positional, **named)
 
     return scoped
+
+
+def _is_private(function: Callable[..., Any]) -> bool:
+    """What no other module calls: its callers are checked, and mypy checks it."""
+    name = function.__name__
+    return name.startswith("_") and not name.startswith("__")
 
 
 def _is_resolved(function: Callable[..., Any]) -> bool:
