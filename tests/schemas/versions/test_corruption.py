@@ -96,10 +96,10 @@ def test_the_cache_has_all_kinds_of_files(path, good):
 @pytest.mark.parametrize(
     ("kind", "count", "least_seen"),
     [
-        ("live", 90, 1.0),
+        ("live", 45, 1.0),
         ("removed", 10, 0.0),
-        ("log", 80, 0.4),
-        ("checkpoint", 60, 0.05),
+        ("log", 40, 0.4),
+        ("checkpoint", 30, 0.05),
         ("spec", 2_000, 1.0),
         ("tokenizer", 25, 1.0),
         ("memory", 30, 1.0),
@@ -114,11 +114,11 @@ def test_a_flipped_bit_is_seen_or_changes_nothing(path, good, kind, count, least
 @pytest.mark.parametrize("spec", ["threshold", "sampled"])
 def test_a_flipped_bit_of_drawn_entries_is_seen_or_changes_nothing(tmp_path, spec):
     """Fewer bits of a `threshold` cache at two temperatures with own log-probabilities, and of a `sampled` one: of
-    each shard 25, of each log entry 6, of each file of the checkpoint 4, of the spec 300, of each other file 3."""
+    each shard 12, of each log entry 3, of each file of the checkpoint 2, of the spec 150, of each other file 3."""
     path = make_battered(tmp_path / "cache", spec=spec)
     good = everything(path)
     assert judged(path, good) == "harmless"
-    few = {"live": 25, "removed": 3, "log": 6, "checkpoint": 4, "spec": 300, "tokenizer": 3, "memory": 3}
+    few = {"live": 12, "removed": 3, "log": 3, "checkpoint": 2, "spec": 150, "tokenizer": 3, "memory": 3}
     for kind, count in {**few, "index": 3}.items():
         least = 0.0 if kind in ("removed", "log", "checkpoint", "index") else 1.0
         flip_and_judge(path, good, kind, count, least)
