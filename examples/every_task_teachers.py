@@ -29,7 +29,7 @@ MAX_TOKENS = {"token-classification": 64, "question-answering": 96, "pair-score"
 def fine_tune(
     model: Any, tokenizer: Any, rows: Rows, loss: Loss, *, steps: int, rate: float = RATE, size: int = BATCH
 ) -> None:
-    """AdamW by a rate that rises over a tenth of the steps, but two, and falls over the rest."""
+    """AdamW by a rate that rises over a tenth of the steps, two at least, and falls over the rest."""
     trained = [part for part in model.parameters() if part.requires_grad]
     optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

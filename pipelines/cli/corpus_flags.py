@@ -27,7 +27,7 @@ def add_corpus_flags(group: Flags) -> None:
     group.add_argument("--words_field", metavar="NAME", help=words)
     passages = "a list of texts that are scored beside the text, for pair-score"
     group.add_argument("--passages_field", metavar="NAME", help=passages)
-    image = "encoded images, for image-classification (default there: image)"
+    image = "encoded images, for tasks of images (default there: image)"
     group.add_argument("--image_field", metavar="NAME", help=image)
     messages = (
         "list of messages: the chat template applies, to whole messages and what else it reads of a record"

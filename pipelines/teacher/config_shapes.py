@@ -164,9 +164,8 @@ def state_widths(task: str, config: Any, *, trust_remote_code: bool = False) -> 
             model = TEACHER_TASKS[task].auto.from_config(config, trust_remote_code=trust_remote_code).eval()
             output = model(**given, output_hidden_states=True)
             states = output.hidden_states
-            if not TASKS[
-                task
-            ].has_positions:  # what an embedding is pooled from, which may be wider than the last stage
+            # What an embedding is pooled from may be wider than the last stage.
+            if not TASKS[task].has_positions:
                 states = (*states[:-1], output.last_hidden_state)
         return [int(state.shape[1 if state.ndim == 4 else -1]) for state in states]
     except MODEL_ERRORS:

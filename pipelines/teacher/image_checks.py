@@ -61,8 +61,8 @@ def settled_images(teacher: Teacher) -> Teacher:
 
 @torch.inference_mode()
 def _layers(teacher: Teacher, pixels: torch.Tensor) -> int:
-    """The last index into its `hidden_states`; 0 where it is asked for no features, or gives no such states."""
-    if not teacher.spec.features:
+    """The last index into its `hidden_states`, for which its last states stand; 0 where they do not."""
+    if not teacher.gives_last_states:
         return 0
     output = teacher.model(
         pixel_values=pixels.to(teacher.entry, teacher.model.dtype), output_hidden_states=True
