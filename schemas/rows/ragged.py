@@ -6,6 +6,7 @@ the number of rows; there is no Python loop over rows anywhere.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +39,10 @@ class Ragged:
         if self.valid is not None and (filled := (self.lengths > 0) & ~self.valid).any():
             raise ValueError(f"a null row must be empty, but row {filled.argmax()} is not")
 
-    @property
+    @functools.cached_property
     def lengths(self) -> Int64[np.ndarray, " R"]:
-        return np.diff(self.offsets)
+        found: Array = self.offsets[1:] - self.offsets[:-1]  # `np.diff` costs ten times as much where there are few
+        return found
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

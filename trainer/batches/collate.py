@@ -42,7 +42,7 @@ from trainer.losses.schedules import Warmth
 from trainer.losses.targets import NO_LABEL
 from trainer.reading.reader import Reader, Reading
 
-TOGETHER = 2**15
+TOGETHER = 2**16
 """Tokens of the batches whose targets are made at once, or of one that is larger."""
 
 

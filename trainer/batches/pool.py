@@ -1,9 +1,9 @@
 """A run's rows, where they were decoded: batches are gathered from the row groups themselves.
 
-Long lists are copied by a compiled loop to where a batch has them; entries, which are most of a row group, are not
-copied at all where a loop decodes them in their place (`trainer/batches/entries.py`). Other columns, and lists of few
-values, are joined once a run and then taken by index: a call for each row group costs more. Cost: the row groups of a
-run stay in memory whole, also rows of the other side of the split.
+Lists are copied by a compiled loop to where a batch has them; entries, which are most of a row group, are not copied at
+all where a loop decodes them in their place (`trainer/batches/entries.py`). Other columns, and lists of few values, are
+joined once a run and then taken by index: a call for each row group costs more. Cost: the row groups of a run stay in
+memory whole, also rows of the other side of the split.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from schemas.rows.rows import Rows
 from schemas.spec import Spec
 from trainer.batches.kernels import gather_lists
 
+_SHORT = 16
+"""Values of a list from which on a compiled loop for each row group costs less than joining them."""
 Part = tuple[Rows, Int64[np.ndarray, " _"]]
 """Some rows, and which of them are meant, in order."""
 
@@ -92,8 +94,7 @@ class Pool:
         if name not in self._long:
             self._long[name] = self._is_long(name)
         if self._long[name]:
-            is_compiled = kernels.IS_COMPILED and _is_list_of_numbers(self._parts[0].data[name])
-            return self._gathered(name, rows, places) if is_compiled else self._pieces(name, rows)
+            return self._gathered(name, rows, places) if self._is_compiled(name) else self._pieces(name, rows)
         if name not in self._joined:
             self._joined[name] = Rows.concatenate([part.only((name,)) for part in self._parts]).data[name]
         column, at = self._joined[name], self._place[rows]
@@ -120,7 +121,11 @@ class Pool:
         if not all(isinstance(column, Ragged) and column.valid is None for column in columns):
             return False
         values = sum(len(column.values) for column in columns if isinstance(column, Ragged))
-        return values >= LONG * sum(map(len, columns))
+        return values >= (_SHORT if self._is_compiled(name) else LONG) * sum(map(len, columns))
+
+    def _is_compiled(self, name: str) -> bool:
+        column = self._parts[0].data[name]
+        return kernels.IS_COMPILED and isinstance(column, Ragged) and column.values.dtype.kind in "if"
 
     def _pieces(self, name: str, rows: Array) -> Ragged:
         columns: list[Any] = [part.data[name] for part in self._parts]
@@ -142,6 +147,3 @@ def pooled(pieces: Sequence[tuple[Chosen, Int64[np.ndarray, " _"]]]) -> Pool:
     ]
     return Pool([(held.rows, held.chosen[places]) for held, places in pieces], beside)
 
-
-def _is_list_of_numbers(column: ColumnData) -> bool:
-    return isinstance(column, Ragged) and column.values.dtype.kind in "if"
