@@ -146,4 +146,3 @@ def pooled(pieces: Sequence[tuple[Chosen, Int64[np.ndarray, " _"]]]) -> Pool:
         for number in range(len(pieces[0][0].beside) if pieces else 0)
     ]
     return Pool([(held.rows, held.chosen[places]) for held, places in pieces], beside)
-
