@@ -5,6 +5,9 @@ read without it. (Those that make batches: `trainer/batches/kernels.py`.)
 What is compiled is kept beside this file, or in the user's cache folder; so the first run ever takes some seconds more.
 None raises, none writes outside of what its arguments' lengths say, and each says in what it returns whether a value
 was out of range: what it reads has been hashed, but may have been sealed by anybody.
+
+Hot loops count in `np.uint64`: where an index may be below 0, numba looks for that at each access, which takes a third
+of the time and more. A literal beside such a number would make a float of both.
 """
 
 from __future__ import annotations
@@ -137,10 +140,10 @@ def ids_of_ranks(ranks: Any, id_by_rank: Any, ids: Any) -> bool:  # pragma: no c
     """Looks each rank up; whether all were in range."""
     size = np.uint32(len(id_by_rank))
     fits = True
-    for i in range(len(ranks)):
+    for i in range(np.uint64(len(ranks))):
         rank = np.uint32(ranks[i])
         if rank < size:
-            ids[i] = id_by_rank[rank]
+            ids[i] = id_by_rank[np.uint64(rank)]
         else:
             fits = False
     return fits
@@ -150,22 +153,20 @@ def ids_of_ranks(ranks: Any, id_by_rank: Any, ids: Any) -> bool:  # pragma: no c
 def ids_of_gaps(gaps: Any, counts: Any, id_by_rank: Any, ids: Any) -> bool:  # pragma: no cover  (compiled)
     """Adds the gaps up in each position and looks each sum up; whether all were in range, ascended, and were as many as
     the counts say."""
-    size, place = len(id_by_rank), 0
+    size, place, total = np.int64(len(id_by_rank)), np.uint64(0), np.uint64(len(gaps))
     for n in range(len(counts)):
-        count = int(counts[n])
-        if count < 0 or place + count > len(gaps):
+        if counts[n] < 0 or np.uint64(counts[n]) > total - place:
             return False
-        rank = 0
-        for i in range(place, place + count):
-            gap = int(gaps[i])
-            if gap < 1 and (i > place or gap < 0):
-                return False
+        rank, least = np.int64(0), np.int64(0)
+        for i in range(place, place + np.uint64(counts[n])):
+            gap = np.int64(gaps[i])
             rank += gap
-            if rank >= size:
+            if gap < least or rank >= size:
                 return False
-            ids[i] = id_by_rank[rank]
-        place += count
-    return place == len(gaps)
+            ids[i] = id_by_rank[np.uint64(rank)]
+            least = np.int64(1)
+        place += np.uint64(counts[n])
+    return place == total
 
 
 @compiled
@@ -195,8 +196,9 @@ def take_next(
 @compiled
 def take_lists(values: Any, starts: Any, lengths: Any, into: Any) -> None:  # pragma: no cover  (compiled)
     """Copies the values of each list, one after the other."""
-    to = 0
+    to = np.uint64(0)
     for j in range(len(starts)):
-        for i in range(starts[j], starts[j] + lengths[j]):
-            into[to] = values[i]
-            to += 1
+        start, length = np.uint64(starts[j]), np.uint64(lengths[j])
+        for i in range(length):
+            into[to + i] = values[start + i]
+        to += length

@@ -15,17 +15,18 @@ from schemas.rows.kernels import compiled
 def place_lists(values: Any, offsets: Any, begins: Any, into: Any) -> None:  # pragma: no cover  (compiled)
     """Copies each list to where it begins."""
     for j in range(len(begins)):
-        shift = begins[j] - offsets[j]
-        for i in range(offsets[j], offsets[j + 1]):
-            into[i + shift] = values[i]
+        to, start = np.uint64(begins[j]), np.uint64(offsets[j])
+        for i in range(np.uint64(offsets[j + 1]) - start):
+            into[to + i] = values[start + i]
 
 
 @compiled
 def mark_lists(offsets: Any, begins: Any, into: Any) -> None:  # pragma: no cover  (compiled)
     """1 where a list's values stand that begins there."""
     for j in range(len(begins)):
-        for i in range(begins[j], begins[j] + offsets[j + 1] - offsets[j]):
-            into[i] = 1
+        to = np.uint64(begins[j])
+        for i in range(np.uint64(offsets[j + 1] - offsets[j])):
+            into[to + i] = 1
 
 
 @compiled
@@ -35,7 +36,7 @@ def place_positions(
     """Of each text's positions the row, and the token of that row, where the text stands in `rows` from `firsts` on."""
     row, token = into
     for j in range(len(rows)):
-        for n in range(offsets[j], offsets[j + 1]):
+        for n in range(np.uint64(offsets[j]), np.uint64(offsets[j + 1])):
             row[n], token[n] = rows[j], firsts[j] + index[n]
 
 
@@ -45,9 +46,9 @@ def gather_lists(
 ) -> None:  # pragma: no cover  (compiled)
     """Copies lists of one row group to where each begins among several row groups'."""
     for j in range(len(starts)):
-        shift = begins[j] - starts[j]
-        for i in range(starts[j], starts[j] + lengths[j]):
-            into[i + shift] = values[i]
+        to, start = np.uint64(begins[j]), np.uint64(starts[j])
+        for i in range(np.uint64(lengths[j])):
+            into[to + i] = values[start + i]
 
 
 @functools.partial(compiled, fastmath=("reassoc",))
@@ -76,35 +77,25 @@ def gather_exact(
     top_step, step, every = np.float32(steps[0]), np.float32(steps[1]), np.int64(steps[2])
     (of_top, of_code), (ids, logprobs, weights) = tables, entries
     last_top, last = len(of_top) - 1, np.int32(len(of_code) - 1)
-    widest = np.int64(0)
     for j in range(len(rows)):
-        for n in range(position_offsets[rows[j]], position_offsets[rows[j] + 1]):
-            widest = max(widest, np.int64(num_kept[n]))
-    levels = np.empty(widest, np.int32)
-    for j in range(len(rows)):
-        row, at, out = rows[j], to[0, j], to[1, j]
-        kept = kept_offsets[row]
+        row, at, out = rows[j], to[0, j], np.uint64(to[1, j])
+        kept = np.uint64(kept_offsets[row])
         for n in range(position_offsets[row], position_offsets[row + 1]):
-            top, size = -(np.float32(top_codes[n]) * top_step), np.int64(num_kept[n])
+            top, size = -(np.float32(top_codes[n]) * top_step), np.uint64(num_kept[n])
             share = np.float32(of_top[min(np.int64(top_codes[n]), last_top)])
-            own, p = logprobs[out : out + size], weights[out : out + size]
-            level = np.int32(0)
+            level, mass, terms, rest = np.int32(0), 0.0, 0.0, 0.0
             for i in range(size):
                 level += np.int32(kept_codes[kept + i])
-                levels[i] = level
-            ids[out : out + size] = kept_ids[kept : kept + size]
-            for i in range(size):
-                own[i] = np.float32(levels[i]) * -step + top
-                p[i] = share * of_code[min(max(levels[i], np.int32(0)), last)]
-            mass, terms, rest = 0.0, 0.0, 0.0
-            for i in range(size):
-                mass += np.float64(p[i])
-                terms += np.float64(p[i] * own[i])
-            if mass > 1 or (size == every and mass > 0):
-                for i in range(size):
-                    p[i] = np.float32(np.float64(p[i]) / mass)
+                own = np.float32(level) * -step + top
+                p = share * of_code[np.uint64(min(max(level, np.int32(0)), last))]
+                ids[out + i], logprobs[out + i], weights[out + i] = kept_ids[kept + i], own, p
+                mass += np.float64(p)
+                terms += np.float64(p * own)
+            if mass > 1 or (num_kept[n] == every and mass > 0):
+                for i in range(out, out + size):
+                    weights[i] = np.float32(np.float64(weights[i]) / mass)
                 terms = terms / mass - np.log(mass)
-            elif size != every and mass < 1:
+            elif num_kept[n] != every and mass < 1:
                 rest = 1 - mass
                 terms += rest * np.log(rest)
             found[0, at], found[1, at] = rest, terms
@@ -138,30 +129,29 @@ def gather_weighted(
     last_top, last = len(of_top) - 1, np.int32(len(of_code) - 1)
     (kept_offsets, drawn_offsets), (num_kept, num_drawn) = offsets, counts
     (kept_ids, kept_codes), (drawn_ids, drawn_codes) = kept, drawn
-    has_codes = len(drawn_codes) > 0
+    has_codes, nan = len(drawn_codes) > 0, np.float32(np.nan)
     for j in range(len(rows)):
-        row, at, out = rows[j], to[0, j], to[1, j]
-        of_kept, of_drawn = kept_offsets[row], drawn_offsets[row]
+        row, at, out = rows[j], to[0, j], np.uint64(to[1, j])
+        of_kept, of_drawn = np.uint64(kept_offsets[row]), np.uint64(drawn_offsets[row])
         for n in range(position_offsets[row], position_offsets[row + 1]):
-            top, size = -(np.float32(top_codes[n]) * top_step), np.int64(num_kept[n])
+            top, size = -(np.float32(top_codes[n]) * top_step), np.uint64(num_kept[n])
             share = np.float32(of_top[min(np.int64(top_codes[n]), last_top)])
             level, terms = np.int32(0), 0.0
             for i in range(size):
                 level += np.int32(kept_codes[of_kept + i])
                 own = np.float32(level) * -step + top
-                p = share * of_code[min(max(level, np.int32(0)), last)]
+                p = share * of_code[np.uint64(min(max(level, np.int32(0)), last))]
                 ids[out + i], logprobs[out + i], weights[out + i] = kept_ids[of_kept + i], own, p
                 terms += np.float64(p * own)
-            of_kept, out, size = of_kept + size, out + size, np.int64(num_drawn[n])
+            of_kept, out, size = of_kept + size, out + size, np.uint64(num_drawn[n])
             if has_codes:
                 for i in range(size):
                     own = np.float32(drawn_codes[of_drawn + i]) * -step + top
                     ids[out + i], logprobs[out + i], weights[out + i] = drawn_ids[of_drawn + i], own, weight
                     terms += np.float64(weight * own)
             else:
-                ids[out : out + size] = drawn_ids[of_drawn : of_drawn + size]
-                logprobs[out : out + size] = np.float32(np.nan)
-                weights[out : out + size] = weight
+                for i in range(size):
+                    ids[out + i], logprobs[out + i], weights[out + i] = drawn_ids[of_drawn + i], nan, weight
             found[0, at], found[1, at] = 0.0, terms
             of_drawn, out, at = of_drawn + size, out + size, at + 1
 
