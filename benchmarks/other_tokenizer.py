@@ -20,8 +20,16 @@ from several import take
 
 STUDENT = ROOT / "examples/teacher"
 """Whose tokenizer and first layers a student begins with."""
-ROWS = ("ce=1", "alm=1", "alm=1 ce=1", "projected_kl=1", "projected_kl=1 ce=1")
-"""The losses of each."""
+ROWS = (
+    "ce=1",
+    "alm=1,word=1",
+    "alm=1,word=1 ce=1",
+    "alm=1",
+    "alm=1 ce=1",
+    "projected_kl=1",
+    "projected_kl=1 ce=1",
+)
+"""The losses of each. `word=1` leaves out where words begin, which `alm` uses else."""
 METRICS = ("bits_per_byte", "teacher_bits_per_byte")
 
 
@@ -33,7 +41,7 @@ def main() -> None:
     corpus.write_text("".join(take(arguments.documents, arguments.held_out)))
     run("precompute", "--corpus", str(corpus), "--teacher", str(arguments.teacher), "--task", "causal-lm", "--cache",
         str(cache), "--keep", "threshold:1/32", "--max_length", "128", "--stride", "0", "--keep_text", "--no_progress",
-        "--unit_tokens", "4096")  # fmt: skip
+        "--unit_tokens", "4096", "--scalars", "entropy", "gold", "word_start")  # fmt: skip
     rows = []
     for seed in arguments.seeds:
         for name in arguments.rows:
