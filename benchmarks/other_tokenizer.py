@@ -3,7 +3,7 @@
 The teacher runs once, over part of the demo's corpus, in small units, so that a run that was stopped loses little; each
 row trains the same student from that one cache, from the same start (two layers of the demo's own teacher), in the same
 order and as many steps. Measured on documents that neither the student's start nor the student has seen, in bits a
-byte, which tokenizers share.
+byte, which tokenizers share. A part of the rows (`--rows`) has results of its own: `results/other-tokenizer-part.json`.
 
     python benchmarks/assets.py data --only smollm2       # once: the real model
     python benchmarks/other_tokenizer.py                  # some minutes on one core; what is there is kept
@@ -51,7 +51,8 @@ def main() -> None:
                     "--per_device_train_batch_size", "4", "--learning_rate", "1e-3",
                     "--eval_fraction", str(HELD_OUT))  # fmt: skip
             rows.append(measured(name, seed, stem, cache, METRICS))
-    finish("other-tokenizer", rows, vars(arguments), plain="ce=1")
+    name = "other-tokenizer" if set(arguments.rows) == set(ROWS) else "other-tokenizer-part"
+    finish(name, rows, vars(arguments), plain="ce=1")
 
 
 def parse_arguments() -> argparse.Namespace:
