@@ -11,6 +11,8 @@ nobody was trained on.
     python benchmarks/assets.py data --only wordnet
     python examples/make_wordnet_teacher.py --data data --out data/wordnet-teacher
     python benchmarks/several_classifiers.py          # some minutes on one core; what is there is kept
+
+A part of it, as `--also tasks sweep` names it, has results of its own: `results/several-classifiers-sweep-tasks.json`.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def main() -> None:
         rows += ensembles(folder, arguments)
     if "sweep" in arguments.also:
         rows += searched(folder, arguments)
-    finish("several-classifiers", rows, vars(arguments), plain="plain")
+    part = "" if set(arguments.also) == set(ALSO) else "-".join(["", *sorted(arguments.also)])
+    finish(f"several-classifiers{part}", rows, vars(arguments), plain="plain")
 
 
 def parse_arguments() -> argparse.Namespace:

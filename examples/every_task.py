@@ -6,7 +6,8 @@
 Cases: `entities` (what the PostgreSQL pages mark as a command, a function, ...), `answers` (which word of a sentence
 has this meaning: WordNet), `sequences` (a word's sounds from its letters: CMU's dictionary), `embeddings` (MiniLM into
 three of its layers, and into a table of words), `reranking` (which word a definition is of: WordNet) and `masks`
-(DistilBERT's recipe on WordNet's definitions). `digits.py` is images, `wordnet.py` classes of texts.
+(DistilBERT's recipe on WordNet's definitions). `digits.py` and `digit_embeddings.py` are images,
+`wordnet.py` classes of texts.
 
 What is compared: students of one start, one order and as many steps; `with` learns from the teacher's answers (and the
 labels where its losses say so), `without` from the labels alone. A row's metrics are what `teachonce evaluate` says of

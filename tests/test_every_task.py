@@ -12,12 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 from benchmarks import assets
-from examples import digits, every_task
+from examples import digit_embeddings, digits, every_task
 from examples.every_task_cases import CASES, MARKS, TAGS, answer_rows, list_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,3 +191,45 @@ def test_digits_run_to_their_table(tmp_path, monkeypatch, capsys):
     assert held.startswith("963 of 1797 digits held out; the teacher: accuracy 0.")
     assert [row.split("  ")[0].strip() for row in rows] == ["labels alone", "teacher, 4 views"]
     assert all("accuracy 0." in row for row in rows)
+
+
+def test_embeddings_of_digits_run_to_their_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(digits, "TEACHER_STEPS", 30)
+    runs = {
+        name: (cache, losses, min(6, steps)) for name, (cache, losses, steps) in digit_embeddings.RUNS.items()
+    }
+    for name, value in {"SEEDS": (0,), "RUNS": runs}.items():
+        monkeypatch.setattr(digit_embeddings, name, value)
+    monkeypatch.setattr(sys, "argv", ["digit_embeddings", str(tmp_path)])
+    digit_embeddings.main()
+    held, *rows = capsys.readouterr().out.splitlines()[-6:]
+    assert held == "938 of 1797 digits held out"
+    assert [row.split("  ")[0] for row in rows] == ["the teacher", *runs]
+    assert all("nearest_alike 0." in row for row in rows)
+
+
+def test_nearest_digits_are_those_of_a_plain_loop(tmp_path):
+    pixels, labels, _ = digits.corpus(tmp_path / "digits.parquet")
+    rows = pq.read_table(tmp_path / "digits.parquet").to_pylist()[:40]
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic"
+    )
+    transformers.AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "model")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "model")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "model").eval()
+    found = []
+    for image in pixels[:40]:
+        given = processor(images=Image.fromarray(image).convert("RGB"), return_tensors="pt")
+        with torch.no_grad():
+            found.append(model(**given).last_hidden_state.mean((2, 3))[0])
+    nearest = [
+        max(
+            (other for other in range(40) if other != place),
+            key=lambda other: float(torch.cosine_similarity(found[place], found[other], dim=0)),
+        )
+        for place in range(40)
+    ]
+    alike = sum(labels[place] == labels[near] for place, near in enumerate(nearest)) / 40
+    assert digit_embeddings.nearest_alike(tmp_path / "model", rows) == pytest.approx(alike)
