@@ -100,6 +100,12 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
             expected="--keep_text, and --label_field with the answers",
             got="no --keep_text" if corpus.label_field else "no --label_field",
         )
+    if task.labels == "objects" and corpus.label_field and int(config.task_settings.get("views", 1)) > 1:
+        raise UsageError(
+            "a view that is cut or mirrored has other objects than its image",
+            got=f"--views {config.task_settings['views']} with --label_field",
+            do="Leave --label_field out: the teacher says what is in each view; or leave --views out",
+        )
     if task.reads_images and not corpus.image_field:
         raise UsageError(f"{task.name} needs images", do="Say --image_field, with the field that holds them")
     if task.holds_texts and not corpus.passages_field:
