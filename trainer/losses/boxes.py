@@ -36,10 +36,10 @@ def _boxes(asked: Asked) -> StudentError | None:
     if asked.spec.kind.has_boxes:
         return None
     return asked.error(
-        "is about boxes, and the cache holds none",
+        "has no meaning where a cache holds no boxes",
         expected="a cache of the task object-detection",
         got=asked.spec.task,
-        do=f"Leave {asked.loss.name} out",
+        do="Precompute a cache with --task object-detection, or use --losses kl=1.0",
     )
 
 
