@@ -95,9 +95,9 @@ def placed(
     ours, device = boxes.detach().float(), logits.device
     of_teacher = weights.argmin(-1, keepdim=True).repeat(1, queries)
     is_matched = torch.zeros(images, queries, dtype=torch.bool, device=device)
+    cost, heavy = costs(shares, told.boxes, own, ours).cpu(), weights.cpu()
     for image in range(images):
-        cost = costs(shares[image], told.boxes[image], own[image], ours[image])
-        rows, columns = (one.to(device) for one in matched(cost, weights[image]))
+        rows, columns = (one.to(device) for one in matched(cost[image], heavy[image]))
         of_teacher[image, columns] = rows
         is_matched[image, columns] = True
     gold, of_objects = _objects(told, own, ours)
@@ -126,13 +126,15 @@ def _objects(
     """Class and box of the object that each of the student's queries is matched with; -1 where with none."""
     gold = torch.full(own.shape[:2], -1, dtype=torch.int64, device=own.device)
     found = torch.zeros_like(boxes)
-    for image in set(told.object_row.tolist()):
-        mine = told.object_row == image
-        classes, places = told.object_class[mine], told.object_box[mine]
-        hot = torch.nn.functional.one_hot(classes, own.shape[-1]).to(own.dtype)
-        cost = costs(hot, places, own[image], boxes[image])
-        rows, columns = (one.to(own.device) for one in matched(cost, torch.ones_like(places[:, 0])))
-        gold[image, columns], found[image, columns] = classes[rows], places[rows]
+    hot = torch.nn.functional.one_hot(told.object_class, own.shape[-1]).to(own.dtype)
+    of_images = own[told.object_row], boxes[told.object_row]
+    cost = costs(hot[:, None], told.object_box[:, None], *of_images)[:, 0].cpu()
+    images = told.object_row.cpu()
+    for image in images.unique().tolist():
+        mine = (images == image).nonzero()[:, 0]
+        rows, columns = matched(cost[mine], torch.ones(len(mine)))
+        objects, queries = mine[rows].to(own.device), columns.to(own.device)
+        gold[image, queries], found[image, queries] = told.object_class[objects], told.object_box[objects]
     return gold, found
 
 

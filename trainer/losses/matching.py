@@ -56,22 +56,22 @@ def overlap(
 
 
 def paired(
-    ours: Float[Tensor, "N 4"], theirs: Float[Tensor, "M 4"]
-) -> tuple[Float[Tensor, "N M"], Float[Tensor, "N M"]]:
+    ours: Float[Tensor, "*B N 4"], theirs: Float[Tensor, "*B M 4"]
+) -> tuple[Float[Tensor, "*B N M"], Float[Tensor, "*B N M"]]:
     """The same of each of some boxes with each of others."""
-    shape = (len(ours), len(theirs), 4)
-    return overlap(ours[:, None].expand(shape), theirs[None].expand(shape))
+    shape = (*ours.shape[:-1], *theirs.shape[-2:])
+    return overlap(ours[..., :, None, :].expand(shape), theirs[..., None, :, :].expand(shape))
 
 
 def costs(
-    classes: Float[Tensor, "T C"],
-    boxes: Float[Tensor, "T 4"],
-    student_classes: Float[Tensor, "Q C"],
-    student_boxes: Float[Tensor, "Q 4"],
-) -> Float[Tensor, "T Q"]:
+    classes: Float[Tensor, "*B T C"],
+    boxes: Float[Tensor, "*B T 4"],
+    student_classes: Float[Tensor, "*B Q C"],
+    student_boxes: Float[Tensor, "*B Q 4"],
+) -> Float[Tensor, "*B T Q"]:
     """What each pair costs; `classes` are each target's shares of the classes that are objects."""
-    of_class = -(classes @ student_classes.T)
-    distance = (boxes[:, None] - student_boxes[None]).abs().sum(-1)
+    of_class = -(classes @ student_classes.transpose(-1, -2))
+    distance = (boxes[..., :, None, :] - student_boxes[..., None, :, :]).abs().sum(-1)
     return CLASS * of_class + L1 * distance - GIOU * paired(boxes, student_boxes)[1]
 
 
