@@ -161,6 +161,14 @@ def write_scenes(path, rows, *, ids=None):
     return Path(path)
 
 
+def detected(folder, count):
+    """A corpus and its detector, by the names that calls have for them."""
+    return {
+        "scenes": write_scenes(folder / "scenes.parquet", scenes(count)),
+        "detector": detector(folder / "detector"),
+    }
+
+
 @torch.inference_mode()
 def by_hand(teacher, data):
     """Scores and boxes of one image, as anybody would ask for them."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import teachonce
-from tests.detectors import detector, scenes, write_scenes
+from tests.detectors import detected
 from tests.images import image_teacher, images, write_parquet
 from tests.pipelines import models
 from tests.pipelines.families import masked_teacher
@@ -56,8 +56,7 @@ SHARED = [
     "--max_length=64 --truncate_source",
     "--corpus={pictures} --image_field=picture --label_field=label --teacher={images} --task=image-classification "
     "--cache={new} --no_progress --views=2 --augment=crop,flip --max_image_pixels=9999",
-    "--corpus={scenes} --label_field=objects --teacher={detector} --task=object-detection --cache={new} --no_progress "
-    "--queries=7",
+    "--corpus={scenes} --teacher={detector} --task=object-detection --cache={new} --no_progress --queries=7",
 ]
 GOOD = {
     "precompute": SHARED,
@@ -216,8 +215,7 @@ def places(tmp_path_factory):
         "classes": models.classifier(folder / "classes"),
         "pictures": write_parquet(folder / "pictures.parquet", images(6), field="picture"),
         "images": image_teacher(folder / "images"),
-        "scenes": write_scenes(folder / "scenes.parquet", scenes(6)),
-        "detector": detector(folder / "detector"),
+        **detected(folder, 6),
         "pairs": models.classifier(folder / "pairs", num_labels=1),
         "masked": masked_teacher(folder / "masked"),
         "encoder": models.encoder(folder / "encoder"),

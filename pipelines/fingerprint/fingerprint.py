@@ -191,9 +191,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
             own_logits=config.own_logits or (isinstance(keep, Threshold) and len(config.temperatures) > 1),
             sample_seed=config.sample_seed,
             features=tuple(_feature(text, config, teacher.config, dict(settings)) for text in features),
-            label_names=config_shapes.label_names(task, teacher.config, score)
-            if task.has_named_classes
-            else (),
+            label_names=config_shapes.label_names(task, teacher.config, score),
             has_labels=corpus.label_field is not None,
             has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names
             and not task.has_source,

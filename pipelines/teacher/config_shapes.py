@@ -190,6 +190,8 @@ def _first(config: Any, names: tuple[str, ...], what: str) -> int:
 
 
 def label_names(task: Task, config: Any, score: Score) -> tuple[str, ...]:
-    """The name of each class, in order; of a detector with a softmax that of no object, too."""
+    """The name of each class, in order; of a detector with a softmax that of no object, too. None without classes."""
+    if not task.has_named_classes:
+        return ()
     named = tuple(str(config.id2label.get(index, f"LABEL_{index}")) for index in range(config.num_labels))
     return (*named, NO_OBJECT) if task.has_boxes and score == "softmax" else named

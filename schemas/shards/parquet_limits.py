@@ -235,8 +235,7 @@ def _expected(column: Column, spec: Spec) -> _Expected:
         of = "entries"
     if column.name == "logsumexp":
         of, times = "positions", len(spec.temperatures)
-    if column.name in BOX_COLUMNS:
-        of, times = BOX_COLUMNS[column.name]
+    of, times = BOX_COLUMNS.get(column.name, (of, times))
     return _Expected(column, column.path, _PHYSICAL.get(str(leaf), "INT32"), of, times)
 
 

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 
-from tests.detectors import detector, scenes, write_scenes
+from tests.detectors import detected
 from tests.docs.blocks import ROOT
 from tests.images import image_teacher, images, write_parquet
 from tests.pipelines import models
@@ -212,8 +212,7 @@ def pictures_narrow(here):
 
 
 def detections(here):
-    detector(here / "detector")
-    write_scenes(here / "scenes.parquet", scenes(24))
+    detected(here, 24)
     shutil.copy(here / "detector" / "config.json", here / "student.json")
 
 
