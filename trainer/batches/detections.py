@@ -130,7 +130,7 @@ def _objects(
     of_images = own[told.object_row], boxes[told.object_row]
     cost = costs(hot[:, None], told.object_box[:, None], *of_images)[:, 0].cpu()
     images = told.object_row.cpu()
-    for image in images.unique().tolist():
+    for image in sorted(set(images.tolist())):
         mine = (images == image).nonzero()[:, 0]
         rows, columns = matched(cost[mine], torch.ones(len(mine)))
         objects, queries = mine[rows].to(own.device), columns.to(own.device)
