@@ -32,6 +32,7 @@ setup(
         "zstandard>=0.23",
     ],
     extras_require={
+        "detection": ["pycocotools>=2.0.8", "torchmetrics>=1.4"],
         "gcs": ["apache-beam[gcp]>=2.77"],
         "images": ["pillow>=11", "timm>=1.0", "torchvision>=0.24"],
         "lora": ["peft>=0.20"],

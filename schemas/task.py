@@ -22,10 +22,11 @@ Places = Literal["before_next_token", "whole_text", "token", "text", "none"]
 """Where positions stand: on tokens that have another behind them (all where a row names none); on no token, for the
 whole text, numbered from 0; on tokens that each row names; on the first token of each of the texts that a row holds;
 nowhere, where a text has features alone."""
-Labels = Literal["next_token", "document", "position", "word", "answer", "text", "none"]
+Labels = Literal["next_token", "document", "position", "word", "answer", "text", "objects", "none"]
 """What is right: the token behind the position, stored nowhere else; the corpus's label, in rows that have one; an id
 of each position, in every row; the corpus's label of each word, at its position, in rows that have them; the first
-and the last token of the corpus's answer, in rows of which that is known; its number of each text; nothing."""
+and the last token of the corpus's answer, in rows of which that is known; its number of each text; the corpus's
+objects, any number in a row, in columns of their own; nothing."""
 SettingValue = bool | int | float | str
 MAX_ROW_TOKENS = 2**30
 """Of several texts in one row: its lists have offsets of 32 bits."""
@@ -97,6 +98,10 @@ class Task:
     """Whether an example is an image: its row has the bytes, and one token that stands for it."""
     text_positions: int = 1
     """How many positions a whole text has."""
+    counted_by: str = ""
+    """The setting that says so instead, where teachers differ."""
+    has_boxes: bool = False
+    """Whether each position has a box beside its scores; of softmax scores the last class is then no object."""
     class_columns: tuple[str, str] | None = None
     """Where the classes are a row's own tokens, V is `max_length` and an id is a token's index: the columns that say
     from which token on, and before which, a position may choose. Beside these the first token, which stands for none,
@@ -131,7 +136,7 @@ class Task:
     @property
     def reads_labels(self) -> bool:
         """Whether the corpus says what is right."""
-        return self.labels in ("document", "word", "answer", "text")
+        return self.labels in ("document", "word", "answer", "text", "objects")
 
     @property
     def stores_gold(self) -> bool:
@@ -229,8 +234,15 @@ class Task:
         return {setting.name: setting.default for setting in self.settings}[name]
 
     def of_settings(self, settings: tuple[tuple[str, SettingValue], ...]) -> Task:
-        """The same with the columns that these settings ask for."""
+        """The same with the columns, and the number of positions, that these settings ask for."""
+        if self.counted_by:
+            return _counted(self, int(dict(settings)[self.counted_by]))
         return self if not self.numbered_by else _numbered(self, int(dict(settings).get(self.numbered_by, 0)))
+
+
+@functools.lru_cache(maxsize=64)
+def _counted(task: Task, positions: int) -> Task:
+    return replace(task, text_positions=positions)
 
 
 @functools.lru_cache(maxsize=64)

@@ -175,9 +175,31 @@ IMAGE_FEATURE_EXTRACTION = Task(
     columns=(VIEW_INDEX,),
     settings=(*_IMAGES, *_EMBEDDING),
 )
+QUERIES, MAX_QUERIES = "queries", 2**14
+NO_OBJECT = "no-object"
+"""The last class of a detector with softmax scores."""
+OBJECT_DETECTION = Task(
+    name="object-detection",
+    places="whole_text",
+    labels="objects",
+    scores=("softmax", "sigmoid"),
+    has_vocabulary=False,
+    takes_pairs=False,
+    reads_images=True,
+    counted_by=QUERIES,
+    has_boxes=True,
+    columns=(VIEW_INDEX,),
+    settings=(
+        *_IMAGES,
+        Setting(
+            QUERIES, 1, 1, MAX_QUERIES, "positions of an image: what the detector asks for", by_teacher=True
+        ),
+    ),
+)
 _ALL = (
     *(CAUSAL_LM, SEQUENCE_CLASSIFICATION, MASKED_LM, TOKEN_CLASSIFICATION, PAIR_SCORE),
     *(FEATURE_EXTRACTION, QUESTION_ANSWERING, SEQ2SEQ_LM, IMAGE_CLASSIFICATION, IMAGE_FEATURE_EXTRACTION),
+    OBJECT_DETECTION,
 )
 TASKS = {task.name: task for task in _ALL}
 CLASS_COLUMNS = tuple({name for task in _ALL for name in task.class_columns or ()})

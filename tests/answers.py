@@ -6,6 +6,7 @@ import numpy as np
 
 from schemas import Spec
 from schemas.policies import KeepAll, Sampled
+from schemas.rows.boxes import num_named
 from schemas.rows.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars
 from schemas.rows.ragged import Ragged, offsets_of
 
@@ -117,12 +118,26 @@ def _scalars(spec: Spec, counts, labels, answers: list[Answer], rng) -> dict[str
     return dict(found[name] for name in spec.scalars)
 
 
+def boxes(spec: Spec, counts, rng) -> dict[str, Ragged]:
+    """A box a position, and up to three objects an image, or nothing that is known of it."""
+    if not spec.kind.has_boxes:
+        return {}
+    numbers = [None if rng.random() < 0.3 else int(rng.integers(0, 4)) for _ in counts]
+    classes = [None if n is None else rng.integers(0, num_named(spec), n) for n in numbers]
+    objects = [None if n is None else rng.random(4 * n) for n in numbers]
+    return {
+        "boxes": ragged(rng.random(4 * counts.sum()).astype(np.float32), 4 * counts),
+        "object_classes": Ragged.of(classes, np.int32),
+        "object_boxes": Ragged.of(objects, np.float32),
+    }
+
+
 def _joined(parts, dtype):
     return np.concatenate([*parts, np.zeros(0)]).astype(dtype)
 
 
 def _labels(spec: Spec, counts, rng, own) -> Ragged:
-    if spec.kind.labels == "next_token":
+    if spec.kind.labels in ("next_token", "objects"):
         return Ragged.of([None] * len(counts), np.int32)
     if spec.task == "masked-lm":
         return Ragged.of([rng.integers(0, spec.vocab_size, n) for n in counts], np.int32)

@@ -8,6 +8,7 @@ from schemas.tasks import (
     IMAGE_CLASSIFICATION,
     IMAGE_FEATURE_EXTRACTION,
     MASKED_LM,
+    OBJECT_DETECTION,
     QUESTION_ANSWERING,
     SEQ2SEQ_LM,
 )
@@ -119,6 +120,21 @@ def image_embeddings_spec(**changes) -> Spec:
     return embeddings_spec(**fields | changes)
 
 
+def boxes_spec(**changes) -> Spec:
+    """Of images with five queries each, some with objects and some of which nothing is known."""
+    fields = {
+        "task": OBJECT_DETECTION.name,
+        "max_length": 2,
+        "task_settings": OBJECT_DETECTION.settled({"queries": 5}),
+        "has_token_type_ids": False,
+        "has_text": False,
+        "has_text_pair": False,
+        "label_names": ("cat", "dog", "no-object"),
+        "has_labels": True,
+    }
+    return class_spec(**fields | changes)
+
+
 def source_spec(**changes) -> Spec:
     """Of sources and targets."""
     settings = SEQ2SEQ_LM.settled({})
@@ -154,5 +170,7 @@ SPECS = {
     "sources": source_spec(keep=Threshold(tau=1 / 8), temperatures=(1.0,), has_text=True, has_text_pair=True),
     "images": image_spec(),
     "image_embeddings": image_embeddings_spec(),
+    "boxes": boxes_spec(),
+    "boxes_sigmoid": boxes_spec(score="sigmoid", label_names=("cat", "dog", "car"), scalars=()),
     "regression": class_spec(score="identity", vocab_size=1, label_names=()),
 }

@@ -20,7 +20,7 @@ from schemas.storage.storage import Storage
 from schemas.tasks import SOURCE_TOKENS
 from schemas.versions.commits import Version, commit, record_after
 from schemas.versions.header import create_header
-from tests.answers import kept, ragged
+from tests.answers import boxes, kept, ragged
 from tests.specs import (
     SCALARS,
     SPECS,
@@ -117,7 +117,7 @@ def random_rows(spec: Spec, num_rows: int, seed: int = 0) -> Truth:
     else:
         scores, logprobs, drawn = (_nothing if spec.score == "none" else _logits)(spec, counts, rng)
     features = {f.column: rng.normal(size=(num_rows, f.width)).astype(np.float32) for f in spec.features}
-    rows = Rows(spec=spec, data=data | scores | _features(spec, features))
+    rows = Rows(spec=spec, data=data | scores | boxes(spec, counts, rng) | _features(spec, features))
     rows.check("synthetic")
     return Truth(rows, logprobs, features, drawn)
 
@@ -226,6 +226,8 @@ def draws_by_id(rows: Rows) -> Rows:
 def _logits(spec: Spec, counts, rng):
     widths = counts * spec.vocab_size
     labels = [None if rng.random() < 0.3 else rng.integers(0, 2, width) for width in widths]
+    if spec.kind.labels == "objects":
+        labels = [None] * len(widths)
     logits = rng.normal(size=widths.sum()).astype(np.float32)
     return {"labels": Ragged.of(labels, np.float32), "logits": ragged(logits, widths)}, logits, np.zeros(0)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import teachonce
+from tests.detectors import detected
 from tests.images import image_teacher, images, write_parquet
 from tests.pipelines import models
 from tests.pipelines.families import masked_teacher
@@ -55,6 +56,7 @@ SHARED = [
     "--max_length=64 --truncate_source",
     "--corpus={pictures} --image_field=picture --label_field=label --teacher={images} --task=image-classification "
     "--cache={new} --no_progress --views=2 --augment=crop,flip --max_image_pixels=9999",
+    "--corpus={scenes} --teacher={detector} --task=object-detection --cache={new} --no_progress --queries=7",
 ]
 GOOD = {
     "precompute": SHARED,
@@ -132,6 +134,7 @@ RUN = {
     "--prompt": "x" * 10_001,
     "--truncate_dim": "33",
     "--views": "0",
+    "--queries": "0",
     "--keep_answers": "65",
     "--mlm_probability": "1.5",
     "--mask_replace_prob": "0.6",
@@ -143,7 +146,7 @@ CALLS = dict.fromkeys(("--text_pair_field", "--label_field"), 3)
 CALLS |= {"--words_field": 6, "--generate": 7, "--max_new_tokens": 7, "--passages_field": 8}
 CALLS |= dict.fromkeys(("--prompt", "--truncate_dim"), 5) | {"--always_answerable": 9, "--keep_answers": 9}
 CALLS |= {"--target_field": 10, "--truncate_source": 10}
-CALLS |= dict.fromkeys(("--image_field", "--augment", "--max_image_pixels"), 11)
+CALLS |= dict.fromkeys(("--image_field", "--augment", "--max_image_pixels"), 11) | {"--queries": 12}
 CALLS |= dict.fromkeys(
     ("--views", "--mlm_probability", "--mask_replace_prob", "--random_replace_prob", "--whole_word_mask"), 4
 )
@@ -212,6 +215,7 @@ def places(tmp_path_factory):
         "classes": models.classifier(folder / "classes"),
         "pictures": write_parquet(folder / "pictures.parquet", images(6), field="picture"),
         "images": image_teacher(folder / "images"),
+        **detected(folder, 6),
         "pairs": models.classifier(folder / "pairs", num_labels=1),
         "masked": masked_teacher(folder / "masked"),
         "encoder": models.encoder(folder / "encoder"),

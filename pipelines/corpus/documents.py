@@ -17,6 +17,7 @@ from pipelines.corpus.images import read_image
 from pipelines.corpus.labels import NAMES, VALUES, Label, LabelMap, read_label
 from pipelines.corpus.lines import BadRow, LongLine, Record
 from pipelines.corpus.messages import read_given, read_messages
+from pipelines.corpus.objects import read_objects
 from pipelines.corpus.passages import read_passages, relevances
 from pipelines.corpus.tables import TABLES, with_number
 from pipelines.corpus.words import read_words, span_labels, word_labels
@@ -288,4 +289,6 @@ def _label(
         value = _field(fields, corpus.label_field)
         most = labels.answers
         return read_answers(value, corpus.label_field, text, always=labels.always_answerable, most=most)
+    if labels.by_object:
+        return read_objects(_field(fields, corpus.label_field), labels, corpus.label_field)
     return read_label(_field(fields, corpus.label_field), labels, corpus.label_field)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipelines.rejects import AMBIGUOUS_LABEL, UNKNOWN_LABEL, RejectedError, kind_of
+from schemas.rows.boxes import num_named
 from schemas.spec import Spec
 from schemas.tasks import ANSWERS
 
@@ -43,6 +44,8 @@ class LabelMap(NamedTuple):
     """Whether labels are stretches of a context (`answers.py`)."""
     always_answerable: bool = False
     """Whether each question must have one."""
+    by_object: bool = False
+    """Whether labels are objects of an image (`objects.py`)."""
     answers: int = 1
     """How many different ones a question may have; 1: the first of them is read."""
 
@@ -61,6 +64,9 @@ class LabelMap(NamedTuple):
         """How labels become classes; None where a task has none of its own."""
         if not spec.kind.reads_labels:
             return None
+        if spec.kind.labels == "objects":
+            names = spec.label_names[: num_named(spec)]
+            return cls.of(names, num_named(spec), "softmax")._replace(by_object=True)
         found = cls.of(spec.label_names, spec.vocab_size, spec.score)
         if spec.kind.labels == "answer":
             always = bool(spec.setting("always_answerable"))

@@ -107,7 +107,8 @@ class Tokeniser:
 
     def _of_image(self, views: Views, document: Document) -> Tokens:
         try:
-            return views.tokens(document.image or b"")
+            objects = document.label if isinstance(document.label, tuple) else None
+            return views.tokens(document.image or b"", objects)
         except BadImageError as error:
             raise RejectedError(str(error), document.hash, expected=error.expected, got=error.got) from error
 
@@ -259,7 +260,7 @@ class Tokeniser:
             input_ids=asked.input_ids.tobytes(),
             token_type_ids=tokens.types[window.tokens].tobytes() if spec.has_token_type_ids else None,
             position_index=None if asked.positions is None else asked.positions.tobytes(),
-            label=None if spec.kind.stores_gold else document.label,
+            label=None if spec.kind.stores_gold else tokens.label if spec.kind.has_boxes else document.label,
             document_id=document.key if spec.has_document_id else None,
             text=document.text if spec.has_text else None,
             text_pair=document.pair if spec.has_text_pair else None,

@@ -170,7 +170,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
     pairs = any((corpus.text_pair_field, corpus.passages_field, corpus.target_field))
     features = config.features or defaults.features
     max_length = config.max_length or _longest(task, teacher, defaults.max_length or MAX_LENGTH)
-    vocab_size = config_shapes.scored_width(task, teacher.config, max_length)
+    vocab_size = config_shapes.scored_width(task, teacher.config, max_length, score)
     config_shapes.refuse_unfit(task.name, teacher.config, teacher.tokenizer, features, dict(settings))
     refuse_no_embedding(task, features)
     refuse_no_words(config, teacher.tokenizer)
@@ -191,7 +191,7 @@ def make_spec(config: PrecomputeConfig, teacher: ResolvedTeacher) -> Spec:
             own_logits=config.own_logits or (isinstance(keep, Threshold) and len(config.temperatures) > 1),
             sample_seed=config.sample_seed,
             features=tuple(_feature(text, config, teacher.config, dict(settings)) for text in features),
-            label_names=config_shapes.label_names(teacher.config) if task.has_named_classes else (),
+            label_names=config_shapes.label_names(task, teacher.config, score),
             has_labels=corpus.label_field is not None,
             has_token_type_ids="token_type_ids" in teacher.tokenizer.model_input_names
             and not task.has_source,
@@ -242,6 +242,8 @@ def score_of(config: PrecomputeConfig, model_config: Any) -> Score:
     scores = TASKS[config.teacher.task].scores
     if len(scores) == 1:
         return scores[0]
+    if (own := TEACHER_TASKS[config.teacher.task].score) is not None:
+        return own(model_config)
     kinds: dict[str, Score] = {"multi_label_classification": "sigmoid", "regression": "identity"}
     implied: Score = "identity" if model_config.num_labels == 1 else "softmax"
     return kinds.get(model_config.problem_type or "", implied)

@@ -56,6 +56,7 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
         UsageError: naming the first of them; or what the task needs is not there.
     """
     task, corpus = TASKS[config.teacher.task], config.corpus
+    _refuse_moved_objects(config)
     converses, scores, reads = task.takes_conversations, task.has_positions, not task.reads_images
     given = [
         ("--image_field", corpus.image_field, task.reads_images),
@@ -107,4 +108,14 @@ def refuse_meaningless(config: PrecomputeConfig) -> None:
             f"{task.name} needs a query and its passages",
             expected="--text_field with the query, --passages_field with the list of passages",
             got="no --passages_field",
+        )
+
+
+def _refuse_moved_objects(config: PrecomputeConfig) -> None:
+    reads = TASKS[config.teacher.task].labels == "objects" and config.corpus.label_field
+    if reads and int(config.task_settings.get("views", 1)) > 1:
+        raise UsageError(
+            "a view that is cut or mirrored has other objects than its image",
+            got=f"--views {config.task_settings['views']} with --label_field",
+            do="Leave --label_field out: the teacher says what is in each view; or leave --views out",
         )

@@ -30,7 +30,7 @@ from pipelines.job.pipeline import Job, build
 from pipelines.job.preflight import check_teacher, first_records
 from pipelines.progress import shown
 from pipelines.scoring.overlap import end_units
-from pipelines.teacher.model import pick_device
+from pipelines.teacher.devices import pick_device
 from pipelines.teacher.provenance import job_provenance
 from pipelines.tolerances import Run
 from schemas.cache import RUNS_FOLDER

@@ -18,7 +18,7 @@ from pipelines.teacher.model import Answer
 from schemas.policies import Sampled
 from schemas.rows.arrow import ColumnData
 from schemas.rows.codec import decode_scalars, encode_levels, encode_logprobs, encode_scalars, quantise
-from schemas.rows.columns import IMAGE
+from schemas.rows.columns import BOXES, IMAGE, OBJECT_BOXES, OBJECT_CLASSES
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
 from schemas.shards.seal import Totals
@@ -42,12 +42,15 @@ def encode(examples: Sequence[Example], answer: Answer, spec: Spec) -> Encoded:
     if answer.selected is not None:
         kept, totals = _entries(answer.selected, counts, spec)
         data |= kept
-        if not spec.kind.stores_gold:
+        if not (spec.kind.stores_gold or spec.kind.has_boxes):
             data["labels"] = _labels(examples, spec)
     elif spec.kind.has_positions:
         assert answer.logits is not None
         data["logits"] = _lists(answer.logits.numpy().reshape(-1), counts * spec.vocab_size)
         data["labels"] = Ragged.of([_values(e.label) for e in examples], np.float32)
+    if answer.boxes is not None:
+        data[BOXES] = _lists(answer.boxes.numpy().reshape(-1), 4 * counts)
+        data["labels"] = Ragged.of([None] * len(counts), np.int32 if spec.score == "softmax" else np.float32)
     data |= _features(answer, spec)
     return Encoded(rows=Rows(spec=spec, data=data), totals=totals)
 
@@ -63,6 +66,7 @@ def without(answer: Answer, keep: Array, positions_per_example: Array) -> Answer
         logits=None if answer.logits is None else answer.logits[places],
         features=tuple(feature[keep] for feature in answer.features),
         finite=answer.finite[keep],
+        boxes=None if answer.boxes is None else answer.boxes[places],
     )
 
 
@@ -86,6 +90,11 @@ def example_columns(examples: Sequence[Example], spec: Spec) -> dict[str, Any]:
         data[IMAGE] = np.array([example.image for example in examples], object)
     for place, column in enumerate(spec.kind.columns):
         data[column.name] = np.array([example.columns[place] for example in examples], np.int32)
+    if spec.kind.has_boxes:
+        known = [_values(example.label) for example in examples]
+        objects = [None if own is None else own.reshape(-1, 5) for own in known]
+        data[OBJECT_CLASSES] = Ragged.of([None if own is None else own[:, 0] for own in objects], np.int32)
+        data[OBJECT_BOXES] = Ragged.of([None if o is None else o[:, 1:].ravel() for o in objects], np.float32)
     if spec.kind.stores_gold:
         data["labels"] = int_lists([example.gold_ids for example in examples])
     return data

@@ -23,7 +23,7 @@ from pipelines.scoring.overlap import threads_of
 from pipelines.scoring.rescore import check_drift
 from pipelines.scoring.units import ShardLine, UnitScorer, no_shard
 from pipelines.teacher.budget import Budget
-from pipelines.teacher.model import own_device, pick_device
+from pipelines.teacher.devices import own_device, pick_device
 from pipelines.teacher.opening import open_teacher
 from pipelines.teacher.provenance import teacher_provenance
 from pipelines.versions import check_versions, shared_versions

@@ -7,7 +7,7 @@ that what no teacher can be shown is a reject with its reason; and again where i
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,13 +74,18 @@ class Views:
     def pictures(self) -> Pictures:
         return pictures_of(self.processor, self.spec)
 
-    def tokens(self, image: bytes) -> Tokens:
-        """The token that stands for an image.
+    def tokens(self, image: bytes, objects: Sequence[float] | None = None) -> Tokens:
+        """The token that stands for an image; `objects` are what the corpus says is in it, where a task asks.
 
         Raises:
             BadImageError: it is none that a teacher can be shown.
         """
         self.pictures.decoded(image)
+        return self.token()
+
+    @staticmethod
+    def token() -> Tokens:
+        """The same of an image that was looked at."""
         one = np.full(1, IMAGE_TOKEN, np.int32)
         return Tokens(one, np.zeros_like(one), np.zeros(1, np.bool_), np.ones(1, np.bool_))
 
@@ -91,7 +96,8 @@ class Views:
         return Asked(tokens.ids, window.positions)
 
 
-def _check(config: Any, processor: Any, settings: Settings) -> None:
+def check_views(config: Any, processor: Any, settings: Settings, inputs: Collection[list[str]]) -> None:
+    """Raises a `UsageError` where views make no sense, or a processor gives other inputs than these."""
     try:
         names = parse_augment(str(settings["augment"]))
     except ValueError as error:
@@ -101,12 +107,16 @@ def _check(config: Any, processor: Any, settings: Settings) -> None:
             "--views and --augment go together: the first view is the image itself, and others are augmented",
             got=f"--views {settings['views']} --augment {settings['augment']!r}",
         )
-    if list(getattr(processor, "model_input_names", [])) != ["pixel_values"]:
+    if list(getattr(processor, "model_input_names", [])) not in inputs:
         raise UsageError(
             f"{model_name(config)} is asked for more than pixels, or its processor is none of images alone",
             got=", ".join(getattr(processor, "model_input_names", [])) or type(processor).__name__,
-            do="Use a classifier whose image processor gives pixel_values",
+            do="Use a model whose image processor gives pixel_values",
         )
+
+
+def _check(config: Any, processor: Any, settings: Settings) -> None:
+    check_views(config, processor, settings, inputs=(["pixel_values"],))
 
 
 def _at_positions(output: Any, rows: Tensor, tokens: Tensor) -> Tensor:

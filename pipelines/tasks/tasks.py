@@ -8,6 +8,7 @@ from pipelines.tasks import (
     image_classification,
     image_feature_extraction,
     masked_lm,
+    object_detection,
     pair_score,
     question_answering,
     seq2seq_lm,
@@ -27,4 +28,5 @@ TEACHER_TASKS: dict[str, TeacherTask] = {
     "seq2seq-lm": seq2seq_lm.TASK,
     "image-classification": image_classification.TASK,
     "image-feature-extraction": image_feature_extraction.TASK,
+    "object-detection": object_detection.TASK,
 }

@@ -16,7 +16,7 @@ from pipelines.tasks.windows import Tokens, Window
 from schemas.errors import UsageError
 from schemas.model_heads import body_of, has_transform, headless
 from schemas.spec import Spec
-from schemas.task import SettingValue
+from schemas.task import Score, SettingValue
 
 Settings = Mapping[str, SettingValue]
 """A task's settings, every one of them."""
@@ -72,7 +72,8 @@ class TeacherTask:
     at_positions: Callable[
         [Any, Int[torch.Tensor, " N"], Int[torch.Tensor, " N"]], Float[torch.Tensor, "N _"]
     ]
-    """From the body's output, rows and tokens of positions: what the head is given, else logits."""
+    """From the body's output, rows and tokens of positions: what the head is given, else logits, and behind them a box
+    where positions have one."""
     scores: Callable[[Any], torch.Tensor] = lambda output: output.logits
     """From a plain forward's output: `[B, S, V]` of tokens, else of whole texts `[B, V]`, or `[B, P, S]` of P positions
     over a text's own tokens."""
@@ -96,6 +97,8 @@ class TeacherTask:
     """How wide that is, from the states' width; raises UsageError where the settings ask for more."""
     defaults: Callable[[str, Settings], Defaults] = lambda folder, given: Defaults()
     """From the teacher's folder and the settings that were given; raises UsageError where it cannot be served."""
+    score: Callable[[Any], Score] | None = None
+    """What a teacher's scores are, from its config; None: as its `problem_type` says."""
     unused: tuple[str, ...] = ()
     """Words in the names of weights that have no part in any answer, so that a checkpoint may lack them."""
 

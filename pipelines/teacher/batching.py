@@ -190,7 +190,7 @@ def _labels(examples: Sequence[Example], ids: Ragged, rows: Array, tokens: Array
         known = np.array([example.gold_ids is not None for example in examples])
         gold[known[rows]] = np.frombuffer(b"".join(example.gold_ids or b"" for example in examples), np.int32)
         return gold
-    if spec.score != "softmax":
+    if spec.score != "softmax" or spec.kind.has_boxes:
         return np.full(len(rows), -1, np.int64)
     return np.array([e.label if isinstance(e.label, int) else -1 for e in examples], np.int64)
 

@@ -16,8 +16,8 @@ from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.tasks.teacher_task import Settings, model_name
 from pipelines.teacher.calls import MODEL_ERRORS
 from schemas.errors import UsageError
-from schemas.task import Task
-from schemas.tasks import TASKS
+from schemas.task import Score, Task
+from schemas.tasks import NO_OBJECT, TASKS
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "decoder_layers", "encoder_layers")
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "hidden_dim", "emb_dim", "model_dim")
@@ -97,8 +97,8 @@ def usable_length(config: Any) -> int | None:
     return found
 
 
-def scored_width(task: Task, config: Any, max_length: int) -> int:
-    """V: ids of the vocabulary, or classes, or the tokens of a text; 0 where nothing is scored.
+def scored_width(task: Task, config: Any, max_length: int, score: Score) -> int:
+    """V: ids of the vocabulary, or classes (and no object), or the tokens of a text; 0 where nothing is scored.
 
     Raises:
         UsageError: the config does not say.
@@ -107,7 +107,7 @@ def scored_width(task: Task, config: Any, max_length: int) -> int:
         return 0
     if task.has_vocabulary:
         return _first(config, ("vocab_size",), "how many ids its vocabulary has")
-    return max_length if task.classes_are_tokens else int(config.num_labels)
+    return max_length if task.classes_are_tokens else len(label_names(task, config, score))
 
 
 def refuse_unfit(
@@ -189,6 +189,9 @@ def _first(config: Any, names: tuple[str, ...], what: str) -> int:
     return found
 
 
-def label_names(config: Any) -> tuple[str, ...]:
-    """The name of each class, in order."""
-    return tuple(str(config.id2label.get(index, f"LABEL_{index}")) for index in range(config.num_labels))
+def label_names(task: Task, config: Any, score: Score) -> tuple[str, ...]:
+    """The name of each class, in order; of a detector with a softmax that of no object, too. None without classes."""
+    if not task.has_named_classes:
+        return ()
+    named = tuple(str(config.id2label.get(index, f"LABEL_{index}")) for index in range(config.num_labels))
+    return (*named, NO_OBJECT) if task.has_boxes and score == "softmax" else named

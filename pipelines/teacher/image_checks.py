@@ -16,6 +16,7 @@ import torch
 
 from pipelines.keep.select import num_uniforms
 from pipelines.tasks.image_classification import IMAGE_TOKEN
+from pipelines.tasks.object_detection import answers
 from pipelines.tasks.tasks import TEACHER_TASKS
 from pipelines.teacher.batch_independence import apart
 from pipelines.teacher.calls import MODEL_ERRORS, told
@@ -89,12 +90,30 @@ def plain_image(teacher: Teacher, pixels: torch.Tensor) -> Said:
 def _scores(teacher: Teacher, output: Any) -> torch.Tensor:
     if not teacher.spec.kind.has_positions:
         return torch.zeros(0, 0)
+    if teacher.spec.kind.has_boxes:
+        return _boxed(teacher, output)
     logits, expected = getattr(output, "logits", None), (1, teacher.spec.vocab_size)
     if not isinstance(logits, torch.Tensor) or logits.shape != expected:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
         name = type(teacher.model).__name__
         raise TeacherError(f"{name} gives no scores of classes", expected=expected, got=got)
     return logits.float().clone()
+
+
+def _boxed(teacher: Teacher, output: Any) -> torch.Tensor:
+    """Scores and box of each query."""
+    queries, width = teacher.spec.kind.text_positions, teacher.spec.vocab_size
+    expected = ((1, queries, width), (1, queries, 4))
+    found = tuple(getattr(output, name, None) for name in ("logits", "pred_boxes"))
+    got = tuple(tuple(one.shape) if isinstance(one, torch.Tensor) else None for one in found)
+    if got != expected:
+        raise TeacherError(
+            f"{type(teacher.model).__name__} gives other scores and boxes than its type has",
+            expected=expected,
+            got=got,
+            do="Say --score sigmoid for a head without a class for no object, --score softmax for one with it",
+        )
+    return answers(output)[0].clone()
 
 
 def _features(
@@ -129,8 +148,9 @@ def _difference(teacher: Teacher, images: torch.Tensor, truths: list[Said]) -> s
             logits, features = teacher.said(image_batch(teacher, images[start : start + size]))
         except MODEL_ERRORS as error:
             return f"{type(error).__name__}: {one_line(error)}"
+        each = len(logits) // size
         for row in range(size):
-            own = logits[row : row + 1] if len(logits) else logits
+            own = logits[row * each : (row + 1) * each]
             ours = (own, tuple(feature[row : row + 1] for feature in features))
             if found := apart(ours, truths[start + row], teacher.model.dtype):
                 return f"{found}, of an image among {size}"
@@ -139,14 +159,15 @@ def _difference(teacher: Teacher, images: torch.Tensor, truths: list[Said]) -> s
 
 def image_batch(teacher: Teacher, images: torch.Tensor) -> Batch:
     """A batch of images, without labels."""
-    rows = torch.arange(len(images) if teacher.spec.kind.has_positions else 0)
+    each = teacher.spec.kind.text_positions if teacher.spec.kind.has_positions else 0
+    rows = torch.arange(len(images)).repeat_interleave(each)
     ids = torch.full((len(images), 1), IMAGE_TOKEN)
     return Batch(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         token_type_ids=None,
         position_rows=rows,
-        position_tokens=torch.zeros_like(rows),
+        position_tokens=torch.arange(each).repeat(len(images)),
         labels=torch.full_like(rows, -1),
         uniforms=torch.zeros(len(rows), num_uniforms(teacher.spec.keep), dtype=torch.float64),
         pixel_values=images,

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 
-from pipelines.engine.device_assignment import claim_number
 from pipelines.keep.classes import only, within_classes
 from pipelines.keep.select import Selected, concatenate, select
 from pipelines.tasks.tasks import TEACHER_TASKS
@@ -20,7 +19,6 @@ from pipelines.teacher.carried_state import Carried, put_back
 from pipelines.teacher.heads import Head
 from pipelines.teacher.logit_memory import LogitMemory
 from schemas.decoder_inputs import IGNORED, decoder_inputs
-from schemas.errors import UsageError
 from schemas.features import Pooling
 from schemas.images import Pictures, image_tokens
 from schemas.spec import Spec
@@ -101,6 +99,8 @@ class Answer(NamedTuple):
     """One a declared feature."""
     finite: Bool[torch.Tensor, " E"]
     """Whether all that was said about an example is finite."""
+    boxes: Float[torch.Tensor, "N 4"] | None = None
+    """Where positions have boxes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class Teacher:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Iterator[torch.Tensor]:
         """float32 logits of a batch's positions, in chunks `[n, V]`, on the teacher's device."""
-        given, _ = self._given(batch)
+        given, _ = self._apart(self._given(batch)[0])
         yield from self._logits(torch.split(given, self._chunk_positions))
 
     @torch.inference_mode()
@@ -152,6 +152,7 @@ class Teacher:
             targets = targets.clamp_max(self.embedded - 1)
         ids = batch.input_ids.masked_fill(batch.input_ids >= self.embedded, self.pad_id)
         given, features = self._given(batch._replace(input_ids=ids, target_ids=targets))
+        given, boxes = self._apart(given)
         bad = beyond.to(self.device)
         for feature in features:
             bad |= ~feature.isfinite().all(1)
@@ -162,6 +163,7 @@ class Teacher:
             fine &= selected.logprobs.isfinite().all(1)
         else:
             fine = given.isfinite().all(1)
+        fine = fine if boxes is None else fine & boxes.isfinite().all(1)
         bad[batch.position_rows.to(self.device)[~fine]] = True
         if batch.owners is not None:
             owners = batch.owners.to(self.device)
@@ -171,11 +173,19 @@ class Teacher:
             logits=None if selected is not None else given.float().cpu(),
             features=tuple(feature.cpu() for feature in features),
             finite=(~bad).cpu(),
+            boxes=None if boxes is None else boxes.float().cpu(),
         )
+
+    def _apart(self, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores and boxes of positions, where these have boxes."""
+        if not self.spec.kind.has_boxes:
+            return given, None
+        return given[:, : self.spec.vocab_size], given[:, self.spec.vocab_size :]
 
     @torch.inference_mode()
     def said(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """float32 logits `[N, V]` and pooled features of a few positions, for checks: as a batch, or an error."""
+        """float32 logits `[N, V]`, with boxes behind them, and pooled features of a few positions, for checks: as a
+        batch, or an error."""
         given, features = self._forward(batch)
         return given.float().clone() if self.head is None else self.head.logits(given), features
 
@@ -255,24 +265,6 @@ class Teacher:
             for chunk in chunks:
                 yield self.head.logits(chunk, out=held[: len(chunk)])
             self.memory.give_back(held)
-
-
-def pick_device(wanted: str) -> torch.device:
-    """`auto` takes an accelerator where there is one; `cuda` insists.
-
-    Raises:
-        UsageError: there is no such device.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device", do="Say --device cpu, or auto")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def own_device(device: torch.device, run: str) -> torch.device:
-    """This process's device: worker i of a run takes `cuda:i`, modulo the devices there are."""
-    if device.type != "cuda" or torch.cuda.device_count() == 1:
-        return device
-    return torch.device("cuda", claim_number(run) % torch.cuda.device_count())
 
 
 def pool(states: torch.Tensor, batch: Batch, pooling: Pooling) -> Float[torch.Tensor, "B D"]:

@@ -21,11 +21,12 @@ from pipelines.teacher.batch_independence import settled
 from pipelines.teacher.batching import every_token
 from pipelines.teacher.calls import MODEL_ERRORS, told
 from pipelines.teacher.config_shapes import refuse_unfit, text_config
+from pipelines.teacher.devices import pick_device
 from pipelines.teacher.generate import refuse_mute
 from pipelines.teacher.heads import Head, compare_with_forward
 from pipelines.teacher.image_checks import settled_images
 from pipelines.teacher.load import load_model, open_tokenizer
-from pipelines.teacher.model import Batch, Batching, Teacher, pick_device
+from pipelines.teacher.model import Batch, Batching, Teacher
 from schemas.errors import TeacherError, one_line
 from schemas.images import Pictures
 from schemas.model_heads import body_of

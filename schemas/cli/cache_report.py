@@ -19,7 +19,7 @@ from schemas.cache import Cache
 from schemas.cli.vocabulary import id_texts, token_texts
 from schemas.errors import REPAIR
 from schemas.limits import told
-from schemas.rows.columns import IMAGE
+from schemas.rows.columns import BOXES, IMAGE, OBJECT_BOXES, OBJECT_CLASSES
 from schemas.rows.entries import Entries, entries_of
 from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
@@ -154,7 +154,16 @@ def _scored(row: Rows, inputs: Mapping[int, str], scores: Mapping[int, str], top
         told = {name: {"first": v[:top].tolist(), "length": float(np.linalg.norm(v))} for name, v in features}
         return {"positions": [], "features": told}
     softmax = row.spec.score == "softmax"
-    return {"positions": list(_kept(row, inputs, scores, top) if softmax else _logits(row, scores))}
+    positions = list(_kept(row, inputs, scores, top) if softmax else _logits(row, scores))
+    if not row.spec.kind.has_boxes:
+        return {"positions": positions}
+    boxes = row.ragged(BOXES).values.reshape(-1, 4).tolist()
+    classes = row.ragged(OBJECT_CLASSES)
+    places = row.ragged(OBJECT_BOXES).values.reshape(-1, 4).tolist()
+    pairs = zip(classes.values.tolist(), places, strict=True)
+    objects = [{**_named(own, scores), "box": box} for own, box in pairs] if classes.validity[0] else None
+    boxed = [{**one, "box": box} for one, box in zip(positions, boxes, strict=True)]
+    return {"positions": boxed, "objects": objects}
 
 
 def _kept(

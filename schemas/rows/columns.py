@@ -27,6 +27,17 @@ CODES = ("kept_codes", "sampled_codes", "top_codes", "entropy_codes", "gold_code
 """Columns whose values are steps, clamped where they do not fit."""
 IMAGE = "image"
 """The column of an image's bytes, as they were in the corpus."""
+BOXES, OBJECT_CLASSES, OBJECT_BOXES = "boxes", "object_classes", "object_boxes"
+"""Four numbers a position, and the corpus's objects: a class and four numbers each. A box is its centre, width and
+height, as shares of the image's width and height."""
+MAX_OBJECTS = 2048
+"""Of an image."""
+BOX_COLUMNS = {
+    BOXES: ("positions", 4),
+    OBJECT_CLASSES: ("examples", MAX_OBJECTS),
+    OBJECT_BOXES: ("examples", 4 * MAX_OBJECTS),
+}
+"""How many values each has at most, of what."""
 
 _SPLIT, _DICTIONARY, _PLAIN = "BYTE_STREAM_SPLIT", "RLE_DICTIONARY", "PLAIN"
 
@@ -166,7 +177,7 @@ def _position_columns(spec: Spec) -> list[Column]:
         return [places]
     if spec.score != "softmax":
         labels = Column("labels", floats, _SPLIT, nullable=True)
-        return [places, labels, Column("logits", floats, _SPLIT)]
+        return [places, labels, Column("logits", floats, _SPLIT), *_box_columns(spec)]
     optional = [
         (spec.is_sampling, Column("num_sampled", ids, _SPLIT)),
         (spec.is_sampling, Column("sampled_gaps", ids, _SPLIT)),
@@ -185,7 +196,17 @@ def _position_columns(spec: Spec) -> list[Column]:
         Column("kept_codes", codes, _SPLIT),
         Column("top_codes", codes, _SPLIT),
         *(column for wanted, column in optional if wanted),
+        *_box_columns(spec),
     ]
+
+
+def _box_columns(spec: Spec) -> list[Column]:
+    """What a detector says beside its scores, and what the corpus says is there; null where it says nothing."""
+    if not spec.kind.has_boxes:
+        return []
+    floats = _list_of(pa.float32())
+    classes = Column(OBJECT_CLASSES, _list_of(pa.int32()), _DICTIONARY, nullable=True)
+    return [Column(BOXES, floats, _SPLIT), classes, Column(OBJECT_BOXES, floats, _SPLIT, nullable=True)]
 
 
 def _feature_columns(spec: Spec) -> list[Column]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from schemas.errors import REPAIR, CorruptionError
+from schemas.rows.columns import BOXES, OBJECT_BOXES, OBJECT_CLASSES
 from schemas.rows.ragged import Array
 from schemas.spec import Spec
 
@@ -19,6 +20,10 @@ def expected_lengths(spec: Spec, data: Mapping[str, Any], positions: Array) -> d
         expected |= _of_entries(spec, data, positions)
     elif spec.kind.has_positions:
         expected |= dict.fromkeys(("labels", "logits"), positions * spec.vocab_size)
+    if spec.kind.has_boxes:
+        expected[BOXES] = 4 * positions
+        if OBJECT_CLASSES in data:
+            expected[OBJECT_BOXES] = 4 * data[OBJECT_CLASSES].lengths
     for feature in spec.features:
         expected[feature.column] = np.full(len(positions), feature.width)
     return {name: lengths for name, lengths in expected.items() if name in data}

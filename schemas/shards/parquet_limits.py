@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from schemas.errors import REPAIR, CorruptionError
 from schemas.limits import told
 from schemas.policies import KeepAll
-from schemas.rows.columns import Column, columns
+from schemas.rows.columns import BOX_COLUMNS, Column, columns
 from schemas.rows.parquet_thrift import NoThriftError, parse_struct
 from schemas.shards.seal import RowGroup
 from schemas.spec import Spec
@@ -235,6 +235,7 @@ def _expected(column: Column, spec: Spec) -> _Expected:
         of = "entries"
     if column.name == "logsumexp":
         of, times = "positions", len(spec.temperatures)
+    of, times = BOX_COLUMNS.get(column.name, (of, times))
     return _Expected(column, column.path, _PHYSICAL.get(str(leaf), "INT32"), of, times)
 
 

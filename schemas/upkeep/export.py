@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow as pa
 from schemas.cache import Cache
 from schemas.errors import UsageError
 from schemas.features import Feature
-from schemas.rows.columns import IMAGE
+from schemas.rows.columns import BOXES, IMAGE, OBJECT_BOXES, OBJECT_CLASSES
 from schemas.rows.entries import Entries, entries_of
 from schemas.rows.ragged import Array, Ragged, offsets_of
 from schemas.rows.rows import Rows
@@ -113,6 +113,9 @@ def export_schema(spec: Spec) -> pa.Schema:
         (softmax and "gold" in spec.scalars, "gold_logprob", floats),
         (softmax and "word_start" in spec.scalars, "word_start_logprob", floats),
         (spec.kind.has_positions and not softmax, "logits", raw),
+        (spec.kind.has_boxes, BOXES, raw),
+        (spec.kind.has_boxes, OBJECT_CLASSES, ids),
+        (spec.kind.has_boxes, OBJECT_BOXES, raw),
         *((True, feature.column, floats) for feature in spec.features),
     ]
     fields = [("example_id", pa.string()), ("document_hash", pa.string())]
@@ -137,6 +140,8 @@ def _columns(rows: Rows) -> dict[str, Callable[[], pa.Array]]:
         IMAGE: lambda: pa.array(rows.array(IMAGE), pa.binary()),
         "position_index": lambda: _nested(rows.position_index(), rows.position_offsets),
         **{f.column: partial(_feature, rows, f) for f in rows.spec.features},
+        **{name: partial(_fours, rows.ragged(name)) for name in (BOXES, OBJECT_BOXES) if name in rows.data},
+        OBJECT_CLASSES: lambda: _lists(rows.ragged(OBJECT_CLASSES)),
         **(_of_entries(rows) if rows.spec.score == "softmax" else _of_logits(rows)),
     }
 
@@ -154,6 +159,12 @@ def _of_entries(rows: Rows) -> dict[str, Callable[[], pa.Array]]:
         "gold_logprob": lambda: _lists(rows.gold_logprob()),
         "word_start_logprob": lambda: _nested(rows.word_start_logprob(), rows.position_offsets),
     }
+
+
+def _fours(column: Ragged) -> pa.Array:
+    """Of each row, a list a box."""
+    inner = _nested(column.values, np.arange(0, len(column.values) + 1, 4))
+    return _lists(replace(column, values=np.arange(len(inner)), offsets=column.offsets // 4), inner)
 
 
 def _of_logits(rows: Rows) -> dict[str, Callable[[], pa.Array]]:

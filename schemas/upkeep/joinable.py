@@ -19,6 +19,8 @@ def refuse_unlike(first: Header, other: Header, where: str) -> None:
     lines += _tokenizers(first, other)
     if not first.spec.kind.has_positions:
         lines.append(f"--task {first.spec.task} has no distributions")
+    if first.spec.kind.has_boxes:
+        lines.append("one detector's positions are not another's")
     if lines:
         raise UsageError(
             "two caches cannot be joined: they differ",

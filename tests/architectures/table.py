@@ -33,7 +33,8 @@ Encoders that are causal language models too were tried with `is_decoder` (`caus
 Teachers of the other tasks are compared with plain forwards in the tests of these tasks, a few families each:
 token-classification BERT, RoBERTa, DistilBERT; question-answering these and ELECTRA; pair-score BERT, RoBERTa,
 DistilBERT; feature-extraction BERT, RoBERTa, MPNet, Llama; seq2seq-lm T5, BART, Marian, M2M100, mBART;
-image-classification ViT, ConvNeXt, ResNet, MobileNetV2, and timm's ViT; image-feature-extraction the first four.
+image-classification ViT, ConvNeXt, ResNet, MobileNetV2, and timm's ViT; image-feature-extraction the first four;
+object-detection YOLOS, DETR, Table Transformer, Conditional DETR, Deformable DETR, RT-DETR, D-FINE.
 """
 _HEAD = "| model type | class | teacher | student |\n|---|---|---|---|\n"
 _ROW = re.compile(r"\| `([^`]+)` \| `[^`]+` \| (.*) \| (.*) \|")

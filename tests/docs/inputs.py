@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+from tests.detectors import detected
 from tests.docs.blocks import ROOT
 from tests.images import image_teacher, images, write_parquet
 from tests.pipelines import models
@@ -210,6 +211,11 @@ def pictures_narrow(here):
     (here / "student.json").write_text(json.dumps({**config, "hidden_size": 8}))
 
 
+def detections(here):
+    detected(here, 24)
+    shutil.copy(here / "detector" / "config.json", here / "student.json")
+
+
 PAGES = {
     "README.md": (None, readme),
     "docs/another-tokenizer.md": (other_tokenizer,),
@@ -225,6 +231,7 @@ PAGES = {
     "docs/tasks/feature-extraction.md": (embeddings,),
     "docs/tasks/image-classification.md": (pictures,),
     "docs/tasks/image-feature-extraction.md": (pictures_narrow, None),
+    "docs/tasks/object-detection.md": (detections, None),
     "docs/tasks/pair-score.md": (rankings,),
     "docs/tasks/question-answering.md": (answers,),
     "docs/tasks/seq2seq-lm.md": (translations,),

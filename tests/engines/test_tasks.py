@@ -6,6 +6,7 @@ import json
 import pytest
 
 from schemas import Cache
+from tests.detectors import detector, scenes, write_scenes
 from tests.engines.jobs import precompute
 from tests.engines.servers import engine
 from tests.images import image_teacher, images, write_parquet
@@ -73,6 +74,12 @@ def embedded_pictures(place):
     return path, teacher, {**flags, "label_field": None, "keep": None, "features": "mean:-1"}
 
 
+def detections(place):
+    path = write_scenes(place / "c.parquet", scenes(12))
+    flags = {"image_field": "image", "label_field": "objects", "max_length": None, "unit_tokens": 3}
+    return path, detector(place / "t"), flags
+
+
 def masks(place):
     path = write_jsonl(place / "c.jsonl", [{"text": text} for text in TEXTS])
     return path, masked_teacher(place / "t"), {"views": 2}
@@ -86,6 +93,7 @@ TASKS = {
     "feature-extraction": embeddings,
     "image-classification": pictures,
     "image-feature-extraction": embedded_pictures,
+    "object-detection": detections,
     "masked-lm": masks,
 }
 

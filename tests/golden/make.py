@@ -45,6 +45,7 @@ GOLDEN = {
         "v1-seq2seq-lm": ("sources",),
         "v1-image-classification": ("images",),
         "v1-image-feature-extraction": ("image_embeddings",),
+        "v1-object-detection": ("boxes", "boxes_sigmoid"),
     }.items()
     for name in names
 }
@@ -92,7 +93,7 @@ def _row(row: Rows) -> dict[str, object]:
         "text_pair",
     )
     single += ("context_start", "context_end", "has_answer")
-    lists = ("input_ids", "token_type_ids", "labels")
+    lists = ("input_ids", "token_type_ids", "labels", "boxes", "object_classes", "object_boxes")
     return {
         **{name: row.array(name)[0].tobytes().hex() for name in hashes},
         **{name: row.array(name).tolist()[0] for name in single if name in row.data},

@@ -24,6 +24,7 @@ FROZEN = {
     "v1-pair-score": "717eda7a02707960bc094c73ce323bd76f34b9de75204b83ab9c3c085a915007",
     "v1-image-classification": "34c218bfd83ead3730957a1387197517244776ae9a9017ffee71250dc95b0697",
     "v1-image-feature-extraction": "b5584fe37232ed0cf2e3f762ee676bf3176ab5284396d3ca4d19d8998a058453",
+    "v1-object-detection": "a6cebf6224fee89c945390c4b31db8c88f61b962ef8a43996b8e36112591a8cb",
     "v1-seq2seq-lm": "03d2eb33be0b229b0536aee11b0e04fdcaba7fa9240f9219269cb159934aadaa",
 }
 """A hash over every file of a version's golden caches."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from schemas.images import image_tokens
 from schemas.rows.ragged import Array
+from trainer.batches.detections import Detections
 from trainer.batches.packing import Packed
 from trainer.batches.tensors import mapped
 from trainer.losses.aligned_targets import AlignedTargets
@@ -53,6 +54,8 @@ class Batch:
     """Whether the student is given `features`, beside the tokens."""
     pixel_values: Float[Tensor, "R C H W"] | None = None
     """Where rows are images: what a student is given, and nothing else."""
+    detections: Detections | None = None
+    """Where positions have boxes."""
 
     @property
     def num_rows(self) -> int:

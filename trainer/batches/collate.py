@@ -21,6 +21,7 @@ from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
 from trainer.batches.aligned import LIKELIHOOD, StackedAligned, aligned_targets, has_entries
 from trainer.batches.batch import Batch
+from trainer.batches.detections import detections_of
 from trainer.batches.embeddings import refuse_beyond
 from trainer.batches.entries import (
     BATCH_COLUMNS,
@@ -138,6 +139,7 @@ class Collation:
             "example_keys": torch.split(example_keys(together), sizes),
             "features": zip(*columns, strict=True) if features else [()] * len(sizes),
             "pixel_values": nothing if images is None else torch.split(images, sizes),
+            "detections": detections_of(together, sizes),
         }
         alike: dict[str, Any] = {"temperature": self.temperature, "reads_features": self.reads_features}
         told = targets.cuts(positions.tolist(), sizes)

@@ -16,7 +16,7 @@ import numpy as np
 from schemas.policies import Sampled, Threshold
 from schemas.rows import kernels
 from schemas.rows.blocks import arrays
-from schemas.rows.columns import IMAGE
+from schemas.rows.columns import BOX_COLUMNS, IMAGE
 from schemas.rows.entries import entries_of
 from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
@@ -33,7 +33,7 @@ BATCH_COLUMNS = frozenset(
         *("example_id", "input_ids", "token_type_ids", "position_index", "labels", "logits", "num_kept"),
         *("kept_ids", "kept_codes", "top_codes", "num_sampled", "sampled_ids", "sampled_counts"),
         *("sampled_codes", "entropy_codes", "logsumexp", SOURCE_TOKENS, *CLASS_COLUMNS),
-        *(IMAGE, VIEW_INDEX.name),
+        *(IMAGE, VIEW_INDEX.name, *BOX_COLUMNS),
     ]
 )
 """What of a row a batch is made from, beside the features that are asked for, or an error tells."""

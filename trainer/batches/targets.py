@@ -19,6 +19,7 @@ from torch import Tensor
 
 from schemas.rows import kernels
 from schemas.rows.classes import bounds, class_mask
+from schemas.rows.columns import OBJECT_CLASSES
 from schemas.rows.entries import softened
 from schemas.rows.ragged import Array, offsets_of
 from schemas.rows.rows import Rows
@@ -169,7 +170,12 @@ def _logits(rows: Rows, logprobs: Tensor, counts: Array) -> Tensor | None:
 
 
 def gold_ids(rows: Rows) -> Int64[np.ndarray, " N"]:
-    """The gold id, or class, of each position; `NO_LABEL` in rows without."""
+    """The gold id, or class, of each position; `NO_LABEL` in rows without. Where rows have objects, no object, until
+    a student's queries are matched with them."""
+    if rows.spec.kind.has_boxes:
+        known = np.repeat(rows.ragged(OBJECT_CLASSES).validity, np.diff(rows.position_offsets))
+        nothing: Array = np.where(known, rows.spec.vocab_size - 1, NO_LABEL)
+        return nothing
     labels = rows.gold_ids()
     if labels.valid is None:
         found: Array = labels.values.astype(np.int64)
@@ -190,7 +196,10 @@ def dense_targets(rows: Rows) -> DenseTargets:
     shape = (int(offsets[-1]), rows.spec.vocab_size)
     labelled = np.repeat(labels.validity, np.diff(offsets))
     gold = np.zeros(shape, np.float32)
-    gold[labelled] = labels.values.reshape(-1, shape[1])
+    if rows.spec.kind.has_boxes:
+        labelled = np.repeat(rows.ragged(OBJECT_CLASSES).validity, np.diff(offsets))
+    else:
+        gold[labelled] = labels.values.reshape(-1, shape[1])
     return DenseTargets(
         logits=torch.from_numpy(rows.ragged("logits").values.reshape(shape).copy()),
         gold=torch.from_numpy(gold),

@@ -32,7 +32,7 @@ FOLDER, FILE = "onnx", "model.onnx"
 CHECKED_ROWS = 256
 _TOLERANCE = 1e-3
 """Of the largest number that torch gives."""
-_OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
+_OUTPUTS = ("logits", "pred_boxes", "start_logits", "end_logits", "last_hidden_state")
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _INSIDE = 2**30
 """Bytes of weights up to which they stand in the file itself: a protobuf holds two GiB."""

@@ -23,6 +23,7 @@ from schemas.errors import StudentError
 from schemas.spec import Spec
 from schemas.task import Score
 from trainer.losses.aligned_targets import AlignedScores
+from trainer.losses.matching import Boxes
 from trainer.losses.scores import DenseScores, Scores
 
 Value = float | str
@@ -189,6 +190,7 @@ class Pooled(NamedTuple):
 SoftmaxTerm = Callable[[Scores, Settings], Float[Tensor, " N"]]
 DenseTerm = Callable[[DenseScores, Settings], Float[Tensor, " N"]]
 AlignedTerm = Callable[[AlignedScores, Settings], Float[Tensor, " _"]]
+BoxTerm = Callable[[Boxes, Settings], Float[Tensor, " B"]]
 PooledTerm = Callable[[Pooled, Settings], Float[Tensor, " B"]]
 CUTS = Parameter(default=NONE, low=1.0, high=65536.0, several=True)
 
@@ -227,6 +229,8 @@ class Loss:
     aligned: AlignedTerm | None = None
     """Of a student of another tokenizer: of each chunk, or of each of its own tokens."""
     pooled: PooledTerm | None = None
+    boxes: BoxTerm | None = None
+    """Of a detector's student, whose queries are matched with what they are to be."""
     module: Callable[[list[int], list[int], int], nn.Module] | None = None
     """What is learned beside the student, from the student's and the teacher's widths and the teacher's V; it is saved
     with the projections."""

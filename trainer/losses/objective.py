@@ -142,7 +142,7 @@ class Objective:
     @property
     def head_losses(self) -> tuple[str, ...]:
         """Those that need the student's logits."""
-        return tuple(loss.name for loss in self.losses if loss.pooled is None)
+        return tuple(loss.name for loss in self.losses if not (loss.pooled or loss.boxes))
 
     @property
     def feature_losses(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trainer.losses import (
+    boxes,
     contrast,
     cross_tokenizer,
     decoupled,
@@ -31,6 +32,7 @@ FAMILIES = (
     features,
     relations,
     contrast,
+    boxes,
     cross_tokenizer,
     impossible,
 )

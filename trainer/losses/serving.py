@@ -36,7 +36,7 @@ EXACT_POLICIES = "--keep all, top_p:P,k=K or top_k:K"
 def refusal(asked: Asked) -> StudentError | None:
     """Why a cache cannot serve a loss, and what to do; None where it can."""
     loss, spec = asked.loss, asked.spec
-    has_meaning = loss.pooled is not None or loss.term(spec.score) is not None
+    has_meaning = bool(loss.pooled or loss.boxes or loss.term(spec.score))
     has_meaning |= loss.aligned is not None and spec.score == "softmax"
     if not has_meaning and loss.kind not in (ORIGIN, EVERY_TOKEN):
         return _meaningless(asked)

@@ -74,6 +74,11 @@ def of_features(_: Asked, __: int) -> str:
     return "as the cache stores features"
 
 
+def of_boxes(_: Asked, __: int) -> str:
+    """Of boxes."""
+    return "as the cache stores boxes, of queries that are matched in each step"
+
+
 def of_chunks(asked: Asked, _: int) -> str:
     """Of the text's own likelihood."""
     asks = "word_start" in asked.spec.scalars and float(asked.settings.get("word", 1)) < 1

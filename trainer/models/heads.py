@@ -86,6 +86,8 @@ class Ran(NamedTuple):
     logits: Float[Tensor, "B *S V"] | None = None
     """Of students whose head is no linear map over a vocabulary: of each text, or of each token, or of each of a text's
     positions."""
+    boxes: Float[Tensor, "B Q 4"] | None = None
+    """Of students that have a box for each position."""
 
 
 Inputs = Mapping[str, Any]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from schemas.errors import StudentError
+from schemas.rows.boxes import num_named
 from schemas.spec import Spec
 from schemas.task import Task
 from trainer.students.student import own_padding
@@ -102,7 +103,7 @@ def check_trainable(config: Any, task: Task, where: str) -> None:
         StudentError: an encoder-decoder where the task has no sources, or the other way round; quantised weights, or a
             router's loss.
     """
-    if getattr(config, "is_encoder_decoder", False) != task.has_source:
+    if getattr(config, "is_encoder_decoder", False) != task.has_source and not task.has_boxes:
         both = "an encoder-decoder", "a model that is no encoder-decoder"
         raise StudentError(
             f"{both[task.has_source]} cannot be a student of {task.name}",
@@ -151,20 +152,22 @@ def check_labels(config: Any, spec: Spec, where: str) -> None:
     """
     if not spec.kind.has_named_classes:
         return
-    if config.num_labels != spec.vocab_size:
+    number = num_named(spec)
+    if config.num_labels != number:
         raise StudentError(
             "the student has another number of classes than the cache",
             where=where,
-            expected=spec.vocab_size,
+            expected=number,
             got=config.num_labels,
         )
     names = tuple(str(config.id2label.get(index)) for index in range(config.num_labels))
     unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-    if spec.label_names and not unnamed and names != spec.label_names:
+    theirs = spec.label_names[:number]
+    if theirs and not unnamed and names != theirs:
         raise StudentError(
             "the student's classes are not the cache's",
             where=where,
-            expected=", ".join(spec.label_names),
+            expected=", ".join(theirs),
             got=", ".join(names),
         )
 

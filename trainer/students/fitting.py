@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from schemas.errors import StudentError
+from schemas.rows.boxes import num_named
 from schemas.spec import Spec
 from schemas.task import Task
 from trainer.students.compatibility import check_labels
@@ -75,10 +76,11 @@ def fit_config(config: Any, spec: Spec, tokenizer: Any) -> None:
     if task.has_named_classes:
         if is_trained_classifier(config, task):
             check_labels(config, spec, "student")
-        names = spec.label_names or tuple(f"LABEL_{index}" for index in range(spec.vocab_size))
+        number = num_named(spec)
+        names = spec.label_names[:number] or tuple(f"LABEL_{index}" for index in range(number))
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
-        if not task.predicts_tokens:
+        if not (task.predicts_tokens or task.has_boxes):
             config.problem_type = _PROBLEM_TYPES[spec.score]
     else:
         config.num_labels = task.text_positions  # of each token, a score for each position

@@ -88,7 +88,11 @@ def open_image_model(
     if given is not None:
         config = given.config
     else:
-        config = _scratch_config(name, pictures) if from_scratch else open_config(name)
+        config = (
+            _scratch_config(name, pictures, has_boxes=spec.kind.has_boxes)
+            if from_scratch
+            else open_config(name)
+        )
     check_trainable(config, spec.kind, name)
     fit_config(config, spec, None)
     set_seed(seed)
@@ -135,14 +139,14 @@ def _refuse_unserved(name: str, lora: Lora | None) -> None:
         raise UsageError("--lora is for models of text", do="Leave it out: the whole student is trained")
 
 
-def _scratch_config(path: str, pictures: Pictures) -> Any:
+def _scratch_config(path: str, pictures: Pictures, *, has_boxes: bool) -> Any:
     """The config of a JSON file, for images of the cache's shape where it names none.
 
     Raises:
         UsageError: no such file, not JSON, or not a config.
     """
     channels, height, width = pictures.shape
-    size = height if height == width else [height, width]
+    size = height if height == width and not has_boxes else [height, width]
     try:
         values: Mapping[str, Any] = json.loads(small_text(path, MOST_CONFIG_BYTES))
         refuse_code(values, path)
@@ -168,9 +172,11 @@ def try_image_student(model: Any, pictures: Pictures, spec: Spec, *, alone: bool
     model.eval()
     images = torch.randn(_TRIED, *pictures.shape, generator=torch.Generator().manual_seed(0))
     first = _scores(model, images[:1], spec)
-    expected = (1, spec.vocab_size)
-    if spec.kind.has_positions and first.shape != expected:
-        got = tuple(first.shape)
+    expected: tuple[int | str, ...] = (1, spec.vocab_size)
+    got: tuple[int | str, ...] = tuple(first.shape)
+    if spec.kind.has_boxes:
+        expected, got = (1, "queries", spec.vocab_size), (*got[:1], "queries", *got[2:])
+    if spec.kind.has_positions and got != expected:
         raise _refused(model, "gives no scores of the cache's classes", expected=expected, got=got)
     if not bool(torch.isfinite(first).all()):
         raise _refused(model, "gives answers that are not numbers")

@@ -36,14 +36,16 @@ class Student:
     """What it reads in place of texts, where it is one without a backbone."""
     pictures: Pictures | None = None
     """How the cache's images become what it is given; then `tokenizer` is the image processor."""
+    classes: int = 0
+    """V, where that is not what the config counts; 0 where it is."""
     reader: Reader | None = None
     """How it reads the cache's texts, where its tokenizer is another; None: as the teacher did."""
 
     @property
     def vocab_size(self) -> int:
         """V: the width of the head, or the number of classes; tokens, where these are the classes; 0 of embeddings."""
-        if not self.task.has_positions:
-            return 0
+        if self.classes or not self.task.has_positions:
+            return self.classes
         if self.task.has_vocabulary:
             return int(self.model.get_output_embeddings().weight.shape[0])
         return self.longest if self.task.classes_are_tokens else int(self.model.config.num_labels)

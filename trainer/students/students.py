@@ -217,7 +217,7 @@ def _reader(model: Any, tokenizer: Any, cache: Cache) -> Student:
 
 def _of_images(model: Any, pictures: Pictures, spec: Spec, embedder: Embedder | None) -> Student:
     student = Student(model=model, tokenizer=pictures.processor, task=spec.kind, longest=spec.max_length)
-    return replace(student, pictures=pictures, embedder=embedder)
+    return replace(student, pictures=pictures, embedder=embedder, classes=spec.vocab_size)
 
 
 def _open_adapted(folder: str, cache: Cache, *, alone: bool) -> Student:

@@ -7,6 +7,7 @@ model inside; it alone is saved as a model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from schemas.features import Feature
 from schemas.rows.ragged import Array
 from schemas.task import Score
 from trainer.batches.batch import Batch
+from trainer.batches.detections import placed
 from trainer.losses.aligned_targets import AlignedTargets
 from trainer.losses.buffers import Buffers
 from trainer.losses.fused import fused_loss
 from trainer.losses.loss import Bank, Pooled
+from trainer.losses.matching import Boxes
 from trainer.losses.objective import Objective, aligned_losses, position_losses
 from trainer.losses.targets import SparseTargets, mean_outputs
 from trainer.models.embeddings import Embedder
@@ -120,7 +123,12 @@ class Distiller(nn.Module):
     def _parts(self, batch: Batch, totals: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Each term with its weight and without."""
         ran = self.task.run(self.student, batch.model_inputs, self.layers, self.last_layer)
+        boxes = None
+        if ran.boxes is not None:
+            batch, boxes, totals = matched_batch(batch, ran, totals)
         parts = self._head_terms(batch, ran, totals)
+        if boxes is not None:
+            parts |= self._box_terms(boxes, totals)
         if self.on_logits is not None and not self.training:
             self.on_logits(self._logits(batch, ran))
         return parts | self._feature_terms(batch, [batch.by_example(s) for s in ran.states], totals)
@@ -211,6 +219,15 @@ class Distiller(nn.Module):
             found[name] = (self._weight(name) * term, term)
         return found
 
+    def _box_terms(self, boxes: Boxes, totals: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        found = {}
+        for loss in (loss for loss in self.objective.losses if loss.boxes is not None):
+            assert loss.boxes is not None
+            term = loss.boxes(boxes, self.objective.settings_of(loss.name)).sum()
+            term = term / totals[self.objective.divisor(loss.name)]
+            found[loss.name] = (self._weight(loss.name) * term, term)
+        return found
+
     def _outputs(self, batch: Batch) -> Tensor:
         """What the teacher says of each example, `[B, V]`."""
         assert not isinstance(batch.targets, AlignedTargets)  # the student was refused else
@@ -235,6 +252,16 @@ class Distiller(nn.Module):
             for trained in (False, True)
         )
         return (4 * every + 2 * trained) * (batch.num_rows if batch.reads_features else batch.padded_tokens)
+
+
+def matched_batch(batch: Batch, ran: Ran, totals: Tensor) -> tuple[Batch, Boxes, Tensor]:
+    """A batch whose positions are the student's queries, its boxes, and totals of as many positions."""
+    assert ran.boxes is not None
+    assert ran.logits is not None
+    fields, boxes = placed(batch, ran.logits, ran.boxes)
+    found: Batch = replace(batch, **fields)
+    share = len(found.row) / max(1, len(batch.row))
+    return found, boxes, totals * totals.new_tensor([share, share, 1.0], dtype=torch.float32)
 
 
 class _Terms:

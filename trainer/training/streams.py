@@ -222,7 +222,8 @@ def _check_first(side: Side, training: Replay, cache: int, *, needs_labels: bool
     """What the first row group tells: ids beyond the student, and that `ce` without labels would be silently zero."""
     rows = side.read(training.order.some_group(cache))
     training.collation.check(rows)
-    if needs_labels and not rows.ragged("labels").validity.any() and rows.spec.kind.reads_labels:
+    labels = "object_classes" if rows.spec.kind.has_boxes else "labels"
+    if needs_labels and not rows.ragged(labels).validity.any() and rows.spec.kind.reads_labels:
         raise StudentError(
             "the ce loss needs labels, and the cache's first rows have none",
             where=side.cache.storage.root,

@@ -16,7 +16,7 @@ from pipelines.engine import device_assignment, processes
 from pipelines.engine.beam_options import parse_beam_options
 from pipelines.engine.processes import refuse_workers, threads_each
 from pipelines.progress import PROGRESS
-from pipelines.teacher.model import own_device
+from pipelines.teacher.devices import own_device
 from schemas import Cache
 from schemas.errors import CorruptionError, TeachonceError, UsageError
 from schemas.spec import CODE_STEP_NATS

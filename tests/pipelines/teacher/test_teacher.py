@@ -12,8 +12,9 @@ from pipelines.config import TeacherConfig
 from pipelines.fingerprint.fingerprint import make_header, resolve
 from pipelines.scoring import handler
 from pipelines.teacher import model as teacher_module
+from pipelines.teacher.devices import pick_device
 from pipelines.teacher.heads import Head
-from pipelines.teacher.model import Batch, Teacher, pick_device
+from pipelines.teacher.model import Batch, Teacher
 from pipelines.teacher.opening import open_teacher
 from schemas import Cache
 from schemas.errors import MismatchError, TeacherError, TooManyRejectsError, UsageError

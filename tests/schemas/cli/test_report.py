@@ -119,7 +119,7 @@ def test_rows_are_decoded(tmp_path, name):
     first = found[0]["positions"]
     every = entries_of(rows)
     assert [p["kept"] for p in first] == every.counts[: len(first)].tolist()
-    assert all(("input" in p) == (name not in ("answers", "images")) for p in first), "no token, no input"
+    assert all(("input" in p) == (name not in ("answers", "images", "boxes")) for p in first)
     assert [p["index"] for p in first] == rows.position_index()[: len(first)].tolist()
     of_first = slice(0, int(every.counts[0]))
     columns = (every.ids, every.logprobs, every.weights)

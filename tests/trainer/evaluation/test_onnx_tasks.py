@@ -33,6 +33,11 @@ TASKS = {
         "--corpus digits.parquet --features mean:-1 --teacher ./teacher",
         "",
     ),
+    "object-detection": (
+        inputs.detections,
+        "--corpus scenes.parquet --label_field objects --teacher ./detector",
+        "ObjectDetection",
+    ),
     "question-answering": (
         inputs.answers,
         "--corpus squad.jsonl --text_field question --text_pair_field context --label_field answers "

@@ -68,6 +68,8 @@ def _row(loss: Loss) -> str:
     teachers = [name for name in ("softmax", "sigmoid", "identity") if loss.term(name)]  # type: ignore[arg-type]
     if loss.pooled is not None:
         teachers = ["any"]
+    if loss.boxes is not None:
+        teachers = ["detectors"]
     parameters = [
         f"`{name}={_shown(parameter.default)}` ({parameter.range})"
         for name, parameter in loss.parameters.items()
@@ -94,6 +96,8 @@ def _needs(loss: Loss) -> str:
         needs.append("`--own_logits` of draws")
     if loss.pooled is not None:
         needs.append("features" if loss.least_features == 1 else f"{loss.least_features} features")
+    if loss.boxes is not None:
+        needs.append("boxes" if loss.name == "boxes" else "objects")
     if loss.kind is LABELS or loss.per == "labelled":
         needs.append("labels")
     if loss.kind is ORIGIN:

@@ -43,6 +43,8 @@ LISTS = {"margin_mse", "listwise_kl"}
 BY_ORIGIN = {"contrast"}
 """Of two caches, by who wrote the texts; as `FINITE` then."""
 BOTH = (True, False)
+BOXES = {"boxes", "gold_boxes"}
+"""Of detectors, which none here are."""
 NEVER = {"attention", "hidden_states"}
 NEEDS_GOLD = {"dkd", "nkd", "pld", "alm"}
 NEEDS_ENTROPY = {"kl_entropy", "kl_teacher_unsure"}
@@ -78,7 +80,7 @@ def spec_of(policy: str, stored: str, features: int = 2) -> Spec | None:
 def is_served(name: str, policy: str, spec: Spec, written: tuple[bool, ...] = (False,)) -> bool:
     """By the formula: what it needs of p, and of texts."""
     draws = policy in ("threshold", "sampled")
-    if name in NEVER or name in LISTS or (name in BY_ORIGIN and len(set(written)) < 2):
+    if name in NEVER | LISTS | BOXES or (name in BY_ORIGIN and len(set(written)) < 2):
         return False
     if name in WHOLE and policy != "all":
         return False
@@ -105,6 +107,7 @@ def test_every_loss_stands_in_one_class() -> None:
         CHUNKS,
         PROJECTED,
         BY_ORIGIN,
+        BOXES,
         NEVER,
     ]
     assert sorted(name for each in classes for name in each) == sorted(LOSSES)
