@@ -166,7 +166,7 @@ def ids_of_gaps(gaps: Any, counts: Any, id_by_rank: Any, ids: Any) -> bool:  # p
             ids[i] = id_by_rank[np.uint64(rank)]
             least = np.int64(1)
         place += np.uint64(counts[n])
-    return place == total
+    return bool(place == total)
 
 
 @compiled
