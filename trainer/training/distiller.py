@@ -98,8 +98,8 @@ class Distiller(nn.Module):
         weights = torch.tensor([objective.weights[name] for name in objective.head_losses])
         self.progress: float | None = None
         """The share of training's steps that are taken, which weights may go by; None outside training."""
-        self.on_logits: Callable[[Tensor], None] | None = None
-        """What an evaluation gives a batch's logits to, `[N, V]`, where somebody wants them."""
+        self.on_logits: Callable[[Tensor, Batch], None] | None = None
+        """What an evaluation gives logits to, `[N, V]`, with the batch of these positions, where somebody asks."""
         self.head_weights: Tensor
         self.register_buffer("head_weights", weights, persistent=False)
         self._no_split_modules = getattr(student, "_no_split_modules", None)
@@ -130,7 +130,7 @@ class Distiller(nn.Module):
         if boxes is not None:
             parts |= self._box_terms(boxes, totals)
         if self.on_logits is not None and not self.training:
-            self.on_logits(self._logits(batch, ran))
+            self.on_logits(self._logits(batch, ran), batch)
         return parts | self._feature_terms(batch, [batch.by_example(s) for s in ran.states], totals)
 
     def _adversarial(self, batch: Batch, totals: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

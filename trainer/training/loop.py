@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +240,7 @@ class DistillationTrainer(KeepingTrainer):
                     raise EvaluationStopped
                 ones, prepared = torch.ones(3, dtype=torch.int64), self._prepare_inputs(inputs)
                 if gathered_own is not None:
-                    self._distiller.on_logits = partial(gathered_own.add, batch=prepared["batch"])
+                    self._distiller.on_logits = gathered_own.add
                 outputs = self.model(**prepared, num_items_in_batch=ones)
                 for name, part in outputs.items():
                     sums[name] = sums.get(name, torch.zeros_like(part)) + part
